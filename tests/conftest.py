@@ -1,0 +1,181 @@
+"""A tiny random language model, a tiny table of cases, and configs that use them: no network, seconds to train."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before Transformers is imported: a test must never reach for the Hub
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from vlm.config import (
+    Config,
+    DataConfig,
+    DropoutConfig,
+    EvaluationConfig,
+    FusionConfig,
+    LLMConfig,
+    LossConfig,
+    ModelConfig,
+    RunConfig,
+    SectionConfig,
+    SplitConfig,
+    TableConfig,
+    TrainConfig,
+    VisionConfig,
+    VitalConfig,
+    VitalsConfig,
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SENTENCES = [
+    "No opacity in either lung.",
+    "Patchy opacities in the left lower zone.",
+    "Mild infiltration in the right upper zone.",
+    "Glucose is elevated.",
+    "Blood pressure is normal.",
+    "No image was available.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a two-layer Llama with random weights and a byte-level BPE tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-llm")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        tie_word_embeddings=True, initializer_range=0.2,  # large enough that its words depend on the prompt
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def table_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own data: `cases.csv` of 24 cases of 20 patients, some without image, vitals, label or report."""
+    root = tmp_path_factory.mktemp("table")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["case,patient,image,glucose,blood_pressure,sex,pathology,effusion,findings,split"]
+    for number in range(24):
+        image = f"{number}.png" if number % 8 != 5 else ""
+        if image:
+            picture = rng.integers(0, 256, (40, 48 if number % 2 else 40), dtype=np.uint8)
+            cv2.imwrite(str(root / "images" / image), picture)
+        glucose = f"{rng.normal(7, 2):.1f}" if number % 5 else ""
+        label = "" if number % 7 == 3 else str(number % 2)
+        report = "" if number % 6 == 4 else SENTENCES[number % 3]
+        patient = number % 20  # the last four cases are second visits
+        split = "train" if patient < 4 else ("test", "validation", "train", "train")[number % 4]
+        lines.append(
+            f"c{number},p{patient},{image},{glucose},{120 + number}/{70 + number},{'MF'[number % 2]},"
+            f"{label},{(number // 3) % 2},{report},{split}"
+        )
+    (root / "cases.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def table_config(root: Path) -> DataConfig:
+    """How `table_root` is described."""
+    vitals = [
+        VitalConfig("glucose", "mmol/L", ["glu"], plausible=[1, 50], reference=[3.9, 7.8]),
+        VitalConfig("systolic", "mmHg", plausible=[40, 300], reference=[90, 139]),
+        VitalConfig("diastolic", "mmHg", plausible=[20, 200]),
+        VitalConfig("sex", categories=["F", "M"]),
+    ]
+    table = TableConfig(
+        images="images", id="case", patient="patient", split="split", labels=["pathology", "effusion"], vitals=vitals,
+        report=[SectionConfig("findings", ["image"], "No image was available.")],
+    )  # fmt: skip
+    return DataConfig(source="table", root=str(root), image_size=32, table=table, split=SplitConfig())
+
+
+@pytest.fixture
+def tiny_config(tiny_llm: str, table_root: Path, tmp_path: Path) -> Config:
+    """A whole job on `table_root` that trains in a second."""
+    return Config(
+        run=RunConfig(name="tiny", folder=str(tmp_path / "runs")),
+        data=replace(table_config(table_root), dropout=DropoutConfig(0.2, 0.2, 0.1)),
+        model=tiny_model_config(tiny_llm),
+        loss=LossConfig(alpha=0.4),
+        train=TrainConfig(max_steps=4, batch_size=4, micro_batch_size=4, log_steps=1, eval_steps=2, warmup_steps=1),
+        evaluation=EvaluationConfig(batch_size=4, max_new_tokens=8, bootstrap_draws=20),
+    )
+
+
+def tiny_model_config(tiny_llm: str) -> ModelConfig:
+    """The smallest model of every part."""
+    return ModelConfig(
+        llm=LLMConfig(base=tiny_llm, lora_rank=2),
+        vision=VisionConfig(name="test_efficientnet", weights="random", grid=2, summary_grid=1),
+        vitals=VitalsConfig(tokens=2, bins=3),
+        fusion=FusionConfig(size=8),
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: Config):
+    """A fresh model on the CPU for `tiny_config`."""
+    from vlm.data.sources import load_cohort
+    from vlm.training.run import build_model
+
+    return build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def tiny_batch(tiny_config: Config, tiny_model):
+    """A training batch of six cases: with and without image, vitals, label and report."""
+    from vlm.data.collate import Collator
+    from vlm.data.sources import load_cohort
+    from vlm.training.run import case_dataset
+
+    config = replace(tiny_config, data=replace(tiny_config.data, dropout=DropoutConfig(0, 0, 0)))
+    dataset = case_dataset(config, tiny_model.spec, load_cohort(config.data), "train")
+    return Collator(tiny_model.prompt)([dataset[index] for index in range(6)])
+
+
+@pytest.fixture(scope="session")
+def covid_root() -> Path:
+    """The real COVID-19 collection where it is at hand: `$COVID_CXR_ROOT`, or a data folder beside the project."""
+    project = Path(__file__).resolve().parent.parent
+    name = "covid-chestxray-dataset"
+    here = [project / "data" / name, project.parent / "shared" / "data" / name]
+    places = [Path(os.environ.get("COVID_CXR_ROOT", "/nonexistent")), *here]
+    for place in places:
+        if (place / "metadata.csv").is_file():
+            return place
+    pytest.skip(f"the {name} is not at hand; set COVID_CXR_ROOT to its folder")
+
+
+def read_json(path: Path):
+    """Shorthand."""
+    return json.loads(path.read_text())

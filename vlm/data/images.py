@@ -1,0 +1,95 @@
+"""From an image file to the square greyscale picture the CNN sees."""
+
+import os
+
+# OpenCV refuses larger files itself, before it allocates; the variable is read when it is imported.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(100_000_000))
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vlm.config import AugmentConfig
+from vlm.errors import UserError
+
+cv2.setNumThreads(1)  # the workers and PyTorch share the cores
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # an unreadable file is our own one-line error
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an image is prepared; saved in the adapter, since the weights are meaningless without it."""
+
+    size: int = 224
+    """Side of the square, pixels."""
+    mean: float = 0.5
+    """Mean that the CNN was trained with, of values 0 to 1."""
+    std: float = 0.5
+    """Standard deviation that the CNN was trained with."""
+    low_percentile: float = 0.5
+    """Grey value shown as black."""
+    high_percentile: float = 99.5
+    """Grey value shown as white."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode a PNG, JPEG, TIFF, BMP or WebP file to greyscale, H × W, as float32 of unscaled values.
+
+    Raises `UserError` that names the file.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"{path}: not a readable image (PNG, JPEG, TIFF, BMP or WebP)")
+    if image.ndim == 3 and image.shape[2] == 4:
+        image = image[:, :, :3]
+    if image.ndim == 3 and image.shape[2] == 2:
+        image = image[:, :, 0]
+    if image.ndim == 3 and image.shape[2] == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    return image.reshape(image.shape[:2]).astype(np.float32)
+
+
+def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """Stretch the contrast between two percentiles and fit into a square, black beside it.
+
+    H × W of any scale → size × size, uint8. The aspect is kept: a stretched chest changes the heart's width.
+    """
+    low, high = np.percentile(image, [spec.low_percentile, spec.high_percentile])
+    image = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255
+    height, width = image.shape
+    ratio = spec.size / max(height, width)
+    size = max(1, round(width * ratio)), max(1, round(height * ratio))
+    # Area averaging keeps fine opacities when shrinking; it would be blocky when enlarging.
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR)
+    square = np.zeros((spec.size, spec.size), dtype=np.uint8)
+    top, left = (spec.size - size[1]) // 2, (spec.size - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = np.round(small).astype(np.uint8)
+    return square
+
+
+def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Rotate, shift, scale and change the contrast at random; S × S uint8 → S × S uint8."""
+    side = square.shape[0]
+    angle = rng.uniform(-config.rotate, config.rotate)
+    scale = 1 + rng.uniform(-config.scale, config.scale)
+    matrix = cv2.getRotationMatrix2D((side / 2, side / 2), angle, scale)
+    matrix[:, 2] += rng.uniform(-config.shift, config.shift, size=2) * side
+    moved = cv2.warpAffine(square, matrix, (side, side), flags=cv2.INTER_LINEAR)
+    gain = 1 + rng.uniform(-config.contrast, config.contrast)
+    offset = rng.uniform(-config.contrast, config.contrast) * 64
+    return np.clip((moved.astype(np.float32) - 128) * gain + 128 + offset, 0, 255).astype(np.uint8)
+
+
+def to_pixel_values(square: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """S × S uint8 → 3 × S × S float32, scaled as the CNN was trained."""
+    scaled = (square.astype(np.float32) / 255 - spec.mean) / spec.std
+    return np.ascontiguousarray(np.broadcast_to(scaled, (3, *scaled.shape)))

@@ -1,0 +1,178 @@
+"""The vitals a model reads: names, units, allowed values, and the scale learned from the training split."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlm.config import VitalConfig
+from vlm.errors import UserError
+
+MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "-", "?"})
+PRESSURE_NAMES = ("bp", "blood_pressure")
+"""Names under which `125/80` is read, where a schema has both `systolic` and `diastolic`."""
+
+
+@dataclass(frozen=True)
+class VitalsSchema:
+    """The clinical vector x = [x1 ... xm], equation (3), before any scaling.
+
+    A value is a float: the number in the declared unit, or the index of the category; NaN is missing.
+    """
+
+    vitals: tuple[VitalConfig, ...]
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        index: dict[str, int] = {}
+        for position, vital in enumerate(self.vitals):
+            for name in (vital.name, *vital.aliases):
+                if index.setdefault(_normal(name), position) != position:
+                    raise UserError(f"vitals: the name {name} is declared twice")
+        object.__setattr__(self, "_index", index)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(vital.name for vital in self.vitals)
+
+    def __len__(self) -> int:
+        return len(self.vitals)
+
+    def position(self, name: str, where: str = "vitals") -> int:
+        """Index of a vital by its name or alias; raises `UserError` with the nearest name."""
+        if _normal(name) not in self._index:
+            near = difflib.get_close_matches(_normal(name), self._index, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {self.vitals[self._index[near[0]]].name}?" if near else f"known: {', '.join(self.names)}"
+            )
+            raise UserError(f"{where}: unknown vital {name}; {hint}")
+        return self._index[_normal(name)]
+
+    def names_in(self, column: str) -> tuple[str, ...]:
+        """The vitals that a column of this name holds: one, two (`blood_pressure`), or none."""
+        name = _normal(column)
+        if name in self._index:
+            return (self.vitals[self._index[name]].name,)
+        if name in PRESSURE_NAMES and {"systolic", "diastolic"} <= set(self._index):
+            return ("systolic", "diastolic")
+        return ()
+
+    def parse(self, values: Mapping[str, Any], where: str = "vitals") -> tuple[np.ndarray, dict[str, float]]:
+        """Read one patient's values, by name.
+
+        Returns x as float32 of shape `m` with NaN where a value is missing, and the values that are not
+        physically plausible and were therefore taken as missing, by name.
+        Raises `UserError` for an unknown name, two values for one vital, or text that is no number.
+        """
+        x = np.full(len(self.vitals), np.nan, dtype=np.float32)
+        given: dict[int, str] = {}
+        implausible: dict[str, float] = {}
+        for column, cell in values.items():
+            names = self.names_in(column) or (column,)
+            parts = split_pressure(cell, f"{where}: {column}") if len(names) == 2 else (cell,)
+            for name, part in zip(names, parts, strict=True):
+                position = self.position(name, where)
+                if position in given:
+                    raise UserError(f"{where}: {given[position]} and {column} both give {self.vitals[position].name}")
+                given[position] = column
+                vital = self.vitals[position]
+                x[position] = parse_value(vital, part, f"{where}: {column}")
+                if not is_plausible(vital, float(x[position])):
+                    implausible[vital.name] = float(x[position])
+                    x[position] = math.nan
+        return x, implausible
+
+
+def is_plausible(vital: VitalConfig, value: float) -> bool:
+    """Whether a number can be one of a living patient; a missing value and a category always can."""
+    return not vital.plausible or math.isnan(value) or vital.plausible[0] <= value <= vital.plausible[1]
+
+
+def _normal(name: str) -> str:
+    """Upper case, spaces and hyphens do not distinguish names."""
+    return str(name).strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def split_pressure(value: Any, where: str) -> tuple[str, str]:
+    """`125/80` → (`125`, `80`); a missing value is missing twice."""
+    if _is_missing(value):
+        return "", ""
+    parts = str(value).split("/")
+    if len(parts) != 2:
+        raise UserError(f"{where}: {value!r} is no blood pressure; write systolic/diastolic in mmHg, such as 125/80")
+    return parts[0], parts[1]
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    return str(value).strip().lower() in MISSING_WORDS
+
+
+def parse_value(vital: VitalConfig, value: Any, where: str) -> float:
+    """One value of one vital → its number, the index of its category, or NaN."""
+    if _is_missing(value):
+        return math.nan
+    if vital.categories:
+        words = [word.lower() for word in vital.categories]
+        if str(value).strip().lower() not in words:
+            raise UserError(f"{where}: {value!r} is none of {', '.join(vital.categories)}")
+        return float(words.index(str(value).strip().lower()))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {value!r} is not a number{f' ({vital.unit})' if vital.unit else ''}") from None
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {value!r} is not a finite number")
+    return number
+
+
+@dataclass(frozen=True)
+class VitalsStatistics:
+    """Scale of each number, learned from the training split alone.
+
+    `centre` is the median, `scale` half the interquartile range over 0.6745 (a standard deviation, for a
+    normal distribution), `edges` the quantile edges of the piecewise-linear code.
+    """
+
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+    edges: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def fit(cls, schema: VitalsSchema, x: np.ndarray, bins: int) -> "VitalsStatistics":
+        """Fit to `x`, N × m with NaN where missing; a vital nobody has gets centre 0 and scale 1."""
+        centre, scale, edges = [], [], []
+        for position, vital in enumerate(schema.vitals):
+            column = x[:, position].astype(np.float64) if len(x) else np.empty(0)
+            column = column[np.isfinite(column)]
+            if vital.categories or len(column) == 0:
+                column = np.array([0.0])
+            low, middle, high = np.quantile(column, [0.25, 0.5, 0.75])
+            # A value that hardly varies has an interquartile range of 0: fall back to its spread, then to 1.
+            spread = (high - low) / 2 / 0.6745 or float(column.std()) or 1.0
+            centre.append(float(middle))
+            scale.append(float(spread))
+            edges.append(_bin_edges(column, bins) if not vital.categories else ())
+        return cls(tuple(centre), tuple(scale), tuple(edges))
+
+
+def _bin_edges(column: np.ndarray, bins: int) -> tuple[float, ...]:
+    """`bins + 1` increasing edges at the quantiles; ties are spread so that no bin is empty."""
+    edges = np.quantile(column, np.linspace(0, 1, bins + 1))
+    span = max(float(edges[-1] - edges[0]), 1e-3)
+    for i in range(1, len(edges)):
+        edges[i] = max(edges[i], edges[i - 1] + 1e-3 * span)
+    return tuple(float(edge) for edge in edges)
+
+
+def describe(schema: VitalsSchema, x: Sequence[float]) -> dict[str, Any]:
+    """x as a user reads it: name → number or category, without the missing ones."""
+    shown: dict[str, Any] = {}
+    for vital, value in zip(schema.vitals, x, strict=True):
+        if not math.isnan(value):
+            shown[vital.name] = vital.categories[int(value)] if vital.categories else round(float(value), 4)
+    return shown

@@ -1,0 +1,43 @@
+"""Automatic choices of device, precision and threads; each gives its value and its reason, to be printed."""
+
+import os
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+
+
+class Choice(NamedTuple, Generic[Value]):
+    """A value that was not asked for, and why it was taken."""
+
+    value: Value
+    reason: str
+
+
+def choose_device() -> Choice[torch.device]:
+    """The accelerator PyTorch sees, else the CPU."""
+    if torch.cuda.is_available():
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        return Choice(torch.device("cuda", index), f"GPU found: {torch.cuda.get_device_name(index)}")
+    return Choice(torch.device("cpu"), "no GPU found")
+
+
+def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
+    """`torch.bfloat16` or `torch.float32`; never float16, whose range loses gradients silently."""
+    if wanted != "auto":
+        return Choice(torch.bfloat16 if wanted == "bf16" else torch.float32, "set by train.precision")
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Choice(torch.bfloat16, "the GPU computes in bf16")
+    if device.type == "cuda":
+        return Choice(torch.float32, "the GPU has no bf16")
+    return Choice(torch.float32, "on a CPU without native bf16, bf16 is many times slower")
+
+
+def choose_threads(wanted: int) -> Choice[int]:
+    """CPU threads of this process. `accelerate launch` sets OMP_NUM_THREADS=1, which would idle the other cores."""
+    if wanted > 0:
+        return Choice(wanted, "set by train.threads")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return Choice(max(1, cores // processes), f"{cores} cores, {processes} process{'es' * (processes > 1)}")

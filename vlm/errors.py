@@ -1,0 +1,28 @@
+"""The one exception a user is meant to read, and what the programs do with it."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one line that names the file, row, column or key, and the way out."""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run `main`; end a `UserError` as one line on stderr and exit code 2, never as a traceback.
+
+    Libraries' notes about their own future, and bitsandbytes' note about an optional package, are kept quiet.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

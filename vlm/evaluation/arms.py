@@ -1,0 +1,100 @@
+"""The same cases with evidence swapped or withheld: does the report follow what is shown?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vlm.data.cohort import CaseSpec, FactReader, Facts
+from vlm.data.examples import CaseDataset, Example, available_evidence, compose_report, load_picture, make_example
+
+Shown = Literal["own", "swapped", "none"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a case is shown."""
+
+    name: str
+    image: Shown = "own"
+    vitals: Shown = "own"
+
+
+ARMS = (
+    Arm("as_given"),
+    Arm("image_swapped", image="swapped"),
+    Arm("vitals_swapped", vitals="swapped"),
+    Arm("image_withheld", image="none"),
+    Arm("vitals_withheld", vitals="none"),
+)
+
+
+class ArmCases:
+    """The cases of a split as one arm shows them, and the facts a right report then states."""
+
+    def __init__(self, arm: Arm, dataset: CaseDataset, seed: int = 0) -> None:
+        self.arm, self.dataset = arm, dataset
+        rows = dataset.rows
+        self.has_image = np.array([image is not None for image in rows["image"]], dtype=bool)
+        self.vitals = np.array(rows["vitals"], dtype=np.float32).reshape(len(rows), len(dataset.spec.schema))
+        self.image_donor = _donors(self.has_image, arm.image, seed)
+        has_vitals = np.array([not np.isnan(x).all() for x in self.vitals], dtype=bool)
+        self.vitals_donor = _donors(has_vitals, arm.vitals, seed + 1)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def examples(self) -> Iterator[Example]:
+        """What the model is shown, in the order of the split."""
+        spec: CaseSpec = self.dataset.spec
+        for index in range(len(self)):
+            picture = self._picture(index)
+            row = self.dataset.rows[index]
+            yield make_example(spec, picture, self._vitals(index), id=row["id"], context=row["context"] or "")
+
+    def facts(self, reader: FactReader) -> list[Facts]:
+        """The facts of what is shown: an image fact is its donor's, a vitals fact its donor's."""
+        wanted = []
+        for index in range(len(self)):
+            image = self._stated(reader, int(self.image_donor[index]), self.image_donor[index] >= 0, True)
+            vitals = self._stated(reader, int(self.vitals_donor[index]), True, self.vitals_donor[index] >= 0)
+            wanted.append(
+                {name: (image if kind == "image" else vitals)[name] for name, kind in reader.evidence.items()}
+            )
+        return wanted
+
+    def _stated(self, reader: FactReader, index: int, image: bool, vitals: bool) -> Facts:
+        row = self.dataset.rows[max(index, 0)]
+        own = self.vitals[max(index, 0)] if vitals else np.full(self.vitals.shape[1], np.nan)
+        seen = available_evidence(self.dataset.spec.schema.names, own, image and row["image"] is not None)
+        return reader.read(compose_report(row["sections"], self.dataset.sections, seen))
+
+    def _picture(self, index: int) -> np.ndarray | None:
+        donor = int(self.image_donor[index])
+        if donor < 0 or "image" in self.dataset.withhold:
+            return None
+        return load_picture(self.dataset.rows[donor]["image"], self.dataset.spec)
+
+    def _vitals(self, index: int) -> np.ndarray:
+        donor = int(self.vitals_donor[index])
+        if donor < 0 or "vitals" in self.dataset.withhold:
+            return np.full(self.vitals.shape[1], np.nan, dtype=np.float32)
+        return self.vitals[donor]
+
+
+def _donors(has: np.ndarray, shown: Shown, seed: int) -> np.ndarray:
+    """Row whose evidence each row is shown; -1 for none. No row that has evidence keeps its own when swapped."""
+    rows = np.where(has, np.arange(len(has)), -1)
+    if shown == "own":
+        return rows
+    if shown == "none":
+        return np.full(len(has), -1)
+    owners = np.random.default_rng(seed).permutation(np.flatnonzero(has))
+    rows[owners] = np.roll(owners, 1)  # one cycle through all: everybody gets another's
+    return rows
+
+
+def all_right(stated: Sequence[Facts], wanted: Sequence[Facts], names: Sequence[str]) -> np.ndarray:
+    """For each case, whether its report states every one of these facts as it should; N, bool."""
+    return np.array([all(s[n] == w[n] for n in names) for s, w in zip(stated, wanted, strict=True)], dtype=bool)

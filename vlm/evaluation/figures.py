@@ -1,0 +1,89 @@
+"""The figures of a run, as PNG files that read well in print and on a screen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+TRAIN, VALIDATION = "#3b6ea8", "#d9822b"
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.dpi": 150,
+    "savefig.bbox": "tight",
+}
+
+
+def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, title: str) -> np.ndarray:
+    """Pearson correlations of columns (N × C, NaN where missing), pair by pair over the rows that have both.
+
+    The source paper's Figure 1. Returns the matrix (C × C, NaN where fewer than three rows have both).
+    """
+    matrix = pairwise_correlation(values)
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        side = 1.6 + 0.75 * len(names)
+        figure, axes = plt.subplots(figsize=(side + 0.6, side))
+        image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+        for row, column in np.ndindex(*matrix.shape):
+            value = matrix[row, column]
+            text = "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
+            axes.text(column, row, text, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
+        axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_title(title)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="Pearson correlation")
+        figure.savefig(file)
+        plt.close(figure)
+    return matrix
+
+
+def pairwise_correlation(values: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each pair of columns over the rows that have both values."""
+    columns = values.shape[1]
+    matrix = np.full((columns, columns), np.nan)
+    for i, j in np.ndindex(columns, columns):
+        both = ~np.isnan(values[:, i]) & ~np.isnan(values[:, j])
+        a, b = values[both, i].astype(np.float64), values[both, j].astype(np.float64)
+        if len(a) >= 3 and a.std() > 0 and b.std() > 0:
+            matrix[i, j] = np.corrcoef(a, b)[0, 1]
+    return matrix
+
+
+def loss_figure(rows: Sequence[dict[str, Any]], file: Path, head_only_steps: int = 0) -> None:
+    """Classification and text loss of training and validation over the steps: the source paper's Figure 2."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+        _loss_panel(left, rows, "loss_bce", "Classification loss (BCE)", 0)
+        _loss_panel(right, rows, "loss_ce", "Text loss (CE per token)", head_only_steps)
+        if head_only_steps:
+            right.axvspan(0, head_only_steps, color="0.92", zorder=0)
+            right.text(head_only_steps / 2, 0.97, "head only", transform=right.get_xaxis_transform(),
+                       ha="center", va="top", fontsize=9, color="0.4")  # fmt: skip
+        if left.get_lines():
+            left.legend(frameon=False)
+        figure.tight_layout()
+        figure.savefig(file)
+        plt.close(figure)
+
+
+def _loss_panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, title: str, first_step: int) -> None:
+    train = [(row["step"], row[name]) for row in rows if row.get(name) is not None and row["step"] > first_step]
+    validation = [(row["step"], row[f"eval_{name}"]) for row in rows if row.get(f"eval_{name}") is not None]
+    if train:
+        axes.plot(*zip(*train, strict=True), color=TRAIN, label="training")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), color=VALIDATION, marker="o", markersize=5, label="validation")
+    axes.set(title=title, xlabel="optimizer step", ylim=(0, None), xlim=(0, None))

@@ -1,0 +1,80 @@
+"""Losses and logits of every case in a split, without drafting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vlm.data.collate import Collator
+from vlm.data.examples import CaseDataset
+from vlm.evaluation.intervals import auroc
+from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
+
+
+@dataclass
+class CaseScores:
+    """One row a case, in the order of the dataset."""
+
+    logits: np.ndarray
+    """N × K."""
+    targets: np.ndarray
+    """N × K, NaN where unknown."""
+    losses: np.ndarray
+    """N, text loss summed over the report's tokens, nats."""
+    tokens: np.ndarray
+    """N, number of those tokens; 0 for a case without a report."""
+
+    @classmethod
+    def from_columns(cls, columns: np.ndarray, targets: np.ndarray) -> "CaseScores":
+        """From N × (K + 2): logits, loss, tokens."""
+        return cls(columns[:, :-2], targets, columns[:, -2], columns[:, -1])
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """N × K."""
+        return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
+
+
+@torch.no_grad()
+def score_cases(model: ClinicalVLM, dataset: CaseDataset, batch_size: int, title: str) -> CaseScores:
+    """Run the model over a split once; vocabulary logits are never kept."""
+    was_training = model.training
+    model.eval()
+    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=Collator(model.prompt))
+    columns, targets = [], []
+    for batch in tqdm(loader, desc=f"scoring: {title}", unit="batch", leave=False):
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        with model.autocast():
+            output: VLMOutput = model(**batch)
+        parts = [output.logits.float(), output.case_losses[:, None].float(), output.case_tokens[:, None].float()]
+        columns.append(torch.cat(parts, dim=1).cpu())
+        targets.append(batch["targets"].cpu())
+    model.train(was_training)
+    if not columns:
+        labels = len(model.spec.labels)
+        return CaseScores(np.empty((0, labels)), np.empty((0, labels)), np.empty(0), np.empty(0))
+    return CaseScores.from_columns(torch.cat(columns).numpy(), torch.cat(targets).numpy())
+
+
+def split_metrics(scores: CaseScores, labels: Sequence[str], alpha: float = 0.5) -> dict[str, float]:
+    """Losses and AUROC of a whole split: exact means over its labels and tokens, not means of batch means."""
+    known = ~np.isnan(scores.targets)
+    logits, targets = scores.logits[known].astype(np.float64), scores.targets[known]
+    bce = float(np.mean(np.logaddexp(0, logits) - targets * logits)) if known.any() else 0.0
+    ce = float(scores.losses.sum() / max(scores.tokens.sum(), 1))
+    metrics = {"eval_loss": alpha * bce + (1 - alpha) * ce, "eval_loss_bce": bce, "eval_loss_ce": ce}
+    areas = [label_auroc(scores, k) for k in range(len(labels))]
+    defined = [area for area in areas if not np.isnan(area)]
+    if defined:
+        metrics["eval_auroc"] = float(np.mean(defined))
+    return metrics
+
+
+def label_auroc(scores: CaseScores, label: int, rows: np.ndarray | None = None) -> float:
+    """AUROC of one label over its known cases, NaN where it is not defined."""
+    rows = np.arange(len(scores.targets)) if rows is None else rows
+    targets = scores.targets[rows, label]
+    known = ~np.isnan(targets)
+    return auroc(targets[known], scores.logits[rows, label][known])

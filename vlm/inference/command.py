@@ -1,0 +1,77 @@
+"""What `infer.py` does for one case: read the inputs, load the adapter, stream the draft."""
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from vlm.adapter import load, read_config, resolve
+from vlm.data.images import read_image
+from vlm.device import choose_threads
+from vlm.errors import UserError
+from vlm.inference.engine import ReportEngine
+from vlm.inference.report import Report
+
+
+def draft_case(
+    adapter: str, image: str | None, vitals: str, base: str | None, max_new_tokens: int, stream: TextIO | None
+) -> Report:
+    """Draft one report, printing its words to `stream` as they come.
+
+    The inputs are checked before the model is loaded, so that a typing error costs no wait. Raises `UserError`
+    for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(choose_threads(0).value)
+    folder = resolve(adapter)
+    _, spec, _ = read_config(folder)
+    values = read_vitals(vitals)
+    spec.schema.parse(values, "--vitals")
+    if image is not None:
+        read_image(image)
+    engine = ReportEngine(load(folder, base=base))
+    return engine.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(engine, stream))[0]
+
+
+def _streaming(engine: ReportEngine, stream: TextIO | None) -> dict[str, Any]:
+    if stream is None:
+        return {}
+    from transformers import TextStreamer
+
+    class Words(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            print(text, end="\n" if stream_end else "", flush=True, file=stream)
+
+    return {"streamer": Words(engine.model.tokenizer, skip_special_tokens=True)}
+
+
+def read_vitals(text: str) -> dict[str, Any]:
+    """`name=value, name=value`, or the path of a JSON file that holds one object of names and values."""
+    if text.strip().endswith(".json"):
+        return _read_vitals_file(Path(text.strip()))
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        if not part.strip():
+            continue
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f'--vitals: {part.strip()!r} is no name=value; write "glucose=8.7, bp=145/90"')
+        if name.strip() in values:
+            raise UserError(f"--vitals: {name.strip()} is given twice")
+        values[name.strip()] = value.strip()
+    return values
+
+
+def _read_vitals_file(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the vitals: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{file}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}')
+    return values

@@ -1,0 +1,111 @@
+"""Drafts reports with a loaded model, one case or many, in the order given."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm.data.collate import Batch, Collator
+from vlm.data.examples import Example, make_example
+from vlm.data.images import read_image, to_square
+from vlm.data.schema import describe
+from vlm.inference.report import Report
+from vlm.model.clinical_vlm import ClinicalVLM
+
+Case = tuple[str | Path | None, Mapping[str, Any] | None]
+"""Image file or None, vitals by name or None."""
+
+
+class ReportEngine:
+    """Left-pads cases into batches and drafts them greedily."""
+
+    def __init__(self, model: ClinicalVLM) -> None:
+        self.model = model
+        self.collate = Collator(model.prompt, generation=True)
+
+    def predict(
+        self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+    ) -> list[Report]:
+        """Draft one report a case.
+
+        Raises `UserError` for an unreadable image or a vital that the adapter does not know.
+        """
+        prepared = [self.prepare(*case) for case in cases]
+        drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, **options)
+        return [
+            Report(text, probabilities, describe(self.model.spec.schema, example["vitals"].tolist()), warnings)
+            for (text, probabilities), (example, warnings) in zip(drafts, prepared, strict=True)
+        ]
+
+    def prepare(self, image: str | Path | None, vitals: Mapping[str, Any] | None) -> tuple[Example, tuple[str, ...]]:
+        """Read one case's inputs; returns the example and warnings on what is missing or implausible."""
+        spec = self.model.spec
+        x, implausible = spec.schema.parse(vitals or {})
+        warnings = [
+            f"{name} {value:g} is not plausible and was taken as missing" for name, value in implausible.items()
+        ]
+        missing = [
+            name
+            for name, value in zip(spec.schema.names, x, strict=True)
+            if np.isnan(value) and name not in implausible
+        ]
+        if missing:
+            warnings.append(f"not given: {', '.join(missing)}")
+        if image is None:
+            warnings.append("no image given")
+        picture = to_square(read_image(image), spec.image) if image is not None else None
+        return make_example(spec, picture, x), tuple(warnings)
+
+    def draft(
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        """Draft prepared examples; yields (report, label → probability) in order."""
+        with merged_lora(self.model):
+            for batch in _batches(examples, batch_size):
+                texts, logits = self.model.generate(self.to_device(self.collate(batch)), max_new_tokens, **options)
+                for text, row in zip(texts, logits.sigmoid().tolist(), strict=True):
+                    yield text, dict(zip(self.model.spec.labels, row, strict=True))
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Move a batch to the model's device."""
+        return Batch(**{name: value.to(self.model.device) for name, value in batch.items()})  # type: ignore[typeddict-item,attr-defined]
+
+
+@contextmanager
+def merged_lora(model: ClinicalVLM) -> Iterator[None]:
+    """Fold LoRA into the weights while drafting, where they are plain tensors, and restore them bit for bit.
+
+    It goes into the unpacked NF4 values that training saw, never into 4-bit or into the original base; packed
+    weights keep LoRA beside them.
+    """
+    from peft.tuners.lora import Linear
+
+    was_training = model.training
+    model.eval()
+    layers = [module for module in model.llm.modules() if type(module) is Linear]  # quantised layers are others
+    weights = [layer.get_parameter("base_layer.weight") for layer in layers]
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        for layer in layers:
+            layer.merge()
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, weight, before in zip(layers, weights, kept, strict=True):
+                layer.merged_adapters.clear()
+                weight.copy_(before)
+        model.train(was_training)
+
+
+def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    for example in examples:
+        batch.append(example)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

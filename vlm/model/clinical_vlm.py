@@ -1,0 +1,231 @@
+"""The whole model, composed: image and vitals beside the words of a frozen language model.
+
+T = LLM([f, x]), equation (2): evidence tokens made from f and x stand in the prompt, and the language model
+goes on from there. The same f and x make z and the labels' probabilities.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vlm.config import ModelConfig
+from vlm.data.cohort import CaseSpec
+from vlm.data.collate import Batch
+from vlm.data.prompt import Prompt
+from vlm.device import choose_device, choose_precision
+from vlm.model.fusion import EvidenceTokens, JointVector
+from vlm.model.llm import add_lora, embedding_rms, fingerprint, load_llm, word_embeddings
+from vlm.model.loss import joint_loss, label_loss, text_loss
+from vlm.model.projection import name_embeddings
+from vlm.model.vision import ImageEncoder
+from vlm.model.vitals import VitalsEncoder
+
+if TYPE_CHECKING:
+    from vlm.inference.report import Report
+
+
+class VLMOutput(NamedTuple):
+    """Losses as scalars, and what each case contributed."""
+
+    loss: torch.Tensor
+    loss_bce: torch.Tensor
+    loss_ce: torch.Tensor
+    logits: torch.Tensor
+    """B × K."""
+    case_losses: torch.Tensor
+    """B, text loss summed over a case's report."""
+    case_tokens: torch.Tensor
+    """B, number of those tokens."""
+
+
+@dataclass
+class Encoded:
+    """What image and vitals say, ready for the prompt."""
+
+    tokens: torch.Tensor
+    """B × P × H."""
+    z: torch.Tensor
+    """B × Z."""
+    logits: torch.Tensor
+    """B × K."""
+
+
+class ClinicalVLM(nn.Module):
+    """Frozen LLM with LoRA, image encoder, vitals encoder, joint vector and head.
+
+    Build it with `from_config` or `from_pretrained`. Only the LLM is wrapped by PEFT; everything else that
+    trains is declared here.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        spec: CaseSpec,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        load_vision_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model_config, self.spec, self.tokenizer = config, spec, tokenizer
+        self.base_fingerprint = fingerprint(llm)
+        hidden_size, rms = llm.config.get_text_config().hidden_size, embedding_rms(llm)
+        embed_names = partial(name_embeddings, tokenizer=tokenizer, embeddings=word_embeddings(llm))
+        self.vision = ImageEncoder(config.vision, spec.image.size, hidden_size, rms, load_vision_weights)
+        self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, embed_names, rms)
+        self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
+        self.evidence = EvidenceTokens(config.fusion, embed_names(spec.labels), rms)
+        self.llm = add_lora(llm, config.llm)
+        self.prompt = Prompt(tokenizer, config.prompt, self.evidence_tokens)
+
+    # ------------------------------------------------------------------------------------ building
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, spec: CaseSpec, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> "ClinicalVLM":
+        """A new model with fresh adapter weights, on `device` with the frozen LLM in `dtype`.
+
+        Raises `UserError` for base weights that cannot be loaded.
+        """
+        device = device or choose_device().value
+        llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
+        return cls(config, spec, llm, tokenizer).to(device)
+
+    @classmethod
+    def from_pretrained(cls, adapter: str | Path, base: str | None = None, **options: Any) -> "ClinicalVLM":
+        """Load an adapter folder, and the base model it names or `base`; see `vlm.adapter.load`."""
+        from vlm.adapter import load
+
+        return load(adapter, base=base, **options)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the adapter folder; see `vlm.adapter.save`."""
+        from vlm.adapter import save
+
+        save(self, folder, **options)
+
+    # ---------------------------------------------------------------------------------- properties
+
+    @property
+    def evidence_tokens(self) -> int:
+        """P, the number of evidence tokens in every prompt."""
+        return self.model_config.vision.grid**2 + self.vitals.tokens + self.evidence.tokens
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The language model inside PEFT."""
+        return self.llm.get_base_model()  # type: ignore[operator,no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision.missing.device
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes and an adapter folder holds, by name."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def autocast(self) -> Any:
+        """Compute in the precision of the LLM where that is bf16."""
+        dtype = word_embeddings(self.base).dtype
+        return torch.autocast(self.device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
+
+    # ------------------------------------------------------------------------------------- forward
+
+    def encode(self, pixel_values: torch.Tensor, has_image: torch.Tensor, vitals: torch.Tensor) -> Encoded:
+        """Image (B × 3 × S × S), its presence (B) and vitals (B × m, NaN missing) → evidence tokens, z, logits."""
+        image_tokens, f = self.vision(pixel_values, has_image)  # B × g·g × H, B × F
+        vitals_tokens, x = self.vitals(vitals)  # B × n × H, B × X
+        z, logits = self.joint(f, x)  # B × Z, B × K
+        parts = [image_tokens, *([vitals_tokens] if self.vitals.tokens else []), *self.evidence(z, logits)]
+        return Encoded(torch.cat([part.to(image_tokens.dtype) for part in parts], dim=1), z, logits)
+
+    def embed(self, input_ids: torch.Tensor, evidence_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Word embeddings with the evidence tokens in their places; B × T, B × T, B × P × H → B × T × H."""
+        words = self.base.get_input_embeddings()(input_ids)
+        return words.masked_scatter(evidence_mask[..., None], tokens.to(words.dtype))
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        has_image: torch.Tensor,
+        vitals: torch.Tensor,
+        targets: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        evidence_mask: torch.Tensor,
+        labels: torch.Tensor,
+        alpha: float = 0.5,
+        label_count: torch.Tensor | None = None,
+        token_count: torch.Tensor | None = None,
+    ) -> VLMOutput:
+        """Both losses in one pass over a `Batch`.
+
+        The counts are those of the whole effective batch when it is accumulated from several; without them the
+        losses are means over this one. With alpha = 1 the text has no weight and the LLM does not run.
+        """
+        encoded = self.encode(pixel_values, has_image, vitals)
+        label = label_loss(encoded.logits.float(), targets)
+        loss_bce = label.mean(label_count)
+        if alpha == 1:
+            nothing = torch.zeros(len(vitals), device=vitals.device)
+            return VLMOutput(loss_bce, loss_bce, torch.zeros_like(loss_bce), encoded.logits, nothing, nothing)
+        hidden = self.trunk(self.embed(input_ids, evidence_mask, encoded.tokens), attention_mask)
+        text, case_losses = text_loss(hidden, self.base.get_output_embeddings().weight, labels)
+        loss_ce = text.mean(token_count)
+        return VLMOutput(
+            loss=joint_loss(alpha, loss_bce, loss_ce),
+            loss_bce=loss_bce,
+            loss_ce=loss_ce,
+            logits=encoded.logits,
+            case_losses=case_losses,
+            case_tokens=(labels[:, 1:] >= 0).sum(dim=1),
+        )
+
+    def trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The LLM without its vocabulary layer; B × T × H → B × T × H."""
+        return self.base.base_model(
+            inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+
+    # ----------------------------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, max_new_tokens: int = 96, **options: Any) -> tuple[list[str], torch.Tensor]:
+        """Draft greedily from a left-padded batch; returns B reports and the labels' logits (B × K).
+
+        Further options go to Transformers' `generate`, such as a `streamer`.
+        """
+        with self.autocast():
+            encoded = self.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+            ids = self.llm.generate(  # type: ignore[operator]
+                inputs_embeds=self.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens),
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self.prompt.end_id,
+                pad_token_id=self.prompt.pad_id,
+                **options,
+            )
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts], encoded.logits.float()
+
+    def predict(
+        self, image: str | Path | None = None, vitals: Mapping[str, Any] | None = None, **options: Any
+    ) -> "Report":
+        """Draft the report of one case; see `vlm.inference.engine.ReportEngine.predict`."""
+        return self.predict_many([(image, vitals)], **options)[0]
+
+    def predict_many(
+        self, cases: Sequence[tuple[str | Path | None, Mapping[str, Any] | None]], **options: Any
+    ) -> "list[Report]":
+        """Draft many reports; see `vlm.inference.engine.ReportEngine`."""
+        from vlm.inference.engine import ReportEngine
+
+        return ReportEngine(self).predict(cases, **options)

@@ -1,0 +1,139 @@
+"""The frozen language model: 4-bit weights, LoRA beside them, nothing else of it trains."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from vlm.config import LLMConfig
+from vlm.device import Choice
+from vlm.errors import UserError
+from vlm.weights import is_wheel, language_model_folder
+
+
+def choose_unpacking(config: LLMConfig, device: torch.device) -> Choice[bool]:
+    """Whether the 4-bit values are unpacked once after quantising."""
+    if config.quantization == "none":
+        return Choice(False, "not quantised")
+    if config.unpack != "auto":
+        return Choice(config.unpack == "always", "set by model.llm.unpack")
+    if device.type == "cpu":
+        return Choice(True, "on a CPU the unpacked NF4 values give the same numbers in faster steps")
+    return Choice(False, "4-bit weights save GPU memory")
+
+
+def load_llm(
+    config: LLMConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load, quantise (QLoRA's NF4) and freeze the language model, and load its tokenizer.
+
+    Raises `UserError` if `config.base` names nothing that Transformers can load.
+    """
+    folder = language_model_folder(config.base, config.sha256)
+    unpack = choose_unpacking(config, device).value
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
+        if unpack and is_wheel(config.base):
+            llm = _load_unpacked_once(config, Path(folder), device, dtype)
+        else:
+            llm = _load(config, folder, device, dtype, unpack)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.llm.base: cannot load {config.base}: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.llm.base: the tokenizer of {config.base} has no end-of-text token")
+    llm.config.use_cache = True
+    return llm.requires_grad_(False).eval(), tokenizer
+
+
+def _load(config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, unpack: bool) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "device_map": {"": device}}
+    if config.quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=config.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if device.type != "cpu" else torch.uint8,
+        )
+    llm = AutoModelForCausalLM.from_pretrained(folder, **options)
+    return llm.dequantize() if unpack else llm
+
+
+def _load_unpacked_once(config: LLMConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Keep the unpacked values beside the converted weights, which never change: a later start skips quantising."""
+    precision = str(dtype).removeprefix("torch.")
+    kept = folder / f"nf4{'-double' * config.double_quantization}-{precision}"
+    if not kept.is_dir():
+        llm = _load(config, str(folder), device, dtype, unpack=True)
+        staging = kept.with_name(f"{kept.name}.{os.getpid()}")
+        llm.save_pretrained(staging)
+        try:
+            staging.rename(kept)
+        except OSError:  # another process was first
+            if not kept.is_dir():
+                raise
+    return AutoModelForCausalLM.from_pretrained(kept, dtype=dtype, device_map={"": device})
+
+
+def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
+    """Wrap the LLM by PEFT: h = W x + (alpha / r) B A x with A and B trainable (Hu et al., 2021).
+
+    Nothing goes into `modules_to_save`, which matches by suffix and would capture the vocabulary layer; so the
+    folder stays a plain LoRA that vLLM and llama.cpp accept.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets: list[str] | str = config.lora_targets
+    lora = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        bias="none",
+    )
+    if config.activation_checkpointing:
+        llm.activation_checkpointing_enable()
+    try:
+        peft_model = get_peft_model(llm, lora)
+    except ValueError as error:
+        raise UserError(f"model.llm.lora_targets: {str(error).splitlines()[0]}") from None
+    peft_model.peft_config["default"].base_model_name_or_path = config.base
+    peft_model.peft_config["default"].revision = config.revision
+    return peft_model
+
+
+def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
+    """The V × H table of word embeddings, without gradient."""
+    weight = llm.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+def embedding_rms(llm: PreTrainedModel) -> float:
+    """Root mean square of the token embeddings: the size at which evidence tokens are shown."""
+    weight = word_embeddings(llm)
+    return float(weight.float().pow(2).mean().sqrt())
+
+
+def fingerprint(llm: PreTrainedModel) -> str:
+    """A short hash that tells one base model from another: its shape and a sample of its weights.
+
+    Only weights that quantisation leaves alone are sampled, rounded to bf16, so that the same base gives the
+    same hash in every precision.
+    """
+    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
+    shape = {name: getattr(llm.config, name, None) for name in names}
+    sample = word_embeddings(llm)[:16].to("cpu", torch.bfloat16).float().numpy()
+    return hashlib.sha256(json.dumps(shape).encode() + sample.tobytes()).hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""Equation (5), L = alpha BCE + (1 - alpha) CE, as sums that can be divided by the counts of any batch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from vlm.data.collate import IGNORED
+
+
+@dataclass
+class LossSum:
+    """A summed loss and the number of terms in it."""
+
+    total: torch.Tensor
+    """Scalar."""
+    count: torch.Tensor
+    """Scalar: labels or tokens."""
+
+    def mean(self, count: torch.Tensor | None = None) -> torch.Tensor:
+        """Sum over the count of the whole accumulated batch, where one is given; 0 where there is nothing to learn."""
+        return self.total / (self.count if count is None else count).clamp(min=1)
+
+
+def label_loss(logits: torch.Tensor, targets: torch.Tensor) -> LossSum:
+    """Binary cross-entropy over the known labels; logits and targets are B × K, unknown targets NaN."""
+    known = ~torch.isnan(targets)
+    filled = torch.where(known, targets, torch.zeros_like(targets)).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, filled, reduction="none")
+    return LossSum((losses * known).sum(), known.sum())
+
+
+def text_loss(hidden: torch.Tensor, vocabulary: torch.Tensor, labels: torch.Tensor) -> tuple[LossSum, torch.Tensor]:
+    """Cross-entropy of the next token over the supervised tokens.
+
+    `hidden` is B × T × H of the trunk, `vocabulary` V × H of the output layer, `labels` B × T. Vocabulary logits
+    are made for supervised places only, and not kept. Returns the sum, and the loss of each case (B, summed).
+    """
+    shifted = labels[:, 1:]  # the state at t predicts the token at t + 1
+    places = shifted != IGNORED  # B × (T - 1)
+    states, wanted = hidden[:, :-1][places], shifted[places]  # N × H, N
+    if not len(wanted):  # a mean over nothing would be NaN
+        return LossSum(hidden.sum() * 0.0, places.sum()), hidden.new_zeros(len(labels))
+    losses = F.linear_cross_entropy(states, vocabulary.to(states.dtype), wanted, reduction="none").float()  # N
+    cases = torch.zeros(len(labels), device=losses.device).index_add(0, places.nonzero()[:, 0], losses)
+    return LossSum(losses.sum(), places.sum()), cases
+
+
+def joint_loss(alpha: float, label: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """L = alpha BCE + (1 - alpha) CE."""
+    return alpha * label + (1 - alpha) * text

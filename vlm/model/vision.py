@@ -1,0 +1,120 @@
+"""Equation (1), f = CNN(I): a timm CNN, its image tokens and its summary vector."""
+
+from collections.abc import Iterable
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vlm.config import VisionConfig
+from vlm.errors import UserError
+from vlm.model.projection import TokenProjector
+from vlm.weights import vision_weights_file
+
+
+def build_cnn(config: VisionConfig, load_weights: bool = True) -> nn.Module:
+    """The timm model without its classifier and pooling, so that it gives a grid of features.
+
+    Raises `UserError` for an unknown name or weights that do not fit.
+    """
+    if not timm.is_model(config.name.removeprefix("hf_hub:").split(".")[0]) and not config.name.startswith("hf_hub:"):
+        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:3]
+        raise UserError(f"model.vision.name: timm has no model {config.name}{f'; try {near[0]}' if near else ''}")
+    pretrained = load_weights and config.weights == "pretrained"
+    try:
+        cnn = timm.create_model(config.name, pretrained=pretrained, num_classes=0, global_pool="")
+    except (RuntimeError, OSError, TypeError) as error:
+        raise UserError(f"model.vision: cannot build {config.name}: {str(error).splitlines()[0]}") from None
+    if load_weights and config.weights not in ("pretrained", "random"):
+        _load_weights(cnn, config)
+    return cnn
+
+
+def _load_weights(cnn: nn.Module, config: VisionConfig) -> None:
+    """Every tensor of the CNN must be in the file; only a classifier may be left over."""
+    from safetensors.torch import load_file
+
+    file = vision_weights_file(config.weights, config.sha256, config.name)
+    try:
+        given = load_file(file)
+    except Exception as error:  # safetensors raises its own bare exception type
+        raise UserError(f"model.vision.weights: {file} is no safetensors file: {error}") from None
+    wanted = cnn.state_dict()
+    missing = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
+    if missing:
+        raise UserError(
+            f"model.vision.weights: {file} does not fit {config.name}: {len(missing)} tensors, first {missing[0]}"
+        )
+    cnn.load_state_dict({name: given[name] for name in wanted})
+
+
+class ImageEncoder(nn.Module):
+    """Image → grid of features → g·g image tokens, and the vector f of equation (4).
+
+    BatchNorm keeps its statistics at all times, and a frozen CNN stays in eval mode whatever `train()` is
+    called: statistics that drift with small batches cost more than they give.
+    """
+
+    def __init__(
+        self, config: VisionConfig, image_size: int, hidden_size: int, token_rms: float, load_weights: bool
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.cnn = build_cnn(config, load_weights)
+        self.channels = _grid_channels(self.cnn, config.name, image_size)
+        tokens = config.grid**2
+        self.missing = nn.Parameter(torch.zeros(self.channels))
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, self.channels))
+        self.projector = TokenProjector(self.channels, hidden_size, token_rms)
+        self._freeze()
+
+    @property
+    def summary_size(self) -> int:
+        """Length of f."""
+        return self.channels * self.config.summary_grid**2
+
+    def forward(self, pixel_values: torch.Tensor, has_image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image tokens and f.
+
+        `pixel_values` is B × 3 × S × S, `has_image` B (bool); returns B × g·g × H and B × F. A case without an
+        image gets a learned vector in every place of the grid.
+        """
+        grid = self.cnn(pixel_values.contiguous(memory_format=torch.channels_last))  # B × C × h × w
+        here = has_image.view(-1, 1, 1, 1)
+        grid = torch.where(here, grid, self.missing.to(grid.dtype).view(1, -1, 1, 1))
+        tokens = F.adaptive_avg_pool2d(grid, self.config.grid).flatten(2).transpose(1, 2)  # B × g·g × C
+        summary = F.adaptive_avg_pool2d(grid, self.config.summary_grid).flatten(1)  # B × F
+        return self.projector(tokens + self.position), summary
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        super().train(mode)
+        self.cnn.train(mode and self.config.train)
+        for module in self.cnn.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        self.cnn.to(memory_format=torch.channels_last)
+        if not self.config.train:
+            self.cnn.requires_grad_(False)
+            return
+        stages = timm.models.group_parameters(self.cnn, self.cnn.group_matcher(coarse=True))  # type: ignore[operator]
+        if self.config.frozen_stages >= len(stages):
+            way_out = "set model.vision.train false to freeze all"
+            raise UserError(f"model.vision.frozen_stages: {self.config.name} has {len(stages)} stages; {way_out}")
+        frozen: Iterable[str] = (name for stage in range(self.config.frozen_stages) for name in stages[stage])
+        for name in frozen:
+            self.cnn.get_parameter(name).requires_grad_(False)
+
+
+def _grid_channels(cnn: nn.Module, name: str, image_size: int) -> int:
+    """Channels of the feature grid, found by one pass; raises `UserError` if the model gives no grid."""
+    with torch.no_grad():
+        grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))
+    if grid.ndim != 4 or grid.shape[1] != getattr(cnn, "num_features", grid.shape[1]):
+        raise UserError(
+            f"model.vision.name: {name} gives features of shape {tuple(grid.shape)}, not a grid; choose a CNN"
+        )
+    return int(grid.shape[1])

@@ -1,0 +1,99 @@
+"""Equation (3), x = [x1 ... xm]: from raw vitals to features, and from features to tokens."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlm.config import VitalConfig, VitalsConfig
+from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.model.projection import NamedProjector
+
+CLIP = 5.0
+"""Scaled values beyond this many standard deviations are cut: one typing error must not drown the rest."""
+NameEmbeddings = Callable[[Sequence[str]], torch.Tensor]
+"""Names → their word embeddings, S × H."""
+
+
+class VitalFeatures(nn.Module):
+    """Features and state of one vital; a learned vector stands in for the features of a missing value.
+
+    A number's features are [robustly scaled value, piecewise-linear code (Gorishniy et al., 2022)]. Its state is
+    that of a laboratory report: not measured, low, normal, elevated; a decision at a threshold is sharp in it,
+    while a smooth MLP on one number blurs it. A category's state is the category.
+    """
+
+    centre: torch.Tensor
+    scale: torch.Tensor
+    low_edges: torch.Tensor
+    widths: torch.Tensor
+    limits: torch.Tensor
+
+    def __init__(self, vital: VitalConfig, centre: float, scale: float, edges: tuple[float, ...]) -> None:
+        super().__init__()
+        words = vital.categories or (["low", "normal", "elevated"] if vital.reference else ["given"])
+        self.names = [f"{vital.name} {word}" for word in ("not measured", *words)]
+        self.size = 0 if vital.categories else len(edges)  # one value and one bin fewer than edges
+        self.missing = nn.Parameter(torch.zeros(self.size)) if self.size else None
+        for name, values in {
+            "centre": [centre],
+            "scale": [scale],
+            "low_edges": edges[:-1],
+            "widths": np.diff(edges).tolist(),
+            "limits": vital.reference,
+        }.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
+    def forward(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """B, NaN where missing → features B × size, and the state one-hot, B × S."""
+        missing = torch.isnan(value)
+        filled = torch.where(missing, torch.zeros_like(value), value)[:, None]  # NaN would poison the gradient
+        if self.missing is None:
+            state = 1 + filled[:, 0].long()
+            features = value.new_zeros(len(value), 0)
+        else:
+            # 1 low, 2 normal, 3 elevated; without a reference range there are no limits and all is 1, given.
+            below, above = (filled < self.limits[:1]).sum(1), (filled > self.limits[1:]).sum(1)
+            state = 1 - below + above + (1 if len(self.limits) else 0)
+            scaled = ((filled - self.centre) / self.scale).clamp(-CLIP, CLIP)  # B × 1
+            bins = ((filled - self.low_edges) / self.widths).clamp(0, 1)  # B × bins
+            features = torch.where(missing[:, None], self.missing, torch.cat([scaled, bins], dim=1))
+        states = nn.functional.one_hot(torch.where(missing, 0, state), len(self.names)).to(value.dtype)
+        return features, states
+
+
+class VitalsEncoder(nn.Module):
+    """Clinical vector → features and states → vitals tokens, each speaking of its own group of vitals."""
+
+    def __init__(
+        self,
+        config: VitalsConfig,
+        schema: VitalsSchema,
+        statistics: VitalsStatistics,
+        embed_names: NameEmbeddings,
+        token_rms: float,
+    ) -> None:
+        super().__init__()
+        scales = zip(schema.vitals, statistics.centre, statistics.scale, statistics.edges, strict=True)
+        values = [VitalFeatures(*scale) for scale in scales]
+        self.values = nn.ModuleList(values)
+        self.tokens = min(config.tokens, len(schema))
+        self.groups = [group.tolist() for group in np.array_split(np.arange(len(schema)), max(self.tokens, 1))]
+        self.projectors = nn.ModuleList()
+        for group in self.groups if self.tokens else []:
+            names = [name for i in group for name in values[i].names]
+            size = sum(values[i].size for i in group)
+            self.projectors.append(NamedProjector(size + len(names), embed_names(names), token_rms))
+        self.size = sum(value.size + len(value.names) for value in values)
+
+    def forward(self, vitals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """B × m with NaN where missing → vitals tokens B × n × H, and the features x of equation (4), B × X."""
+        if not self.tokens:
+            return vitals.new_zeros(len(vitals), 0, 0), vitals.new_zeros(len(vitals), 0)
+        features, states = zip(*(encode(vitals[:, i]) for i, encode in enumerate(self.values)), strict=True)
+        tokens = []
+        for group, projector in zip(self.groups, self.projectors, strict=True):
+            state = torch.cat([states[i] for i in group], dim=1)  # B × S
+            tokens.append(projector(state, torch.cat([*[features[i] for i in group], state], dim=1)))
+        return torch.stack(tokens, dim=1), torch.cat([*features, *states], dim=1)

@@ -1,0 +1,202 @@
+"""One training job from config to adapter: data, model, training, test, figures."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from vlm.adapter import save
+from vlm.config import Config
+from vlm.data.cohort import CaseSpec, Cohort
+from vlm.data.collate import Collator
+from vlm.data.examples import CaseDataset
+from vlm.data.images import ImageSpec
+from vlm.data.sources import load_cohort
+from vlm.device import Choice, choose_device, choose_precision, choose_threads
+from vlm.errors import UserError
+from vlm.evaluation.run import evaluate
+from vlm.evaluation.scoring import score_cases, split_metrics
+from vlm.evaluation.summary import summary_lines
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.llm import choose_unpacking
+from vlm.run_folder import RunFolder
+from vlm.training.run_log import RunLog
+from vlm.training.trainer import ReportTrainer, part_of
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Run the job and return its folder; raises `UserError` for anything the user can mend."""
+    transformers_logging.set_verbosity_error()
+    device, dtype = _choices(config)
+    folder = RunFolder(config)
+    cohort = load_cohort(config.data)
+    _say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    checkpoint = folder.prepare(config, resume)  # after the data are read: a wrong path leaves no run behind
+    model = build_model(config, cohort, device, dtype)
+    _say(describe_parameters(model))
+    trainer = build_trainer(config, model, cohort, folder)
+    test = case_dataset(config, model.spec, cohort, "test")
+    untrained = split_metrics(score_cases(model, test, config.evaluation.batch_size, "untrained"), model.spec.labels)
+    _say(f"untrained adapter on the test split: text loss {untrained['eval_loss_ce']:.3f} a token")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_world_process_zero():
+        metrics = evaluate(model, cohort, test, config, folder, untrained)
+        save(model, folder.adapter, metrics)
+        _say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
+    trainer.end()
+    return folder.path
+
+
+def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
+    """A fresh model for these data; the same seed gives the same initial weights."""
+    set_seed(config.train.seed)
+    mean, std = _cnn_normalisation(config.model.vision.name)
+    spec = CaseSpec.fit(cohort, ImageSpec(config.data.image_size, mean, std), config.model.vitals.bins)
+    return ClinicalVLM.from_config(config.model, spec, device, dtype)
+
+
+def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> ReportTrainer:
+    """The trainer with its datasets, collator, log and early stopping."""
+    validation = case_dataset(config, model.spec, cohort, "validation")
+    if not len(case_dataset(config, model.spec, cohort, "train")):
+        raise UserError("data.split: no case is left to train on")
+    callbacks: list = [RunLog(folder.log)]
+    if config.train.patience:
+        callbacks.append(EarlyStoppingCallback(config.train.patience))
+    return ReportTrainer(
+        model,
+        training_arguments(config, folder, has_validation=len(validation) > 0, device=model.device),
+        config.loss,
+        config.train,
+        data_collator=Collator(model.prompt),
+        train_dataset=case_dataset(config, model.spec, cohort, "train"),
+        eval_dataset=validation if len(validation) else None,
+        compute_metrics=lambda output: split_metrics_of(output, model.spec.labels, config.loss.alpha),
+        callbacks=callbacks,
+    )
+
+
+def split_metrics_of(output: EvalPrediction, labels: tuple[str, ...], alpha: float) -> dict[str, float]:
+    """Metrics of an evaluation in training, from what `prediction_step` returned."""
+    from vlm.evaluation.scoring import CaseScores
+
+    scores = CaseScores.from_columns(np.asarray(output.predictions), np.asarray(output.label_ids))
+    return split_metrics(scores, labels, alpha)
+
+
+def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> CaseDataset:
+    """Examples of a split, with dropout and augmentation in training."""
+    make = partial(CaseDataset, cohort.split(split), spec, cohort.sections, tuple(config.data.withhold))
+    if split != "train":
+        return make()
+    return make(dropout=config.data.dropout, augment=config.data.augment, seed=config.train.seed)
+
+
+def training_arguments(
+    config: Config, folder: RunFolder, has_validation: bool, device: torch.device
+) -> TrainingArguments:
+    """Our options in the words of Transformers."""
+    train = config.train
+    processes = max(1, int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else _world_size())
+    share = train.batch_size // (train.micro_batch_size * processes)
+    if share * train.micro_batch_size * processes != train.batch_size:
+        raise UserError(
+            f"train.batch_size: {train.batch_size} is not a multiple of micro_batch_size x processes "
+            f"({train.micro_batch_size} x {processes})"
+        )
+    when = "steps" if has_validation else "no"
+    return TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps,
+        per_device_train_batch_size=train.micro_batch_size,
+        per_device_eval_batch_size=config.evaluation.batch_size,
+        gradient_accumulation_steps=share,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_steps,
+        lr_scheduler_type=train.schedule,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optimizer,
+        bf16=choose_precision(train.precision, device).value == torch.bfloat16,
+        seed=train.seed,
+        data_seed=train.seed,
+        logging_steps=train.log_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy=when,
+        eval_steps=train.eval_steps,
+        save_strategy="steps",
+        save_steps=train.eval_steps,
+        save_total_limit=train.keep_checkpoints + 1,
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="eval_loss" if has_validation else None,
+        greater_is_better=False,
+        dataloader_num_workers=train.workers,
+        remove_unused_columns=False,
+        label_names=["targets"],
+        use_cpu=device.type == "cpu",
+        report_to=train.report_to or "none",
+        run_name=config.run.name,
+    )
+
+
+def _world_size() -> int:
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _cnn_normalisation(name: str) -> tuple[float, float]:
+    """Mean and standard deviation that a timm model was trained with, as one grey value each."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    mean, std = (config.mean, config.std) if config else ((0.5,), (0.5,))
+    return round(sum(mean) / len(mean), 6), round(sum(std) / len(std), 6)
+
+
+def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Make and print every automatic choice with its reason."""
+    threads, device = choose_threads(config.train.threads), choose_device()
+    torch.set_num_threads(threads.value)
+    precision = choose_precision(config.train.precision, device.value)
+    unpack = choose_unpacking(config.model.llm, device.value)
+    choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads, "unpack 4-bit": unpack}
+    for name, choice in choices.items():
+        _say(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
+    return device.value, precision.value
+
+
+def describe_parameters(model: ClinicalVLM) -> str:
+    """Trained, frozen and total parameters, and the trained ones by part."""
+    parts: dict[str, int] = {}
+    for name, value in model.trainable_parameters().items():
+        part = {"llm": "LoRA", "cnn": "CNN"}.get(part_of(name), "projectors and head")
+        parts[part] = parts.get(part, 0) + value.numel()
+    trained = sum(parts.values())
+    total = trained + sum(_unpacked_size(p) for p in model.parameters() if not p.requires_grad)
+    shares = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+    return f"parameters: trained {trained:,} ({shares}), frozen {total - trained:,}, total {total:,}"
+
+
+def _unpacked_size(parameter: torch.nn.Parameter) -> int:
+    """Number of values: a packed 4-bit tensor holds two in each byte of its storage."""
+    if type(parameter).__name__ == "Params4bit":
+        return parameter.numel() * parameter.element_size() * 2
+    return parameter.numel()
+
+
+def _say(*lines: str) -> None:
+    if _is_main():
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _is_main() -> bool:
+    import os
+
+    return int(os.environ.get("RANK", 0)) == 0

@@ -1,0 +1,179 @@
+"""The Transformers `Trainer` with our loss, our checkpoints and our evaluation; the loop itself is theirs."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from vlm.config import LossConfig, TrainConfig
+from vlm.data.collate import IGNORED
+from vlm.errors import UserError
+from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
+
+TRAINABLE = "trainable.safetensors"
+"""The weights in a checkpoint: what trains, and nothing of the frozen base."""
+
+
+class ReportTrainer(Trainer):
+    """Joint loss over an accumulated batch; trainable weights only in checkpoints."""
+
+    loss_is_scaled_for_ga = True  # both terms are divided by the counts of the whole effective batch
+
+    def __init__(
+        self, model: ClinicalVLM, args: TrainingArguments, loss: LossConfig, train: TrainConfig, **options: Any
+    ):
+        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        settings["params"] = parameter_groups(model, train)
+        super().__init__(model, args, optimizer_cls_and_kwargs=(optimizer, settings), **options)
+        self.loss_config, self.train_config = loss, train
+        self._terms = torch.zeros(2, device=args.device)  # sums of loss_bce and loss_ce since the last log row
+        self._terms_since = 0
+
+    # ---------------------------------------------------------------------------------------- loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """Known labels and supervised tokens of the effective batch, over accumulation and processes; shape 2."""
+        labels = sum((~torch.isnan(batch["targets"])).sum() for batch in batch_samples)
+        tokens = sum((batch["labels"][:, 1:] != IGNORED).sum() for batch in batch_samples)
+        counts = torch.stack([torch.as_tensor(labels), torch.as_tensor(tokens)]).to(device)
+        return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Equation (5); with alpha = 1 in the first `head_only_steps`, when the language model does not run."""
+        label_count, token_count = num_items_in_batch if num_items_in_batch is not None else (None, None)
+        output: VLMOutput = model(**inputs, alpha=self.alpha, label_count=label_count, token_count=token_count)
+        self._terms += torch.stack([output.loss_bce, output.loss_ce]).detach()
+        # Gradients are averaged over processes, while our counts are of all of them together.
+        loss = output.loss * self.accelerator.num_processes
+        return (loss, output) if return_outputs else loss
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the classification term at this step."""
+        return 1.0 if self.state.global_step < self.loss_config.head_only_steps else self.loss_config.alpha
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Split the training loss of a log row into its two terms."""
+        if "loss" in logs:
+            steps = max(self.state.global_step - self._terms_since, 1)
+            bce, ce = (self.accelerator.reduce(self._terms, "sum") / steps).tolist()
+            logs = {"loss": logs["loss"], "loss_bce": bce, "loss_ce": ce, **logs}
+            self._terms.zero_()
+            self._terms_since = self.state.global_step
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Per case: K logits, summed text loss, number of tokens (B × (K + 2)); never logits of the vocabulary."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output: VLMOutput = model(**inputs, alpha=self.loss_config.alpha if self.loss_config.alpha < 1 else 0.5)
+        columns = [output.logits.float(), output.case_losses[:, None], output.case_tokens[:, None].float()]
+        return None, torch.cat(columns, dim=1), inputs["targets"]
+
+    # ------------------------------------------------------------------------------------ schedule
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Warm-up and decay for each group over the steps in which it learns: the text's parts start later."""
+        if self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
+            groups = optimizer.param_groups
+            starts = [self.loss_config.head_only_steps if group["text"] else 0 for group in groups]
+            end = num_training_steps
+            factors: list[Callable[[int], float]] = [partial(self._rate_factor, start=s, end=end) for s in starts]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _rate_factor(self, step: int, start: int, end: int) -> float:
+        """Share of the learning rate at a step, for a group that learns from `start` to `end`."""
+        warmup, schedule = self.train_config.warmup_steps, self.train_config.schedule
+        if step < start + warmup:
+            return max(step - start + 1, 0) / (warmup + 1)
+        done = min((step - start - warmup) / max(end - start - warmup, 1), 1.0)
+        if schedule == "constant_with_warmup":
+            return 1.0
+        return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    # --------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(str(output_dir or self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.accelerator.unwrap_model(self.model).trainable_parameters()
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / TRAINABLE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trainable(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        self._terms_since = int(Path(resume_from_checkpoint).name.rsplit("-", 1)[-1])
+
+    def _load_best_model(self) -> None:
+        load_trainable(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
+
+
+def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the model; raises `UserError` if they are broken or of another model."""
+    file = checkpoint / TRAINABLE
+    try:
+        given = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot read the checkpoint: {error}") from None
+    wanted = model.trainable_parameters()
+    different = wanted.keys() ^ given.keys() or {n for n in wanted if wanted[n].shape != given[n].shape}
+    if different:
+        raise UserError(f"{file}: tensor {min(different)} does not fit; the config changed since this run began")
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(given[name])
+
+
+def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, Any]]:
+    """Learning rates by part, each with and without weight decay; the first group's rate is the one logged.
+
+    A group is `text` if only the text loss reaches it, so that nothing of it learns in the head-only steps.
+    """
+    rates = {"head": train.learning_rate, "tokens": train.learning_rate, "llm": train.lora_learning_rate,
+             "cnn": train.vision_learning_rate}  # fmt: skip
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (part, decay): [] for part in rates for decay in (True, False)
+    }
+    for name, parameter in model.trainable_parameters().items():
+        groups[part_of(name), parameter.ndim > 1].append(parameter)  # biases, norms and single vectors do not decay
+    return [
+        {
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": train.weight_decay if decay else 0.0,
+            "text": part in ("tokens", "llm"),
+        }
+        for (part, decay), parameters in groups.items()
+        if parameters
+    ]
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a parameter belongs to: `llm`, `cnn`, `head` (and all that feeds it) or `tokens`."""
+    if name.startswith("llm."):
+        return "llm"
+    if name.startswith("vision.cnn."):
+        return "cnn"
+    return "head" if name.startswith(("joint.", "vision.missing", "vitals.values.")) else "tokens"

