@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlm.adapter import FILES, load, save
+from vlm.adapter import FILES, card, load, save
 from vlm.config import Config
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
@@ -171,3 +171,12 @@ def test_a_model_of_another_config_does_not_take_the_weights(folder: Path, tiny_
         load_state(
             model, load_file(folder / "adapter_model.safetensors"), load_file(folder / "vlm.safetensors"), "here"
         )
+
+
+def test_the_card_states_what_was_measured_with_its_interval(trained: ClinicalVLM) -> None:
+    estimate = {"value": 0.8134, "low": 0.7012, "high": None}
+    metrics = {"cases": 40, "labels": {"opacity": {"auroc": {**estimate, "high": 0.9}, "positives": 12}}}
+    text = card(trained, metrics)
+    assert "| cases | 40 |" in text and "| labels, opacity, auroc | 0.813 (0.701 to 0.900) |" in text
+    assert "never use it to diagnose" in text
+    assert "| auroc | not defined |" in card(trained, {"auroc": {"value": None, "low": None, "high": None}})

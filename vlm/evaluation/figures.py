@@ -70,8 +70,8 @@ def loss_figure(rows: Sequence[dict[str, Any]], file: Path, head_only_steps: int
         _loss_panel(right, rows, "loss_ce", "Text loss (CE per token)", head_only_steps)
         if head_only_steps:
             right.axvspan(0, head_only_steps, color="0.92", zorder=0)
-            right.text(head_only_steps / 2, 0.97, "head only", transform=right.get_xaxis_transform(),
-                       ha="center", va="top", fontsize=9, color="0.4")  # fmt: skip
+            right.text(head_only_steps / 2, 0.5, "head only", transform=right.get_xaxis_transform(),
+                       ha="center", va="center", fontsize=9, color="0.4")  # fmt: skip
         if left.get_lines():
             left.legend(frameon=False)
         figure.tight_layout()

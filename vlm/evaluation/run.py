@@ -35,7 +35,8 @@ def evaluate(
     draw_figures(cohort, config, folder)
     options = config.evaluation
     scores = score_cases(model, test, options.batch_size, "test")
-    arms = [ArmCases(arm, test) for arm in ARMS if _applies(arm, config)]
+    # Only facts tell whether a report follows what is shown, so only they are worth the other arms' drafts.
+    arms = [ArmCases(arm, test) for arm in (ARMS if cohort.facts else ARMS[:1]) if _applies(arm, config)]
     drafts = {cases.arm.name: draft(model, cases, config) for cases in arms}
     metrics: dict[str, Any] = {
         "cases": len(test),
@@ -149,5 +150,6 @@ def draw_figures(cohort: Cohort, config: Config, folder: RunFolder) -> None:
     if np.isnan(probability).all() and cohort.labels:
         probability, name = np.array(cohort.dataset["labels"], dtype=np.float64)[:, 0], f"label {cohort.labels[0]}"
     table = np.column_stack([vitals, probability])
-    correlation_figure(table, [*cohort.schema.names, name], folder.figures / "correlation.png", "Vitals and pathology")
+    title = f"Vitals and pathology, {len(table):,} cases"
+    correlation_figure(table, [*cohort.schema.names, name], folder.figures / "correlation.png", title)
     loss_figure(read_log(folder.log), folder.figures / "losses.png", config.loss.head_only_steps)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, EvalPrediction, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import save
@@ -24,7 +24,7 @@ from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
 from vlm.run_folder import RunFolder
-from vlm.training.run_log import RunLog
+from vlm.training.run_log import Progress, RunLog
 from vlm.training.trainer import ReportTrainer, part_of
 
 
@@ -67,7 +67,7 @@ def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: Ru
     callbacks: list = [RunLog(folder.log)]
     if config.train.patience:
         callbacks.append(EarlyStoppingCallback(config.train.patience))
-    return ReportTrainer(
+    trainer = ReportTrainer(
         model,
         training_arguments(config, folder, has_validation=len(validation) > 0, device=model.device),
         config.loss,
@@ -78,6 +78,9 @@ def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: Ru
         compute_metrics=lambda output: split_metrics_of(output, model.spec.labels, config.loss.alpha),
         callbacks=callbacks,
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress())
+    return trainer
 
 
 def split_metrics_of(output: EvalPrediction, labels: tuple[str, ...], alpha: float) -> dict[str, float]:
@@ -136,6 +139,7 @@ def training_arguments(
         metric_for_best_model="eval_loss" if has_validation else None,
         greater_is_better=False,
         dataloader_num_workers=train.workers,
+        disable_tqdm=False,
         remove_unused_columns=False,
         label_names=["targets"],
         use_cpu=device.type == "cpu",

@@ -1,11 +1,11 @@
-"""Writes the log of a run."""
+"""Writes the log of a run, and shows its progress."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from vlm.run_folder import read_log
 
@@ -26,6 +26,27 @@ class RunLog(TrainerCallback):
             row = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
             with self.file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(row) + "\n")
+
+
+class Progress(ProgressCallback):
+    """The progress bar with the latest losses beside it; an evaluation leaves one line."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not (state.is_world_process_zero and self.training_bar is not None and logs):
+            return
+        names = {
+            "loss_bce": "BCE",
+            "loss_ce": "CE",
+            "eval_loss_bce": "BCE",
+            "eval_loss_ce": "CE",
+            "eval_auroc": "AUROC",
+        }
+        shown = {title: f"{logs[name]:.3f}" for name, title in names.items() if name in logs}
+        if "eval_loss" in logs:
+            values = "  ".join(f"{title} {value}" for title, value in shown.items())
+            self.training_bar.write(f"step {state.global_step}: validation  {values}")
+        elif shown:
+            self.training_bar.set_postfix(shown)
 
 
 def _finite(value: Any) -> Any:
