@@ -40,6 +40,24 @@ def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config
     assert model.base.is_activation_checkpointing == config.model.llm.activation_checkpointing
 
 
+def test_the_example_in_the_readme_is_a_config(tmp_path: Path) -> None:
+    """The README's YAML reads, and its columns make a cohort."""
+    import re
+
+    from vlm.data.sources import load_cohort
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    file = tmp_path / "job.yaml"
+    file.write_text(re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0], encoding="utf-8")
+    config, _ = parse_config(["--config", str(file), "--data.root", str(tmp_path)])
+    (tmp_path / "png").mkdir()
+    (tmp_path / "cases.csv").write_text(
+        "file,patient_id,pneumonia,effusion,glucose,bp,sex,findings\n,p1,1,,8.7,145/90,F,Dense shadow.\n"
+    )
+    row = load_cohort(config.data).dataset[0]
+    assert row["vitals"][1:3] == [145, 90] and row["labels"][0] == 1 and row["sections"] == ["Dense shadow."]
+
+
 def test_single_gpu_is_the_recipe_it_says() -> None:
     config, _ = parse_config(["--config", str(next(path for path in CONFIGS if path.stem == "single_gpu"))])
     assert config.train.precision == "bf16"
