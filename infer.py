@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from vlm.errors import run_program
+from vlm.errors import UserError, run_program
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -15,7 +15,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of names and values')
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.max_new_tokens < 1:
+        raise UserError("--max_new_tokens: must be at least 1")
+    return arguments
 
 
 def main() -> None:

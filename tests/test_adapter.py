@@ -41,7 +41,7 @@ def test_saving_and_loading_changes_nothing(trained: ClinicalVLM, folder: Path, 
 
 
 def test_saving_again_replaces_the_whole_folder(trained: ClinicalVLM, folder: Path) -> None:
-    (folder / "stale.txt").touch()
+    (folder / "metrics.json").write_text('{"stale": 1}')
     save(trained, folder)
     assert {path.name for path in folder.iterdir()} == set(FILES)
     assert json.loads((folder / "metrics.json").read_text()) == {}
@@ -149,6 +149,13 @@ def test_no_such_adapter_is_named(tmp_path: Path) -> None:
         load(tmp_path / "none")
     with pytest.raises(UserError, match="no such folder, and the Hub did not give it"):
         load("some-user/some-adapter")
+
+
+def test_a_folder_of_other_things_is_never_replaced(trained: ClinicalVLM, tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("weeks of work")
+    with pytest.raises(UserError, match=r"holds other files, such as cases\.csv"):
+        save(trained, tmp_path)
+    assert (tmp_path / "cases.csv").exists()
 
 
 def test_a_failed_save_leaves_the_old_folder_whole(trained: ClinicalVLM, folder: Path, monkeypatch) -> None:

@@ -60,7 +60,7 @@ def test_the_real_base_learns_from_the_first_steps(run: Path) -> None:
     evaluations = [row["eval_loss_ce"] for row in rows if "eval_loss_ce" in row]
     metrics = json.loads((run / "metrics.json").read_text())
     assert evaluations[-1] < evaluations[0]
-    assert metrics["text_loss"]["value"] < metrics["text_loss_untrained"] < 7  # a random LLM: ln 49152 = 10.8
+    assert metrics["text_loss"]["value"] < metrics["text_loss_untrained"]["value"] < 7  # a random LLM: ln 49152 = 10.8
 
 
 def test_the_adapter_is_small_and_safe(run: Path) -> None:

@@ -86,7 +86,8 @@ def test_a_report_states_nothing_about_what_is_missing() -> None:
 
 def test_wrong_reports_are_not_read_as_right() -> None:
     assert read_facts("") == dict.fromkeys(EVIDENCE)
-    assert read_facts("Patchy opacities in the lung.")["finding"] is None
+    assert read_facts("Patchy opacities in the lung.")["finding"] == "unclear"  # said, so it counts as asserted
+    assert read_facts("Glucose is elevated. Dense shad")["finding"] is None
     twice = read_facts("Patchy opacities in the left upper zone. Patchy opacities in the right upper zone.")
     assert twice["side"] == "contradiction" and twice["zone"] == "upper"
     assert read_facts("No opacity in either lung. Dense shadow in the right lower zone.")["finding"] == "contradiction"

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ def trained(config: Config, resume_from: str | None = None):
     """Train without the test at the end; returns the trainer."""
     folder, cohort = RunFolder(config), load_cohort(config.data)
     if resume_from is None:
-        folder.prepare(config, resume=False)
+        folder.create(config, cohort.fingerprint)
     model = build_model(config, cohort, torch.device("cpu"), torch.float32)
     trainer = build_trainer(config, model, cohort, folder)
     trainer.train(resume_from_checkpoint=resume_from)
@@ -45,11 +44,13 @@ def test_accumulating_1_x_4_equals_4_x_1(tiny_config: Config) -> None:
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tiny_config: Config) -> None:
-    whole = trained(with_train(tiny_config, "whole", max_steps=6))
-    # The same folder as if the process had died after step 4.
-    folder = RunFolder(with_train(tiny_config, "whole"))
+    config = with_train(tiny_config, "whole", max_steps=8)
+    whole = trained(config)
+    folder = RunFolder(config)
     log = read_log(folder.log)
-    resumed = trained(with_train(tiny_config, "whole", max_steps=6), str(folder.checkpoints / "checkpoint-4"))
+    # The same folder as if the process had died after step 6, in the middle of the second epoch.
+    assert 1 < next(row["epoch"] for row in log if row["step"] == 6) < 2
+    resumed = trained(config, str(folder.checkpoints / "checkpoint-6"))
     for (name, a), b in zip(
         whole.model.trainable_parameters().items(), resumed.model.trainable_parameters().values(), strict=True
     ):
@@ -99,7 +100,25 @@ def test_in_the_head_only_steps_the_text_parts_rest(tiny_config: Config) -> None
     moved = {name for name in start if not torch.equal(start[name], end[name])}
     assert any(name.startswith("joint.") for name in moved) and any(name.startswith("vision.cnn.") for name in moved)
     assert not any(name.startswith(("llm.", "evidence.", "vision.projector.", "vitals.projector")) for name in moved)
-    assert all(row["loss_ce"] == 0 for row in read_log(RunFolder(config).log) if "loss_ce" in row)
+    assert all(row["loss_ce"] is None for row in read_log(RunFolder(config).log) if "loss_ce" in row)
+
+
+def test_a_row_that_straddles_the_head_only_steps_averages_the_text_loss_over_its_own_steps(
+    tiny_config: Config,
+) -> None:
+    config = with_train(tiny_config, "every", max_steps=4, log_steps=1)
+    config = replace(config, loss=LossConfig(alpha=0.5, head_only_steps=2))
+    each = [row["loss_ce"] for row in trained(config).state.log_history if "loss_ce" in row]
+    one = trained(replace(config, run=replace(config.run, name="one"), train=replace(config.train, log_steps=4)))
+    row = next(row for row in one.state.log_history if "loss_ce" in row)
+    assert row["loss_ce"] == pytest.approx((each[2] + each[3]) / 2, rel=1e-5)
+
+
+def test_the_training_set_knows_its_epoch_after_a_resume_within_it(tiny_config: Config) -> None:
+    config = with_train(tiny_config, "epochs", max_steps=8)
+    trained(config)
+    trainer = trained(config, str(RunFolder(config).checkpoints / "checkpoint-6"))
+    assert trainer.train_dataset.epoch == 1
 
 
 def test_learning_rates_by_part_and_their_schedule(tiny_config: Config) -> None:
@@ -178,6 +197,30 @@ def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> Non
     assert all(0 <= value <= 1 for row in predictions for value in row["probabilities"].values())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, train=replace(c.train, seed=9)), "train.seed: was 0"),
+        (lambda c: replace(c, loss=LossConfig(alpha=0.9)), "loss.alpha: was 0.4"),
+        (lambda c: replace(c, data=replace(c.data, withhold=["image"])), "data.withhold: was"),
+        (lambda c: replace(c, train=replace(c.train, max_steps=5)), None),
+    ],
+    ids=["seed", "alpha", "withhold", "more steps"],
+)
+def test_a_resumed_run_keeps_what_it_has_learned_from(tiny_config: Config, change, message: str | None) -> None:
+    trained(tiny_config)
+    folder, cases = RunFolder(tiny_config), load_cohort(tiny_config.data).fingerprint
+    if message is None:
+        assert folder.check(change(tiny_config), cases, resume=True) == folder.checkpoints / "checkpoint-4"
+    else:
+        with pytest.raises(UserError, match=message):
+            folder.check(change(tiny_config), cases, resume=True)
+    with pytest.raises(UserError, match="the cases or their split changed"):
+        folder.check(tiny_config, "other", resume=True)
+    (folder.checkpoints / "checkpoint-4" / "trainer_state.json").unlink()  # as if the process died while writing it
+    assert folder.check(tiny_config, cases, resume=True) == folder.checkpoints / "checkpoint-2"
+
+
 def test_an_earlier_run_is_never_overwritten_unasked(tiny_config: Config) -> None:
     folder = RunFolder(tiny_config)
     folder.path.mkdir(parents=True)
@@ -186,19 +229,59 @@ def test_an_earlier_run_is_never_overwritten_unasked(tiny_config: Config) -> Non
         train(tiny_config)
     with pytest.raises(UserError, match="no checkpoint to resume from"):
         train(tiny_config, resume=True)
+    with pytest.raises(UserError, match="it is no run; it is not overwritten"):
+        train(replace(tiny_config, run=replace(tiny_config.run, overwrite=True)))
     assert (folder.path / "result.txt").exists()
 
 
-def test_wrong_data_leave_no_run_behind(tiny_config: Config, tmp_path: Path) -> None:
-    config = replace(tiny_config, data=replace(tiny_config.data, root=str(tmp_path / "none")))
-    with pytest.raises(UserError, match="no such folder"):
-        train(config)
-    assert not RunFolder(config).path.exists()
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("data", "root"), "/no/such/folder", "no such folder"),
+        (("model", "llm", "base"), "/no/such/base", "does not exist"),
+        (("model", "vision", "name"), "no_such_cnn", "timm has no model"),
+        (("model", "llm", "lora_targets"), ["nothing"], "model.llm.lora_targets"),
+        (("train", "patience"), 2, "no case is left for validation"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_a_mistake_leaves_the_earlier_run_as_it_was(tiny_config: Config, keys, value, message: str) -> None:
+    folder = RunFolder(tiny_config)
+    folder.create(tiny_config, "earlier")
+    (folder.adapter).mkdir()
+    (folder.adapter / "weights").write_text("weeks of work")
+    config = replace(tiny_config, run=replace(tiny_config.run, overwrite=True))
+    if keys[-1] == "patience":
+        table = replace(config.data.table, split=None)
+        split = replace(config.data.split, validation=0.0, test=0.2)
+        config = replace(config, data=replace(config.data, table=table, split=split))
+
+    def changed(node, names):
+        inner = value if len(names) == 1 else changed(getattr(node, names[0]), names[1:])
+        return replace(node, **{names[0]: inner})
+
+    with pytest.raises(UserError, match=message):
+        train(changed(config, keys))
+    assert (folder.adapter / "weights").read_text() == "weeks of work"
+
+
+@pytest.mark.parametrize("without", ["vitals", "labels", "report", "image"])
+def test_a_table_may_lack_any_kind_of_evidence(tiny_config: Config, without: str) -> None:
+    nothing = None if without == "image" else []
+    table = replace(tiny_config.data.table, **{without: nothing})
+    if without == "image":
+        table = replace(table, report=[replace(table.report[0], needs=[])])
+    config = replace(tiny_config, data=replace(tiny_config.data, table=table))
+    train(config)
+    assert (RunFolder(config).adapter / "vlm.safetensors").is_file()
 
 
 def test_batch_size_must_fit_the_processes(tiny_config: Config, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="not a multiple of micro_batch_size x processes"):
-        from vlm.training.run import training_arguments
+    from vlm.training.run import training_arguments
 
+    monkeypatch.setattr("vlm.training.run._world_size", lambda: 2)
+    arguments = training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 1)
+    monkeypatch.setattr("vlm.training.run._world_size", lambda: 3)
+    with pytest.raises(UserError, match="not a multiple of micro_batch_size x processes"):
         training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))

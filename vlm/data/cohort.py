@@ -1,5 +1,6 @@
 """A cohort: cases in one form, whatever their source, as a `datasets.Dataset` with declared features."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,12 @@ class Cohort:
         chosen = np.flatnonzero(np.array(self.dataset["split"]) == name)
         return self.dataset.select(chosen)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of who is in which split, to notice that it changed."""
+        rows = zip(self.dataset["id"], self.dataset["patient"], self.dataset["split"], strict=True)
+        return hashlib.sha256("\n".join("\t".join(row) for row in sorted(rows)).encode()).hexdigest()
+
     def describe(self) -> str:
         """One line: rows and patients of each split."""
         split, patient = np.array(self.dataset["split"]), np.array(self.dataset["patient"])
@@ -70,7 +77,8 @@ class CaseSpec:
     @classmethod
     def fit(cls, cohort: Cohort, image: ImageSpec, bins: int) -> "CaseSpec":
         """Take names from the cohort and the vitals' scale from its training split alone."""
-        vitals = np.array(cohort.split("train")["vitals"], dtype=np.float32).reshape(-1, len(cohort.schema))
+        rows = cohort.split("train")
+        vitals = np.array(rows["vitals"], dtype=np.float32).reshape(len(rows), len(cohort.schema))  # N × m, m may be 0
         statistics = VitalsStatistics.fit(cohort.schema, vitals, bins)
         return cls(image, cohort.schema, statistics, cohort.labels)
 

@@ -69,19 +69,18 @@ class CaseDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Example:
         """Read one case; raises `UserError` that names an unreadable image."""
         row = self.rows[int(index)]
-        recorded = np.array(row["vitals"], dtype=np.float32)
-        picture = load_picture(row["image"], self.spec) if "image" not in self.withhold else None
-        vitals = recorded if "vitals" not in self.withhold else np.full_like(recorded, np.nan)
+        vitals = np.array(row["vitals"], dtype=np.float32)
+        picture = load_picture(row["image"], self.spec)
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
             picture, vitals = self._drop(picture, vitals, self.dropout, rng)
             picture = augment(picture, self.augment, rng) if picture is not None else None
-        # Withheld evidence still counts as available: a control run keeps its targets, to measure the loss of it.
-        available = available_evidence(
-            self.spec.schema.names,
-            recorded if "vitals" in self.withhold else vitals,
-            row["image"] is not None if "image" in self.withhold else picture is not None,
-        )
+        # Evidence is withheld after its report is chosen: a control run has the targets of the run it is compared with.
+        available = available_evidence(self.spec.schema.names, vitals, picture is not None)
+        if "image" in self.withhold:
+            picture = None
+        if "vitals" in self.withhold:
+            vitals = np.full_like(vitals, np.nan)
         return make_example(
             self.spec,
             picture,

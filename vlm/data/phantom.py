@@ -7,6 +7,7 @@ model which ignores one of them is caught. It is no model of any disease.
 """
 
 import json
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -68,9 +69,14 @@ def load_phantom(data: DataConfig) -> Cohort:
     if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
         if root.exists() and not stamp.is_file() and any(root.iterdir()):
             raise UserError(f"{root}: not empty and no phantom cohort; set data.root to a folder that may be filled")
-        shutil.rmtree(root, ignore_errors=True)
-        write_cohort(data.phantom, root)
-        stamp.write_text(json.dumps(wanted))
+        staging = root.with_name(f".{root.name}.{os.getpid()}")  # renamed when whole: an interrupted drawing is nothing
+        try:
+            write_cohort(data.phantom, staging)
+            (staging / stamp.name).write_text(json.dumps(wanted))
+            shutil.rmtree(root, ignore_errors=True)
+            staging.rename(root)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return replace(load_table(data, TABLE), facts=FactReader(read_facts, EVIDENCE))
 
 
@@ -183,12 +189,17 @@ _SENTENCES = [
 
 
 def read_facts(report: str) -> Facts:
-    """The five facts that a report states; None where it states nothing, `contradiction` where it states two."""
+    """The five facts that a report states; None where it states nothing, `contradiction` where it states two.
+
+    Words of a finding in a sentence of another form are the finding `unclear`: said, but not said well.
+    """
     facts: Facts = dict.fromkeys(EVIDENCE)
     for sentence in re.split(r"[.\n]+", report.lower()):
-        for pattern, fixed in _SENTENCES:
-            match = pattern.fullmatch(sentence.strip())
-            if not match:
+        matches = [(pattern.fullmatch(sentence.strip()), fixed) for pattern, fixed in _SENTENCES]
+        if not any(match for match, _ in matches) and re.search(r"opacit|infiltrat|shadow", sentence):
+            facts["finding"] = "unclear" if facts["finding"] is None else "contradiction"
+        for match, fixed in matches:
+            if match is None:
                 continue
             stated = {**match.groupdict(), **fixed}
             if stated.pop("both", None):

@@ -5,8 +5,9 @@ and the instruction, then the report. What stands before the evidence is the sam
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from vlm.config import PromptConfig
@@ -48,15 +49,19 @@ class Prompt:
         """Token in padded places; the attention mask hides it, so any id serves."""
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)
 
+    def _templated(self, gap: str) -> str:
+        """The chat template around the gaps; a template without a system role gets its words in the user's turn."""
+        render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        try:
+            return str(render([{"role": "system", "content": self.config.system}, {"role": "user", "content": gap}]))
+        except TemplateError:
+            return str(render([{"role": "user", "content": f"{self.config.system}\n{gap}"}]))
+
     @cached_property
     def _pieces(self) -> tuple[list[int], list[int], list[int]]:
         """Token ids of the template before, between and after the two gaps."""
         gap = _EVIDENCE + _WORDS
-        if self.tokenizer.chat_template:
-            messages = [{"role": "system", "content": self.config.system}, {"role": "user", "content": gap}]
-            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        else:
-            text = f"{self.config.system}\n{gap}\n"
+        text = self._templated(gap) if self.tokenizer.chat_template else f"{self.config.system}\n{gap}\n"
         before, rest = text.split(_EVIDENCE)
         between, after = rest.split(_WORDS)
         return tuple(self.tokenizer(piece, add_special_tokens=False).input_ids for piece in (before, between, after))

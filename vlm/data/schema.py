@@ -32,6 +32,9 @@ class VitalsSchema:
             for name in (vital.name, *vital.aliases):
                 if index.setdefault(_normal(name), position) != position:
                     raise UserError(f"vitals: the name {name} is declared twice")
+            for key, limits in (("plausible", vital.plausible), ("reference", vital.reference)):
+                if limits and not (len(limits) == 2 and limits[0] < limits[1]):
+                    raise UserError(f"vitals: {vital.name}: {key} is [lowest, highest], not {limits}")
         object.__setattr__(self, "_index", index)
 
     @property

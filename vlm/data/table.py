@@ -1,5 +1,6 @@
 """A user's own CSV or Parquet table with a folder of images, described by the config alone."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,8 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no such table; set data.root and data.table.file")
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
+            frame = pd.read_parquet(path).reset_index(drop=True).astype(object)
+            return frame.where(frame.notna(), None)  # one kind of nothing, whatever the column's type
         if path.suffix in (".csv", ".tsv"):
             # Text as written: pandas would turn the id 007 into 7 and the word NA into nothing.
             separator = "\t" if path.suffix == ".tsv" else ","
@@ -70,12 +72,26 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
         if sections
         else [[] for _ in ids],
         "context": cells(table.context, [""] * len(frame)),
-        "probability": list(pd.to_numeric(frame[table.probability], errors="coerce"))
-        if table.probability
-        else [None] * len(frame),
+        "probability": _probabilities(cells(table.probability, [""] * len(frame)), f"{path}: {table.probability}"),
     }
     dataset = build_dataset(columns, schema, len(table.labels), len(sections))
+    if table.patient is None:
+        warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     return Cohort(dataset, schema, tuple(table.labels), sections, warnings=tuple(warnings))
+
+
+def _probabilities(cells: list[str], where: str) -> list[float | None]:
+    """Numbers from 0 to 1, or nothing."""
+    values: list[float | None] = []
+    for number, text in enumerate(cells, start=2):
+        try:
+            value = float(text) if text else None
+        except ValueError:
+            value = math.inf
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{where}: row {number}: {text!r} is no probability; write 0 to 1 or nothing")
+        values.append(value)
+    return values
 
 
 def _text(value: object) -> str:

@@ -1,7 +1,6 @@
 """The test at the end of a run: metrics.json, predictions.jsonl and figures."""
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ def evaluate(
     test: CaseDataset,
     config: Config,
     folder: RunFolder,
-    untrained: Mapping[str, float],
+    untrained: CaseScores,
 ) -> dict[str, Any]:
     """Measure the trained model on the test split and write what it did; returns the metrics."""
     draw_figures(cohort, config, folder)
@@ -42,7 +41,7 @@ def evaluate(
         "cases": len(test),
         "patients": len(set(test.rows["patient"])),
         "text_loss": text_loss_metric(scores, test, options.bootstrap_draws),
-        "text_loss_untrained": untrained["eval_loss_ce"],
+        "text_loss_untrained": text_loss_metric(untrained, test, options.bootstrap_draws),
         "labels": label_metrics(scores, test, model.spec.labels, options.bootstrap_draws),
         "distinct_reports": len({text for text, _ in drafts["as_given"]}),
     }

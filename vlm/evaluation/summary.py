@@ -11,7 +11,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
     loss = Estimate(**metrics["text_loss"])
     lines = [
         f"{metrics['cases']} unseen cases of {metrics['patients']} patients; 95 % intervals by patient",
-        f"  text loss per token   {loss}, untrained adapter {metrics['text_loss_untrained']:.3f}",
+        f"  text loss per token   {loss}, untrained adapter {Estimate(**metrics['text_loss_untrained'])}",
     ]
     for label, values in metrics["labels"].items():
         counts = f"{values['positives']} of {values['positives'] + values['negatives']} positive"

@@ -21,7 +21,7 @@ from vlm.data.collate import Batch
 from vlm.data.prompt import Prompt
 from vlm.device import choose_device, choose_precision
 from vlm.model.fusion import EvidenceTokens, JointVector
-from vlm.model.llm import add_lora, embedding_rms, fingerprint, load_llm, word_embeddings
+from vlm.model.llm import add_lora, embedding_rms, embedding_scale, fingerprint, load_llm, word_embeddings
 from vlm.model.loss import joint_loss, label_loss, text_loss
 from vlm.model.projection import name_embeddings
 from vlm.model.vision import ImageEncoder
@@ -76,7 +76,8 @@ class ClinicalVLM(nn.Module):
         self.model_config, self.spec, self.tokenizer = config, spec, tokenizer
         self.base_fingerprint = fingerprint(llm)
         hidden_size, rms = llm.config.get_text_config().hidden_size, embedding_rms(llm)
-        embed_names = partial(name_embeddings, tokenizer=tokenizer, embeddings=word_embeddings(llm))
+        scale = embedding_scale(llm)
+        embed_names = partial(name_embeddings, tokenizer=tokenizer, embeddings=word_embeddings(llm), scale=scale)
         self.vision = ImageEncoder(config.vision, spec.image.size, hidden_size, rms, load_vision_weights)
         self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, embed_names, rms)
         self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))

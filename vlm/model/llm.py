@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -52,7 +53,12 @@ def load_llm(
         raise UserError(f"model.llm.base: cannot load {config.base}: {str(error).splitlines()[0]}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.llm.base: the tokenizer of {config.base} has no end-of-text token")
+    _refuse_other_logits(llm, config.base)
     llm.config.use_cache = True
+    # The base's own habits, such as a repetition penalty, are not the decoding that was trained and measured.
+    llm.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return llm.requires_grad_(False).eval(), tokenizer
 
 
@@ -114,6 +120,19 @@ def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
     return peft_model
 
 
+def _refuse_other_logits(llm: PreTrainedModel, base: str) -> None:
+    """The text loss multiplies hidden states with the vocabulary's weights; a base that does more is refused."""
+    config = llm.config.get_text_config()
+    extras = {
+        "a bias": getattr(llm.get_output_embeddings(), "bias", None) is not None,
+        "soft-capping": getattr(config, "final_logit_softcapping", None) is not None,
+        "a scale": any(getattr(config, name, None) not in (None, 1, 1.0) for name in ("logit_scale", "logits_scaling")),
+    }
+    for extra, there in extras.items():
+        if there:
+            raise UserError(f"model.llm.base: {base} puts {extra} on its logits, which the text loss does not know")
+
+
 def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
     """The V × H table of word embeddings, without gradient."""
     weight = llm.get_input_embeddings().weight
@@ -124,7 +143,15 @@ def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
 def embedding_rms(llm: PreTrainedModel) -> float:
     """Root mean square of the token embeddings: the size at which evidence tokens are shown."""
     weight = word_embeddings(llm)
-    return float(weight.float().pow(2).mean().sqrt())
+    return float(weight.float().pow(2).mean().sqrt()) * embedding_scale(llm)
+
+
+def embedding_scale(llm: PreTrainedModel) -> float:
+    """What the embedding layer multiplies its table with: 1, but the root of the hidden size in Gemma."""
+    ids = torch.arange(4, device=word_embeddings(llm).device)
+    with torch.no_grad():
+        shown = llm.get_input_embeddings()(ids).float()
+    return round(float(shown.norm() / word_embeddings(llm)[ids].float().norm()), 3)
 
 
 def fingerprint(llm: PreTrainedModel) -> str:
@@ -135,5 +162,9 @@ def fingerprint(llm: PreTrainedModel) -> str:
     """
     names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
     shape = {name: getattr(llm.config, name, None) for name in names}
-    sample = word_embeddings(llm)[:16].to("cpu", torch.bfloat16).float().numpy()
-    return hashlib.sha256(json.dumps(shape).encode() + sample.tobytes()).hexdigest()[:16]
+    embeddings = word_embeddings(llm)
+    norms = [value.detach() for name, value in llm.named_parameters() if value.ndim == 1 and "norm" in name]
+    digest = hashlib.sha256(json.dumps(shape).encode())
+    for sample in (embeddings[:: max(1, len(embeddings) // 256)], *norms):
+        digest.update(sample.to("cpu", torch.bfloat16).float().numpy().tobytes())
+    return digest.hexdigest()[:16]

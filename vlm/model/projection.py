@@ -53,10 +53,15 @@ class NamedProjector(nn.Module):
         return self.norm(states @ self.names + self.mlp(features))
 
 
-def name_embeddings(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, embeddings: torch.Tensor) -> torch.Tensor:
-    """Mean word embedding of each name, S × H, float32 on the CPU; `right_lung` is read as two words."""
+def name_embeddings(
+    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, embeddings: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """Mean word embedding of each name, S × H, float32 on the CPU; `right_lung` is read as two words.
+
+    `scale` is what the embedding layer multiplies its table (V × H) with.
+    """
     rows = [torch.zeros(0, embeddings.shape[1])]
     for name in names:
         ids = tokenizer(" " + name.replace("_", " "), add_special_tokens=False).input_ids
         rows.append(embeddings[ids].float().mean(dim=0, keepdim=True).cpu())  # 1 × H
-    return torch.cat(rows)
+    return scale * torch.cat(rows)

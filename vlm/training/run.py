@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -24,7 +25,7 @@ from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
 from vlm.run_folder import RunFolder
-from vlm.training.run_log import Progress, RunLog
+from vlm.training.run_log import EpochOfDataset, Progress, RunLog
 from vlm.training.trainer import ReportTrainer, part_of
 
 
@@ -33,17 +34,24 @@ def train(config: Config, resume: bool = False) -> Path:
     transformers_logging.set_verbosity_error()
     device, dtype = _choices(config)
     folder = RunFolder(config)
-    cohort = load_cohort(config.data)
+    processes = PartialState(cpu=device.type == "cpu")
+    with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
+        cohort = load_cohort(config.data)
     _say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    checkpoint = folder.prepare(config, resume)  # after the data are read: a wrong path leaves no run behind
+    checkpoint = folder.check(config, cohort.fingerprint, resume)
     model = build_model(config, cohort, device, dtype)
     _say(describe_parameters(model))
     trainer = build_trainer(config, model, cohort, folder)
     test = case_dataset(config, model.spec, cohort, "test")
-    untrained = split_metrics(score_cases(model, test, config.evaluation.batch_size, "untrained"), model.spec.labels)
-    _say(f"untrained adapter on the test split: text loss {untrained['eval_loss_ce']:.3f} a token")
+    untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
+    loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
+    _say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
+    if trainer.is_world_process_zero():  # last: a mistake in config, data or base leaves the folder as it was
+        folder.create(config, cohort.fingerprint, resume)
+    processes.wait_for_everyone()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
+        save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
         metrics = evaluate(model, cohort, test, config, folder, untrained)
         save(model, folder.adapter, metrics)
         _say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
@@ -62,9 +70,12 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
 def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> ReportTrainer:
     """The trainer with its datasets, collator, log and early stopping."""
     validation = case_dataset(config, model.spec, cohort, "validation")
-    if not len(case_dataset(config, model.spec, cohort, "train")):
+    training = case_dataset(config, model.spec, cohort, "train")
+    if not len(training):
         raise UserError("data.split: no case is left to train on")
-    callbacks: list = [RunLog(folder.log)]
+    callbacks: list = [RunLog(folder.log), EpochOfDataset(training)]
+    if config.train.patience and not len(validation):
+        raise UserError("train.patience: no case is left for validation, so nothing can stop the training early")
     if config.train.patience:
         callbacks.append(EarlyStoppingCallback(config.train.patience))
     trainer = ReportTrainer(
@@ -73,7 +84,7 @@ def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: Ru
         config.loss,
         config.train,
         data_collator=Collator(model.prompt),
-        train_dataset=case_dataset(config, model.spec, cohort, "train"),
+        train_dataset=training,
         eval_dataset=validation if len(validation) else None,
         compute_metrics=lambda output: split_metrics_of(output, model.spec.labels, config.loss.alpha),
         callbacks=callbacks,
@@ -105,18 +116,19 @@ def training_arguments(
     """Our options in the words of Transformers."""
     train = config.train
     processes = max(1, int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else _world_size())
-    share = train.batch_size // (train.micro_batch_size * processes)
-    if share * train.micro_batch_size * processes != train.batch_size:
+    micro = min(train.micro_batch_size, max(1, train.batch_size // processes))  # many processes need smaller ones
+    share = train.batch_size // (micro * processes)
+    if share * micro * processes != train.batch_size:
         raise UserError(
             f"train.batch_size: {train.batch_size} is not a multiple of micro_batch_size x processes "
-            f"({train.micro_batch_size} x {processes})"
+            f"({micro} x {processes})"
         )
     when = "steps" if has_validation else "no"
     return TrainingArguments(
         output_dir=str(folder.checkpoints),
         num_train_epochs=train.epochs,
         max_steps=train.max_steps,
-        per_device_train_batch_size=train.micro_batch_size,
+        per_device_train_batch_size=micro,
         per_device_eval_batch_size=config.evaluation.batch_size,
         gradient_accumulation_steps=share,
         learning_rate=train.learning_rate,

@@ -7,7 +7,21 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
+from vlm.data.examples import CaseDataset
 from vlm.run_folder import read_log
+
+
+class EpochOfDataset(TrainerCallback):
+    """Tells the training set its epoch.
+
+    accelerate does so only for some samplers: not after a resume within an epoch, and not with several processes.
+    """
+
+    def __init__(self, dataset: CaseDataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class RunLog(TrainerCallback):
@@ -34,17 +48,13 @@ class Progress(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not (state.is_world_process_zero and self.training_bar is not None and logs):
             return
-        names = {
-            "loss_bce": "BCE",
-            "loss_ce": "CE",
-            "eval_loss_bce": "BCE",
-            "eval_loss_ce": "CE",
-            "eval_auroc": "AUROC",
-        }
-        shown = {title: f"{logs[name]:.3f}" for name, title in names.items() if name in logs}
-        if "eval_loss" in logs:
-            values = "  ".join(f"{title} {value}" for title, value in shown.items())
-            self.training_bar.write(f"step {state.global_step}: validation  {values}")
+        evaluation = "eval_loss" in logs
+        names = {"loss_bce": "BCE", "loss_ce": "CE", "auroc": "AUROC"}
+        values = {title: logs.get(f"eval_{name}" if evaluation else name) for name, title in names.items()}
+        shown = {title: f"{value:.3f}" for title, value in values.items() if value is not None and math.isfinite(value)}
+        if evaluation:
+            line = "  ".join(f"{title} {value}" for title, value in shown.items())
+            self.training_bar.write(f"step {state.global_step}: validation  {line}")
         elif shown:
             self.training_bar.set_postfix(shown)
 

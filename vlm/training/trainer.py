@@ -68,8 +68,10 @@ class ReportTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Split the training loss of a log row into its two terms."""
         if "loss" in logs:
-            steps = max(self.state.global_step - self._terms_since, 1)
-            bce, ce = (self.accelerator.reduce(self._terms, "sum") / steps).tolist()
+            bce, ce = self.accelerator.reduce(self._terms, "sum").tolist()
+            bce /= max(self.state.global_step - self._terms_since, 1)
+            text_steps = self.state.global_step - max(self._terms_since, self.loss_config.head_only_steps)
+            ce = ce / text_steps if text_steps > 0 else math.nan  # not 0: nothing was measured
             logs = {"loss": logs["loss"], "loss_bce": bce, "loss_ce": ce, **logs}
             self._terms.zero_()
             self._terms_since = self.state.global_step
