@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from vlm.config import Config, DataConfig, PhantomConfig
-from vlm.data.cohort import CaseSpec
+from vlm.data.case import CaseSpec
 from vlm.data.examples import CaseDataset
 from vlm.data.images import ImageSpec
 from vlm.data.phantom import load_phantom

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm.config import AugmentConfig, Config, DropoutConfig, SectionConfig
-from vlm.data.cohort import CaseSpec
+from vlm.data.case import CaseSpec
 from vlm.data.examples import CaseDataset, available_evidence, compose_report
 from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vlm.config import Config, FusionConfig, VisionConfig
+from vlm.data.case import make_example
 from vlm.data.collate import IGNORED, Collator
-from vlm.data.examples import make_example
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM

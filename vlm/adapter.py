@@ -19,7 +19,7 @@ import torch
 import vlm
 from vlm.cli import from_dict
 from vlm.config import ModelConfig, VitalConfig
-from vlm.data.cohort import CaseSpec
+from vlm.data.case import CaseSpec
 from vlm.data.images import ImageSpec
 from vlm.data.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError

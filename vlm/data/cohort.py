@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vlm.config import DataConfig, SectionConfig
-from vlm.data.images import ImageSpec
-from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
 from vlm.errors import UserError
 
@@ -63,24 +62,6 @@ class Cohort:
         split, patient = np.array(self.dataset["split"]), np.array(self.dataset["patient"])
         parts = [f"{name} {(split == name).sum()} ({len(set(patient[split == name]))} patients)" for name in SPLITS]
         return "cases: " + ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class CaseSpec:
-    """What a trained model must be given and what it answers; saved in the adapter."""
-
-    image: ImageSpec
-    schema: VitalsSchema
-    statistics: VitalsStatistics
-    labels: tuple[str, ...]
-
-    @classmethod
-    def fit(cls, cohort: Cohort, image: ImageSpec, bins: int) -> "CaseSpec":
-        """Take names from the cohort and the vitals' scale from its training split alone."""
-        rows = cohort.split("train")
-        vitals = np.array(rows["vitals"], dtype=np.float32).reshape(len(rows), len(cohort.schema))  # N × m, m may be 0
-        statistics = VitalsStatistics.fit(cohort.schema, vitals, bins)
-        return cls(image, cohort.schema, statistics, cohort.labels)
 
 
 def features(vitals: int, labels: int, sections: int) -> datasets.Features:

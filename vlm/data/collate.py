@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import torch
 
-from vlm.data.examples import Example
+from vlm.data.case import Example
 from vlm.data.prompt import Prompt
 
 IGNORED = -100

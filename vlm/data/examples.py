@@ -9,11 +9,8 @@ import numpy as np
 import torch
 
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
-from vlm.data.cohort import CaseSpec
-from vlm.data.images import augment, read_image, to_pixel_values, to_square
-
-Example = dict[str, Any]
-"""id, pixel_values (3 × S × S), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
+from vlm.data.case import CaseSpec, Example, make_example
+from vlm.data.images import augment, read_image, to_square
 
 
 def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig], available: Collection[str]) -> str:
@@ -100,26 +97,3 @@ class CaseDataset(torch.utils.data.Dataset):
             picture = None
         lost = (draws[2:] < dropout.value) | (draws[1] < dropout.vitals)
         return picture, np.where(lost, np.float32("nan"), vitals)
-
-
-def make_example(
-    spec: CaseSpec,
-    picture: np.ndarray | None,
-    vitals: np.ndarray,
-    id: str = "",
-    targets: np.ndarray | None = None,
-    report: str = "",
-    context: str = "",
-) -> Example:
-    """Put one case into the form that `Collator` takes; S × S uint8 picture or None, m vitals with NaN."""
-    size = spec.image.size
-    pixels = np.zeros((3, size, size), np.float32) if picture is None else to_pixel_values(picture, spec.image)
-    return {
-        "id": id,
-        "pixel_values": torch.from_numpy(pixels),
-        "has_image": picture is not None,
-        "vitals": torch.from_numpy(vitals.astype(np.float32)),
-        "targets": torch.from_numpy(targets if targets is not None else np.full(len(spec.labels), np.nan, np.float32)),
-        "report": report,
-        "context": context,
-    }

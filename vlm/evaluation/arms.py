@@ -6,8 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from vlm.data.cohort import CaseSpec, FactReader, Facts
-from vlm.data.examples import CaseDataset, Example, available_evidence, compose_report, load_picture, make_example
+from vlm.data.case import CaseSpec, Example, make_example
+from vlm.data.cohort import FactReader, Facts
+from vlm.data.examples import CaseDataset, available_evidence, compose_report, load_picture
 
 Shown = Literal["own", "swapped", "none"]
 

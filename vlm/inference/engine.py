@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm.data.case import Example, make_example
 from vlm.data.collate import Batch, Collator
-from vlm.data.examples import Example, make_example
 from vlm.data.images import read_image, to_square
 from vlm.data.schema import describe
 from vlm.inference.report import Report
@@ -87,16 +87,19 @@ def merged_lora(model: ClinicalVLM) -> Iterator[None]:
     model.eval()
     layers = [module for module in model.llm.modules() if type(module) is Linear]  # quantised layers are others
     weights = [layer.get_parameter("base_layer.weight") for layer in layers]
-    kept = [weight.detach().clone() for weight in weights]
+    kept = [weight.data for weight in weights]
     try:
-        for layer in layers:
-            layer.merge()
+        for layer, weight in zip(layers, weights, strict=True):
+            for name in layer.active_adapters:
+                a, b = (layer.get_parameter(f"lora_{side}.{name}.weight").detach() for side in "AB")  # r × in, out × r
+                # PEFT's own merge adds in place; one product beside the old weight is quicker and needs no copy of it.
+                weight.data = torch.addmm(weight.data, b, a, alpha=layer.scaling[name])
+                layer.merged_adapters.append(name)
         yield
     finally:
-        with torch.no_grad():
-            for layer, weight, before in zip(layers, weights, kept, strict=True):
-                layer.merged_adapters.clear()
-                weight.copy_(before)
+        for layer, weight, before in zip(layers, weights, kept, strict=True):
+            layer.merged_adapters.clear()
+            weight.data = before
         model.train(was_training)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vlm.config import ModelConfig
-from vlm.data.cohort import CaseSpec
+from vlm.data.case import CaseSpec
 from vlm.data.collate import Batch
 from vlm.data.prompt import Prompt
 from vlm.device import choose_device, choose_precision

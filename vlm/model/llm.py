@@ -143,7 +143,8 @@ def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
 def embedding_rms(llm: PreTrainedModel) -> float:
     """Root mean square of the token embeddings: the size at which evidence tokens are shown."""
     weight = word_embeddings(llm)
-    return float(weight.float().pow(2).mean().sqrt()) * embedding_scale(llm)
+    norm = torch.linalg.vector_norm(weight, dtype=torch.float32)
+    return float(norm) / weight.numel() ** 0.5 * embedding_scale(llm)
 
 
 def embedding_scale(llm: PreTrainedModel) -> float:

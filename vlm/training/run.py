@@ -12,7 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import save
 from vlm.config import Config
-from vlm.data.cohort import CaseSpec, Cohort
+from vlm.data.case import CaseSpec
+from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
 from vlm.data.examples import CaseDataset
 from vlm.data.images import ImageSpec

@@ -1,0 +1,57 @@
+"""One case as a model is given it, whatever table, request or file it came from."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vlm.data.images import ImageSpec, to_pixel_values
+from vlm.data.schema import VitalsSchema, VitalsStatistics
+
+if TYPE_CHECKING:  # drafting needs no tables, and their libraries take a second to import
+    from vlm.data.cohort import Cohort
+
+Example = dict[str, Any]
+"""id, pixel_values (3 × S × S), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
+
+
+@dataclass(frozen=True)
+class CaseSpec:
+    """What a trained model must be given and what it answers; saved in the adapter."""
+
+    image: ImageSpec
+    schema: VitalsSchema
+    statistics: VitalsStatistics
+    labels: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int) -> "CaseSpec":
+        """Take names from the cohort and the vitals' scale from its training split alone."""
+        rows = cohort.split("train")
+        vitals = np.array(rows["vitals"], dtype=np.float32).reshape(len(rows), len(cohort.schema))  # N × m, m may be 0
+        statistics = VitalsStatistics.fit(cohort.schema, vitals, bins)
+        return cls(image, cohort.schema, statistics, cohort.labels)
+
+
+def make_example(
+    spec: CaseSpec,
+    picture: np.ndarray | None,
+    vitals: np.ndarray,
+    id: str = "",
+    targets: np.ndarray | None = None,
+    report: str = "",
+    context: str = "",
+) -> Example:
+    """Put one case into the form that `Collator` takes; S × S uint8 picture or None, m vitals with NaN."""
+    size = spec.image.size
+    pixels = np.zeros((3, size, size), np.float32) if picture is None else to_pixel_values(picture, spec.image)
+    return {
+        "id": id,
+        "pixel_values": torch.from_numpy(pixels),
+        "has_image": picture is not None,
+        "vitals": torch.from_numpy(vitals.astype(np.float32)),
+        "targets": torch.from_numpy(targets if targets is not None else np.full(len(spec.labels), np.nan, np.float32)),
+        "report": report,
+        "context": context,
+    }
