@@ -223,3 +223,18 @@ def test_a_base_whose_logits_are_no_plain_product_is_refused(tiny_config: Config
     AutoTokenizer.from_pretrained(tiny_llm).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="puts soft-capping on its logits"):
         rebuild(tiny_config, llm=replace(tiny_config.model.llm, base=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("systolic", "diastolic", "wanted"),
+    [(120, 80, "normal"), (120, 95, "elevated"), (150, 80, "elevated"), (85, 70, "low"), (150, 50, "elevated"),
+     (float("nan"), 80, "not measured"), (float("nan"), 95, "elevated")],
+)  # fmt: skip
+def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wanted: str) -> None:
+    from vlm.data.phantom import VITALS
+    from vlm.model.vitals import PRESSURE_STATES, VitalFeatures, pressure_state
+
+    parts = [VitalFeatures(vital, 0.0, 1.0, (0.0, 1.0)) for vital in VITALS[1:3]]
+    states = [encode(torch.tensor([value]))[1] for encode, value in zip(parts, (systolic, diastolic), strict=True)]
+    state = pressure_state(*states)
+    assert state.sum() == 1 and PRESSURE_STATES[int(state.argmax())] == f"blood pressure {wanted}"

@@ -78,22 +78,55 @@ class VitalsEncoder(nn.Module):
         scales = zip(schema.vitals, statistics.centre, statistics.scale, statistics.edges, strict=True)
         values = [VitalFeatures(*scale) for scale in scales]
         self.values = nn.ModuleList(values)
+        self.pressure = _pressure(values, schema)
+        state_names = [value.names for value in values]
+        if self.pressure:
+            state_names[self.pressure[0]] = [*state_names[self.pressure[0]], *PRESSURE_STATES]
         self.tokens = min(config.tokens, len(schema))
         self.groups = [group.tolist() for group in np.array_split(np.arange(len(schema)), max(self.tokens, 1))]
         self.projectors = nn.ModuleList()
         for group in self.groups if self.tokens else []:
-            names = [name for i in group for name in values[i].names]
+            names = [name for i in group for name in state_names[i]]
             size = sum(values[i].size for i in group)
             self.projectors.append(NamedProjector(size + len(names), embed_names(names), token_rms))
-        self.size = sum(value.size + len(value.names) for value in values)
+        self.size = sum(value.size for value in values) + sum(map(len, state_names))
 
     def forward(self, vitals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """B × m with NaN where missing → vitals tokens B × n × H, and the features x of equation (4), B × X."""
         if not self.tokens:
             return vitals.new_zeros(len(vitals), 0, 0), vitals.new_zeros(len(vitals), 0)
-        features, states = zip(*(encode(vitals[:, i]) for i, encode in enumerate(self.values)), strict=True)
+        encoded = [encode(vitals[:, i]) for i, encode in enumerate(self.values)]
+        features, states = [pair[0] for pair in encoded], [pair[1] for pair in encoded]
+        if self.pressure:
+            systolic, diastolic = self.pressure
+            both = pressure_state(states[systolic], states[diastolic])  # B × 4
+            states[systolic] = torch.cat([states[systolic], both], dim=1)
         tokens = []
         for group, projector in zip(self.groups, self.projectors, strict=True):
             state = torch.cat([states[i] for i in group], dim=1)  # B × S
             tokens.append(projector(state, torch.cat([*[features[i] for i in group], state], dim=1)))
         return torch.stack(tokens, dim=1), torch.cat([*features, *states], dim=1)
+
+
+PRESSURE_STATES = [f"blood pressure {word}" for word in ("not measured", "low", "normal", "elevated")]
+
+
+def _pressure(values: list[VitalFeatures], schema: VitalsSchema) -> tuple[int, int] | None:
+    """Where systolic and diastolic pressure stand, if the schema has both with a reference range."""
+    if not {"systolic", "diastolic"} <= set(schema.names):
+        return None
+    pair = schema.position("systolic"), schema.position("diastolic")
+    return pair if all(len(values[i].names) == len(PRESSURE_STATES) for i in pair) else None
+
+
+def pressure_state(systolic: torch.Tensor, diastolic: torch.Tensor) -> torch.Tensor:
+    """States of both parts (B × 4 each, one-hot) → state of the blood pressure, B × 4.
+
+    It is one measurement with one verdict: elevated where either part is (Mancia et al., 2023), else low where
+    either is, and a part alone is no measurement. Left to the text loss, a high diastolic value beside a normal
+    systolic one is the last thing to be learned.
+    """
+    missing, low, _, elevated = (systolic + diastolic).clamp(max=1).unbind(dim=1)  # each B
+    low = low * (1 - elevated)
+    missing = missing * (1 - elevated) * (1 - low)
+    return torch.stack([missing, low, 1 - missing - low - elevated, elevated], dim=1)
