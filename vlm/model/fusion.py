@@ -6,7 +6,6 @@ from torch import nn
 from vlm.config import FusionConfig
 from vlm.model.projection import NamedProjector, TokenProjector
 
-
 SHARPNESS = 3.0
 """Logits are multiplied by this for the verdict: 0.8 becomes 0.98, 0.2 becomes 0.02."""
 
