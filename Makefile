@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-.PHONY: help install demo test lint
+.PHONY: help install demo test soak lint
 
 help:
 	@echo "make demo   install, train on the built-in cohort, test it, draft the report of an unseen case"
 	@echo "make test   install and run the whole test suite"
+	@echo "make soak   the long statistical checks that make test samples"
 
 install: $(VENV)/.installed
 
@@ -34,6 +35,9 @@ demo: install
 
 test: install lint
 	$(BIN)/python -m pytest
+
+soak: install
+	$(BIN)/python -m pytest -m soak
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The test at the end of a run: intervals, arms, facts and figures."""
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,48 +15,13 @@ from vlm.data.case import CaseSpec
 from vlm.data.examples import CaseDataset
 from vlm.data.images import ImageSpec
 from vlm.data.phantom import load_phantom
+from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.arms import ARMS, ArmCases, all_right
+from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.figures import correlation_figure, loss_figure, pairwise_correlation
-from vlm.evaluation.intervals import auroc, patient_bootstrap
-from vlm.evaluation.run import fact_metrics
-from vlm.evaluation.scoring import CaseScores, split_metrics
-
-
-def test_auroc_is_that_of_scikit_learn() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        targets, scores = rng.integers(0, 2, 30), rng.integers(0, 8, 30).astype(float)  # with ties
-        if 0 < targets.sum() < 30:
-            assert auroc(targets, scores) == pytest.approx(roc_auc_score(targets, scores), abs=1e-12)
-    assert np.isnan(auroc(np.ones(5), np.arange(5.0)))
-
-
-def test_the_bootstrap_resamples_patients_and_not_cases() -> None:
-    """Ten copies of each patient's case carry no more evidence than one."""
-    rng = np.random.default_rng(1)
-    values = rng.normal(size=60)
-    patients = [f"p{number}" for number in range(60)]
-    once = patient_bootstrap(lambda rows: values[rows].mean(), patients, 2000)
-    copies, owners = np.repeat(values, 10), np.repeat(patients, 10)
-    tenfold = patient_bootstrap(lambda rows: copies[rows].mean(), owners, 2000)
-    assert tenfold.high - tenfold.low == pytest.approx(once.high - once.low, rel=0.1)
-    assert once.low < values.mean() < once.high
-    assert once.high - once.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(60), rel=0.15)
-
-
-def test_no_interval_is_stated_where_there_is_none() -> None:
-    assert patient_bootstrap(lambda rows: float("nan"), ["a", "b"], 100).value is None
-    assert patient_bootstrap(lambda rows: 1.0, ["a", "a"], 100) == (1.0, None, None)
-
-
-def test_split_metrics_are_exact_means_and_skip_the_unknown() -> None:
-    logits = np.array([[2.0], [-1.0], [3.0]])
-    targets = np.array([[1.0], [0.0], [np.nan]])
-    scores = CaseScores.from_columns(np.column_stack([logits, [6.0, 0.0, 3.0], [2, 0, 4]]), targets)
-    metrics = split_metrics(scores, ["a"], alpha=0.25)
-    bce = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(-1.0))])
-    assert metrics["eval_loss_ce"] == pytest.approx(9 / 6) and metrics["eval_loss_bce"] == pytest.approx(bce)
-    assert metrics["eval_loss"] == pytest.approx(0.25 * bce + 0.75 * 1.5) and metrics["eval_auroc"] == 1.0
+from vlm.evaluation.measures import contradictions
+from vlm.evaluation.run import Splits, evaluate
+from vlm.evaluation.scoring import CaseScores
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +38,12 @@ def test_an_arm_shows_what_its_facts_say(arm, phantom) -> None:
     """A reader who writes down what each arm shows is right about every fact; the arms differ as named."""
     cohort, dataset = phantom
     cases = ArmCases(arm, dataset)
-    wanted, examples = cases.facts(cohort.facts), list(cases.examples())
+    wanted, examples = cases.facts(cohort.facts), [cases[index] for index in range(len(cases))]
     own = [cohort.facts.read(dataset[index]["report"]) for index in range(len(dataset))]
     for index, example in enumerate(examples):
-        assert (wanted[index]["finding"] == "no image") == (not example["has_image"])
+        shown = example["has_image"] and (arm.image != "blank" or not cases.has_image[index])
+        assert (wanted[index]["finding"] == "no image") == (not shown)
+        assert example["report"] == dataset[index]["report"], "the reference stays the case's own"
         missing = bool(np.isnan(example["vitals"][0]))
         assert (wanted[index]["glucose"] == "not measured") == missing
     image_kept = all_right(wanted, own, ["finding", "side", "zone"]).all()
@@ -98,39 +66,100 @@ def test_a_report_is_right_only_if_every_fact_is() -> None:
     assert all_right(stated, wanted, ["a"]).tolist() == [True, True, False]
 
 
-def test_models_that_ignore_their_input_are_caught(phantom) -> None:
-    """Reports that are constant, or right about one modality alone, score so in the arm that shows it."""
+def perfect(rows: list[str], image_of: int, vitals_of: int) -> str:
+    """The report of a reader who is shown one case's image and another's vitals; -1 for none."""
+    parts = [rows[image_of].split(". ")[0].rstrip(".") + "."] if image_of >= 0 else ["No image was available."]
+    if vitals_of >= 0:
+        return " ".join([*parts, *rows[vitals_of].split(". ", 1)[1:]])
+    return " ".join([*parts, "Glucose was not measured. Blood pressure was not measured."])
+
+
+class Reader:
+    """A model in a test: what it writes and what its head says follows from what it looks at."""
+
+    def __init__(self, image: bool, vitals: bool) -> None:
+        self.image, self.vitals = image, vitals
+
+    def __call__(self, model, cases: ArmCases, config: Config, given: CaseScores) -> ArmResult:
+        image = cases.image_donor if self.image else np.zeros(len(cases), dtype=int)
+        vitals = cases.vitals_donor if self.vitals else np.zeros(len(cases), dtype=int)
+        reports = cases.dataset.reports
+        drafts = [perfect(reports, int(a), int(b)) for a, b in zip(image, vitals, strict=True)]
+        targets = np.array(cases.dataset.rows["labels"], dtype=np.float64)
+        shown = targets[np.maximum(image, 0)] * (image >= 0)[:, None]
+        wrong = np.array([draft != own for draft, own in zip(drafts, reports, strict=True)])
+        return ArmResult(drafts, 6 * shown - 3, given.tokens * np.where(wrong, 2.0, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("image", "vitals", "said"),
+    [
+        (True, True, []),
+        (False, False, ["Constant report", "Ignores the image", "Ignores the vitals"]),
+        (False, True, ["Ignores the image"]),
+        (True, False, ["Ignores the vitals"]),
+    ],
+)
+def test_a_model_is_named_for_what_it_is(
+    image: bool, vitals: bool, said: list[str], phantom, tiny_config: Config, tiny_model, tmp_path: Path, monkeypatch
+) -> None:
+    """A good reader, a constant report, one that ignores the image and one that ignores the vitals."""
     cohort, dataset = phantom
-    arms = {arm.name: ArmCases(arm, dataset) for arm in ARMS}
-    wanted = {name: cases.facts(cohort.facts) for name, cases in arms.items()}
-
-    def measure(name: str, sentences) -> dict:
-        drafts = [(" ".join(sentences(index)), {}) for index in range(len(dataset))]
-        return fact_metrics(arms[name], cohort.facts, drafts, 50)
-
-    def perfect(name: str):
-        """The report of whoever is shown; the facts of each arm come from its donors."""
-        cases = arms[name]
-        return lambda index: [
-            dataset[int(cases.image_donor[index])]["report"].split(". ")[0] + "."
-            if cases.image_donor[index] >= 0
-            else "No image was available.",
-            *dataset[int(cases.vitals_donor[index])]["report"].split(". ", 1)[1:],
-        ]
-
-    for name in ("as_given", "image_swapped", "vitals_swapped"):
-        result = measure(name, perfect(name))
-        assert result["image_facts_right"]["value"] == result["vitals_facts_right"]["value"] == 1.0
-    constant = measure(
-        "as_given", lambda _: ["No opacity in either lung. Glucose is normal. Blood pressure is normal."]
+    reader = Reader(image, vitals)
+    scores = CaseScores(
+        np.zeros((len(dataset), len(cohort.labels))),
+        np.array(dataset.rows["labels"], dtype=np.float64),
+        np.zeros(len(dataset)),
+        np.full(len(dataset), 10.0),
     )
-    assert constant["image_facts_right"]["value"] < 0.65 and constant["finding_asserted_without_image"]["value"] == 1.0
-    blind = measure("image_swapped", perfect("as_given"))  # writes what it would write anyway
-    assert blind["image_facts_right"]["value"] < 0.6 and blind["vitals_facts_right"]["value"] == 1.0
-    numb = measure("vitals_swapped", perfect("as_given"))
-    assert numb["vitals_facts_right"]["value"] < 0.6 and numb["image_facts_right"]["value"] == 1.0
-    assert measure("image_withheld", perfect("image_withheld"))["finding_asserted_without_image"]["value"] == 0.0
-    assert json.loads(json.dumps(constant, allow_nan=False)) and wanted["as_given"]
+    given = reader(None, ArmCases(ARMS[0], dataset), tiny_config, scores)
+    scores = replace(scores, logits=given.logits, losses=given.losses)
+    tiny_model.spec = dataset.spec
+    splits = Splits(dataset, dataset, dataset)
+    monkeypatch.setattr("vlm.evaluation.run.Splits.of", lambda *_: splits)
+    monkeypatch.setattr("vlm.evaluation.run.score_cases", lambda *_, **__: scores)
+    monkeypatch.setattr("vlm.evaluation.run.run_arm", reader)
+    metrics = evaluate(tiny_model, cohort, tiny_config, tmp_path / "out")
+
+    faults = [verdict["text"] for verdict in metrics["verdicts"] if not verdict["good"]]
+    named = [text for text in faults if text.startswith(("Constant", "Ignores", "No proof"))]
+    assert len(named) == len(said) and all(a.startswith(b) for a, b in zip(named, said, strict=True)), faults
+    facts = metrics["facts"]
+    for arm, kind, sees in (("image_swapped", "image", image), ("vitals_swapped", "vitals", vitals)):
+        right = facts[arm][f"{kind}_facts_right"]["value"]
+        assert right == 1.0 if sees else right < 0.6
+    if image and vitals:
+        assert metrics["findings"]["f1"]["value"] == 1 and metrics["numbers"]["consistent"]["value"] == 1
+        assert facts["as_given"]["image_facts_right"]["value"] == 1
+        assert facts["vitals_withheld"]["vitals_facts_right"]["value"] == 1
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert "data:image/png;base64" in page and "http" not in page
+    assert all(verdict["text"] in page for verdict in metrics["verdicts"])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == len(dataset) and json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+
+
+def test_head_and_text_that_disagree_are_counted() -> None:
+    drafts = ["Dense shadow in the left lower zone.", "No opacity in either lung.", "Glucose is normal.", "No opacity."]
+    probabilities = np.array([[0.9], [0.9], [0.9], [0.1]])
+    assert contradictions(drafts, probabilities, ["pathology"], {"pathology": "opacity"}).tolist()[:2] == [0, 1]
+    assert np.isnan(contradictions(drafts, probabilities, ["pathology"], {"pathology": "opacity"})[2])
+    assert np.isnan(contradictions(drafts, probabilities, ["covid"], {})).all()
+
+
+def test_baselines_cost_nothing_and_see_what_they_say(phantom, tiny_model) -> None:
+    _, dataset = phantom
+    assert constant_report(["b", "a", "a", ""]) == "a" and constant_report([""]) == ""
+    tiny_model.spec = dataset.spec
+    assert nearest_reports(tiny_model, dataset, dataset, 16) != [dataset.report(0)] * len(dataset)
+    own = nearest_reports(tiny_model, dataset, dataset, 16)
+    images = [index for index, cell in enumerate(dataset.rows["image"]) if cell]
+    assert all(own[index] == dataset.report(index) for index in images), "the nearest to a known image is itself"
+    scores = classifier_scores(dataset, dataset, "vitals")
+    targets = np.array(dataset.rows["labels"], dtype=np.float64)
+    assert roc_auc_score(targets[:, 0], scores[:, 0]) > 0.7  # glucose tells pathology
+    missing = classifier_scores(dataset, dataset, "missingness")
+    assert roc_auc_score(targets[:, 0], missing[:, 0]) < 0.7 and len(np.unique(missing[:, 0])) < 9
 
 
 def test_pairwise_correlation_is_numpy_s_on_the_rows_that_have_both() -> None:

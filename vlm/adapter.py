@@ -9,20 +9,22 @@ metrics.json, README.md                          what it was measured to do, and
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import vlm
+from vlm.card import card
 from vlm.cli import from_dict
 from vlm.config import ModelConfig, VitalConfig
 from vlm.data.case import CaseSpec
 from vlm.data.images import ImageSpec
 from vlm.data.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
+from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import load_llm
 
@@ -127,11 +129,21 @@ def describe(model: ClinicalVLM) -> dict[str, Any]:
         "vitals": [asdict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),
+        "calibration": asdict(model.calibration),
     }
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, CaseSpec, str]:
-    """Read config.json; returns the model's config, what a case looks like, and the base's fingerprint."""
+class AdapterConfig(NamedTuple):
+    """The content of config.json."""
+
+    model: ModelConfig
+    spec: CaseSpec
+    base_fingerprint: str
+    calibration: Calibration
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Read config.json; raises `UserError` if it is missing, incomplete or of another format."""
     file = folder / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -151,7 +163,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, CaseSpec, str]:
             ),
             labels=tuple(values["labels"]),
         )
-        return from_dict(ModelConfig, values["model"], where), spec, str(values["base_fingerprint"])
+        model = from_dict(ModelConfig, values["model"], where)
+        return AdapterConfig(model, spec, str(values["base_fingerprint"]), Calibration(**values["calibration"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: incomplete config: {error}") from None
 
@@ -177,7 +190,7 @@ def load(
     for name in REQUIRED:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; not a complete adapter folder")
-    config, spec, wanted = read_config(folder)
+    config, spec, wanted, calibration = read_config(folder)
     if base is not None:
         config = replace(config, llm=replace(config.llm, base=base, sha256=None, revision=None))
     device = device or choose_device().value
@@ -193,6 +206,7 @@ def load(
     except Exception as error:  # safetensors raises its own bare exception type
         raise UserError(f"{folder}: broken safetensors file: {error}") from None
     load_state(model, lora, rest, str(folder))
+    model.calibration = calibration
     return model.to(device).eval()
 
 
@@ -215,57 +229,3 @@ def resolve(adapter: str, revision: str | None = None) -> Path:
 
 def _write_json(file: Path, values: Any) -> None:
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def card(model: ClinicalVLM, metrics: Mapping[str, Any]) -> str:
-    """README.md of the adapter, with the metadata that the Hub reads."""
-    vitals = ", ".join(
-        f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals
-    )
-    base = model.model_config.llm.base
-    base_line = "" if base.startswith("pypi:") or Path(base).exists() else f"base_model: {base}\n"
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _measured(metrics))
-    return f"""---
-library_name: peft
-pipeline_tag: image-text-to-text
-{base_line}tags: [clinical-vlm, radiology, lora]
----
-
-# Clinical report adapter
-
-Drafts a report from an image and clinical values, and gives a probability for each label.
-**A draft for a clinician's eyes. Not a medical device; never use it to diagnose or to treat.**
-
-- Base model: `{base}` (4-bit, frozen)
-- Image encoder: timm `{model.model_config.vision.name}`
-- Vitals: {vitals or "none"}
-- Labels: {", ".join(model.spec.labels) or "none"}
-
-```python
-from vlm import ClinicalVLM
-
-model = ClinicalVLM.from_pretrained("path/or/hub-id")
-print(model.predict(image="case.png", vitals={{}}))
-```
-
-## Measured
-
-On unseen cases; 95 % intervals by bootstrap over patients.
-
-| metric | value |
-| --- | --- |
-{rows or "| none | not evaluated |"}
-"""
-
-
-def _measured(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """(name, value) of every number in nested metrics; an estimate is one value with its interval."""
-    for key, value in metrics.items():
-        name = f"{above}{key.replace('_', ' ')}"
-        if isinstance(value, Mapping) and value.keys() >= {"value", "low", "high"}:
-            interval = f" ({value['low']:.3f} to {value['high']:.3f})" if value["low"] is not None else ""
-            yield name, "not defined" if value["value"] is None else f"{value['value']:.3f}{interval}"
-        elif isinstance(value, Mapping):
-            yield from _measured(value, f"{name}, ")
-        elif value is not None:
-            yield name, f"{value:.3f}" if isinstance(value, float) else str(value)

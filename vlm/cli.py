@@ -153,6 +153,7 @@ def _check_values(config: Config) -> None:
         ),
         (config.evaluation.batch_size > 0, "evaluation.batch_size", "at least 1"),
         (config.evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", "at least 1"),
+        (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
         (config.data.image_size >= 32, "data.image_size", "at least 32 pixels"),
         (config.model.vision.grid > 0 and config.model.vision.summary_grid > 0, "model.vision.grid", "at least 1"),
         (config.model.vitals.tokens > 0, "model.vitals.tokens", "at least 1"),

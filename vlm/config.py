@@ -78,6 +78,9 @@ class TableConfig:
     """Clinical values; order is kept."""
     report: list[SectionConfig] = field(default_factory=list)
     """Columns that make the reference report, in order."""
+    label_findings: dict[str, str] = field(default_factory=dict)
+    """Label → finding of the rule-based labeller that it stands for, to compare head and text; a label that is
+    named like a finding needs no entry."""
 
 
 @dataclass(frozen=True)
@@ -335,7 +338,9 @@ class EvaluationConfig:
     bootstrap_draws: int = 2000
     """Draws of patients for a 95 % interval."""
     ablation: bool = True
-    """Draft every test case again with its image or vitals swapped and withheld."""
+    """Draft every test case again with its image or vitals swapped, blanked and withheld."""
+    ablation_cases: int = 0
+    """Cases whose text loss is measured again so; 0 for all of them."""
 
 
 @dataclass(frozen=True)

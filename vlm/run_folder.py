@@ -58,8 +58,8 @@ class RunFolder:
         found = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
         if not found or not self.config.is_file() or not self.cases.is_file():
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
-        before = _flat(yaml.safe_load(self.config.read_text(encoding="utf-8")))
-        now = _flat(yaml.safe_load(to_yaml(config)))
+        before = dotted(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        now = dotted(yaml.safe_load(to_yaml(config)))
         for key in before.keys() | now.keys():
             if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
                 raise UserError(
@@ -77,11 +77,11 @@ MAY_CHANGE = (
 """Options that a resumed run may have otherwise: none of them changes what the steps already made have learned."""
 
 
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+def dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        flat |= dotted(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return flat
 
 

@@ -43,6 +43,8 @@ class Cohort:
     """The S parts of a report, and the evidence each needs."""
     facts: FactReader | None = None
     """How to check reports, where the source knows."""
+    label_findings: dict[str, str] = field(default_factory=dict)
+    """Label → the finding it stands for in a report, where it has one."""
     warnings: tuple[str, ...] = field(default=())
     """What a careful colleague would mention."""
 

@@ -88,6 +88,18 @@ class CaseDataset(torch.utils.data.Dataset):
             context=row["context"] or "",
         )
 
+    def report(self, index: int) -> str:
+        """The full reference report of a case with the evidence it has; no image is decoded."""
+        row = self.rows[int(index)]
+        vitals = np.array(row["vitals"], dtype=np.float32)
+        available = available_evidence(self.spec.schema.names, vitals, row["image"] is not None)
+        return compose_report(row["sections"], self.sections, available)
+
+    @property
+    def reports(self) -> list[str]:
+        """All reference reports, in table order."""
+        return [self.report(index) for index in range(len(self))]
+
     @staticmethod
     def _drop(
         picture: np.ndarray | None, vitals: np.ndarray, dropout: DropoutConfig, rng: np.random.Generator

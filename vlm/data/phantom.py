@@ -52,6 +52,7 @@ TABLE = TableConfig(
     patient="patient",
     probability="pathology_probability",
     labels=LABELS,
+    label_findings={"pathology": "opacity"},
     vitals=VITALS,
     report=[
         SectionConfig("image_report", ["image"], NO_IMAGE),

@@ -77,7 +77,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     dataset = build_dataset(columns, schema, len(table.labels), len(sections))
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
-    return Cohort(dataset, schema, tuple(table.labels), sections, warnings=tuple(warnings))
+    return Cohort(dataset, schema, tuple(table.labels), sections, None, table.label_findings, tuple(warnings))
 
 
 def _probabilities(cells: list[str], where: str) -> list[float | None]:

@@ -1,16 +1,18 @@
 """The same cases with evidence swapped or withheld: does the report follow what is shown?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
-from vlm.data.case import CaseSpec, Example, make_example
+from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
 from vlm.data.examples import CaseDataset, available_evidence, compose_report, load_picture
 
-Shown = Literal["own", "swapped", "none"]
+Shown = Literal["own", "swapped", "blank", "none"]
+"""A blank image is there and empty; none is no image at all, which the model was trained to know."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,15 @@ ARMS = (
     Arm("as_given"),
     Arm("image_swapped", image="swapped"),
     Arm("vitals_swapped", vitals="swapped"),
+    Arm("image_blanked", image="blank"),
     Arm("image_withheld", image="none"),
     Arm("vitals_withheld", vitals="none"),
+    Arm("both_withheld", image="none", vitals="none"),
 )
 
 
-class ArmCases:
-    """The cases of a split as one arm shows them, and the facts a right report then states."""
+class ArmCases(torch.utils.data.Dataset):
+    """The cases of a split as one arm shows them: the evidence is the arm's, report and labels are the case's own."""
 
     def __init__(self, arm: Arm, dataset: CaseDataset, seed: int = 0) -> None:
         self.arm, self.dataset = arm, dataset
@@ -46,13 +50,21 @@ class ArmCases:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def examples(self) -> Iterator[Example]:
-        """What the model is shown, in the order of the split."""
-        spec: CaseSpec = self.dataset.spec
-        for index in range(len(self)):
-            picture = self._picture(index)
-            row = self.dataset.rows[index]
-            yield make_example(spec, picture, self._vitals(index), id=row["id"], context=row["context"] or "")
+    def __getitem__(self, index: int) -> Example:
+        """What the model is shown of one case, and what it should have answered."""
+        index = int(index)
+        if self.arm == ARMS[0]:
+            return self.dataset[index]
+        row = self.dataset.rows[index]
+        return make_example(
+            self.dataset.spec,
+            self._picture(index),
+            self._vitals(index),
+            id=row["id"],
+            targets=np.array(row["labels"], dtype=np.float32),
+            report=self.dataset.report(index),
+            context=row["context"] or "",
+        )
 
     def facts(self, reader: FactReader) -> list[Facts]:
         """The facts of what is shown: an image fact is its donor's, a vitals fact its donor's."""
@@ -73,6 +85,9 @@ class ArmCases:
 
     def _picture(self, index: int) -> np.ndarray | None:
         donor = int(self.image_donor[index])
+        if self.arm.image == "blank" and self.has_image[index]:
+            size = self.dataset.spec.image.size
+            return np.zeros((size, size), dtype=np.uint8)
         if donor < 0 or "image" in self.dataset.withhold:
             return None
         return load_picture(self.dataset.rows[donor]["image"], self.dataset.spec)
@@ -89,7 +104,7 @@ def _donors(has: np.ndarray, shown: Shown, seed: int) -> np.ndarray:
     rows = np.where(has, np.arange(len(has)), -1)
     if shown == "own":
         return rows
-    if shown == "none":
+    if shown in ("none", "blank"):
         return np.full(len(has), -1)
     owners = np.random.default_rng(seed).permutation(np.flatnonzero(has))
     rows[owners] = np.roll(owners, 1)  # one cycle through all: everybody gets another's

@@ -1,6 +1,6 @@
 """The figures of a run, as PNG files that read well in print and on a screen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+
+from vlm.config import Config
+from vlm.data.cohort import Cohort
+from vlm.evaluation.scoring import CaseScores
 
 TRAIN, VALIDATION = "#3b6ea8", "#d9822b"
 STYLE: dict[Any, Any] = {
@@ -23,6 +27,65 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.bbox": "tight",
 }
+
+
+def draw_figures(
+    folder: Path,
+    cohort: Cohort,
+    config: Config,
+    scores: CaseScores,
+    probabilities: np.ndarray,
+    patients: np.ndarray,
+    metrics: Mapping[str, Any],
+    log: Sequence[dict[str, Any]],
+) -> None:
+    """Correlations of all cases, the losses of the run, the head's probabilities (N × K), and the ablation."""
+    from vlm.evaluation.curves import probability_figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = np.array(cohort.dataset["probability"], dtype=np.float64)
+    vitals = np.array(cohort.dataset["vitals"], dtype=np.float64).reshape(len(truth), len(cohort.schema))
+    name = "pathology probability"
+    if np.isnan(truth).all() and cohort.labels:
+        truth, name = np.array(cohort.dataset["labels"], dtype=np.float64)[:, 0], f"label {cohort.labels[0]}"
+    table = np.column_stack([vitals, truth])
+    title = f"Vitals and pathology, {len(table):,} cases"
+    correlation_figure(table, [*cohort.schema.names, name], folder / "correlation.png", title)
+    if log:
+        loss_figure(log, folder / "losses.png", config.loss.head_only_steps)
+    probability_figure(scores, probabilities, cohort.labels, patients, folder / "probability.png")
+    ablation_figure(metrics["ablation"], folder / "ablation.png")
+
+
+def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """What each arm changes against the cases as given, with intervals."""
+    panels = {
+        "text_loss_change": "Text loss per token",
+        "finding_f1_change": "Finding F1",
+        "auroc_change": "AUROC, mean of labels",
+        "drafts_changed": "Share of drafts changed",
+    }
+    arms = list(ablation)[::-1]
+    if not arms:
+        return
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(1, len(panels), figsize=(14, 0.8 + 0.42 * len(arms)), sharey=True)
+        for axes, (key, title) in zip(grid, panels.items(), strict=True):
+            for place, arm in enumerate(arms):
+                value, low, high = (ablation[arm][key][part] for part in ("value", "low", "high"))
+                if value is None:
+                    continue
+                if low is not None:
+                    axes.plot([low, high], [place, place], color=TRAIN, lw=2, alpha=0.5)
+                axes.plot(value, place, "o", color=TRAIN)
+            axes.axvline(0, color="0.6", lw=1, ls=":")
+            axes.set_title(title, fontsize=11)
+            axes.margins(x=0.15)
+        grid[0].set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
+        grid[0].set_ylim(-0.6, len(arms) - 0.4)
+        figure.tight_layout()
+        figure.savefig(file)
+        plt.close(figure)
 
 
 def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, title: str) -> np.ndarray:

@@ -5,6 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Weights of the cases (D × N, whole numbers) → D values, NaN where one is not defined."""
+
+FEWEST_PATIENTS = 10
+"""A class with fewer patients gets no interval: the bootstrap would make one up."""
+ROOM = 20_000_000
+"""Weights held at once; more draws go in parts."""
+
 
 class Estimate(NamedTuple):
     """A value with its 95 % interval; null bounds where there was too little to state one."""
@@ -20,43 +28,59 @@ class Estimate(NamedTuple):
 
 
 def patient_bootstrap(
-    statistic: Callable[[np.ndarray], float], patients: Sequence[str], draws: int, seed: int = 0
+    statistic: Statistic,
+    patients: Sequence[str],
+    draws: int,
+    seed: int = 0,
+    classes: np.ndarray | None = None,
 ) -> Estimate:
-    """Value of a statistic and its percentile interval over resampled patients.
+    """Value of a statistic and its percentile interval over resampled patients (Efron, 1979).
 
-    `statistic` takes row indices (with repeats) and gives a number, NaN where it is not defined; draws without
-    a value are passed over. With fewer than two patients there is no interval.
+    A draw is a weight for each case: how often its patient was drawn. Draws in which the statistic is not
+    defined are passed over. There is no interval with fewer than two patients, nor where a class of `classes`
+    (N, the class of each case, NaN for none) is seen in fewer than ten.
     """
     names, group = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
-    value = float(statistic(np.arange(len(group)))) if len(group) else float("nan")
+    value = float(statistic(np.ones((1, len(group))))[0]) if len(group) else float("nan")
     if np.isnan(value):
         return Estimate(None)
-    if len(names) < 2 or draws < 1:
+    if len(names) < 2 or draws < 1 or _smallest_class(group, classes) < FEWEST_PATIENTS:
         return Estimate(value)
-    order = np.argsort(group, kind="stable")  # rows patient by patient
-    sizes = np.bincount(group)
-    starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    values = np.empty(draws)
-    for draw in range(draws):
-        chosen = rng.integers(0, len(names), len(names))
-        size = sizes[chosen]
-        # Places of the chosen patients' rows in `order`: each patient's start, counted on within the patient.
-        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        values[draw] = statistic(order[np.repeat(starts[chosen], size) + within])
-    values = values[~np.isnan(values)]
-    if len(values) < draws / 2:
+    values = []
+    for size in _parts(draws, max(1, ROOM // len(group))):
+        counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size)  # D × patients
+        values.append(statistic(counts[:, group].astype(np.float64)))
+    drawn = np.concatenate(values)
+    drawn = drawn[~np.isnan(drawn)]
+    if len(drawn) < draws / 2:
         return Estimate(value)
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
 
 
-def auroc(targets: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve; NaN where only one class is present. Ties count half."""
-    from scipy.stats import rankdata
+def _parts(total: int, most: int) -> list[int]:
+    return [min(most, total - start) for start in range(0, total, most)]
 
-    positive = targets == 1
-    p, n = int(positive.sum()), int((~positive).sum())
-    if p == 0 or n == 0:
-        return float("nan")
-    return float((rankdata(scores)[positive].sum() - p * (p + 1) / 2) / (p * n))
+
+def _smallest_class(group: np.ndarray, classes: np.ndarray | None) -> float:
+    """Patients of the rarest class."""
+    if classes is None:
+        return np.inf
+    kinds = np.unique(classes[~np.isnan(classes)])
+    return min((len(np.unique(group[classes == kind])) for kind in kinds), default=0)
+
+
+def mean(values: np.ndarray) -> Statistic:
+    """Statistic: the mean of N values, NaN among them left out."""
+    return ratio(np.nan_to_num(values.astype(np.float64)), (~np.isnan(values.astype(np.float64))).astype(np.float64))
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> Statistic:
+    """Statistic: the sum of N values over the sum of N others, such as loss over tokens."""
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(weights @ below > 0, (weights @ above) / (weights @ below), np.nan)
+
+    return statistic

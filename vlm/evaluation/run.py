@@ -1,57 +1,117 @@
-"""The test at the end of a run: metrics.json, predictions.jsonl and figures."""
+"""The test of a model on unseen cases, from drafting to metrics.json, predictions.jsonl, figures and a page."""
 
 import json
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from vlm.config import Config
-from vlm.data.cohort import Cohort, FactReader
+from vlm.data.cohort import Cohort
 from vlm.data.examples import CaseDataset
-from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_right
-from vlm.evaluation.figures import correlation_figure, loss_figure
-from vlm.evaluation.intervals import patient_bootstrap
-from vlm.evaluation.scoring import CaseScores, label_auroc, score_cases
+from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
+from vlm.evaluation.arms import ARMS, Arm, ArmCases
+from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
+from vlm.evaluation.figures import draw_figures
+from vlm.evaluation.findings.agreement import NAMES
+from vlm.evaluation.intervals import mean
+from vlm.evaluation.measures import (
+    Bootstrap,
+    Reports,
+    auroc_of,
+    contradictions,
+    fact_measures,
+    finding_measures,
+    label_measures,
+    number_measures,
+    pooled_calibration_error,
+    text_loss_measure,
+    text_measures,
+)
+from vlm.evaluation.page import write_page
+from vlm.evaluation.predictions import write_predictions
+from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.inference.engine import ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.run_folder import RunFolder, read_log
 
-Drafts = list[tuple[str, dict[str, float]]]
-"""Report and label probabilities of each case."""
+
+@dataclass(frozen=True)
+class Splits:
+    """The cases of a cohort as they are: no dropout, no augmentation."""
+
+    train: CaseDataset
+    validation: CaseDataset
+    test: CaseDataset
+
+    @classmethod
+    def of(cls, model: ClinicalVLM, cohort: Cohort, config: Config) -> "Splits":
+        """The three splits, in the form the model was trained on."""
+        withhold = tuple(config.data.withhold)
+        return cls(
+            *(CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in
+              ("train", "validation", "test"))
+        )  # fmt: skip
 
 
 def evaluate(
     model: ClinicalVLM,
     cohort: Cohort,
-    test: CaseDataset,
     config: Config,
-    folder: RunFolder,
-    untrained: CaseScores,
+    folder: Path,
+    untrained: CaseScores | None = None,
+    log: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Measure the trained model on the test split and write what it did; returns the metrics."""
-    draw_figures(cohort, config, folder)
-    options = config.evaluation
+    """Measure a model on the test split and write what it did to `folder`; returns the metrics.
+
+    `untrained` are the scores before training, `log` the rows of the training log, where there are any.
+    """
+    splits, options = Splits.of(model, cohort, config), config.evaluation
+    test = splits.test
+    bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
-    # Only facts tell whether a report follows what is shown, so only they are worth the other arms' drafts.
-    arms = [ArmCases(arm, test) for arm in (ARMS if cohort.facts else ARMS[:1]) if _applies(arm, config)]
-    drafts = {cases.arm.name: draft(model, cases, config) for cases in arms}
+    arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
+    results = {name: run_arm(model, cases, config, scores) for name, cases in arms.items()}
+    given = results["as_given"]
+    references = test.reports
+    probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits)).double().numpy()  # N × K
+    reports = Reports(given.drafts, references)
+    vitals = np.array(test.rows["vitals"], dtype=np.float64).reshape(len(test), len(cohort.schema))
+    stands_for = {label: label for label in model.spec.labels if label in NAMES} | cohort.label_findings
+    disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for)
+
     metrics: dict[str, Any] = {
         "cases": len(test),
         "patients": len(set(test.rows["patient"])),
-        "text_loss": text_loss_metric(scores, test, options.bootstrap_draws),
-        "text_loss_untrained": text_loss_metric(untrained, test, options.bootstrap_draws),
-        "labels": label_metrics(scores, test, model.spec.labels, options.bootstrap_draws),
-        "distinct_reports": len({text for text, _ in drafts["as_given"]}),
-    }
+        "splits": {name: {"cases": len(split), "patients": len(set(split.rows["patient"]))}
+                   for name, split in (("train", splits.train), ("validation", splits.validation), ("test", test))},
+        "text_loss": text_loss_measure(scores, bootstrap),
+        "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
+        "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
+        "text": text_measures(reports, bootstrap),
+        "findings": finding_measures(reports, bootstrap),
+        "numbers": number_measures(given.drafts, vitals, cohort.schema, bootstrap),
+        "distinct_reports": len(set(given.drafts)),
+        "distinct_ratio": len(set(given.drafts)) / max(len(test), 1),
+        "head_against_text": bootstrap(mean(disagreements)),
+        "ablation": ablation_measures(results, scores, references, bootstrap),
+        "baselines": baseline_measures(model, splits, references, scores, bootstrap, options.batch_size),
+    }  # fmt: skip
+    if untrained is not None:
+        metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
     if cohort.facts is not None:
         metrics["facts"] = {
-            cases.arm.name: fact_metrics(cases, cohort.facts, drafts[cases.arm.name], options.bootstrap_draws)
-            for cases in arms
+            name: fact_measures(cases, cohort.facts, results[name].drafts, bootstrap) for name, cases in arms.items()
         }
-    write_predictions(folder, test, scores, drafts["as_given"], model.spec.labels)
-    folder.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    metrics["verdicts"] = verdicts(metrics)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    rows = write_predictions(folder, test, scores, given.drafts, references, probabilities, disagreements)
+    draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
+    write_page(folder, test, rows, metrics, title=config.run.name)
     return metrics
 
 
@@ -61,94 +121,58 @@ def _applies(arm: Arm, config: Config) -> bool:
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 
 
-def draft(model: ClinicalVLM, cases: ArmCases, config: Config) -> Drafts:
-    """Draft every case of an arm."""
+def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores) -> ArmResult:
+    """Draft and score the cases as an arm shows them; the text loss on the first `ablation_cases` of them."""
+    options, name = config.evaluation, cases.arm.name.replace("_", " ")
+    drafts = draft(model, cases, config)
+    if cases.arm == ARMS[0]:
+        return ArmResult(drafts, given.logits, given.losses)
+    first = torch.utils.data.Subset(cases, range(min(options.ablation_cases or len(cases), len(cases))))
+    head = score_cases(model, cases, options.batch_size, f"{name}, head", text=False)
+    return ArmResult(drafts, head.logits, score_cases(model, first, options.batch_size, name).losses)
+
+
+def draft(model: ClinicalVLM, cases: ArmCases, config: Config) -> list[str]:
+    """Draft every case of an arm; where none is shown any evidence, all drafts of one context are one."""
     engine, options = ReportEngine(model), config.evaluation
-    drafts = engine.draft(cases.examples(), options.batch_size, options.max_new_tokens)
-    return list(tqdm(drafts, total=len(cases), desc=f"drafting: {cases.arm.name}", unit="report", leave=False))
+    examples = (cases[index] for index in range(len(cases)))
+    if cases.arm.image == cases.arm.vitals == "none":
+        contexts = cases.dataset.rows["context"]
+        first = {context: index for index, context in reversed(list(enumerate(contexts)))}
+        kinds = list(first)
+        drafts = engine.draft([cases[first[kind]] for kind in kinds], options.batch_size, options.max_new_tokens)
+        texts = dict(zip(kinds, (text for text, _ in drafts), strict=True))
+        return [texts[context] for context in contexts]
+    drafts = engine.draft(examples, options.batch_size, options.max_new_tokens)
+    title = f"drafting: {cases.arm.name.replace('_', ' ')}"
+    return [text for text, _ in tqdm(drafts, total=len(cases), desc=title, unit="report", leave=False)]
 
 
-def text_loss_metric(scores: CaseScores, test: CaseDataset, draws: int) -> dict[str, float | None]:
-    """Cross-entropy per token of the reference reports, nats."""
-
-    def per_token(rows: np.ndarray) -> float:
-        tokens = scores.tokens[rows].sum()
-        return float(scores.losses[rows].sum() / tokens) if tokens else float("nan")
-
-    return patient_bootstrap(per_token, test.rows["patient"], draws)._asdict()
-
-
-def label_metrics(
-    scores: CaseScores, test: CaseDataset, labels: tuple[str, ...], draws: int
-) -> dict[str, dict[str, Any]]:
-    """AUROC of each label with its interval, and how many cases it rests on."""
-    metrics = {}
-    for k, label in enumerate(labels):
-        area = patient_bootstrap(partial(label_auroc, scores, k), test.rows["patient"], draws)
-        counts = {
-            "positives": int((scores.targets[:, k] == 1).sum()),
-            "negatives": int((scores.targets[:, k] == 0).sum()),
+def baseline_measures(
+    model: ClinicalVLM,
+    splits: Splits,
+    references: Sequence[str],
+    scores: CaseScores,
+    bootstrap: Bootstrap,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Constant report, nearest training case, vitals alone, missingness alone: always beside the model."""
+    if not len(splits.train):
+        return {}
+    reports = {}
+    if any(references):
+        reports["constant"] = [constant_report(splits.train.reports)] * len(references)
+        reports["nearest"] = nearest_reports(model, splits.train, splits.test, batch_size)
+    measures: dict[str, Any] = {
+        name: {
+            "text": text_measures(Reports(drafts, references), bootstrap),
+            "findings": finding_measures(Reports(drafts, references), bootstrap),
         }
-        metrics[label] = {"auroc": area._asdict(), **counts}
-    return metrics
-
-
-def fact_metrics(cases: ArmCases, reader: FactReader, drafts: Drafts, draws: int) -> dict[str, Any]:
-    """Shares of reports that state every image fact, and every vitals fact, of what they were shown."""
-    wanted, stated = cases.facts(reader), [reader.read(text) for text, _ in drafts]
-    names = {kind: [n for n, k in reader.evidence.items() if k == kind] for kind in ("image", "vitals")}
-    shown, everyone = cases.image_donor >= 0, np.ones(len(cases), dtype=bool)
-    asserted = np.array([any(fact[name] not in (None, "no image") for name in names["image"]) for fact in stated])
-    patients = np.array(cases.dataset.rows["patient"], dtype=object)
-
-    def share(hits: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-        hits = hits[rows]
-        return {
-            **patient_bootstrap(lambda r: float(hits[r].mean()), patients[rows], draws)._asdict(),
-            "cases": int(rows.sum()),
-        }
-
-    return {
-        "image_facts_right": share(all_right(stated, wanted, names["image"]), shown),
-        "vitals_facts_right": share(all_right(stated, wanted, names["vitals"]), everyone),
-        "finding_asserted_without_image": share(asserted, ~shown),
+        for name, drafts in reports.items()
     }
-
-
-def write_predictions(
-    folder: RunFolder, test: CaseDataset, scores: CaseScores, drafts: Drafts, labels: tuple[str, ...]
-) -> None:
-    """One row a test case."""
-    with folder.predictions.open("w", encoding="utf-8") as out:
-        for index, (report, probabilities) in enumerate(drafts):
-            example, row = test[index], test.rows[index]
-            known = [None if np.isnan(value) else int(value) for value in scores.targets[index]]
-            out.write(
-                json.dumps(
-                    {
-                        "id": row["id"],
-                        "patient": row["patient"],
-                        "reference": example["report"],
-                        "report": report,
-                        "labels": dict(zip(labels, known, strict=True)),
-                        "probabilities": {name: round(value, 6) for name, value in probabilities.items()},
-                        "text_loss": round(float(scores.losses[index]), 4),
-                        "tokens": int(scores.tokens[index]),
-                    },
-                    ensure_ascii=False,
-                )
-                + "\n"
-            )
-
-
-def draw_figures(cohort: Cohort, config: Config, folder: RunFolder) -> None:
-    """Correlations of all cases, and the losses of the run."""
-    probability = np.array(cohort.dataset["probability"], dtype=np.float64)
-    vitals = np.array(cohort.dataset["vitals"], dtype=np.float64).reshape(len(probability), len(cohort.schema))
-    name = "pathology probability"
-    if np.isnan(probability).all() and cohort.labels:
-        probability, name = np.array(cohort.dataset["labels"], dtype=np.float64)[:, 0], f"label {cohort.labels[0]}"
-    table = np.column_stack([vitals, probability])
-    title = f"Vitals and pathology, {len(table):,} cases"
-    correlation_figure(table, [*cohort.schema.names, name], folder.figures / "correlation.png", title)
-    loss_figure(read_log(folder.log), folder.figures / "losses.png", config.loss.head_only_steps)
+    for kind in ("vitals", "missingness"):
+        guesses = classifier_scores(splits.train, splits.test, kind)
+        measures[kind] = {
+            label: auroc_of(guesses[:, k], scores.targets[:, k], bootstrap) for k, label in enumerate(model.spec.labels)
+        }
+    return measures

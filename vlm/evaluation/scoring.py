@@ -8,8 +8,7 @@ import torch
 from tqdm import tqdm
 
 from vlm.data.collate import Collator
-from vlm.data.examples import CaseDataset
-from vlm.evaluation.intervals import auroc
+from vlm.evaluation.probability import auroc
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 
 
@@ -38,8 +37,13 @@ class CaseScores:
 
 
 @torch.no_grad()
-def score_cases(model: ClinicalVLM, dataset: CaseDataset, batch_size: int, title: str) -> CaseScores:
-    """Run the model over a split once; vocabulary logits are never kept."""
+def score_cases(
+    model: ClinicalVLM, dataset: torch.utils.data.Dataset, batch_size: int, title: str, text: bool = True
+) -> CaseScores:
+    """Run the model over cases once; vocabulary logits are never kept.
+
+    Without `text` the language model does not run: the labels' logits cost a hundredth of the text loss.
+    """
     was_training = model.training
     model.eval()
     loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=Collator(model.prompt))
@@ -47,7 +51,7 @@ def score_cases(model: ClinicalVLM, dataset: CaseDataset, batch_size: int, title
     for batch in tqdm(loader, desc=f"scoring: {title}", unit="batch", leave=False):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         with model.autocast():
-            output: VLMOutput = model(**batch)
+            output: VLMOutput = model(**batch, alpha=0.5 if text else 1)
         parts = [output.logits.float(), output.case_losses[:, None].float(), output.case_tokens[:, None].float()]
         columns.append(torch.cat(parts, dim=1).cpu())
         targets.append(batch["targets"].cpu())
@@ -72,10 +76,15 @@ def split_metrics(scores: CaseScores, labels: Sequence[str], alpha: float = 0.5)
     return metrics
 
 
-def label_auroc(scores: CaseScores, label: int, rows: np.ndarray | None = None) -> float:
+def label_auroc(scores: CaseScores, label: int) -> float:
     """AUROC of one label over its known cases, NaN where it is not defined."""
-    rows = np.arange(len(scores.targets)) if rows is None else rows
-    targets = scores.targets[rows, label]
+    targets = scores.targets[:, label]
     known = ~np.isnan(targets)
-    # Equal inputs give equal logits but for the last bits, which are no ranking: rounded, they are ties.
-    return auroc(targets[known], scores.logits[rows, label][known].round(4))
+    if not known.any():
+        return float("nan")
+    return float(auroc(targets[known], ranked(scores.logits[known, label]))(np.ones((1, known.sum())))[0])
+
+
+def ranked(logits: np.ndarray) -> np.ndarray:
+    """Equal inputs give equal logits but for the last bits, which are no ranking: rounded, they are ties."""
+    return logits.astype(np.float64).round(4)

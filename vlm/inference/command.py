@@ -27,9 +27,8 @@ def draft_case(
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(choose_threads(0).value)
     folder = resolve(adapter)
-    _, spec, _ = read_config(folder)
     values = read_vitals(vitals)
-    spec.schema.parse(values, "--vitals")
+    read_config(folder).spec.schema.parse(values, "--vitals")
     if image is not None:
         read_image(image)
     engine = ReportEngine(load(folder, base=base))

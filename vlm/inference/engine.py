@@ -36,7 +36,13 @@ class ReportEngine:
         prepared = [self.prepare(*case) for case in cases]
         drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, **options)
         return [
-            Report(text, probabilities, describe(self.model.spec.schema, example["vitals"].tolist()), warnings)
+            Report(
+                text,
+                probabilities,
+                describe(self.model.spec.schema, example["vitals"].tolist()),
+                warnings,
+                self.model.calibration.describe() if probabilities else "",
+            )
             for (text, probabilities), (example, warnings) in zip(drafts, prepared, strict=True)
         ]
 
@@ -66,7 +72,7 @@ class ReportEngine:
         with merged_lora(self.model):
             for batch in _batches(examples, batch_size):
                 texts, logits = self.model.generate(self.to_device(self.collate(batch)), max_new_tokens, **options)
-                for text, row in zip(texts, logits.sigmoid().tolist(), strict=True):
+                for text, row in zip(texts, self.model.calibration.probabilities(logits).tolist(), strict=True):
                     yield text, dict(zip(self.model.spec.labels, row, strict=True))
 
     def to_device(self, batch: Batch) -> Batch:

@@ -18,6 +18,8 @@ class Report:
     """The values the model read, by name, in the schema's units."""
     warnings: tuple[str, ...] = ()
     """Missing or implausible inputs."""
+    calibration: str = ""
+    """On whom the probabilities were calibrated."""
     notice: str = NOTICE
 
     def to_dict(self) -> dict[str, Any]:
@@ -29,7 +31,9 @@ class Report:
 
     def after_text(self) -> str:
         """What is printed below the draft."""
-        return "\n".join(["", *self.probability_lines(), *(f"warning: {w}" for w in self.warnings), "", self.notice])
+        calibration = [f"({self.calibration})"] if self.calibration else []
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(["", *self.probability_lines(), *calibration, *warnings, "", self.notice])
 
     def probability_lines(self) -> list[str]:
         """One aligned line a label."""

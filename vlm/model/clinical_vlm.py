@@ -20,6 +20,7 @@ from vlm.data.case import CaseSpec
 from vlm.data.collate import Batch
 from vlm.data.prompt import Prompt
 from vlm.device import choose_device, choose_precision
+from vlm.model.calibration import Calibration
 from vlm.model.fusion import EvidenceTokens, JointVector
 from vlm.model.llm import add_lora, embedding_rms, embedding_scale, fingerprint, load_llm, word_embeddings
 from vlm.model.loss import joint_loss, label_loss, text_loss
@@ -75,6 +76,7 @@ class ClinicalVLM(nn.Module):
         super().__init__()
         self.model_config, self.spec, self.tokenizer = config, spec, tokenizer
         self.base_fingerprint = fingerprint(llm)
+        self.calibration = Calibration()
         hidden_size, rms = llm.config.get_text_config().hidden_size, embedding_rms(llm)
         scale = embedding_scale(llm)
         embed_names = partial(name_embeddings, tokenizer=tokenizer, embeddings=word_embeddings(llm), scale=scale)

@@ -20,12 +20,13 @@ from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
 from vlm.errors import UserError
+from vlm.evaluation.calibration import fit_temperature
 from vlm.evaluation.run import evaluate
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
-from vlm.run_folder import RunFolder
+from vlm.run_folder import RunFolder, read_log
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
 from vlm.training.trainer import ReportTrainer, part_of
 
@@ -53,7 +54,10 @@ def train(config: Config, resume: bool = False) -> Path:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
-        metrics = evaluate(model, cohort, test, config, folder, untrained)
+        validation = case_dataset(config, model.spec, cohort, "validation")
+        scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
+        model.calibration = fit_temperature(scores, validation.rows["patient"])
+        metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log))
         save(model, folder.adapter, metrics)
         _say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
     trainer.end()

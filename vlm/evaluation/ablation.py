@@ -1,0 +1,128 @@
+"""Does the model use its input? What changes when evidence is swapped, blanked or withheld."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm.evaluation import probability
+from vlm.evaluation.findings.agreement import Agreement
+from vlm.evaluation.intervals import Statistic, mean, ratio
+from vlm.evaluation.measures import Bootstrap
+from vlm.evaluation.scoring import CaseScores, ranked
+
+SMALL = 0.05
+"""Below this share of changed drafts a model is said to ignore what was changed."""
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What a model did with the cases as one arm shows them."""
+
+    drafts: Sequence[str]
+    logits: np.ndarray
+    """N × K."""
+    losses: np.ndarray
+    """M, text loss summed over the report's tokens, of the first M cases."""
+
+
+def ablation_measures(
+    arms: Mapping[str, ArmResult], scores: CaseScores, references: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Each arm less the cases as given, on the same cases: text loss, AUROC, finding F1; and how many drafts change."""
+    given = arms["as_given"]
+    measures = {}
+    for name, arm in arms.items():
+        if name == "as_given":
+            continue
+        first = np.arange(len(arm.losses))
+        tokens = scores.tokens[first].astype(np.float64)
+        changed = np.array([a != b for a, b in zip(arm.drafts, given.drafts, strict=True)])
+        loss = ratio(arm.losses - given.losses[first], tokens)
+        measures[name] = {
+            "text_loss_change": bootstrap(loss, first),
+            "auroc_change": bootstrap(
+                minus(macro_auroc(arm.logits, scores.targets), macro_auroc(given.logits, scores.targets))
+            ),
+            "finding_f1_change": bootstrap(minus(_f1(arm.drafts, references), _f1(given.drafts, references))),
+            "drafts_changed": bootstrap(mean(changed)),
+            "text_loss_cases": len(first),
+        }
+    return measures
+
+
+def macro_auroc(logits: np.ndarray, targets: np.ndarray) -> Statistic:
+    """Mean AUROC over the labels that have both classes; N × K each."""
+    parts = []
+    for k in range(targets.shape[1]):
+        known = np.flatnonzero(~np.isnan(targets[:, k]))
+        if len(np.unique(targets[known, k])) == 2:
+            parts.append((known, probability.auroc(targets[known, k], ranked(logits[known, k]))))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        values = [area(weights[:, known]) for known, area in parts]
+        return np.mean(values, axis=0) if values else np.full(len(weights), np.nan)
+
+    return statistic
+
+
+def _f1(drafts: Sequence[str], references: Sequence[str]) -> Statistic:
+    """Finding F1 over all cases; a case without a reference counts nothing."""
+    has = np.array([bool(text) for text in references])
+    texts = [draft if reference else "" for draft, reference in zip(drafts, references, strict=True)]
+    f1 = Agreement.of(texts, references).f1()
+    return lambda weights: f1(weights * has)
+
+
+def minus(a: Statistic, b: Statistic) -> Statistic:
+    """Difference of two statistics on the same resample: a paired comparison."""
+    return lambda weights: a(weights) - b(weights)
+
+
+def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a reviewer would say of these numbers, in sentences; `good` is false where it is a fault."""
+    said: list[dict[str, Any]] = []
+
+    def say(good: bool, text: str) -> None:
+        said.append({"good": good, "text": text})
+
+    distinct, cases = metrics["distinct_reports"], metrics["cases"]
+    if cases > 1 and distinct / cases <= 0.02:
+        say(False, f"Constant report: {distinct} distinct drafts for {cases} cases.")
+    ablation = metrics.get("ablation", {})
+    for kind, swapped in (("image", "image_swapped"), ("vitals", "vitals_swapped")):
+        if swapped in ablation:
+            say(*_dependence(kind, ablation[swapped]))
+    baselines = metrics.get("baselines", {})
+    ours = metrics.get("findings", {}).get("f1", {}).get("value")
+    for name, title in (("constant", "a constant report"), ("nearest", "the nearest training case's report")):
+        theirs = baselines.get(name, {}).get("findings", {}).get("f1", {}).get("value")
+        if ours is not None and theirs is not None:
+            relation = "above" if ours > theirs else "not above"
+            say(ours > theirs, f"Finding F1 {ours:.3f} is {relation} that of {title}, {theirs:.3f}.")
+    for label, values in metrics.get("labels", {}).items():
+        area = values["auroc"]["value"]
+        for name, title in (("missingness", "which values are missing"), ("vitals", "the vitals alone")):
+            theirs = baselines.get(name, {}).get(label, {}).get("value")
+            if area is not None and theirs is not None and area <= theirs:
+                say(False, f"AUROC of {label}, {area:.3f}, is not above a classifier that sees {title}, {theirs:.3f}.")
+    return said
+
+
+def _dependence(kind: str, change: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether showing another patient's image or vitals changes anything."""
+    share, loss, area = change["drafts_changed"], change["text_loss_change"], change["auroc_change"]
+    worse_text = loss["low"] is not None and loss["low"] > 0
+    worse_area = area["high"] is not None and area["high"] < 0
+    facts = f"{share['value']:.0%} of the drafts change"
+    if loss["value"] is not None:
+        facts += f", the text loss by {loss['value']:+.3f}"
+    if area["value"] is not None:
+        facts += f", the AUROC by {area['value']:+.3f}"
+    if share["value"] < SMALL and not worse_area and not worse_text:
+        return False, f"Ignores the {kind}: with another patient's, {facts}."
+    uses = [name for name, holds in (("text", worse_text), ("probability", worse_area)) if holds]
+    if not uses:
+        return False, f"No proof that the {kind} helps: with another patient's, {facts}; both intervals hold 0."
+    return True, f"The {' and '.join(uses)} use{'s' * (len(uses) == 1)} the {kind}: with another patient's, {facts}."

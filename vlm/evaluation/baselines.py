@@ -1,0 +1,99 @@
+"""What costs nothing and must be beaten: a constant report, the nearest training case, and plain classifiers."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from vlm.data.examples import CaseDataset
+from vlm.evaluation.text import RougeL
+from vlm.model.clinical_vlm import ClinicalVLM
+
+
+def constant_report(reports: Sequence[str], most: int = 100) -> str:
+    """The training report that is written most often; among equals, the one most like a sample of the others."""
+    counts = Counter(report for report in reports if report)
+    if not counts:
+        return ""
+    highest = max(counts.values())
+    candidates = [report for report, count in counts.items() if count == highest][:most]
+    if len(candidates) == 1:
+        return candidates[0]
+    sample = list(counts)[:most]
+    likeness = [RougeL().statistic([one] * len(sample), sample)(np.ones((1, len(sample))))[0] for one in candidates]
+    return candidates[int(np.argmax(likeness))]
+
+
+@torch.no_grad()
+def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) -> np.ndarray:
+    """Pooled CNN features of each case at unit length, N × C; zeros for a case without an image."""
+    model.eval()
+    rows = []
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=batch_size, collate_fn=lambda batch: [(e["pixel_values"], e["has_image"]) for e in batch]
+    )
+    for batch in tqdm(loader, desc="features for retrieval", unit="batch", leave=False):
+        pixels = torch.stack([pixels for pixels, _ in batch]).to(model.device)
+        with model.autocast():
+            grid = model.vision.cnn(pixels)  # B × C × h × w
+        features = grid.float().mean(dim=(2, 3)).cpu().numpy()
+        rows.append(features * np.array([[has] for _, has in batch]))
+    features = np.concatenate(rows)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
+
+
+def nearest_reports(model: ClinicalVLM, train: CaseDataset, test: CaseDataset, batch_size: int) -> list[str]:
+    """The report of the training case whose image is most like, by the cosine of the trained CNN's features."""
+    known, asked = image_features(model, train, batch_size), image_features(model, test, batch_size)
+    has_report = np.array([any(sections) for sections in train.rows["sections"]], dtype=bool)
+    similarity = asked @ known.T  # N × M
+    similarity[:, ~has_report] = -np.inf
+    nearest = similarity.argmax(axis=1)
+    return [train.report(int(index)) for index in nearest]
+
+
+def classifier_scores(train: CaseDataset, test: CaseDataset, kind: str, seed: int = 0) -> np.ndarray:
+    """Probabilities (N × K) of a logistic regression on vitals alone, or on which of them are missing.
+
+    `kind` is `vitals` (values, the mean in place of a missing one) or `missingness` (which values, and whether
+    an image, are there at all). NaN for a label that training saw in one class only.
+    """
+    x, y = _inputs(train, kind), np.array(train.rows["labels"], dtype=np.float64)
+    asked = _inputs(test, kind)
+    if kind == "vitals":
+        means = np.nan_to_num(np.nanmean(np.where(np.isnan(x).all(0), 0.0, x), axis=0))
+        x, asked = np.where(np.isnan(x), means, x), np.where(np.isnan(asked), means, asked)
+    y = y.reshape(len(x), -1)
+    result = np.full((len(asked), y.shape[1]), np.nan)
+    for k in range(y.shape[1]):
+        known = ~np.isnan(y[:, k])
+        if len(np.unique(y[known, k])) == 2 and x.shape[1]:
+            model = make_pipeline(StandardScaler(), LogisticRegression(random_state=seed, max_iter=2000))
+            result[:, k] = model.fit(x[known], y[known, k]).predict_proba(asked)[:, 1]
+    return result
+
+
+def _inputs(dataset: CaseDataset, kind: str) -> np.ndarray:
+    rows = dataset.rows
+    vitals = np.array(rows["vitals"], dtype=np.float64).reshape(len(rows), -1)
+    if kind == "vitals":
+        return _one_hot(vitals, dataset)
+    has_image = np.array([image is not None for image in rows["image"]], dtype=np.float64)
+    return np.column_stack([np.isnan(vitals), has_image])
+
+
+def _one_hot(vitals: np.ndarray, dataset: CaseDataset) -> np.ndarray:
+    """Categories as one column each; a number stays one column."""
+    columns = []
+    for position, vital in enumerate(dataset.spec.schema.vitals):
+        column = vitals[:, position]
+        if not vital.categories:
+            columns.append(column)
+            continue
+        columns += [np.where(np.isnan(column), np.nan, column == index) for index in range(len(vital.categories))]
+    return np.column_stack(columns) if columns else np.empty((len(vitals), 0))

@@ -1,0 +1,31 @@
+"""Temperature scaling (Guo et al., 2017): the probability that was said becomes the frequency that was seen."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from vlm.evaluation.scoring import CaseScores
+from vlm.model.calibration import Calibration
+
+COOLEST, HOTTEST = 0.2, 20.0
+
+
+def fit_temperature(scores: CaseScores, patients: Sequence[str]) -> Calibration:
+    """The temperature that minimises BCE over the known labels of the validation split, never of the test split.
+
+    One number for all labels: with some dozen patients a number for each would be noise.
+    """
+    known = ~np.isnan(scores.targets)
+    if not known.any():
+        return Calibration()
+    logits, targets = scores.logits[known].astype(np.float64), scores.targets[known]
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        return float(np.mean(np.logaddexp(0, scaled) - targets * scaled))
+
+    best = minimize_scalar(loss, bounds=(np.log(COOLEST), np.log(HOTTEST)), method="bounded")
+    rows = known.any(axis=1)
+    named = np.asarray(patients, dtype=object)[rows]
+    return Calibration(round(float(np.exp(best.x)), 4), len(set(named)), int(rows.sum()))

@@ -1,0 +1,117 @@
+"""Runs side by side on the same test cases: `python -m vlm.evaluation compare runs/a runs/b …`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vlm.errors import UserError
+from vlm.evaluation import probability
+from vlm.evaluation.ablation import minus
+from vlm.evaluation.findings.agreement import Agreement
+from vlm.evaluation.intervals import Estimate, Statistic, patient_bootstrap, ratio
+from vlm.evaluation.text import RougeL
+
+Rows = dict[str, dict[str, Any]]
+"""Rows of predictions.jsonl by case."""
+
+
+def compare(folders: Sequence[str], draws: int = 2000) -> str:
+    """One table in Markdown: each run's measures and what it changes against the first, paired by case.
+
+    Raises `UserError` for a folder without predictions, or runs that were tested on other cases or references.
+    """
+    runs = {str(folder): _read(Path(folder)) for folder in folders}
+    if len(runs) < 2:
+        raise UserError("compare: name at least two different runs")
+    (first_name, first), *others = runs.items()
+    for name, run in others:
+        _check_same(first_name, first, name, run)
+    ids = list(first)
+    patients = [first[case]["patient"] for case in ids]
+    measures = {name: _measures([run[case] for case in ids]) for name, run in runs.items()}
+    titles = list(measures[first_name])
+    lines = [
+        f"{len(ids)} test cases of {len(set(patients))} patients; 95 % intervals by bootstrap over patients. "
+        f"Below each value: its paired difference from {first_name}.",
+        "",
+        f"| run | changed options | {' | '.join(titles)} |",
+        f"| --- | --- | {' | '.join('---' for _ in titles)} |",
+    ]
+    for name in runs:
+        cells = []
+        for title in titles:
+            statistic, reference = measures[name][title], measures[first_name][title]
+            cell = str(patient_bootstrap(statistic, patients, draws))
+            if name != first_name:
+                cell += f"<br>{_signed(patient_bootstrap(minus(statistic, reference), patients, draws))}"
+            cells.append(cell)
+        lines.append(f"| {name} | {_changed(first_name, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _read(folder: Path) -> Rows:
+    file = folder / "predictions.jsonl"
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {row["id"]: row for row in rows}
+    except OSError:
+        raise UserError(f"{file}: no such file; a run that was tested has one") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not the predictions of a run: {error}") from None
+
+
+def _check_same(first: str, a: Rows, second: str, b: Rows) -> None:
+    if a.keys() != b.keys():
+        odd = min(a.keys() ^ b.keys())
+        raise UserError(f"{second}: tested on other cases than {first}, such as {odd}; compare runs of one split")
+    for case, row in a.items():
+        if row["tokens"] != b[case]["tokens"] or row["reference"] != b[case]["reference"]:
+            raise UserError(f"{second}: case {case} has another reference than in {first}; compare runs of one report")
+
+
+def _measures(rows: list[dict[str, Any]]) -> dict[str, Statistic]:
+    drafts, references = [row["report"] for row in rows], [row["reference"] for row in rows]
+    written = np.array([bool(text) for text in references])
+    shown = [draft if has else "" for draft, has in zip(drafts, written, strict=True)]
+    f1, rouge = Agreement.of(shown, references).f1(), RougeL().statistic(shown, references)
+    measures: dict[str, Statistic] = {
+        "text loss per token": ratio(
+            np.array([row["text_loss"] for row in rows]), np.array([row["tokens"] for row in rows], dtype=np.float64)
+        ),
+        "finding F1": lambda weights: f1(weights * written),
+        "ROUGE-L": lambda weights: rouge(weights * written),
+    }
+    for label in rows[0]["labels"]:
+        targets = np.array([row["labels"][label] for row in rows], dtype=np.float64)  # None becomes NaN
+        known = np.flatnonzero(~np.isnan(targets))
+        scores = np.array([row["probabilities"][label] for row in rows])
+        if len(np.unique(targets[known])) == 2:
+            area = probability.auroc(targets[known], scores[known].round(4))
+            measures[f"AUROC {label}"] = lambda weights, area=area, known=known: area(weights[:, known])  # type: ignore[misc]
+    return measures
+
+
+def _signed(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "not defined"
+    interval = f" ({estimate.low:+.3f} to {estimate.high:+.3f})" if estimate.low is not None else ""
+    return f"{estimate.value:+.3f}{interval}"
+
+
+def _changed(first: str, other: str) -> str:
+    """Options in which two runs differ, from their resolved configs."""
+    a, b = _options(Path(first)), _options(Path(other))
+    changed = [f"{key} {b.get(key)}" for key in sorted(a.keys() | b.keys())
+               if a.get(key) != b.get(key) and not key.startswith("run.")]  # fmt: skip
+    return ", ".join(changed) or "–"
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    from vlm.run_folder import dotted
+
+    file = folder / "config.yaml"
+    return dotted(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}

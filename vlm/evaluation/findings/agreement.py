@@ -1,0 +1,102 @@
+"""Drafts against references, finding by finding: what is right, invented, missed, flipped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm.evaluation.findings.labeller import Mention, label
+from vlm.evaluation.findings.vocabulary import FINDINGS
+from vlm.evaluation.intervals import Statistic, mean, ratio
+
+NAMES = tuple(FINDINGS)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Counts of N cases over F findings; all arrays are N × F, bool."""
+
+    right: np.ndarray
+    """Asserted by both."""
+    invented: np.ndarray
+    """Asserted by the draft, not by the reference, which does not leave it open either."""
+    missed: np.ndarray
+    """Asserted by the reference, not by the draft."""
+    stated: np.ndarray
+    """Asserted or denied by both."""
+    flipped: np.ndarray
+    """Asserted by one and denied by the other."""
+    sided: np.ndarray
+    """Asserted by both, with a side in both."""
+    side_flipped: np.ndarray
+    """The sides have nothing in common, or each side's zone is the other's."""
+    zoned: np.ndarray
+    """Asserted by both, with a zone in both."""
+    zone_flipped: np.ndarray
+    """The zones have nothing in common."""
+
+    @classmethod
+    def of(cls, drafts: Sequence[str], references: Sequence[str]) -> "Agreement":
+        """Label both sides of every case and compare."""
+        rows = [_compare(label(draft), label(reference)) for draft, reference in zip(drafts, references, strict=True)]
+        counts = np.array(rows, dtype=bool).reshape(len(rows), len(NAMES), 9)
+        return cls(*np.moveaxis(counts, 2, 0))
+
+    def f1(self, finding: int | None = None) -> Statistic:
+        """F1 of one finding, or over all mentions of all findings."""
+        right, errors = self._sum(self.right, finding), self._sum(self.invented | self.missed, finding)
+        return ratio(2 * right, 2 * right + errors)
+
+    def precision(self, finding: int | None = None) -> Statistic:
+        """Share of the draft's findings that the reference has."""
+        right = self._sum(self.right, finding)
+        return ratio(right, right + self._sum(self.invented, finding))
+
+    def recall(self, finding: int | None = None) -> Statistic:
+        """Share of the reference's findings that the draft has."""
+        right = self._sum(self.right, finding)
+        return ratio(right, right + self._sum(self.missed, finding))
+
+    def rates(self) -> dict[str, Statistic]:
+        """The errors that matter, each as a share of where it could be made."""
+        return {
+            "hallucination_rate": mean(np.asarray(self.invented.any(axis=1))),  # of all drafts
+            "miss_rate": ratio(self._sum(self.missed), self._sum(self.missed | self.right)),
+            "negation_flip_rate": ratio(self._sum(self.flipped), self._sum(self.stated)),
+            "side_flip_rate": ratio(self._sum(self.side_flipped), self._sum(self.sided)),
+            "zone_flip_rate": ratio(self._sum(self.zone_flipped), self._sum(self.zoned)),
+        }
+
+    @staticmethod
+    def _sum(counts: np.ndarray, finding: int | None = None) -> np.ndarray:
+        return (counts.sum(1) if finding is None else counts[:, finding]).astype(np.float64)
+
+
+def _compare(draft: dict[str, Mention], reference: dict[str, Mention]) -> list[tuple[bool, ...]]:
+    return [_compare_one(draft.get(name), reference.get(name)) for name in NAMES]
+
+
+def _compare_one(draft: Mention | None, reference: Mention | None) -> tuple[bool, ...]:
+    ours, theirs = draft.status if draft else None, reference.status if reference else None
+    both = ours == theirs == "present"
+    stated = ours in ("present", "absent") and theirs in ("present", "absent")
+    sided = bool(both and draft and reference and draft.sides and reference.sides)
+    zoned = bool(both and draft and reference and draft.zones and reference.zones)
+    return (
+        both,
+        ours == "present" and theirs in (None, "absent"),
+        theirs == "present" and ours != "present",
+        stated,
+        stated and ours != theirs,
+        sided,
+        bool(sided and draft and reference and _other_side(draft, reference)),
+        zoned,
+        bool(zoned and draft and reference and not draft.zones & reference.zones),
+    )
+
+
+def _other_side(draft: Mention, reference: Mention) -> bool:
+    if not draft.sides & reference.sides:
+        return True
+    zoned = all(zone for mention in (draft, reference) for _, zone in mention.places)
+    return zoned and draft.zones == reference.zones and not draft.places & reference.places

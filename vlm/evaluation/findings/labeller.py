@@ -1,0 +1,157 @@
+"""A rule-based labeller of chest radiograph reports, in the manner of NegEx (Chapman et al., 2001).
+
+A report is cut into sentences and a sentence into clauses; a finding is what its clause says of it. Rules can be
+read and tested, need no download, and judge thousands of drafts in seconds; what they miss is measured on reports
+coded by experts (see docs/evaluation.md).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from vlm.evaluation.findings import vocabulary as words
+
+Status = Literal["present", "uncertain", "absent"]
+STATUSES: tuple[Status, ...] = ("present", "uncertain", "absent")
+"""From the strongest: a report that says both of one finding is taken by the stronger."""
+
+_SENTENCE = re.compile(r"(?<!\bdr)(?<!\d)[.!?]+(?=\s|$)|(?<=\d)\.(?=\s)|\n+|:\s|>")
+
+
+Place = tuple[str, str]
+"""Side and zone, "" where it is not said."""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One finding in one sentence."""
+
+    finding: str
+    status: Status
+    places: frozenset[Place] = frozenset()
+    """Side (`left`, `right` or nothing) and zone (`upper`, `middle`, `lower` or nothing)."""
+    text: str = field(default="", compare=False)
+    """The words that were matched."""
+
+    @property
+    def sides(self) -> frozenset[str]:
+        """Of `left` and `right`."""
+        return frozenset(side for side, _ in self.places if side)
+
+    @property
+    def zones(self) -> frozenset[str]:
+        """Of `upper`, `middle` and `lower`."""
+        return frozenset(zone for _, zone in self.places if zone)
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+_FINDINGS = {name: _compile(rf"(?<![\w-])(?:{pattern})") for name, pattern in words.FINDINGS.items()}
+_NORMAL = {name: _compile(pattern) for name, pattern in words.NORMAL.items()}
+_BEFORE, _AFTER, _NOT = (_compile(p) for p in (words.NEGATION_BEFORE, words.NEGATION_AFTER, words.NOT_NEGATION))
+_DOUBT_BEFORE, _DOUBT_AFTER = _compile(words.UNCERTAIN_BEFORE), _compile(words.UNCERTAIN_AFTER)
+_END, _HISTORY = _compile(words.CLAUSE_END), _compile(words.HISTORY)
+_SIDES = {name: _compile(pattern) for name, pattern in words.SIDES.items()}
+_IMPLIED = {name: _compile(pattern) for name, pattern in words.IMPLIED_SIDES.items()}
+_PLACE_END = _compile(words.PLACE_END)
+_ZONES = {name: _compile(pattern) for name, pattern in words.ZONES.items()}
+_ANY = _compile("|".join(f"(?:{pattern})" for pattern in (*words.FINDINGS.values(), *words.NORMAL.values())))
+
+
+def mentions(report: str) -> list[Mention]:
+    """Every finding that a report speaks of, sentence by sentence."""
+    found: list[Mention] = []
+    for sentence in sentences(report):
+        if _ANY.search(sentence):
+            found.extend(_sentence_mentions(sentence))
+    return found
+
+
+def label(report: str) -> dict[str, Mention]:
+    """Each finding of a report once: its strongest status, with the sides and zones said at that status."""
+    merged: dict[str, Mention] = {}
+    for mention in mentions(report):
+        known = merged.get(mention.finding)
+        if known is None or STATUSES.index(mention.status) < STATUSES.index(known.status):
+            merged[mention.finding] = mention
+        elif mention.status == known.status:
+            merged[mention.finding] = replace(known, places=known.places | mention.places)
+    return merged
+
+
+def sentences(report: str) -> Iterator[str]:
+    """Sentences in lower case; a numbered list and a line break end one too."""
+    for part in _SENTENCE.split(report.lower()):
+        if part and part.strip():
+            yield " ".join(part.split())
+
+
+def _sentence_mentions(sentence: str) -> Iterator[Mention]:
+    found = [(name, match) for name, pattern in _FINDINGS.items() for match in pattern.finditer(sentence)]
+    spans = [match.span() for _, match in found]
+    for name, match in found:
+        begin, finish = match.span()
+        start, end = _clause(sentence, begin, finish)
+        if not _HISTORY.search(sentence, start, begin):
+            status = _status(sentence, start, begin, finish, end)
+            yield Mention(name, status, _places(sentence, begin, finish, spans), match.group())
+    named = {name for name, _ in found}
+    for name, pattern in _NORMAL.items():
+        if name not in named and pattern.search(sentence):
+            for ruled_out in words.RULED_OUT_BY_CLEAR_LUNGS if name == "opacity" else (name,):
+                yield Mention(ruled_out, "absent")
+
+
+def _clause(sentence: str, start: int, end: int) -> tuple[int, int]:
+    """The part of the sentence that a word at start:end belongs to."""
+    first, last = 0, len(sentence)
+    for match in _END.finditer(sentence):
+        if match.end() <= start:
+            first = match.end()
+        elif match.start() >= end:
+            last = match.start()
+            break
+    return first, last
+
+
+def _status(sentence: str, start: int, begin: int, finish: int, end: int) -> Status:
+    harmless = [match.span() for match in _NOT.finditer(sentence, start, end)]
+
+    def denies(pattern: re.Pattern[str], low: int, high: int) -> bool:
+        return any(
+            not any(a <= match.start() < b for a, b in harmless) for match in pattern.finditer(sentence, low, high)
+        )
+
+    if denies(_BEFORE, start, finish) or denies(_AFTER, finish, end):
+        return "absent"
+    doubtful = _DOUBT_BEFORE.search(sentence, start, begin) or _DOUBT_AFTER.search(sentence, finish, end)
+    return "uncertain" if doubtful else "present"
+
+
+def _places(sentence: str, begin: int, finish: int, others: list[tuple[int, int]]) -> frozenset[Place]:
+    """Sides and zones said of a finding: between the finding before it and itself, else up to the finding after it."""
+    before = max((end for start, end in others if end <= begin), default=0)
+    after = min((start for start, end in others if start >= finish), default=len(sentence))
+    for match in _PLACE_END.finditer(sentence):
+        if before < match.end() <= begin:
+            before = match.end()
+        elif finish <= match.start() < after:
+            after = match.start()
+    sides = _sides(sentence[before:finish]) or _sides(sentence[finish:after])
+    zones = _zones(sentence[before:finish]) or _zones(sentence[finish:after])
+    return frozenset((side, zone) for side in sides or {""} for zone in zones or {""} if side or zone)
+
+
+def _sides(text: str) -> set[str]:
+    """Sides named; else the side of a part that only one lung has."""
+    sides = {name for name, pattern in _SIDES.items() if pattern.search(text)}
+    if "both" in sides:
+        return {"left", "right"}
+    return sides or {name for name, pattern in _IMPLIED.items() if pattern.search(text)}
+
+
+def _zones(text: str) -> set[str]:
+    return {name for name, pattern in _ZONES.items() if pattern.search(text)}

@@ -1,0 +1,52 @@
+"""predictions.jsonl: one row a test case. It holds patients' words and belongs where the data are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm.data.examples import CaseDataset
+from vlm.data.schema import describe
+from vlm.evaluation.measures import claims_of
+from vlm.evaluation.scoring import CaseScores
+
+
+def write_predictions(
+    folder: Path,
+    test: CaseDataset,
+    scores: CaseScores,
+    drafts: Sequence[str],
+    references: Sequence[str],
+    probabilities: np.ndarray,
+    contradictions: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Write and return the rows; probabilities are N × K, calibrated, contradictions N, NaN where not defined."""
+    labels = test.spec.labels
+    rows = []
+    for index, (draft, reference) in enumerate(zip(drafts, references, strict=True)):
+        row = test.rows[index]
+        vitals = np.array(row["vitals"], dtype=np.float64)
+        known = [None if np.isnan(value) else int(value) for value in scores.targets[index]]
+        shown = [round(float(value), 6) for value in probabilities[index]]
+        wrong = [f"{c.vital}: said {c.said}, given {c.given}" for c in claims_of(draft, vitals, test.spec.schema)
+                 if not c.consistent]  # fmt: skip
+        rows.append(
+            {
+                "id": row["id"],
+                "patient": row["patient"],
+                "vitals": describe(test.spec.schema, vitals.tolist()),
+                "reference": reference,
+                "report": draft,
+                "labels": dict(zip(labels, known, strict=True)),
+                "probabilities": dict(zip(labels, shown, strict=True)),
+                "text_loss": round(float(scores.losses[index]), 4),
+                "tokens": int(scores.tokens[index]),
+                "inconsistent_numbers": wrong,
+                "head_against_text": None if np.isnan(contradictions[index]) else bool(contradictions[index]),
+            }
+        )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
+    return rows

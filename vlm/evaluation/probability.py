@@ -1,0 +1,141 @@
+"""How good a probability is: discrimination, calibration and use, each as a statistic for the bootstrap.
+
+Every function takes targets (N, 0 or 1) and probabilities or scores (N), sorts them once, and returns a
+`Statistic` of case weights (D × N): two thousand draws are then a few products, not two thousand calls.
+"""
+
+import numpy as np
+from scipy.special import expit, logit
+
+from vlm.evaluation.intervals import Statistic
+
+BINS = 10
+"""Bins of the reliability diagram and of the ECE, of equal width."""
+EPSILON = 1e-6
+"""Probabilities are kept this far from 0 and 1 where their logit is taken."""
+
+
+def auroc(targets: np.ndarray, scores: np.ndarray) -> Statistic:
+    """Area under the ROC curve; ties count half (Mann and Whitney, 1947)."""
+    order, starts = _thresholds(scores)
+    positive = targets[order] == 1
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        p, n = _by_threshold(weights, order, starts, positive)  # D × T, from the lowest score
+        below = np.cumsum(n, axis=1) - n
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (p * (below + n / 2)).sum(1) / (p.sum(1) * n.sum(1))
+
+    return statistic
+
+
+def average_precision(targets: np.ndarray, scores: np.ndarray) -> Statistic:
+    """Area under the precision-recall curve as the mean precision over the recalled; its floor is the prevalence."""
+    order, starts = _thresholds(-scores)
+    positive = targets[order] == 1
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        p, n = _by_threshold(weights, order, starts, positive)  # D × T, from the highest score
+        found, called = np.cumsum(p, axis=1), np.cumsum(p + n, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = np.where(called > 0, found / called, 0.0)
+            return (p * precision).sum(1) / p.sum(1)
+
+    return statistic
+
+
+def brier(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
+    """Mean squared error of the probability (Brier, 1950)."""
+    errors = (probabilities - targets) ** 2
+    return lambda weights: weights @ errors / weights.sum(1)
+
+
+def expected_calibration_error(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
+    """Mean distance of confidence and frequency over bins of equal width, weighted by cases (Naeini et al., 2015)."""
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    member = np.eye(BINS)[bins]  # N × bins
+    gaps = member * (probabilities - targets)[:, None]
+    return lambda weights: np.abs(weights @ gaps).sum(1) / weights.sum(1)
+
+
+def calibration_line(targets: np.ndarray, probabilities: np.ndarray, iterations: int = 25) -> Statistic:
+    """Slope of the logistic recalibration logit P(y) = a + b · logit(p); 1 is right, below 1 is overconfident.
+
+    Newton's method on all draws at once (Cox, 1958).
+    """
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return _recalibrate(targets, probabilities, weights, iterations)[1]
+
+    return statistic
+
+
+def calibration_intercept(targets: np.ndarray, probabilities: np.ndarray, iterations: int = 25) -> Statistic:
+    """Intercept with the slope held at 1: above 0 the probabilities are too low on the whole."""
+    x = logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        a = np.zeros(len(weights))
+        for _ in range(iterations):
+            p = expit(a[:, None] + x)  # D × N
+            gradient, curvature = (weights * (targets - p)).sum(1), (weights * p * (1 - p)).sum(1)
+            a = np.clip(a + gradient / np.maximum(curvature, 1e-12), -20, 20)
+        both = (weights @ targets > 0) & (weights @ (1 - targets) > 0)
+        return np.where(both, a, np.nan)
+
+    return statistic
+
+
+def _recalibrate(
+    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intercept and slope of each draw, NaN where the classes are apart and no finite line fits."""
+    x = logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
+    a, b = np.zeros(len(weights)), np.zeros(len(weights))  # from there Newton's steps do not overshoot
+    for _ in range(iterations):
+        p = expit(np.clip(a[:, None] + b[:, None] * x, -30, 30))  # D × N
+        error, w = weights * (targets - p), weights * p * (1 - p)
+        ga, gb = error.sum(1), error @ x
+        haa, hab, hbb = w.sum(1), w @ x, w @ x**2
+        determinant = np.maximum(haa * hbb - hab**2, 1e-12)
+        a = a + np.clip((hbb * ga - hab * gb) / determinant, -5, 5)
+        b = b + np.clip((haa * gb - hab * ga) / determinant, -5, 5)
+    finite = (np.abs(a) < 50) & (np.abs(b) < 50)
+    return np.where(finite, a, np.nan), np.where(finite, b, np.nan)
+
+
+def net_benefit(targets: np.ndarray, probabilities: np.ndarray, threshold: float) -> Statistic:
+    """True positives less false ones at the threshold's exchange rate, a case (Vickers and Elkin, 2006)."""
+    called = probabilities >= threshold
+    gain = called * (targets - (1 - targets) * threshold / (1 - threshold))
+    return lambda weights: weights @ gain / weights.sum(1)
+
+
+def selective_risk(targets: np.ndarray, probabilities: np.ndarray, coverage: float = 0.8) -> Statistic:
+    """Error rate at 0.5 on the share `coverage` of the cases that the model is surest of."""
+    order = np.argsort(-np.abs(probabilities - 0.5), kind="stable")
+    wrong = ((probabilities >= 0.5) != (targets == 1))[order].astype(np.float64)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        w = weights[:, order]
+        before = np.cumsum(w, axis=1) - w
+        kept = np.clip(coverage * w.sum(1, keepdims=True) - before, 0, w)  # the last case counts in part
+        return (kept * wrong).sum(1) / kept.sum(1)
+
+    return statistic
+
+
+def _thresholds(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order of the scores from the lowest, and where each distinct score begins."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    return order, np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+
+
+def _by_threshold(
+    weights: np.ndarray, order: np.ndarray, starts: np.ndarray, positive: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the positives and of the negatives at each distinct score, D × T each."""
+    ordered = weights[:, order]
+    p = np.add.reduceat(ordered * positive, starts, axis=1)
+    return p, np.add.reduceat(ordered, starts, axis=1) - p
