@@ -13,6 +13,8 @@ from vlm.evaluation.scoring import CaseScores, ranked
 
 MOST_LABELS = 6
 DRAWS = 400
+FEW = 5
+"""A bin of the reliability diagram with fewer cases is drawn hollow and joins no line."""
 GRID = np.linspace(0, 1, 101)
 
 
@@ -92,8 +94,11 @@ def _reliability(axes: Axes, y: np.ndarray, p: np.ndarray) -> None:
     said = [p[bins == b].mean() for b in filled]
     seen = [y[bins == b].mean() for b in filled]
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
-    axes.plot(said, seen, color=TRAIN, lw=1)
-    axes.scatter(said, seen, s=20 + 160 * counts[filled] / counts.max(), color=TRAIN, zorder=3)
+    many = [place for place, b in enumerate(filled) if counts[b] >= FEW]
+    axes.plot([said[place] for place in many], [seen[place] for place in many], color=TRAIN, lw=1)
+    sizes = 20 + 160 * counts[filled] / counts.max()
+    colours = [TRAIN if counts[b] >= FEW else "white" for b in filled]  # hollow: too few cases for a frequency
+    axes.scatter(said, seen, s=sizes, c=colours, edgecolors=TRAIN, zorder=3, clip_on=False)
     error = probability.expected_calibration_error(y, p)(np.ones((1, len(y))))[0]
     axes.set(title=f"ECE {error:.3f}, Brier {np.mean((p - y) ** 2):.3f}", xlabel="probability said",
              ylabel="frequency seen", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))  # fmt: skip

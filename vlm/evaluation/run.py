@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logit
 from tqdm import tqdm
 
 from vlm.config import Config
@@ -124,28 +125,32 @@ def _applies(arm: Arm, config: Config) -> bool:
 def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores) -> ArmResult:
     """Draft and score the cases as an arm shows them; the text loss on the first `ablation_cases` of them."""
     options, name = config.evaluation, cases.arm.name.replace("_", " ")
-    drafts = draft(model, cases, config)
+    drafts, logits = draft(model, cases, config)
     if cases.arm == ARMS[0]:
         return ArmResult(drafts, given.logits, given.losses)
     first = torch.utils.data.Subset(cases, range(min(options.ablation_cases or len(cases), len(cases))))
-    head = score_cases(model, cases, options.batch_size, f"{name}, head", text=False)
-    return ArmResult(drafts, head.logits, score_cases(model, first, options.batch_size, name).losses)
+    return ArmResult(drafts, logits, score_cases(model, first, options.batch_size, name).losses)
 
 
-def draft(model: ClinicalVLM, cases: ArmCases, config: Config) -> list[str]:
-    """Draft every case of an arm; where none is shown any evidence, all drafts of one context are one."""
+def draft(model: ClinicalVLM, cases: ArmCases, config: Config) -> tuple[list[str], np.ndarray]:
+    """Draft every case of an arm; returns the reports and the labels' logits (N × K).
+
+    Where nobody is shown any evidence, all cases of one context are one case.
+    """
     engine, options = ReportEngine(model), config.evaluation
-    examples = (cases[index] for index in range(len(cases)))
+    rows = np.arange(len(cases))
     if cases.arm.image == cases.arm.vitals == "none":
-        contexts = cases.dataset.rows["context"]
-        first = {context: index for index, context in reversed(list(enumerate(contexts)))}
-        kinds = list(first)
-        drafts = engine.draft([cases[first[kind]] for kind in kinds], options.batch_size, options.max_new_tokens)
-        texts = dict(zip(kinds, (text for text, _ in drafts), strict=True))
-        return [texts[context] for context in contexts]
-    drafts = engine.draft(examples, options.batch_size, options.max_new_tokens)
+        _, first, rows = np.unique(cases.dataset.rows["context"], return_index=True, return_inverse=True)
+        shown = first
+    else:
+        shown = rows
+    examples = (cases[int(index)] for index in shown)
     title = f"drafting: {cases.arm.name.replace('_', ' ')}"
-    return [text for text, _ in tqdm(drafts, total=len(cases), desc=title, unit="report", leave=False)]
+    drafts = engine.draft(examples, options.batch_size, options.max_new_tokens)
+    drafted = list(tqdm(drafts, total=len(shown), desc=title, unit="report", leave=False))
+    said = np.array([list(probabilities.values()) for _, probabilities in drafted], dtype=np.float64)
+    logits = logit(np.clip(said, 1e-12, 1 - 1e-12)).reshape(len(drafted), -1) * model.calibration.temperature
+    return [drafted[row][0] for row in rows], logits[rows]
 
 
 def baseline_measures(
