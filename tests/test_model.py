@@ -238,3 +238,16 @@ def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wa
     states = [encode(torch.tensor([value]))[1] for encode, value in zip(parts, (systolic, diastolic), strict=True)]
     state = pressure_state(*states)
     assert state.sum() == 1 and PRESSURE_STATES[int(state.argmax())] == f"blood pressure {wanted}"
+
+
+@pytest.mark.parametrize("shown", ["tokens", "text", "none"])
+def test_vitals_can_be_shown_in_three_ways(shown: str, tiny_config: Config) -> None:
+    model = rebuild(tiny_config, vitals=replace(tiny_config.model.vitals, shown=shown))
+    examples = [make_example(model.spec, None, torch.tensor([value, 120, 80, 1]).numpy()) for value in (5.0, 9.0)]
+    batch = Collator(model.prompt, generation=True)(examples)
+    words = model.tokenizer.batch_decode(batch["input_ids"])
+    assert ("glucose 9.0 mmol/L, systolic 120.0 mmHg" in words[1]) == (shown == "text")
+    encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+    assert model.vitals.tokens == (2 if shown == "tokens" else 0) and encoded.tokens.shape[1] == model.evidence_tokens
+    assert not torch.allclose(encoded.logits[0], encoded.logits[1]), "z has the vitals in every case"
+    model(**Collator(model.prompt)([{**example, "report": "Normal."} for example in examples])).loss.backward()

@@ -222,6 +222,8 @@ class VisionConfig:
 class VitalsConfig:
     """The MLP that turns the vector x into tokens."""
 
+    shown: Literal["tokens", "text", "none"] = "tokens"
+    """How the language model sees the vitals: as tokens, written out in the prompt, or only through z."""
     tokens: int = 2
     """Number of vitals tokens."""
     bins: int = 8

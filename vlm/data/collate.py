@@ -60,7 +60,7 @@ class Collator:
 
     def _row(self, example: Example) -> tuple[list[int], list[int], list[int]]:
         """Token ids, evidence mask and labels of one case."""
-        before, after = self.prompt.ids(example["context"])
+        before, after = self.prompt.ids(example["context"], example["vitals"].tolist())
         report = self._report_ids(example["report"])
         evidence = self.prompt.evidence_tokens
         ids = [*before, *[self.prompt.pad_id] * evidence, *after, *report]

@@ -4,6 +4,7 @@ Layout: system message, then a user message that begins with the evidence tokens
 and the instruction, then the report. What stands before the evidence is the same for every case.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -11,6 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from vlm.config import PromptConfig
+from vlm.data.schema import VitalsSchema, in_words
 
 _EVIDENCE, _WORDS = "\ue000", "\ue001"
 """Private-use characters that mark the two gaps while the template is rendered; no user text passes it."""
@@ -24,9 +26,13 @@ class Prompt:
     config: PromptConfig
     evidence_tokens: int
     """Length of the prefix of image, vitals, z and label tokens."""
+    written: VitalsSchema | None = None
+    """The vitals to write out before the context; None where they are tokens."""
 
-    def ids(self, context: str = "") -> tuple[list[int], list[int]]:
-        """Token ids before and after the evidence, for a case with this context."""
+    def ids(self, context: str = "", vitals: Sequence[float] = ()) -> tuple[list[int], list[int]]:
+        """Token ids before and after the evidence, for a case with this context and these vitals (m)."""
+        if self.written is not None:
+            context = f"{in_words(self.written, vitals)}\n{context.strip()}"
         words = f"{context.strip()}\n{self.config.instruction}" if context.strip() else self.config.instruction
         before, between, after = self._pieces
         return before, [*between, *self.encode_text(words), *after]

@@ -172,6 +172,13 @@ def _bin_edges(column: np.ndarray, bins: int) -> tuple[float, ...]:
     return tuple(float(edge) for edge in edges)
 
 
+def in_words(schema: VitalsSchema, x: Sequence[float]) -> str:
+    """x as a prompt may state it: `glucose 8.7 mmol/L, systolic 145 mmHg, sex not measured`."""
+    shown = describe(schema, x)
+    said = (f"{shown[v.name]} {v.unit}".strip() if v.name in shown else "not measured" for v in schema.vitals)
+    return ", ".join(f"{name} {words}" for name, words in zip(schema.names, said, strict=True))
+
+
 def describe(schema: VitalsSchema, x: Sequence[float]) -> dict[str, Any]:
     """x as a user reads it: name → number or category, without the missing ones."""
     shown: dict[str, Any] = {}

@@ -124,5 +124,5 @@ def _dependence(kind: str, change: Mapping[str, Any]) -> tuple[bool, str]:
         return False, f"Ignores the {kind}: with another patient's, {facts}."
     uses = [name for name, holds in (("text", worse_text), ("probability", worse_area)) if holds]
     if not uses:
-        return False, f"No proof that the {kind} helps: with another patient's, {facts}; both intervals hold 0."
+        return False, f"No proof of use of the {kind}: with another patient's, {facts}; both intervals hold 0."
     return True, f"The {' and '.join(uses)} use{'s' * (len(uses) == 1)} the {kind}: with another patient's, {facts}."

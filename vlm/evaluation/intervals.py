@@ -9,7 +9,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights of the cases (D × N, whole numbers) → D values, NaN where one is not defined."""
 
 FEWEST_PATIENTS = 10
-"""A class with fewer patients gets no interval: the bootstrap would make one up."""
+"""With fewer patients, or fewer of a class, there is no interval: the bootstrap would make one up."""
 ROOM = 20_000_000
 """Weights held at once; more draws go in parts."""
 
@@ -37,14 +37,14 @@ def patient_bootstrap(
     """Value of a statistic and its percentile interval over resampled patients (Efron, 1979).
 
     A draw is a weight for each case: how often its patient was drawn. Draws in which the statistic is not
-    defined are passed over. There is no interval with fewer than two patients, nor where a class of `classes`
+    defined are passed over. There is no interval with fewer than ten patients, nor where a class of `classes`
     (N, the class of each case, NaN for none) is seen in fewer than ten.
     """
     names, group = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     value = float(statistic(np.ones((1, len(group))))[0]) if len(group) else float("nan")
     if np.isnan(value):
         return Estimate(None)
-    if len(names) < 2 or draws < 1 or _smallest_class(group, classes) < FEWEST_PATIENTS:
+    if draws < 1 or min(len(names), _smallest_class(group, classes)) < FEWEST_PATIENTS:
         return Estimate(value)
     rng = np.random.default_rng(seed)
     values = []

@@ -85,7 +85,8 @@ class ClinicalVLM(nn.Module):
         self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
         self.evidence = EvidenceTokens(config.fusion, embed_names(spec.labels), rms)
         self.llm = add_lora(llm, config.llm)
-        self.prompt = Prompt(tokenizer, config.prompt, self.evidence_tokens)
+        written = spec.schema if config.vitals.shown == "text" else None
+        self.prompt = Prompt(tokenizer, config.prompt, self.evidence_tokens, written)
 
     # ------------------------------------------------------------------------------------ building
 

@@ -82,7 +82,7 @@ class VitalsEncoder(nn.Module):
         state_names = [value.names for value in values]
         if self.pressure:
             state_names[self.pressure[0]] = [*state_names[self.pressure[0]], *PRESSURE_STATES]
-        self.tokens = min(config.tokens, len(schema))
+        self.tokens = min(config.tokens, len(schema)) if config.shown == "tokens" else 0
         self.groups = [group.tolist() for group in np.array_split(np.arange(len(schema)), max(self.tokens, 1))]
         self.projectors = nn.ModuleList()
         for group in self.groups if self.tokens else []:
@@ -93,7 +93,7 @@ class VitalsEncoder(nn.Module):
 
     def forward(self, vitals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """B × m with NaN where missing → vitals tokens B × n × H, and the features x of equation (4), B × X."""
-        if not self.tokens:
+        if not len(self.values):
             return vitals.new_zeros(len(vitals), 0, 0), vitals.new_zeros(len(vitals), 0)
         encoded = [encode(vitals[:, i]) for i, encode in enumerate(self.values)]
         features, states = [pair[0] for pair in encoded], [pair[1] for pair in encoded]
@@ -102,10 +102,11 @@ class VitalsEncoder(nn.Module):
             both = pressure_state(states[systolic], states[diastolic])  # B × 4
             states[systolic] = torch.cat([states[systolic], both], dim=1)
         tokens = []
-        for group, projector in zip(self.groups, self.projectors, strict=True):
+        for group, projector in zip(self.groups if self.tokens else [], self.projectors, strict=True):
             state = torch.cat([states[i] for i in group], dim=1)  # B × S
             tokens.append(projector(state, torch.cat([*[features[i] for i in group], state], dim=1)))
-        return torch.stack(tokens, dim=1), torch.cat([*features, *states], dim=1)
+        x = torch.cat([*features, *states], dim=1)  # B × X
+        return torch.stack(tokens, dim=1) if tokens else x.new_zeros(len(x), 0, 0), x
 
 
 PRESSURE_STATES = [f"blood pressure {word}" for word in ("not measured", "low", "normal", "elevated")]
