@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import table_config
 
+from tests.conftest import table_config
 from vlm.config import DataConfig, SectionConfig, SplitConfig, VitalConfig
 from vlm.data.splits import assign_splits
 from vlm.data.table import load_table
