@@ -56,6 +56,7 @@ _DOUBT_BEFORE, _DOUBT_AFTER = _compile(words.UNCERTAIN_BEFORE), _compile(words.U
 _END, _HISTORY = _compile(words.CLAUSE_END), _compile(words.HISTORY)
 _SIDES = {name: _compile(pattern) for name, pattern in words.SIDES.items()}
 _IMPLIED = {name: _compile(pattern) for name, pattern in words.IMPLIED_SIDES.items()}
+_SEPARATOR = _compile(r",|\band\b|\bwith\b|\bor\b")
 _PLACE_END = _compile(words.PLACE_END)
 _ZONES = {name: _compile(pattern) for name, pattern in words.ZONES.items()}
 _ANY = _compile("|".join(f"(?:{pattern})" for pattern in (*words.FINDINGS.values(), *words.NORMAL.values())))
@@ -140,8 +141,10 @@ def _places(sentence: str, begin: int, finish: int, others: list[tuple[int, int]
             before = match.end()
         elif finish <= match.start() < after:
             after = match.start()
-    sides = _sides(sentence[before:finish]) or _sides(sentence[finish:after])
-    zones = _zones(sentence[before:finish]) or _zones(sentence[finish:after])
+    ours, rest = sentence[before:finish], sentence[finish:after]
+    if after < len(sentence):  # what follows the last separator belongs to the finding after this one
+        rest = rest[: max((match.start() for match in _SEPARATOR.finditer(rest)), default=len(rest))]
+    sides, zones = _sides(ours) or _sides(rest), _zones(ours) or _zones(rest)
     return frozenset((side, zone) for side in sides or {""} for zone in zones or {""} if side or zone)
 
 
