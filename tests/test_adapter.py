@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlm.adapter import FILES, card, load, save
+from vlm.adapter import FILES, card, load, save, starting_weights
 from vlm.config import Config
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
@@ -187,3 +187,35 @@ def test_the_card_states_what_was_measured_with_its_interval(trained: ClinicalVL
     assert "| cases | 40 |" in text and "| labels, opacity, auroc | 0.813 (0.701 to 0.900) |" in text
     assert "never use it to diagnose" in text
     assert "| auroc | not defined |" in card(trained, {"auroc": {"value": None, "low": None, "high": None}})
+
+
+def test_training_starts_from_an_adapter_of_the_same_kind(
+    trained: ClinicalVLM, folder: Path, tiny_config: Config
+) -> None:
+    fresh = build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.float32)
+    fresh.load_state_dict(starting_weights(fresh, folder), strict=False)
+    for name, value in trained.trainable_parameters().items():
+        assert torch.equal(fresh.trainable_parameters()[name], value), name
+
+
+def test_layers_of_other_labels_vitals_and_images_start_fresh(folder: Path, tiny_config: Config) -> None:
+    table = replace(tiny_config.data.table, labels=["effusion", "pathology"], vitals=tiny_config.data.table.vitals[:1])
+    data = replace(tiny_config.data, table=table)
+    vision = replace(tiny_config.model.vision, grid=3)
+    model = build_model(
+        replace(tiny_config, data=data, model=replace(tiny_config.model, vision=vision)),
+        load_cohort(data), torch.device("cpu"), torch.float32,
+    )  # fmt: skip
+    names = starting_weights(model, folder)
+    parts = {name.split(".")[0] for name in names}
+    assert parts == {"llm", "vision", "joint", "evidence"}
+    assert "vision.position" not in names and any(name.startswith("vision.cnn.") for name in names)
+    assert not any(name.startswith(("joint.head", "joint.from_vitals", "evidence.label_projector")) for name in names)
+
+
+def test_starting_from_another_base_is_refused(folder: Path, tiny_model: ClinicalVLM) -> None:
+    tiny_model.base_fingerprint = "another"
+    with pytest.raises(UserError, match=r"start_from: .* another base"):
+        starting_weights(tiny_model, folder)
+    with pytest.raises(UserError, match="no such adapter folder"):
+        starting_weights(tiny_model, "./nowhere")

@@ -10,10 +10,10 @@ from tests.indiana import CODES, CodedReport, coded_reports
 from vlm.data.phantom import VITALS
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.evaluation.findings import vocabulary
-from vlm.evaluation.findings.agreement import NAMES, Agreement
-from vlm.evaluation.findings.labeller import label
-from vlm.evaluation.findings.numbers import check_numbers
+from vlm.evaluation.agreement import NAMES, Agreement
+from vlm.evaluation.numbers import check_numbers
+from vlm.findings import vocabulary
+from vlm.findings.labeller import label
 
 ONE = np.ones((1, 1))
 

@@ -106,6 +106,40 @@ def load_state(
     model.load_state_dict(dict(rest), strict=False)  # strict: compared above, against the same split
 
 
+def starting_weights(model: ClinicalVLM, adapter: str | Path) -> dict[str, torch.Tensor]:
+    """Weights of an earlier adapter that mean the same in this model; the rest of the model starts fresh.
+
+    Layers that read the vitals or speak of the labels are left out where the schema or the labels differ, and
+    every tensor of another shape. Raises `UserError` for another base model and where nothing fits.
+    """
+    folder = resolve(str(adapter))
+    config, spec, fingerprint, _ = read_config(folder)
+    if fingerprint != model.base_fingerprint:
+        raise UserError(f"train.start_from: {folder} was trained on another base model, {config.llm.base}")
+    lora, rest = _read_tensors(folder)
+    strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_projector."]
+    if spec.schema != model.spec.schema or config.vitals != model.model_config.vitals:
+        strangers += ["vitals.", "joint.from_vitals."]
+    if config.vision.name != model.model_config.vision.name:
+        strangers += ["vision."]
+    wanted = model.state_dict()
+    given = {_lora_name(name): value for name, value in lora.items()} | rest
+    fitting = {
+        name: value
+        for name, value in given.items()
+        if not name.startswith(tuple(strangers)) and name in wanted and wanted[name].shape == value.shape
+    }
+    if not fitting:
+        raise UserError(f"train.start_from: no tensor of {folder} fits this model")
+    return fitting
+
+
+def _lora_name(name: str) -> str:
+    """PEFT's name of a LoRA tensor on disk → its name in the model."""
+    stem, _, kind = name.rpartition(".")
+    return f"llm.{stem}.default.{kind}"
+
+
 def _compare(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
     problems = {
         "is missing": wanted.keys() - given.keys(),
@@ -182,14 +216,9 @@ def load(
     """
     from dataclasses import replace
 
-    from safetensors.torch import load_file
-
     from vlm.device import choose_device, choose_precision
 
     folder = resolve(str(adapter), revision)
-    for name in REQUIRED:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; not a complete adapter folder")
     config, spec, wanted, calibration = read_config(folder)
     if base is not None:
         config = replace(config, llm=replace(config.llm, base=base, sha256=None, revision=None))
@@ -200,20 +229,34 @@ def load(
     if model.base_fingerprint != wanted:
         hashes = f"(fingerprint {wanted}, not {model.base_fingerprint})"
         raise UserError(f"{folder}: trained on another base model than {config.llm.base} {hashes}")
-    try:
-        lora = load_file(folder / "adapter_model.safetensors")
-        rest = load_file(folder / "vlm.safetensors")
-    except Exception as error:  # safetensors raises its own bare exception type
-        raise UserError(f"{folder}: broken safetensors file: {error}") from None
-    load_state(model, lora, rest, str(folder))
+    load_state(model, *_read_tensors(folder), str(folder))
     model.calibration = calibration
     return model.to(device).eval()
 
 
+def _read_tensors(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The LoRA under PEFT's names and all else under ours."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / "adapter_model.safetensors"), load_file(folder / "vlm.safetensors")
+    except Exception as error:  # safetensors raises its own bare exception type
+        raise UserError(f"{folder}: broken safetensors file: {error}") from None
+
+
 def resolve(adapter: str, revision: str | None = None) -> Path:
-    """The local folder of an adapter, fetched from the Hub where it is an id."""
-    if Path(adapter).is_dir():
-        return Path(adapter)
+    """The local folder of an adapter, fetched from the Hub where it is an id.
+
+    Raises `UserError` where neither is there, or a file of it is missing.
+    """
+    folder = Path(adapter) if Path(adapter).is_dir() else _fetch(adapter, revision)
+    for name in REQUIRED:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; not a complete adapter folder")
+    return folder
+
+
+def _fetch(adapter: str, revision: str | None) -> Path:
     if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
         raise UserError(f"{adapter}: no such adapter folder")
     from huggingface_hub import snapshot_download

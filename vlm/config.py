@@ -163,6 +163,8 @@ class DataConfig:
     """Evidence withheld at random in training."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of training images."""
+    finding_labels: list[str] = field(default_factory=list)
+    """Findings that the reference reports state, taught to the head as further labels: `effusion`, `left_opacity`."""
     withhold: list[Literal["image", "vitals"]] = field(default_factory=list)
     """Evidence withheld from every case, training and test alike: a control run. Reports stay as they are."""
 
@@ -240,6 +242,8 @@ class FusionConfig:
     """Show z to the language model, as one token."""
     label_token: bool = True
     """Show the head's probabilities to the language model, as one token."""
+    sharpness: float = 3.0
+    """The head's logits times this give the verdict that the token shows: at 3, 0.8 becomes 0.98 and 0.2 0.02."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +289,8 @@ class LossConfig:
 class TrainConfig:
     """AdamW, its schedule, and what is written when."""
 
+    start_from: str | None = None
+    """Adapter folder or Hub id of the same base: what fits of it is where training starts; null starts fresh."""
     epochs: float = 3.0
     """Passes over the training split."""
     max_steps: int = -1

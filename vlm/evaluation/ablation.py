@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlm.evaluation import probability
-from vlm.evaluation.findings.agreement import Agreement
+from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.intervals import Statistic, mean, ratio
 from vlm.evaluation.measures import Bootstrap
 from vlm.evaluation.scoring import CaseScores, ranked

@@ -11,7 +11,7 @@ import yaml
 from vlm.errors import UserError
 from vlm.evaluation import probability
 from vlm.evaluation.ablation import minus
-from vlm.evaluation.findings.agreement import Agreement
+from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.intervals import Estimate, Statistic, patient_bootstrap, ratio
 from vlm.evaluation.text import RougeL
 

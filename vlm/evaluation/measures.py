@@ -10,10 +10,10 @@ import numpy as np
 from vlm.data.cohort import FactReader
 from vlm.data.schema import VitalsSchema
 from vlm.evaluation import probability
+from vlm.evaluation.agreement import NAMES, Agreement
 from vlm.evaluation.arms import ArmCases, all_right
-from vlm.evaluation.findings.agreement import NAMES, Agreement
-from vlm.evaluation.findings.numbers import Claim, check_numbers
 from vlm.evaluation.intervals import Estimate, Statistic, mean, patient_bootstrap, ratio
+from vlm.evaluation.numbers import Claim, check_numbers
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS
 
@@ -189,7 +189,7 @@ def contradictions(
 
     `findings` says which finding of the labeller a label stands for; NaN in a case that speaks of none of them.
     """
-    from vlm.evaluation.findings.labeller import label as label_report
+    from vlm.findings.labeller import label as label_report
 
     result = np.full(len(drafts), np.nan)
     pairs = [(k, findings[name]) for k, name in enumerate(labels) if name in findings]

@@ -15,10 +15,10 @@ from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.examples import CaseDataset
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
+from vlm.evaluation.agreement import NAMES
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.figures import draw_figures
-from vlm.evaluation.findings.agreement import NAMES
 from vlm.evaluation.intervals import mean
 from vlm.evaluation.measures import (
     Bootstrap,

@@ -6,9 +6,6 @@ from torch import nn
 from vlm.config import FusionConfig
 from vlm.model.projection import NamedProjector, TokenProjector
 
-SHARPNESS = 3.0
-"""Logits are multiplied by this for the verdict: 0.8 becomes 0.98, 0.2 becomes 0.02."""
-
 
 class JointVector(nn.Module):
     """z = W_f f + W_x x + b, and the classification head on z."""
@@ -40,6 +37,7 @@ class EvidenceTokens(nn.Module):
     def __init__(self, config: FusionConfig, label_names: torch.Tensor, token_rms: float) -> None:
         """`label_names` is K × H, the word embedding of each label's name."""
         super().__init__()
+        self.sharpness = config.sharpness
         labels, hidden_size = label_names.shape
         self.z_projector = TokenProjector(config.size, hidden_size, token_rms) if config.z_token else None
         shows_labels = config.label_token and labels > 0
@@ -53,6 +51,6 @@ class EvidenceTokens(nn.Module):
             tokens.append(self.z_projector(z)[:, None])
         if self.label_projector is not None:
             logits = logits.detach()
-            verdicts = (SHARPNESS * logits).sigmoid()  # B × K
+            verdicts = (self.sharpness * logits).sigmoid()  # B × K
             tokens.append(self.label_projector(verdicts, logits.sigmoid())[:, None])
         return tokens

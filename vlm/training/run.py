@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from vlm.adapter import save
+from vlm.adapter import save, starting_weights
 from vlm.config import Config
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
@@ -43,6 +43,7 @@ def train(config: Config, resume: bool = False) -> Path:
     checkpoint = folder.check(config, cohort.fingerprint, resume)
     model = build_model(config, cohort, device, dtype)
     _say(describe_parameters(model))
+    start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
@@ -51,6 +52,9 @@ def train(config: Config, resume: bool = False) -> Path:
     if trainer.is_world_process_zero():  # last: a mistake in config, data or base leaves the folder as it was
         folder.create(config, cohort.fingerprint, resume)
     processes.wait_for_everyone()
+    if start:
+        model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
+        _say(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.evaluation.findings.labeller import Mention, label
-from vlm.evaluation.findings.vocabulary import FINDINGS
 from vlm.evaluation.intervals import Statistic, mean, ratio
+from vlm.findings.labeller import Mention, label
+from vlm.findings.vocabulary import FINDINGS
 
 NAMES = tuple(FINDINGS)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vlm.evaluation.findings import vocabulary as words
+from vlm.findings import vocabulary as words
 
 Status = Literal["present", "uncertain", "absent"]
 STATUSES: tuple[Status, ...] = ("present", "uncertain", "absent")

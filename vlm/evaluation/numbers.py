@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vlm.data.schema import PRESSURE_NAMES, VitalsSchema
-from vlm.evaluation.findings.labeller import sentences
+from vlm.findings.labeller import sentences
 
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?(?![\w])")
 _LEVELS = {

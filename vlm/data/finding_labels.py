@@ -1,0 +1,72 @@
+"""Findings that the reference reports state, read by rule, as further labels of the head.
+
+A small cohort has few labels and many words; the words say more of the image than the labels do. Taught to the head,
+the findings reach the text through the label token (see `vlm.model.fusion`).
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import datasets
+
+from vlm.config import DataConfig
+from vlm.data.cohort import Cohort, features
+from vlm.errors import UserError
+from vlm.findings.labeller import label
+from vlm.findings.vocabulary import FINDINGS, SIDES, ZONES
+
+PLACES = tuple(name for name in (*SIDES, *ZONES) if name != "both")
+
+
+def add_finding_labels(cohort: Cohort, data: DataConfig) -> Cohort:
+    """The cohort with `data.finding_labels` after its own labels; unknown where there is no report.
+
+    Raises `UserError` for a name that is no finding, or is a label already.
+    """
+    names = tuple(data.finding_labels)
+    if not names:
+        return cohort
+    wanted = [_parse(name) for name in names]
+    twice = {name for name in names if name in cohort.labels or names.count(name) > 1}
+    if twice:
+        raise UserError(f"data.finding_labels: {min(twice)!r} is a label already; name each one once")
+    columns = cohort.dataset.to_dict()
+    columns["labels"] = [
+        [*known, *read_findings(" ".join(filter(None, sections)), wanted)]
+        for known, sections in zip(columns["labels"], columns["sections"], strict=True)
+    ]
+    labels = (*cohort.labels, *names)
+    declared = features(len(cohort.schema), len(labels), len(cohort.sections))
+    return replace(cohort, dataset=datasets.Dataset.from_dict(columns, features=declared), labels=labels)
+
+
+def read_findings(report: str, wanted: Sequence[tuple[str, str]]) -> list[float]:
+    """1 for each (place, finding) that a report asserts, 0 where it does not, NaN where it leaves it open.
+
+    A report mentions what is there: silence counts as 0, an empty report as unknown.
+    """
+    if not report.strip():
+        return [float("nan")] * len(wanted)
+    found = label(report)
+    values = []
+    for place, finding in wanted:
+        mention = found.get(finding)
+        if mention is None or mention.status == "absent":
+            values.append(0.0)
+        elif mention.status == "uncertain":
+            values.append(float("nan"))
+        else:
+            values.append(float(not place or place in mention.sides | mention.zones))
+    return values
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """`left_opacity` → (left, opacity); `opacity` → ("", opacity)."""
+    place, _, rest = name.partition("_")
+    pair = (place, rest) if place in PLACES and rest else ("", name)
+    if pair[1] not in FINDINGS:
+        near = difflib.get_close_matches(pair[1], FINDINGS, n=1, cutoff=0.0)[0]
+        way_out = f"did you mean {near!r}? A side or zone may stand before it: {', '.join(PLACES)}"
+        raise UserError(f"data.finding_labels: {name!r} is no finding the labeller knows; {way_out}")
+    return pair

@@ -1,1 +1,0 @@
-"""What a report says: findings with their status, side and zone, and the numbers it states."""
