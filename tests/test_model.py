@@ -157,6 +157,20 @@ def test_with_alpha_1_the_language_model_does_not_run(tiny_model: ClinicalVLM, t
     assert output.loss == output.loss_bce and output.loss_ce == 0
 
 
+def test_the_language_model_reads_only_cases_with_a_report(tiny_model: ClinicalVLM, tiny_batch, monkeypatch) -> None:
+    trunk, shapes = tiny_model.trunk, []
+    monkeypatch.setattr(tiny_model, "trunk", lambda e, mask: (shapes.append(tuple(mask.shape)), trunk(e, mask))[1])
+    lengths = tiny_batch["attention_mask"].sum(dim=1)
+    tiny_batch["labels"][lengths.argmax()] = IGNORED
+    tiny_batch["labels"][0] = IGNORED
+    written = (tiny_batch["labels"] >= 0).any(dim=1)
+    whole = tiny_model(**tiny_batch)
+    assert shapes == [(int(written.sum()), int(lengths[written].max()))]
+    for row in range(len(written)):
+        alone = tiny_model(**{name: value[row : row + 1] for name, value in tiny_batch.items()})
+        torch.testing.assert_close(whole.case_losses[row], alone.case_losses[0], rtol=1e-4, atol=1e-5)
+
+
 def test_batched_left_padded_generation_equals_single(tiny_model: ClinicalVLM) -> None:
     tiny_model.eval()
     size, vitals = tiny_model.spec.image.size, len(tiny_model.spec.schema)

@@ -23,7 +23,7 @@ from vlm.device import choose_device, choose_precision
 from vlm.model.calibration import Calibration
 from vlm.model.fusion import EvidenceTokens, JointVector
 from vlm.model.llm import add_lora, embedding_rms, embedding_scale, fingerprint, load_llm, word_embeddings
-from vlm.model.loss import joint_loss, label_loss, text_loss
+from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
 from vlm.model.projection import name_embeddings
 from vlm.model.vision import ImageEncoder
 from vlm.model.vitals import VitalsEncoder
@@ -180,8 +180,11 @@ class ClinicalVLM(nn.Module):
         if alpha == 1:
             nothing = torch.zeros(len(vitals), device=vitals.device)
             return VLMOutput(loss_bce, loss_bce, torch.zeros_like(loss_bce), encoded.logits, nothing, nothing)
-        hidden = self.trunk(self.embed(input_ids, evidence_mask, encoded.tokens), attention_mask)
-        text, case_losses = text_loss(hidden, self.base.get_output_embeddings().weight, labels)
+        rows, length = rows_with_text(labels, attention_mask)
+        ids, mask, evidence = input_ids[rows, :length], attention_mask[rows, :length], evidence_mask[rows, :length]
+        hidden = self.trunk(self.embed(ids, evidence, encoded.tokens[rows]), mask)
+        text, row_losses = text_loss(hidden, self.base.get_output_embeddings().weight, labels[rows, :length])
+        case_losses = row_losses.new_zeros(len(labels)).index_copy(0, rows, row_losses)
         loss_ce = text.mean(token_count)
         return VLMOutput(
             loss=joint_loss(alpha, loss_bce, loss_ce),

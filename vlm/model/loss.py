@@ -30,6 +30,18 @@ def label_loss(logits: torch.Tensor, targets: torch.Tensor) -> LossSum:
     return LossSum((losses * known).sum(), known.sum())
 
 
+def rows_with_text(labels: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Cases that have a report (R of B) and their longest length; labels and mask are B × T, padded on the right.
+
+    The rest has no part in the text loss, so the language model need not read it. One case always stays: every
+    process must give every layer a gradient, be it zero.
+    """
+    written = (labels[:, 1:] != IGNORED).any(dim=1)
+    written[0] |= ~written.any()
+    rows = written.nonzero()[:, 0]
+    return rows, int(attention_mask[rows].sum(dim=1).max())
+
+
 def text_loss(hidden: torch.Tensor, vocabulary: torch.Tensor, labels: torch.Tensor) -> tuple[LossSum, torch.Tensor]:
     """Cross-entropy of the next token over the supervised tokens.
 
