@@ -1,7 +1,10 @@
 """Training examples: dropout, augmentation and the reports that the remaining evidence allows."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -97,3 +100,13 @@ def test_vitals_scale_comes_from_the_training_split_alone(tiny_config: Config) -
     spec = CaseSpec.fit(cohort, ImageSpec(32), 3)
     assert spec.statistics.centre[1] == np.median(vitals[:, 1])
     assert spec.statistics.centre[1] != np.median(np.array(cohort.dataset["vitals"])[:, 1])
+
+
+def test_a_report_on_a_blank_image_is_not_taught(dataset: CaseDataset, tmp_path: Path) -> None:
+    row = next(index for index in range(len(dataset)) if dataset[index]["has_image"] and dataset[index]["report"])
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((40, 40), np.uint8))
+    cells = dataset.rows["image"]
+    cells = [{"path": str(tmp_path / "black.png"), "bytes": None} if i == row else c for i, c in enumerate(cells)]
+    columns = dataset.rows.to_dict() | {"image": cells}
+    blank = replace(dataset, rows=datasets.Dataset.from_dict(columns, features=dataset.rows.features))
+    assert not blank[row]["has_image"] and blank[row]["report"] == "No image was available."

@@ -54,6 +54,14 @@ def test_a_report_says_what_was_missing(tiny_model: ClinicalVLM, image: str) -> 
     assert json.loads(json.dumps(full.to_dict()))["probabilities"] == full.probabilities
 
 
+def test_a_blank_image_is_taken_as_none(tiny_model: ClinicalVLM, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((30, 40), np.uint8))
+    blank = tiny_model.predict(tmp_path / "black.png", {"glucose": 8}, max_new_tokens=8)
+    none = tiny_model.predict(None, {"glucose": 8}, max_new_tokens=8)
+    assert blank.text == none.text and blank.probabilities == none.probabilities
+    assert blank.warnings[-1] == "the image is blank and was taken as none"
+
+
 def test_merging_lora_changes_the_speed_and_not_the_model(tiny_model: ClinicalVLM, tiny_batch) -> None:
     with torch.no_grad():
         for name, value in tiny_model.trainable_parameters().items():

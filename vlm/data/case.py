@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vlm.data.images import ImageSpec, to_pixel_values
+from vlm.data.images import ImageSpec, is_blank, to_pixel_values
 from vlm.data.schema import VitalsSchema, VitalsStatistics
 
 if TYPE_CHECKING:  # drafting needs no tables, and their libraries take a second to import
@@ -43,7 +43,12 @@ def make_example(
     report: str = "",
     context: str = "",
 ) -> Example:
-    """Put one case into the form that `Collator` takes; S × S uint8 picture or None, m vitals with NaN."""
+    """Put one case into the form that `Collator` takes; S × S uint8 picture or None, m vitals with NaN.
+
+    A blank picture is taken as none.
+    """
+    if picture is not None and is_blank(picture):
+        picture = None
     size = spec.image.size
     pixels = np.zeros((3, size, size), np.float32) if picture is None else to_pixel_values(picture, spec.image)
     return {

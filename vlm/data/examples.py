@@ -10,7 +10,7 @@ import torch
 
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec, Example, make_example
-from vlm.data.images import augment, read_image, to_square
+from vlm.data.images import augment, is_blank, read_image, to_square
 
 
 def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig], available: Collection[str]) -> str:
@@ -34,8 +34,9 @@ def available_evidence(names: Sequence[str], vitals: np.ndarray, has_image: bool
 
 
 def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray | None:
-    """Decode an image cell to S × S uint8; None for a case without an image."""
-    return to_square(read_image(cell["path"]), spec.image) if cell else None
+    """Decode an image cell to S × S uint8; None for a case without an image and for a blank one."""
+    picture = to_square(read_image(cell["path"]), spec.image) if cell else None
+    return None if picture is None or is_blank(picture) else picture
 
 
 @dataclass

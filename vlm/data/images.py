@@ -76,6 +76,11 @@ def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
     return square
 
 
+def is_blank(square: np.ndarray) -> bool:
+    """Whether a picture is one grey value: it shows nothing, and nothing may be asserted from it."""
+    return bool(square.min() == square.max())
+
+
 def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """Rotate, shift, scale and change the contrast at random; S × S uint8 → S × S uint8."""
     side = square.shape[0]

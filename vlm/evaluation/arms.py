@@ -12,7 +12,7 @@ from vlm.data.cohort import FactReader, Facts
 from vlm.data.examples import CaseDataset, available_evidence, compose_report, load_picture
 
 Shown = Literal["own", "swapped", "blank", "none"]
-"""A blank image is there and empty; none is no image at all, which the model was trained to know."""
+"""A blank image is a file that is all black; none is no image at all, which the model was trained to know."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,10 @@ class ReportEngine:
         if image is None:
             warnings.append("no image given")
         picture = to_square(read_image(image), spec.image) if image is not None else None
-        return make_example(spec, picture, x), tuple(warnings)
+        example = make_example(spec, picture, x)
+        if picture is not None and not example["has_image"]:
+            warnings.append("the image is blank and was taken as none")
+        return example, tuple(warnings)
 
     def draft(
         self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
