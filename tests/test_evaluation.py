@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from vlm.config import Config, DataConfig, PhantomConfig
@@ -16,6 +17,7 @@ from vlm.data.examples import CaseDataset
 from vlm.data.images import ImageSpec
 from vlm.data.phantom import load_phantom
 from vlm.evaluation.ablation import ArmResult
+from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.arms import ARMS, ArmCases, all_right
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.figures import correlation_figure, loss_figure, pairwise_correlation
@@ -50,6 +52,19 @@ def test_an_arm_shows_what_its_facts_say(arm, phantom) -> None:
     assert image_kept == (arm.image == "own") and vitals_kept == (arm.vitals == "own")
 
 
+def test_cases_that_are_shown_the_same_are_the_same(phantom) -> None:
+    """A blank image is no image, and a case without vitals is not drafted again with its vitals withheld."""
+    _, dataset = phantom
+    seen: dict = {}
+    for cases in (ArmCases(arm, dataset) for arm in ARMS):
+        for index, shown in enumerate(cases.shown):
+            example = cases[index]
+            first = seen.setdefault(shown, example)
+            assert torch.equal(first["pixel_values"], example["pixel_values"])
+            assert torch.equal(first["vitals"].nan_to_num(-1), example["vitals"].nan_to_num(-1))
+    assert len(seen) < len(ARMS) * len(dataset) * 0.75
+
+
 def test_nobody_is_shown_their_own_when_swapped(phantom) -> None:
     _, dataset = phantom
     swapped = ArmCases(next(arm for arm in ARMS if arm.name == "image_swapped"), dataset)
@@ -79,7 +94,7 @@ class Reader:
     def __init__(self, image: bool, vitals: bool) -> None:
         self.image, self.vitals = image, vitals
 
-    def __call__(self, model, cases: ArmCases, config: Config, given: CaseScores) -> ArmResult:
+    def __call__(self, model, cases: ArmCases, config: Config, given: CaseScores, drafted: dict) -> ArmResult:
         image = cases.image_donor if self.image else np.zeros(len(cases), dtype=int)
         vitals = cases.vitals_donor if self.vitals else np.zeros(len(cases), dtype=int)
         reports = cases.dataset.reports
@@ -111,7 +126,7 @@ def test_a_model_is_named_for_what_it_is(
         np.zeros(len(dataset)),
         np.full(len(dataset), 10.0),
     )
-    given = reader(None, ArmCases(ARMS[0], dataset), tiny_config, scores)
+    given = reader(None, ArmCases(ARMS[0], dataset), tiny_config, scores, {})
     scores = replace(scores, logits=given.logits, losses=given.losses)
     tiny_model.spec = dataset.spec
     splits = Splits(dataset, dataset, dataset)
@@ -146,9 +161,17 @@ def test_head_and_text_that_disagree_are_counted() -> None:
     assert np.isnan(contradictions(drafts, probabilities, ["covid"], {})).all()
 
 
+def f1_of(drafts: list[str], references: list[str]) -> float:
+    return float(Agreement.of(drafts, references).f1()(np.ones((1, len(references))))[0])
+
+
 def test_baselines_cost_nothing_and_see_what_they_say(phantom, tiny_model) -> None:
     _, dataset = phantom
     assert constant_report(["b", "a", "a", ""]) == "a" and constant_report([""]) == ""
+    reports = ["Clear lungs.", "Clear lungs.", "Opacity on the left.", "Opacity and effusion.", "Opacity on the right."]
+    strongest = max(set(reports), key=lambda one: f1_of([one] * len(reports), reports))
+    assert constant_report(reports) in ("Opacity on the left.", "Opacity on the right.")
+    assert f1_of([constant_report(reports)] * 5, reports) == f1_of([strongest] * 5, reports)
     tiny_model.spec = dataset.spec
     assert nearest_reports(tiny_model, dataset, dataset, 16) != [dataset.report(0)] * len(dataset)
     own = nearest_reports(tiny_model, dataset, dataset, 16)

@@ -66,6 +66,12 @@ class ArmCases(torch.utils.data.Dataset):
             context=row["context"] or "",
         )
 
+    @property
+    def shown(self) -> list[tuple[int, int, str]]:
+        """Whose image and whose vitals each case is shown (-1 for none), and which context: equal ones are one case."""
+        contexts = (context or "" for context in self.dataset.rows["context"])
+        return list(zip(self.image_donor.tolist(), self.vitals_donor.tolist(), contexts, strict=True))
+
     def facts(self, reader: FactReader) -> list[Facts]:
         """The facts of what is shown: an image fact is its donor's, a vitals fact its donor's."""
         wanted = []

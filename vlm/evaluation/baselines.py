@@ -11,22 +11,32 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from vlm.data.examples import CaseDataset
-from vlm.evaluation.text import RougeL
+from vlm.findings.labeller import label
+from vlm.findings.vocabulary import FINDINGS
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
-def constant_report(reports: Sequence[str], most: int = 100) -> str:
-    """The training report that is written most often; among equals, the one most like a sample of the others."""
-    counts = Counter(report for report in reports if report)
-    if not counts:
+def constant_report(reports: Sequence[str]) -> str:
+    """The strongest constant: of all training reports the one whose findings fit all the others best, by F1.
+
+    Where no report asserts a finding, the one most often written.
+    """
+    written = [report for report in reports if report]
+    counts = Counter(written)
+    candidates = [report for report, _ in counts.most_common()]
+    if not candidates:
         return ""
-    highest = max(counts.values())
-    candidates = [report for report, count in counts.items() if count == highest][:most]
-    if len(candidates) == 1:
-        return candidates[0]
-    sample = list(counts)[:most]
-    likeness = [RougeL().statistic([one] * len(sample), sample)(np.ones((1, len(sample))))[0] for one in candidates]
-    return candidates[int(np.argmax(likeness))]
+    often = np.array([counts[report] for report in candidates])  # D
+    found = [label(report) for report in candidates]
+    asserts, leaves_open = (
+        np.array([[name in row and row[name].status == status for name in FINDINGS] for row in found])
+        for status in ("present", "uncertain")
+    )  # D × F each
+    present, uncertain = often @ asserts, often @ leaves_open  # F, over all N reports
+    right = asserts @ present  # D
+    errors = asserts @ (often.sum() - present - uncertain) + ~asserts @ present  # D, invented and missed
+    f1 = 2 * right / np.maximum(2 * right + errors, 1)
+    return candidates[int(f1.argmax())]  # of equals, the one most often written
 
 
 @torch.no_grad()

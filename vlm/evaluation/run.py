@@ -75,7 +75,8 @@ def evaluate(
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
     arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
-    results = {name: run_arm(model, cases, config, scores) for name, cases in arms.items()}
+    drafted: Drafted = {}
+    results = {name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items()}
     given = results["as_given"]
     references = test.reports
     probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits)).double().numpy()  # N × K
@@ -122,35 +123,33 @@ def _applies(arm: Arm, config: Config) -> bool:
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 
 
-def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores) -> ArmResult:
+Drafted = dict[tuple[int, int, str], tuple[str, np.ndarray]]
+"""What was shown → the draft and the labels' logits (K): no two arms draft the same case twice."""
+
+
+def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: Drafted) -> ArmResult:
     """Draft and score the cases as an arm shows them; the text loss on the first `ablation_cases` of them."""
     options, name = config.evaluation, cases.arm.name.replace("_", " ")
-    drafts, logits = draft(model, cases, config)
+    drafts, logits = draft(model, cases, config, drafted)
     if cases.arm == ARMS[0]:
         return ArmResult(drafts, given.logits, given.losses)
     first = torch.utils.data.Subset(cases, range(min(options.ablation_cases or len(cases), len(cases))))
     return ArmResult(drafts, logits, score_cases(model, first, options.batch_size, name).losses)
 
 
-def draft(model: ClinicalVLM, cases: ArmCases, config: Config) -> tuple[list[str], np.ndarray]:
-    """Draft every case of an arm; returns the reports and the labels' logits (N × K).
-
-    Where nobody is shown any evidence, all cases of one context are one case.
-    """
+def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> tuple[list[str], np.ndarray]:
+    """Draft every case of an arm that shows something new; returns the reports and the labels' logits (N × K)."""
     engine, options = ReportEngine(model), config.evaluation
-    rows = np.arange(len(cases))
-    if cases.arm.image == cases.arm.vitals == "none":
-        _, first, rows = np.unique(cases.dataset.rows["context"], return_index=True, return_inverse=True)
-        shown = first
-    else:
-        shown = rows
-    examples = (cases[int(index)] for index in shown)
+    new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
+    examples = (cases[index] for index in new.values())
     title = f"drafting: {cases.arm.name.replace('_', ' ')}"
     drafts = engine.draft(examples, options.batch_size, options.max_new_tokens)
-    drafted = list(tqdm(drafts, total=len(shown), desc=title, unit="report", leave=False))
-    said = np.array([list(probabilities.values()) for _, probabilities in drafted], dtype=np.float64)
-    logits = logit(np.clip(said, 1e-12, 1 - 1e-12)).reshape(len(drafted), -1) * model.calibration.temperature
-    return [drafted[row][0] for row in rows], logits[rows]
+    progress = tqdm(drafts, total=len(new), desc=title, unit="report", leave=False)
+    for shown, (text, probabilities) in zip(new, progress, strict=True):
+        said = np.clip(np.array(list(probabilities.values()), dtype=np.float64), 1e-12, 1 - 1e-12)
+        drafted[shown] = text, logit(said) * model.calibration.temperature
+    both = [drafted[shown] for shown in cases.shown]
+    return [text for text, _ in both], np.array([logits for _, logits in both]).reshape(len(both), -1)
 
 
 def baseline_measures(
