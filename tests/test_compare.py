@@ -37,6 +37,20 @@ def test_a_comparison_is_paired_and_names_what_changed(runs: list[str]) -> None:
     assert same.count("<br>+0.000 |") == 4, "a run does not differ from itself"
 
 
+def test_a_label_that_one_run_lacks_is_a_dash(runs: list[str]) -> None:
+    file = Path(runs[1]) / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["labels"]["other"] = row["labels"].pop("effusion")
+        row["probabilities"]["other"] = row["probabilities"].pop("effusion")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    header, _, first, second = compare(runs, draws=50).splitlines()[2:]
+    cells = [dict(zip(header.split("|"), line.split("|"), strict=True)) for line in (first, second)]
+    assert (
+        cells[0][" AUROC other "] == cells[1][" AUROC effusion "] == " – " and "<br>" not in cells[1][" AUROC other "]
+    )
+
+
 def test_runs_of_other_cases_are_not_compared(runs: list[str]) -> None:
     file = Path(runs[1]) / "predictions.jsonl"
     rows = file.read_text().splitlines()

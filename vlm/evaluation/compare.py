@@ -33,7 +33,7 @@ def compare(folders: Sequence[str], draws: int = 2000) -> str:
     ids = list(first)
     patients = [first[case]["patient"] for case in ids]
     measures = {name: _measures([run[case] for case in ids]) for name, run in runs.items()}
-    titles = list(measures[first_name])
+    titles = list(dict.fromkeys(title for run in measures.values() for title in run))  # runs may have other labels
     lines = [
         f"{len(ids)} test cases of {len(set(patients))} patients; 95 % intervals by bootstrap over patients. "
         f"Below each value: its paired difference from {first_name}.",
@@ -44,9 +44,9 @@ def compare(folders: Sequence[str], draws: int = 2000) -> str:
     for name in runs:
         cells = []
         for title in titles:
-            statistic, reference = measures[name][title], measures[first_name][title]
-            cell = str(patient_bootstrap(statistic, patients, draws))
-            if name != first_name:
+            statistic, reference = measures[name].get(title), measures[first_name].get(title)
+            cell = str(patient_bootstrap(statistic, patients, draws)) if statistic else "–"
+            if name != first_name and statistic and reference:
                 cell += f"<br>{_signed(patient_bootstrap(minus(statistic, reference), patients, draws))}"
             cells.append(cell)
         lines.append(f"| {name} | {_changed(first_name, name)} | {' | '.join(cells)} |")
