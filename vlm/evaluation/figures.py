@@ -113,14 +113,18 @@ def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, tit
     return matrix
 
 
+FEWEST = 10
+"""Rows that have both values, below which no correlation is shown: five pairs make −0.98 of nothing."""
+
+
 def pairwise_correlation(values: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each pair of columns over the rows that have both values."""
+    """Pearson correlation of each pair of columns over the rows that have both values; NaN under `FEWEST` of them."""
     columns = values.shape[1]
     matrix = np.full((columns, columns), np.nan)
     for i, j in np.ndindex(columns, columns):
         both = ~np.isnan(values[:, i]) & ~np.isnan(values[:, j])
         a, b = values[both, i].astype(np.float64), values[both, j].astype(np.float64)
-        if len(a) >= 3 and a.std() > 0 and b.std() > 0:
+        if len(a) >= FEWEST and a.std() > 0 and b.std() > 0:
             matrix[i, j] = np.corrcoef(a, b)[0, 1]
     return matrix
 
