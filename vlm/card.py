@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import vlm
+from vlm.evaluation.intervals import Estimate
 from vlm.model.clinical_vlm import ClinicalVLM
 
 OPEN = "open: the authors must say"
@@ -14,6 +13,8 @@ OPEN = "open: the authors must say"
 
 def card(model: ClinicalVLM, metrics: Mapping[str, Any]) -> str:
     """README.md of the adapter, with the metadata that the Hub reads; no patient's words are in it."""
+    import jinja2  # an adapter is loaded far more often than its card is written
+
     base = model.model_config.llm.base
     on_hub = not base.startswith("pypi:") and not Path(base).exists()
     environment = jinja2.Environment(
@@ -47,8 +48,7 @@ def measured(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
     for key, value in metrics.items():
         name = f"{above}{key.replace('_', ' ')}"
         if isinstance(value, Mapping) and value.keys() >= {"value", "low", "high"}:
-            interval = f" ({value['low']:.3f} to {value['high']:.3f})" if value["low"] is not None else ""
-            yield name, "not defined" if value["value"] is None else f"{value['value']:.3f}{interval}"
+            yield name, str(Estimate(value["value"], value["low"], value["high"]))
         elif isinstance(value, Mapping):
             yield from measured(value, f"{name}, ")
         elif value is not None:

@@ -164,7 +164,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of training images."""
     finding_labels: list[str] = field(default_factory=list)
-    """Findings that the reference reports state, taught to the head as further labels: `effusion`, `left_opacity`."""
+    """Findings of the reference reports, taught to the head as further labels: `pleural_effusion`, `left_opacity`."""
     withhold: list[Literal["image", "vitals"]] = field(default_factory=list)
     """Evidence withheld from every case, training and test alike: a control run. Reports stay as they are."""
 

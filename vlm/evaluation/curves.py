@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from vlm.evaluation import probability
 from vlm.evaluation.figures import STYLE, TRAIN, VALIDATION
+from vlm.evaluation.intervals import FEWEST_PATIENTS, draw_weights, smallest_class
 from vlm.evaluation.scoring import CaseScores, ranked
 
 MOST_LABELS = 6
@@ -46,11 +47,10 @@ def _known(values: np.ndarray) -> np.ndarray:
 
 def _draws(patients: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Weights of the cases under resampled patients (D × N); none where a class has under ten patients."""
-    names, group = np.unique(patients.astype(str), return_inverse=True)
-    if min(len(np.unique(group[y == kind])) for kind in (0, 1)) < 10:
+    _, group = np.unique(patients.astype(str), return_inverse=True)
+    if smallest_class(group, y) < FEWEST_PATIENTS:
         return np.empty((0, len(y)))
-    rng = np.random.default_rng(0)
-    return rng.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)[:, group].astype(np.float64)
+    return draw_weights(group, DRAWS, np.random.default_rng(0))
 
 
 def _curve(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> No
 def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, title: str) -> np.ndarray:
     """Pearson correlations of columns (N × C, NaN where missing), pair by pair over the rows that have both.
 
-    The source paper's Figure 1. Returns the matrix (C × C, NaN where fewer than three rows have both).
+    The source paper's Figure 1. Returns the matrix (C × C, NaN where fewer than `FEWEST` rows have both).
     """
     matrix = pairwise_correlation(values)
     with plt.rc_context({**STYLE, "axes.grid": False}):

@@ -44,13 +44,12 @@ def patient_bootstrap(
     value = float(statistic(np.ones((1, len(group))))[0]) if len(group) else float("nan")
     if np.isnan(value):
         return Estimate(None)
-    if draws < 1 or min(len(names), _smallest_class(group, classes)) < FEWEST_PATIENTS:
+    if draws < 1 or min(len(names), smallest_class(group, classes)) < FEWEST_PATIENTS:
         return Estimate(value)
     rng = np.random.default_rng(seed)
     values = []
     for size in _parts(draws, max(1, ROOM // len(group))):
-        counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size)  # D × patients
-        values.append(statistic(counts[:, group].astype(np.float64)))
+        values.append(statistic(draw_weights(group, size, rng)))
     drawn = np.concatenate(values)
     drawn = drawn[~np.isnan(drawn)]
     if len(drawn) < draws / 2:
@@ -59,11 +58,17 @@ def patient_bootstrap(
     return Estimate(value, float(low), float(high))
 
 
+def draw_weights(group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights of N cases under resampled patients (D × N); `group` is each case's patient, numbered from 0."""
+    patients = int(group.max()) + 1
+    return rng.multinomial(patients, np.full(patients, 1 / patients), draws)[:, group].astype(np.float64)
+
+
 def _parts(total: int, most: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
 
 
-def _smallest_class(group: np.ndarray, classes: np.ndarray | None) -> float:
+def smallest_class(group: np.ndarray, classes: np.ndarray | None) -> float:
     """Patients of the rarest class."""
     if classes is None:
         return np.inf
