@@ -345,6 +345,8 @@ class EvaluationConfig:
     """Longest draft, tokens."""
     bootstrap_draws: int = 2000
     """Draws of patients for a 95 % interval."""
+    learned_metrics: list[Literal["bertscore", "radgraph", "chexbert"]] = field(default_factory=list)
+    """Metrics with a model behind them, from the extra `radeval`; each downloads its model from the Hub once."""
     ablation: bool = True
     """Draft every test case again with its image or vitals swapped, blanked and withheld."""
     ablation_cases: int = 0

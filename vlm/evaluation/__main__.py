@@ -36,6 +36,7 @@ def test_adapter(adapter: str, data: str, output: Path, base: str | None, overri
     from vlm.cli import parse_config
     from vlm.config import Config, DataConfig
     from vlm.data.sources import load_cohort
+    from vlm.evaluation.learned import load_learned
     from vlm.evaluation.run import evaluate
     from vlm.evaluation.summary import summary_lines
 
@@ -55,9 +56,11 @@ def test_adapter(adapter: str, data: str, output: Path, base: str | None, overri
                                ("labels", given.spec.labels, cohort.labels)):  # fmt: skip
         if ours != theirs:
             raise UserError(f"{data}: its {kind} are {', '.join(theirs) or 'none'}, the adapter's {', '.join(ours)}")
+    learned = load_learned(config.evaluation.learned_metrics)
     print(cohort.describe(), *(f"warning: {text}" for text in cohort.warnings), sep="\n")
     model = load(folder, base=base)
-    metrics = evaluate(model, cohort, replace(config, run=replace(config.run, name=Path(adapter).name)), output)
+    metrics = evaluate(model, cohort, replace(config, run=replace(config.run, name=Path(adapter).name)), output,
+                       learned=learned)  # fmt: skip
     print(*summary_lines(metrics), f"page: {output / 'report.html'}", sep="\n")
 
 

@@ -15,7 +15,7 @@ from vlm.evaluation.arms import ArmCases, all_right
 from vlm.evaluation.intervals import Estimate, Statistic, mean, patient_bootstrap, ratio
 from vlm.evaluation.numbers import Claim, check_numbers
 from vlm.evaluation.scoring import CaseScores, ranked
-from vlm.evaluation.text import METRICS
+from vlm.evaluation.text import METRICS, TextMetric
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 """At which net benefit is stated."""
@@ -64,11 +64,11 @@ def text_loss_measure(scores: CaseScores, bootstrap: Bootstrap) -> dict[str, Any
     return bootstrap(ratio(scores.losses, scores.tokens))
 
 
-def text_measures(reports: Reports, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Overlap with the references; all zero for drafts without a word."""
+def text_measures(reports: Reports, bootstrap: Bootstrap, learned: Sequence[TextMetric] = ()) -> dict[str, Any]:
+    """Likeness to the references, by counting and by the `learned` metrics; zero for drafts without a word."""
     if not len(reports.rows):
         return {}
-    metrics = [metric() for metric in METRICS]
+    metrics = [*(metric() for metric in METRICS), *learned]
     return {metric.key: bootstrap(metric.statistic(*reports.pairs), reports.rows) for metric in metrics}
 
 

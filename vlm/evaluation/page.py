@@ -11,12 +11,14 @@ import numpy as np
 
 from vlm.data.examples import CaseDataset, load_picture
 from vlm.evaluation.intervals import Estimate
+from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
 
 SHOWN = 4
 """Cases of each kind."""
 NAMES = {metric().key: name for metric, name in zip(METRICS, ("BLEU-4", "chrF", "ROUGE-L", "METEOR without synonyms",
                                                              "CIDEr-D"), strict=True)}  # fmt: skip
+NAMES |= {name: title for name, title in zip(LEARNED, ("BERTScore", "RadGraph F1", "CheXbert F1"), strict=True)}
 FINDING_ROWS = {"f1": "Finding F1", "precision": "Finding precision", "recall": "Finding recall",
                 "hallucination_rate": "Drafts that invent a finding", "miss_rate": "Findings missed",
                 "negation_flip_rate": "Negation flips", "side_flip_rate": "Side flips",
@@ -92,6 +94,7 @@ def _reports(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows + [
         {"name": name, "cells": [show(source.get("text", {}).get(key)) for source in sources]}
         for key, name in NAMES.items()
+        if key in metrics.get("text", {}) or key not in LEARNED
     ]
 
 

@@ -20,6 +20,7 @@ from vlm.evaluation.arms import ARMS, Arm, ArmCases
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.figures import draw_figures
 from vlm.evaluation.intervals import mean
+from vlm.evaluation.learned import LearnedMetric
 from vlm.evaluation.measures import (
     Bootstrap,
     Reports,
@@ -65,10 +66,12 @@ def evaluate(
     folder: Path,
     untrained: CaseScores | None = None,
     log: Sequence[dict[str, Any]] = (),
+    learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
     """Measure a model on the test split and write what it did to `folder`; returns the metrics.
 
-    `untrained` are the scores before training, `log` the rows of the training log, where there are any.
+    `untrained` are the scores before training, `log` the rows of the training log, where there are any; `learned`
+    are loaded by the caller before the work begins, since they may have to be fetched.
     """
     splits, options = Splits.of(model, cohort, config), config.evaluation
     test = splits.test
@@ -93,14 +96,14 @@ def evaluate(
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
-        "text": text_measures(reports, bootstrap),
+        "text": text_measures(reports, bootstrap, learned),
         "findings": finding_measures(reports, bootstrap),
         "numbers": number_measures(given.drafts, vitals, cohort.schema, bootstrap),
         "distinct_reports": len(set(given.drafts)),
         "distinct_ratio": len(set(given.drafts)) / max(len(test), 1),
         "head_against_text": bootstrap(mean(disagreements)),
         "ablation": ablation_measures(results, scores, references, bootstrap),
-        "baselines": baseline_measures(model, splits, references, scores, bootstrap, options.batch_size),
+        "baselines": baseline_measures(model, splits, references, scores, bootstrap, options.batch_size, learned),
     }  # fmt: skip
     if untrained is not None:
         metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
@@ -159,6 +162,7 @@ def baseline_measures(
     scores: CaseScores,
     bootstrap: Bootstrap,
     batch_size: int,
+    learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
     """Constant report, nearest training case, vitals alone, missingness alone: always beside the model."""
     if not len(splits.train):
@@ -169,7 +173,7 @@ def baseline_measures(
         reports["nearest"] = nearest_reports(model, splits.train, splits.test, batch_size)
     measures: dict[str, Any] = {
         name: {
-            "text": text_measures(Reports(drafts, references), bootstrap),
+            "text": text_measures(Reports(drafts, references), bootstrap, learned),
             "findings": finding_measures(Reports(drafts, references), bootstrap),
         }
         for name, drafts in reports.items()

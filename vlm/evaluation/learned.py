@@ -1,0 +1,105 @@
+"""Metrics that judge with trained models: BERTScore, RadGraph F1 and CheXbert F1, as the RadEval library runs them.
+
+An optional extra (`pip install 'clinical-vlm[radeval]'`), behind the interface of `vlm.evaluation.text`. Each one
+downloads its models from the Hub the first time, as its `downloads` says; nothing else of the evaluation does.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm.errors import UserError
+from vlm.evaluation.intervals import Statistic, mean, ratio
+from vlm.evaluation.text import TextMetric
+
+
+class LearnedMetric(TextMetric):
+    """A metric with a model behind it; made once, before a long run, so that a failed download costs nothing."""
+
+    downloads: str
+    """What is fetched from the Hub, and how large it is."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        try:
+            self.scorer = self._load()
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"evaluation.learned_metrics: {self.key} needs {error.name}; pip install 'clinical-vlm[radeval]'"
+            ) from None
+        except Exception as error:  # RadEval raises bare exceptions, the Hub many kinds of its own
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"evaluation.learned_metrics: {self.key} could not load {self.downloads}: {reason}; leave it out, or "
+                "fetch it once where the Hub can be reached"
+            ) from None
+
+    def _load(self) -> Any:
+        """The scorer, with its weights; may raise anything."""
+        raise NotImplementedError
+
+
+class BertScore(LearnedMetric):
+    title = "BERTScore F1, rescaled, mean over cases; nearness of words, no knowledge of findings"
+    citation = "Zhang et al., 2020; RadEval's distilbert-base-uncased, layer 5"
+    downloads = "distilbert-base-uncased (about 270 MB)"
+
+    def _load(self) -> Any:
+        return _rad_eval("bertscore")
+
+    def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
+        return mean(np.array(self.scorer(refs=list(references), hyps=list(predictions))["bertscore"]))
+
+
+class RadGraph(LearnedMetric):
+    title = "RadGraph F1 (entities and whether they have relations), mean over cases"
+    citation = "Jain et al., 2021; Delbrouck et al., 2022 (reward level partial); model radgraph-xl"
+    downloads = "radgraph-xl of StanfordAIMI/RRG_scorers and its BERT (about 1 GB)"
+
+    def _load(self) -> Any:
+        return _rad_eval("radgraph")
+
+    def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
+        return mean(np.array(self.scorer(refs=list(references), hyps=list(predictions))["radgraph_partial"]))
+
+
+class CheXbert(LearnedMetric):
+    title = "CheXbert micro F1 of 14 observations; an uncertain one counts as present"
+    citation = "Smit et al., 2020"
+    downloads = "chexbert.pth of StanfordAIMI/RRG_scorers and bert-base-uncased's tokenizer (about 1.3 GB)"
+
+    def _load(self) -> Any:
+        from radeval.metrics.f1chexbert import F1CheXbert
+
+        # Its own default is the GPU, whether there is one or not.
+        return F1CheXbert(device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
+        # RadEval gives this F1 for a whole corpus only; from the labels it follows for any weights of the cases.
+        ours, theirs = (
+            np.array(self.scorer.get_labels(list(texts)), dtype=bool) for texts in (predictions, references)
+        )
+        agreed = 2.0 * (ours & theirs).sum(axis=1)  # N, over 14 observations
+        return ratio(agreed, agreed + (ours ^ theirs).sum(axis=1))
+
+
+LEARNED: dict[str, type[LearnedMetric]] = {"bertscore": BertScore, "radgraph": RadGraph, "chexbert": CheXbert}
+"""By the name in `evaluation.learned_metrics`."""
+
+
+def load_learned(names: Sequence[str]) -> list[LearnedMetric]:
+    """The metrics of these names, ready to use; says first what each of them fetches.
+
+    Raises `UserError` if the extra is not installed or a model cannot be had.
+    """
+    for name in names:
+        print(f"{name}: judged by {LEARNED[name].downloads}, fetched from the Hub unless it is in the cache")
+    return [LEARNED[name]() for name in names]
+
+
+def _rad_eval(name: str) -> Any:
+    from radeval import RadEval
+
+    return RadEval(metrics=[name], per_sample=True, show_progress=False)
