@@ -78,11 +78,13 @@ class CheXbert(LearnedMetric):
 
     def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
         # RadEval gives this F1 for a whole corpus only; from the labels it follows for any weights of the cases.
-        ours, theirs = (
-            np.array(self.scorer.get_labels(list(texts)), dtype=bool) for texts in (predictions, references)
-        )
+        ours, theirs = self._labels(predictions), self._labels(references)
         agreed = 2.0 * (ours & theirs).sum(axis=1)  # N, over 14 observations
         return ratio(agreed, agreed + (ours ^ theirs).sum(axis=1))
+
+    def _labels(self, reports: Sequence[str]) -> np.ndarray:
+        """N × 14, bool."""
+        return np.array(self.scorer.get_labels(list(reports)), dtype=bool)
 
 
 LEARNED: dict[str, type[LearnedMetric]] = {"bertscore": BertScore, "radgraph": RadGraph, "chexbert": CheXbert}

@@ -22,6 +22,7 @@ from vlm.device import Choice, choose_device, choose_precision, choose_threads
 from vlm.errors import UserError
 from vlm.evaluation.calibration import fit_temperature
 from vlm.evaluation.run import evaluate
+from vlm.evaluation.learned import load_learned
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -45,6 +46,7 @@ def train(config: Config, resume: bool = False) -> Path:
     _say(describe_parameters(model))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
+    learned = load_learned(config.evaluation.learned_metrics) if trainer.is_world_process_zero() else []
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
     loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
@@ -61,7 +63,7 @@ def train(config: Config, resume: bool = False) -> Path:
         validation = case_dataset(config, model.spec, cohort, "validation")
         scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
         model.calibration = fit_temperature(scores, validation.rows["patient"])
-        metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log))
+        metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned)
         save(model, folder.adapter, metrics)
         _say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
     trainer.end()
