@@ -21,8 +21,8 @@ from vlm.data.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
 from vlm.errors import UserError
 from vlm.evaluation.calibration import fit_temperature
-from vlm.evaluation.run import evaluate
 from vlm.evaluation.learned import load_learned
+from vlm.evaluation.run import evaluate
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
