@@ -28,9 +28,10 @@ class CaseSpec:
     @classmethod
     def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int) -> "CaseSpec":
         """Take names from the cohort and the vitals' scale from its training split alone."""
+        from vlm.data.storage import matrix
+
         rows = cohort.split("train")
-        vitals = np.array(rows["vitals"], dtype=np.float32).reshape(len(rows), len(cohort.schema))  # N × m, m may be 0
-        statistics = VitalsStatistics.fit(cohort.schema, vitals, bins)
+        statistics = VitalsStatistics.fit(cohort.schema, matrix(rows, "vitals", len(cohort.schema)), bins)
         return cls(image, cohort.schema, statistics, cohort.labels)
 
 

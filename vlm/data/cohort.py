@@ -1,21 +1,25 @@
 """A cohort: cases in one form, whatever their source, as a `datasets.Dataset` with declared features."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
 from vlm.config import DataConfig, SectionConfig
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
+from vlm.data.storage import column, hashes, write_rows
 from vlm.errors import UserError
 
 datasets.disable_progress_bars()
 
+Columns = dict[str, list]
+"""Name → one value for each row."""
 Facts = dict[str, str | None]
 """What a report states, by name of the fact; None where it states nothing."""
 
@@ -50,19 +54,20 @@ class Cohort:
 
     def split(self, name: str) -> datasets.Dataset:
         """Rows of one split, in table order."""
-        chosen = np.flatnonzero(np.array(self.dataset["split"]) == name)
-        return self.dataset.select(chosen)
+        return self.dataset.select(np.flatnonzero(pc.equal(column(self.dataset, "split"), name).to_numpy()))
 
     @property
     def fingerprint(self) -> str:
         """Hash of who is in which split, to notice that it changed."""
-        rows = zip(self.dataset["id"], self.dataset["patient"], self.dataset["split"], strict=True)
-        return hashlib.sha256("\n".join("\t".join(row) for row in sorted(rows)).encode()).hexdigest()
+        ids, patients, splits = (hashes(self.dataset, name) for name in ("id", "patient", "split"))
+        rows = np.stack([ids, patients, splits], axis=1)  # N × 3
+        return hashlib.sha256(rows[np.lexsort(rows.T)].tobytes()).hexdigest()
 
     def describe(self) -> str:
         """One line: rows and patients of each split."""
-        split, patient = np.array(self.dataset["split"]), np.array(self.dataset["patient"])
-        parts = [f"{name} {(split == name).sum()} ({len(set(patient[split == name]))} patients)" for name in SPLITS]
+        splits = {name: self.split(name) for name in SPLITS}
+        parts = [f"{name} {len(rows)} ({len(np.unique(hashes(rows, 'patient')))} patients)"
+                 for name, rows in splits.items()]  # fmt: skip
         return "cases: " + ", ".join(parts)
 
 
@@ -88,19 +93,30 @@ def features(vitals: int, labels: int, sections: int) -> datasets.Features:
     )
 
 
-def build_dataset(columns: dict[str, list], schema: VitalsSchema, labels: int, sections: int) -> datasets.Dataset:
-    """Check the columns that every source fills and make the `Dataset`.
+def build_dataset(
+    columns: Columns | Iterable[Columns], schema: VitalsSchema, labels: int, sections: int
+) -> datasets.Dataset:
+    """Make the `Dataset` of the columns that every source fills, given at once or part by part, and check it.
 
     Raises `UserError` if two rows have one id, or a patient is in two splits.
     """
-    ids = pd.Series(columns["id"])
-    if ids.duplicated().any():
-        raise UserError(f"two rows have the id {ids[ids.duplicated()].iloc[0]!r}; ids name cases and must differ")
-    placed = pd.DataFrame({"patient": columns["patient"], "split": columns["split"]}).drop_duplicates()
-    shared = placed["patient"][placed["patient"].duplicated()]
-    if len(shared):
-        raise UserError(f"{len(shared)} patients are in two splits; the split must be by patient")
-    return datasets.Dataset.from_dict(columns, features=features(len(schema), labels, sections))
+    parts = [columns] if isinstance(columns, dict) else columns
+    dataset = write_rows(parts, features(len(schema), labels, sections))
+    ids = hashes(dataset, "id")
+    order = np.argsort(ids)
+    twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if len(twice):
+        name = dataset[int(order[twice[0]])]["id"]
+        raise UserError(f"two rows have the id {name!r}; ids name cases and must differ")
+    placed = np.unique(np.stack([hashes(dataset, "patient"), hashes(dataset, "split")], axis=1), axis=0)
+    shared = len(placed) - len(np.unique(placed[:, 0]))
+    if shared:
+        raise UserError(f"{shared} patients are in two splits; the split must be by patient")
+    return dataset
+
+
+Doubts = dict[str, list[tuple[int, float]]]
+"""Name of a vital → row and number of each implausible value, which is taken as missing."""
 
 
 def rows_to_columns(
@@ -109,14 +125,14 @@ def rows_to_columns(
     schema: VitalsSchema,
     vitals_columns: Sequence[str],
     label_columns: Sequence[str],
-) -> tuple[list[np.ndarray], list[list[float]], list[str]]:
+) -> tuple[list[np.ndarray], list[list[float]], Doubts]:
     """Parse vitals and labels row by row, so that an error can name row and column.
 
     Rows are counted as a spreadsheet counts them: the header is row 1.
-    Returns vitals (N × m), labels (N × K, NaN where unknown) and warnings.
+    Returns vitals (N × m), labels (N × K, NaN where unknown) and the values that no living patient has.
     """
     vitals, labels = [], []
-    doubts: dict[str, list[tuple[int, float]]] = {}
+    doubts: Doubts = {}
     records = frame[[*vitals_columns, *label_columns]].astype(object).to_dict("records")
     for number, record in zip(frame.index + 2, records, strict=True):
         row = f"{where}: row {number}"
@@ -125,7 +141,12 @@ def rows_to_columns(
         for name, value in implausible.items():
             doubts.setdefault(name, []).append((number, value))
         labels.append([parse_label(record[name], f"{row}: {name}") for name in label_columns])
-    return vitals, labels, [_doubt(where, schema, name, rows) for name, rows in doubts.items()]
+    return vitals, labels, doubts
+
+
+def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts) -> list[str]:
+    """A sentence for each vital with implausible values."""
+    return [_doubt(where, schema, name, rows) for name, rows in doubts.items()]
 
 
 def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[int, float]]) -> str:
@@ -170,13 +191,13 @@ def image_cells(names: pd.Series, folder: Path, where: str) -> list[dict | None]
     return cells
 
 
-def splits_for(patients: Sequence[str], data: DataConfig, fixed: Sequence[object] | None, where: str) -> list[str]:
+def splits_for(patients: Sequence[str], data: DataConfig, fixed: pd.Series | None, where: str) -> list[str]:
     """The table's own split column where there is one, else a hash of the patient."""
     if fixed is None:
         return assign_splits(patients, data.split)
     names = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
              "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
-    for number, value in enumerate(fixed, start=2):
+    for number, value in zip(fixed.index + 2, fixed, strict=True):
         if str(value).strip().lower() not in names:
             raise UserError(f"{where}: row {number}: split {value!r} is none of train, validation, test")
     return [names[str(value).strip().lower()] for value in fixed]

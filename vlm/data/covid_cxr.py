@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from vlm.config import DataConfig, SectionConfig, VitalConfig
-from vlm.data.cohort import Cohort, build_dataset, image_cells, rows_to_columns
+from vlm.data.cohort import Cohort, build_dataset, doubt_warnings, image_cells, rows_to_columns
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import assign_splits
 from vlm.data.table import read_table
@@ -74,7 +74,9 @@ def load_covid_cxr(data: DataConfig) -> Cohort:
     }
     sections = (SectionConfig("clinical_notes", ["image"]),)
     dataset = build_dataset(columns, schema, 1, len(sections))
-    return Cohort(dataset, schema, (LABEL,), sections, warnings=tuple(warnings + doubts))
+    return Cohort(
+        dataset, schema, (LABEL,), sections, warnings=tuple(warnings + doubt_warnings(str(path), schema, doubts))
+    )
 
 
 def _usable_rows(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:

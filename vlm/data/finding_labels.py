@@ -8,10 +8,9 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
-import datasets
-
 from vlm.config import DataConfig
-from vlm.data.cohort import Cohort, features
+from vlm.data.cohort import Cohort, Columns, features
+from vlm.data.storage import write_rows
 from vlm.errors import UserError
 from vlm.findings.labeller import label
 from vlm.findings.vocabulary import FINDINGS, SIDES, ZONES
@@ -31,14 +30,19 @@ def add_finding_labels(cohort: Cohort, data: DataConfig) -> Cohort:
     twice = {name for name in names if name in cohort.labels or names.count(name) > 1}
     if twice:
         raise UserError(f"data.finding_labels: {min(twice)!r} is a label already; name each one once")
-    columns = cohort.dataset.to_dict()
-    columns["labels"] = [
-        [*known, *read_findings(" ".join(filter(None, sections)), wanted)]
-        for known, sections in zip(columns["labels"], columns["sections"], strict=True)
-    ]
     labels = (*cohort.labels, *names)
     declared = features(len(cohort.schema), len(labels), len(cohort.sections))
-    return replace(cohort, dataset=datasets.Dataset.from_dict(columns, features=declared), labels=labels)
+    parts = (_with_findings(part, wanted) for part in cohort.dataset.iter(10_000))
+    return replace(cohort, dataset=write_rows(parts, declared), labels=labels)
+
+
+def _with_findings(part: Columns, wanted: Sequence[tuple[str, str]]) -> Columns:
+    """Some rows with what their reports state after their own labels."""
+    labels = [
+        [*known, *read_findings(" ".join(filter(None, sections)), wanted)]
+        for known, sections in zip(part["labels"], part["sections"], strict=True)
+    ]
+    return {**part, "labels": labels}
 
 
 def read_findings(report: str, wanted: Sequence[tuple[str, str]]) -> list[float]:

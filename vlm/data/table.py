@@ -1,29 +1,55 @@
 """A user's own CSV or Parquet table with a folder of images, described by the config alone."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlm.config import DataConfig, TableConfig
-from vlm.data.cohort import Cohort, build_dataset, image_cells, rows_to_columns, splits_for
+from vlm.data.cohort import (
+    Cohort,
+    Columns,
+    Doubts,
+    build_dataset,
+    doubt_warnings,
+    image_cells,
+    rows_to_columns,
+    splits_for,
+)
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read `.csv`, `.tsv` or `.parquet` with every cell as it is written; raises `UserError` naming the file."""
+    return pd.concat(list(read_chunks(path)))
+
+
+def read_chunks(path: Path, rows: int = 50_000) -> Iterator[pd.DataFrame]:
+    """The same, some rows at a time; the index counts the rows of the whole table from 0."""
     if not path.is_file():
         raise UserError(f"{path}: no such table; set data.root and data.table.file")
     try:
         if path.suffix == ".parquet":
-            frame = pd.read_parquet(path).reset_index(drop=True).astype(object)
-            return frame.where(frame.notna(), None)  # one kind of nothing, whatever the column's type
+            start = 0
+            for batch in pq.ParquetFile(path).iter_batches(rows):
+                frame = batch.to_pandas().astype(object).set_index(pd.RangeIndex(start, start + len(batch)))
+                start += len(frame)
+                yield frame.where(frame.notna(), None)  # one kind of nothing, whatever the column's type
+            return
         if path.suffix in (".csv", ".tsv"):
             # Text as written: pandas would turn the id 007 into 7 and the word NA into nothing.
             separator = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError, pd.errors.ParserError) as error:
+            with pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=rows
+            ) as reader:
+                yield from reader
+            return
+    except (ValueError, OSError, pa.ArrowException, pd.errors.ParserError) as error:
         raise UserError(f"{path}: cannot read the table: {str(error).splitlines()[0]}") from None
     raise UserError(f"{path}: a table is .csv, .tsv or .parquet")
 
@@ -38,52 +64,75 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
     path = root / table.file
-    frame = read_table(path)
-    if frame.empty:
-        raise UserError(f"{path}: the table has no rows")
     schema = VitalsSchema(tuple(table.vitals))
-    sections = tuple(table.report)
     _check_needs(table, schema)
-    vitals_columns = _vitals_columns(frame, schema, path)
-    single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
-    named = [*[name for name in single if name], *table.labels, *[section.column for section in sections]]
-    for name in named:
-        if name not in frame.columns:
-            raise UserError(f"{path}: no column {name}; the table has {', '.join(map(str, frame.columns))}")
-    vitals, labels, warnings = rows_to_columns(frame, str(path), schema, vitals_columns, table.labels)
-
-    def cells(name: str | None, default: list[str]) -> list[str]:
-        return [_text(value) for value in frame[name]] if name else default
-
-    ids = cells(table.id, [f"row-{number}" for number in range(2, len(frame) + 2)])
-    patients = cells(table.patient, ids)
-    if "" in patients:
-        raise UserError(f"{path}: row {patients.index('') + 2}: {table.patient} is empty; the split is by patient")
-    columns: dict[str, list] = {
-        "id": ids,
-        "patient": patients,
-        "split": splits_for(patients, data, list(frame[table.split]) if table.split else None, str(path)),
-        "image": image_cells(frame[table.image], root / table.images, str(path))
-        if table.image
-        else [None] * len(frame),
-        "vitals": vitals,
-        "labels": labels,
-        "sections": [list(texts) for texts in zip(*[cells(s.column, []) for s in sections], strict=True)]
-        if sections
-        else [[] for _ in ids],
-        "context": cells(table.context, [""] * len(frame)),
-        "probability": _probabilities(cells(table.probability, [""] * len(frame)), f"{path}: {table.probability}"),
-    }
-    dataset = build_dataset(columns, schema, len(table.labels), len(sections))
+    reader = _Reader(data, table, schema, path)
+    dataset = build_dataset(map(reader.columns, read_chunks(path)), schema, len(table.labels), len(table.report))
+    if not len(dataset):
+        raise UserError(f"{path}: the table has no rows")
+    warnings = doubt_warnings(str(path), schema, reader.doubts)
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
-    return Cohort(dataset, schema, tuple(table.labels), sections, None, table.label_findings, tuple(warnings))
+    labels, sections = tuple(table.labels), tuple(table.report)
+    return Cohort(dataset, schema, labels, sections, None, table.label_findings, tuple(warnings))
 
 
-def _probabilities(cells: list[str], where: str) -> list[float | None]:
+@dataclass
+class _Reader:
+    """Part of a table → the columns of a cohort; what it doubts on the way, it gathers."""
+
+    data: DataConfig
+    table: TableConfig
+    schema: VitalsSchema
+    path: Path
+    doubts: Doubts = field(default_factory=dict)
+
+    def columns(self, frame: pd.DataFrame) -> Columns:
+        """The columns of some rows; the frame's index counts the rows of the whole table."""
+        table, where = self.table, str(self.path)
+        self._check_columns(frame)
+        vitals_columns = _vitals_columns(frame, self.schema, self.path)
+        vitals, labels, doubts = rows_to_columns(frame, where, self.schema, vitals_columns, table.labels)
+        for name, rows in doubts.items():
+            self.doubts.setdefault(name, []).extend(rows)
+        ids = _cells(frame, table.id) or [f"row-{number}" for number in frame.index + 2]
+        patients = _cells(frame, table.patient) or ids
+        if "" in patients:
+            number = frame.index[patients.index("")] + 2
+            raise UserError(f"{where}: row {number}: {table.patient} is empty; the split is by patient")
+        nothing = [""] * len(frame)
+        probabilities = pd.Series(_cells(frame, table.probability) or nothing, index=frame.index)
+        images = Path(self.data.root) / table.images
+        return {
+            "id": ids,
+            "patient": patients,
+            "split": splits_for(patients, self.data, frame[table.split] if table.split else None, where),
+            "image": image_cells(frame[table.image], images, where) if table.image else [None] * len(frame),
+            "vitals": vitals,
+            "labels": labels,
+            "sections": [list(texts) for texts in zip(*(_cells(frame, s.column) for s in table.report), strict=True)]
+            or [[] for _ in ids],
+            "context": _cells(frame, table.context) or nothing,
+            "probability": _probabilities(probabilities, f"{where}: {table.probability}"),
+        }
+
+    def _check_columns(self, frame: pd.DataFrame) -> None:
+        table = self.table
+        single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
+        for name in [*filter(None, single), *table.labels, *(section.column for section in table.report)]:
+            if name not in frame.columns:
+                raise UserError(f"{self.path}: no column {name}; the table has {', '.join(map(str, frame.columns))}")
+
+
+def _cells(frame: pd.DataFrame, name: str | None) -> list[str]:
+    """The texts of a column, or nothing where none is named."""
+    return [_text(value) for value in frame[name]] if name else []
+
+
+def _probabilities(cells: pd.Series, where: str) -> list[float | None]:
     """Numbers from 0 to 1, or nothing."""
     values: list[float | None] = []
-    for number, text in enumerate(cells, start=2):
+    for number, text in zip(cells.index + 2, cells, strict=True):
         try:
             value = float(text) if text else None
         except ValueError:

@@ -10,6 +10,7 @@ import torch
 from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
 from vlm.data.examples import CaseDataset, available_evidence, compose_report, load_picture
+from vlm.data.storage import matrix
 
 Shown = Literal["own", "swapped", "blank", "none"]
 """A blank image is a file that is all black; none is no image at all, which the model was trained to know."""
@@ -42,7 +43,7 @@ class ArmCases(torch.utils.data.Dataset):
         self.arm, self.dataset = arm, dataset
         rows = dataset.rows
         self.has_image = np.array([image is not None for image in rows["image"]], dtype=bool)
-        self.vitals = np.array(rows["vitals"], dtype=np.float32).reshape(len(rows), len(dataset.spec.schema))
+        self.vitals = matrix(rows, "vitals", len(dataset.spec.schema))
         self.image_donor = _donors(self.has_image, arm.image, seed)
         has_vitals = np.array([not np.isnan(x).all() for x in self.vitals], dtype=bool)
         self.vitals_donor = _donors(has_vitals, arm.vitals, seed + 1)

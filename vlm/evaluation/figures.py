@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from vlm.config import Config
 from vlm.data.cohort import Cohort
+from vlm.data.storage import matrix
 from vlm.evaluation.scoring import CaseScores
 
 TRAIN, VALIDATION = "#3b6ea8", "#d9822b"
@@ -44,10 +45,13 @@ def draw_figures(
 
     folder.mkdir(parents=True, exist_ok=True)
     truth = np.array(cohort.dataset["probability"], dtype=np.float64)
-    vitals = np.array(cohort.dataset["vitals"], dtype=np.float64).reshape(len(truth), len(cohort.schema))
+    vitals = matrix(cohort.dataset, "vitals", len(cohort.schema)).astype(np.float64)
     name = "pathology probability"
     if np.isnan(truth).all() and cohort.labels:
-        truth, name = np.array(cohort.dataset["labels"], dtype=np.float64)[:, 0], f"label {cohort.labels[0]}"
+        truth, name = (
+            matrix(cohort.dataset, "labels", len(cohort.labels)).astype(np.float64)[:, 0],
+            f"label {cohort.labels[0]}",
+        )
     table = np.column_stack([vitals, truth])
     title = f"Vitals and pathology, {len(table):,} cases"
     correlation_figure(table, [*cohort.schema.names, name], folder / "correlation.png", title)

@@ -4,7 +4,12 @@ An optional extra (`pip install 'clinical-vlm[radeval]'`), behind the interface 
 downloads its models from the Hub the first time, as its `downloads` says; nothing else of the evaluation does.
 """
 
+import importlib
+import sys
 from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -104,4 +109,21 @@ def load_learned(names: Sequence[str]) -> list[LearnedMetric]:
 def _rad_eval(name: str) -> Any:
     from radeval import RadEval
 
+    if not any(isinstance(finder, _OldName) for finder in sys.meta_path):
+        sys.meta_path.append(_OldName())
     return RadEval(metrics=[name], per_sample=True, show_progress=False)
+
+
+class _OldName(MetaPathFinder, Loader):
+    """RadEval 2.2 imports parts of its RadGraph as `RadEval.…`, which no case-sensitive file system finds."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname.split(".")[0] == "RadEval" else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module("radeval" + spec.name.removeprefix("RadEval"))
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # the import has put the alias there; the module is loaded already

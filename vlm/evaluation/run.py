@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.examples import CaseDataset
+from vlm.data.storage import matrix
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
 from vlm.evaluation.agreement import NAMES
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
@@ -84,7 +85,7 @@ def evaluate(
     references = test.reports
     probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits)).double().numpy()  # N × K
     reports = Reports(given.drafts, references)
-    vitals = np.array(test.rows["vitals"], dtype=np.float64).reshape(len(test), len(cohort.schema))
+    vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
     stands_for = {label: label for label in model.spec.labels if label in NAMES} | cohort.label_findings
     disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for)
 

@@ -1,0 +1,64 @@
+"""Rows on disk, mapped into memory: a table of a million cases takes no more of it than one of a thousand.
+
+Rows are written part by part to an Arrow file of this process and read through the page cache. The file holds
+patients' words, so it lies in a private temporary folder that is removed when the process ends.
+"""
+
+import atexit
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from vlm.errors import UserError
+
+_numbers = count()
+
+
+@cache
+def _folder() -> Path:
+    """A folder that only this user may read."""
+    folder = tempfile.TemporaryDirectory(prefix="clinical-vlm-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) -> datasets.Dataset:
+    """Write columns, part by part, and map them; each part is a mapping of the declared names to equal-length lists.
+
+    Raises `UserError` if the disk is full.
+    """
+    path, schema = _folder() / f"{next(_numbers)}.arrow", declared.arrow_schema
+    try:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for part in parts:
+                writer.write_batch(pa.RecordBatch.from_pydict({n: part[n] for n in schema.names}, schema=schema))
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path.parent}: cannot keep the rows there: {error.strerror or error}; set TMPDIR") from None
+    return datasets.Dataset.from_file(str(path))
+
+
+def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """One column of N values as Arrow holds it, without a Python object for each."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
+
+
+def matrix(dataset: datasets.Dataset, name: str, width: int) -> np.ndarray:
+    """A column of lists as N × width float32."""
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column(dataset, name).chunks]
+    return np.concatenate([np.empty(0, np.float32), *flat]).astype(np.float32).reshape(len(dataset), width)
+
+
+def hashes(dataset: datasets.Dataset, name: str) -> np.ndarray:
+    """A 64-bit hash of each text of a column; N, uint64."""
+    parts = (chunk.to_numpy(zero_copy_only=False) for chunk in column(dataset, name).chunks)
+    hashed = [pd.util.hash_array(part.astype(object), categorize=False) for part in parts]
+    return np.concatenate([np.empty(0, np.uint64), *hashed])
