@@ -29,7 +29,7 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.concat(list(read_chunks(path)))
 
 
-def read_chunks(path: Path, rows: int = 50_000) -> Iterator[pd.DataFrame]:
+def read_chunks(path: Path, rows: int = 10_000) -> Iterator[pd.DataFrame]:
     """The same, some rows at a time; the index counts the rows of the whole table from 0."""
     if not path.is_file():
         raise UserError(f"{path}: no such table; set data.root and data.table.file")
