@@ -285,3 +285,18 @@ def test_batch_size_must_fit_the_processes(tiny_config: Config, monkeypatch) -> 
     monkeypatch.setattr("vlm.training.run._world_size", lambda: 3)
     with pytest.raises(UserError, match="not a multiple of micro_batch_size x processes"):
         training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))
+
+
+def test_resuming_a_finished_run_trains_no_further(tiny_config: Config) -> None:
+    from vlm.training.run import train
+
+    folder = RunFolder(tiny_config)
+    train(tiny_config)
+    rows, weights = folder.log.read_text(), (folder.adapter / "vlm.safetensors").read_bytes()
+    train(tiny_config, resume=True)
+    assert folder.log.read_text() == rows
+    assert (folder.adapter / "vlm.safetensors").read_bytes() == weights
+
+    longer = replace(tiny_config, train=replace(tiny_config.train, max_steps=tiny_config.train.max_steps + 2))
+    train(longer, resume=True)
+    assert len(folder.log.read_text()) > len(rows), "more steps were asked for, and they are made"

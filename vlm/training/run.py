@@ -57,7 +57,10 @@ def train(config: Config, resume: bool = False) -> Path:
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
         _say(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and trainer.has_finished(checkpoint):
+        _say("every step of this run is made; its best checkpoint is tested again")
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
         validation = case_dataset(config, model.spec, cohort, "validation")

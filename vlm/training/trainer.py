@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from vlm.config import LossConfig, TrainConfig
 from vlm.data.collate import IGNORED
@@ -127,6 +128,20 @@ class ReportTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trainable(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
         self._terms_since = int(Path(resume_from_checkpoint).name.rsplit("-", 1)[-1])
+
+    def has_finished(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is the last of the run; if it is, the run's best weights are loaded.
+
+        The `Trainer` itself makes one step more when it is given such a checkpoint.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        same_length = self.args.max_steps > 0 or self.args.num_train_epochs == state.num_train_epochs
+        steps = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
+        if not same_length or state.global_step < steps:
+            return False
+        self.state = state
+        load_trainable(self.accelerator.unwrap_model(self.model), Path(state.best_model_checkpoint or checkpoint))
+        return True
 
     def _load_best_model(self) -> None:
         load_trainable(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
