@@ -2,11 +2,16 @@
 
 import os
 
-# OpenCV refuses larger files itself, before it allocates; the variable is read when it is imported.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(100_000_000))
+from vlm.data.dicom import LARGEST_IMAGE, is_dicom, read_dicom
 
+# OpenCV refuses larger files itself, before it allocates; the variable is read when it is imported.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(LARGEST_IMAGE))
+
+import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,6 +21,10 @@ from vlm.errors import UserError
 
 cv2.setNumThreads(1)  # the workers and PyTorch share the cores
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # an unreadable file is our own one-line error
+
+
+LARGEST_FILE = 512 << 20
+"""Bytes; larger files are refused before they are read."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +44,22 @@ class ImageSpec:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Decode a PNG, JPEG, TIFF, BMP or WebP file to greyscale, H × W, as float32 of unscaled values.
+    """Decode a PNG, JPEG, TIFF, BMP, WebP or DICOM file to greyscale, H × W, as float32 of unscaled values.
 
-    Raises `UserError` that names the file.
+    Values of any depth are kept as they are; NaN where a file says that there is nothing. Raises `UserError` that
+    names the file.
     """
+    path = Path(path)
+    data = _read_file(path)
+    if is_dicom(data[:132], path):
+        return read_dicom(path, data)
+    _refuse_pages(path, data)
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f"{path}: not a readable image (PNG, JPEG, TIFF, BMP or WebP)")
+        raise UserError(f"{path}: not a readable image (PNG, JPEG, TIFF, BMP, WebP or DICOM)")
     if image.ndim == 3 and image.shape[2] == 4:
         image = image[:, :, :3]
     if image.ndim == 3 and image.shape[2] == 2:
@@ -58,13 +69,41 @@ def read_image(path: str | Path) -> np.ndarray:
     return image.reshape(image.shape[:2]).astype(np.float32)
 
 
+def _read_file(path: Path) -> bytes:
+    """The bytes of a regular file of a reasonable size: a pipe would never end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: cannot read the image: it is not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise UserError(f"{path}: larger than {LARGEST_FILE >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
+
+
+def _refuse_pages(path: Path, data: bytes) -> None:
+    """Raise `UserError` for a TIFF of several pages: to read the first in silence would be to guess."""
+    order: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+    if data[:4] not in order:
+        return
+    number = partial(int.from_bytes, byteorder=order[data[:4]])
+    first = number(data[4:8])
+    entries = number(data[first : first + 2])
+    end = first + 2 + 12 * entries  # of the first page's directory; the address of the next one follows
+    if number(data[end : end + 4]):
+        raise UserError(f"{path}: a TIFF of several pages; export the page to be read as a file of its own")
+
+
 def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """Stretch the contrast between two percentiles and fit into a square, black beside it.
+    """Stretch the contrast between two percentiles and fit into a square, black beside it and where nothing is.
 
     H × W of any scale → size × size, uint8. The aspect is kept: a stretched chest changes the heart's width.
     """
-    low, high = np.percentile(image, [spec.low_percentile, spec.high_percentile])
-    image = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255
+    there = np.isfinite(image)
+    seen = image if there.all() else image[there]
+    low, high = np.percentile(seen, [spec.low_percentile, spec.high_percentile]) if seen.size else (0, 0)
+    image = np.where(there, np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255, 0)
     height, width = image.shape
     ratio = spec.size / max(height, width)
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
