@@ -48,7 +48,10 @@ def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) 
 
 def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
     """One column of N values as Arrow holds it, without a Python object for each."""
-    return dataset.select_columns([name]).with_format("arrow")[:][name]
+    parts = dataset.select_columns([name]).with_format("arrow").iter(10_000)
+    # The rows of a selection come as one chunk each, which would hold far more memory than their values.
+    chunks = [part[name].combine_chunks() for part in parts]
+    return pa.chunked_array(chunks, type=dataset.features.arrow_schema.field(name).type)
 
 
 def matrix(dataset: datasets.Dataset, name: str, width: int) -> np.ndarray:
