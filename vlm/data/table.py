@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from vlm.config import DataConfig, TableConfig
+from vlm.data.catalog import resolve_vitals
 from vlm.data.cohort import Cohort, build_dataset, image_cells, rows_to_columns, splits_for
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
@@ -41,7 +42,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     frame = read_table(path)
     if frame.empty:
         raise UserError(f"{path}: the table has no rows")
-    schema = VitalsSchema(tuple(table.vitals))
+    schema = VitalsSchema(resolve_vitals(table.vitals))
     sections = tuple(table.report)
     _check_needs(table, schema)
     vitals_columns = _vitals_columns(frame, schema, path)
