@@ -116,9 +116,12 @@ def _check_keys(values: Any, cls: Any, where: str, prefix: str = "") -> None:
         if dataclasses.is_dataclass(kind) and value is not None:
             _check_keys(value, kind, where, f"{name}.")
         item = next(iter(typing.get_args(kind)), None)
-        if isinstance(value, list) and dataclasses.is_dataclass(item):
+        choices = (item, *typing.get_args(item))  # an item may be a dataclass, or a dataclass or a word
+        described = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+        if isinstance(value, list) and described:
             for index, element in enumerate(value):
-                _check_keys(element, item, where, f"{name}[{index}].")
+                if not (isinstance(element, str) and str in choices):
+                    _check_keys(element, described, where, f"{name}[{index}].")
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -24,13 +24,16 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class VitalConfig:
-    """One clinical value of the vector x = [x1 ... xm], equation (3)."""
+    """One clinical value of the vector x = [x1 ... xm], equation (3).
 
-    name: str
-    """Name of the value, also its column in the table."""
+    Two are equal where their numbers mean the same; how tables spell or convert them does not count.
+    """
+
+    name: str = ""
+    """Name of the value, also its column in the table; empty with `ready`: the name of the ready-made entry."""
     unit: str = ""
-    """Unit in which the value is given."""
-    aliases: list[str] = field(default_factory=list)
+    """Unit in which the value is kept, and in which a bare number is given."""
+    aliases: list[str] = field(default_factory=list, compare=False)
     """Other names that a table or a user may write."""
     categories: list[str] = field(default_factory=list)
     """The allowed words of a categorical value; empty for a number."""
@@ -38,6 +41,13 @@ class VitalConfig:
     """[lowest, highest] physically possible number; outside it a value counts as missing, with a warning."""
     reference: list[float] = field(default_factory=list)
     """[lowest, highest] normal number, as a laboratory prints it; beyond it the encoder sees a low or high flag."""
+    accepts: dict[str, list[float]] = field(default_factory=dict, compare=False)
+    """Other unit → [factor, offset]: value in `unit` = factor × value + offset. Never guessed: the unit must be
+    written in the cell or in the header."""
+    loinc: str = field(default="", compare=False)
+    """LOINC code of the measurement, for those who map it on; nothing here depends on it."""
+    ready: str = field(default="", compare=False)
+    """Ready-made entry to start from (`vlm/data/vitals.yaml`); what else is given here replaces its part."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,8 @@ class TableConfig:
     """Column of a known probability of pathology, for the correlation figure; null: the first label stands in."""
     labels: list[str] = field(default_factory=list)
     """Label columns of 0, 1 or nothing; each becomes one output of the head."""
-    vitals: list[VitalConfig] = field(default_factory=list)
-    """Clinical values; order is kept."""
+    vitals: list[VitalConfig | str] = field(default_factory=list)
+    """Clinical values, each described or the name of a ready-made entry, such as glucose; order is kept."""
     report: list[SectionConfig] = field(default_factory=list)
     """Columns that make the reference report, in order."""
     label_findings: dict[str, str] = field(default_factory=dict)

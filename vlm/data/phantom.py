@@ -53,7 +53,7 @@ TABLE = TableConfig(
     probability="pathology_probability",
     labels=LABELS,
     label_findings={"pathology": "opacity"},
-    vitals=VITALS,
+    vitals=[*VITALS],
     report=[
         SectionConfig("image_report", ["image"], NO_IMAGE),
         SectionConfig("glucose_report", ["glucose"], NO_GLUCOSE),

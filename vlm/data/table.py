@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm.config import DataConfig, TableConfig
+from vlm.data.catalog import resolve_vitals
 from vlm.data.cohort import (
     Cohort,
     Columns,
@@ -64,7 +65,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
     path = root / table.file
-    schema = VitalsSchema(tuple(table.vitals))
+    schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema)
     reader = _Reader(data, table, schema, path)
     dataset = build_dataset(map(reader.columns, read_chunks(path)), schema, len(table.labels), len(table.report))

@@ -1,0 +1,143 @@
+"""Which column is what: as named by the user, else recognised by its header, and every choice said."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from vlm.config import VitalConfig
+from vlm.data.catalog import CATALOG
+from vlm.data.schema import MISSING_WORDS, VitalsSchema
+from vlm.errors import UserError
+
+HEADERS = {
+    "patient": ("patient", "patientid", "subjectid", "subject", "pid", "mrn"),
+    "image": ("filename", "image", "imagefile", "imagepath", "path", "file", "imageindex", "imageid"),
+    "split": ("split", "subset", "partition", "fold"),
+    "view": ("view", "viewposition", "projection", "appa"),
+    "source": ("source", "site", "hospital", "institution", "location", "dataset", "manufacturer", "scanner"),
+    "license": ("license", "licence"),
+}
+"""Role → headers in small letters and digits alone."""
+CLASSES = ("finding", "findings", "findinglabels", "label", "labels", "diagnosis", "class", "target")
+UNLABELLED = frozenset({*MISSING_WORDS, "todo"})
+FEWEST_PATIENTS = 10
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the columns of a table are."""
+
+    patient: str | None = None
+    image: str | None = None
+    split: str | None = None
+    view: str | None = None
+    source: str | None = None
+    license: str | None = None
+    texts: tuple[str, ...] = ()
+    """Columns of free text."""
+    vitals: dict[str, VitalConfig] = field(default_factory=dict)
+    """Column → the number it holds."""
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    """Label → N of 1, 0 or NaN."""
+    reasons: tuple[str, ...] = ()
+    """How each column was recognised."""
+
+
+def find_roles(
+    frame: pd.DataFrame,
+    given: dict[str, str | None],
+    labels: Sequence[str] = (),
+    vitals: Sequence[VitalConfig] = (),
+) -> Roles:
+    """Take the roles that are given and recognise the others by their headers.
+
+    `given` maps a role to a column, or to None. Raises `UserError` for a column that the table does not have.
+    """
+    reasons: list[str] = []
+    for column in [*filter(None, given.values()), *labels]:
+        if column not in frame.columns:
+            raise UserError(f"no column {column}; the table has {', '.join(map(str, frame.columns))}")
+    roles = {role: given.get(role) or _recognised(frame, role, reasons) for role in HEADERS}
+    found = _vitals(frame, vitals, reasons)
+    patients = frame[roles["patient"]].to_numpy(str) if roles["patient"] else np.arange(len(frame)).astype(str)
+    taken = {*filter(None, roles.values()), *found}
+    named = _labels(frame, patients, [column for column in labels or frame.columns if column not in taken], reasons)
+    texts = tuple(c for c in frame.columns if c not in taken and c not in named and is_text(frame[c]))
+    if texts:
+        reasons.append(f"free text: {', '.join(texts)} (long and seldom twice the same)")
+    return Roles(**roles, texts=texts, vitals=found, labels=named, reasons=tuple(reasons))
+
+
+def missing(column: pd.Series) -> np.ndarray:
+    """N, True where a cell says nothing."""
+    words = column.fillna("").astype(str).str.strip().str.lower()
+    return words.isin(MISSING_WORDS).to_numpy()
+
+
+def is_text(column: pd.Series) -> bool:
+    """Whether a column holds sentences."""
+    words = column[~missing(column)].astype(str)
+    return bool(len(words) and words.str.len().mean() > 40 and words.str.contains(" ").mean() > 0.8
+                and words.nunique() > len(words) / 20)  # fmt: skip
+
+
+def plain(header: object) -> str:
+    """A header's letters and digits, in small letters."""
+    return re.sub(r"[^a-z0-9]", "", str(header).lower())
+
+
+def _recognised(frame: pd.DataFrame, role: str, reasons: list[str]) -> str | None:
+    by_name = {plain(column): str(column) for column in reversed(frame.columns)}
+    for name in HEADERS[role]:
+        if name in by_name:
+            reasons.append(f"{role}: column {by_name[name]} (by its name)")
+            return by_name[name]
+    return None
+
+
+def _vitals(frame: pd.DataFrame, declared: Sequence[VitalConfig], reasons: list[str]) -> dict[str, VitalConfig]:
+    schema = VitalsSchema(tuple(declared or CATALOG.values()))
+    found: dict[str, VitalConfig] = {}
+    for column in map(str, frame.columns):
+        names = schema.names_in(column)
+        if len(names) == 1 and names[0] not in [vital.name for vital in found.values()]:
+            found[column] = schema.vitals[schema.position(names[0])]
+    if found and not declared:
+        pairs = (f"{column} ({vital.name})" if column != vital.name else column for column, vital in found.items())
+        reasons.append(f"vitals: {', '.join(pairs)} (by their names)")
+    return found
+
+
+def _labels(
+    frame: pd.DataFrame, patients: np.ndarray, columns: Sequence[str], reasons: list[str]
+) -> dict[str, np.ndarray]:
+    """0/1 columns as they are; a column of classes as one label for each class with enough patients."""
+    labels: dict[str, np.ndarray] = {}
+    for column in map(str, columns):
+        words = frame[column].fillna("").astype(str).str.strip().str.lower()
+        known = words.map({"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "-1": np.nan, "-1.0": np.nan})
+        if known.notna().any() and words[known.isna()].isin({*UNLABELLED, "-1", "-1.0"}).all() and known.nunique() == 2:
+            labels[column] = known.to_numpy(float)
+            reasons.append(f"label: {column} (0, 1 or nothing)")
+        elif plain(column) in CLASSES and not is_text(frame[column]):
+            classes = _classes(words, frame[column].fillna("").astype(str), patients)
+            labels |= classes
+            reasons.append(f"labels: the classes of {column} with at least {FEWEST_PATIENTS} patients, each against "
+                           f"the rest: {', '.join(classes) or 'none'}")  # fmt: skip
+    return labels
+
+
+def _classes(words: pd.Series, cells: pd.Series, patients: np.ndarray) -> dict[str, np.ndarray]:
+    """`A|B` and `a/b/c` name several classes each."""
+    parts = cells.str.split(r"[|/;]", regex=True).map(lambda names: {name.strip() for name in names})
+    unknown = words.isin(UNLABELLED).to_numpy()
+    one_hot = pd.Series(["|".join(sorted(names)) for names in parts]).str.get_dummies("|")
+    labels = {}
+    for name in one_hot.columns:
+        values = np.where(unknown, np.nan, one_hot[name].to_numpy(float))
+        if all(len(set(patients[values == side])) >= FEWEST_PATIENTS for side in (0, 1)):
+            labels[str(name)] = values
+    return labels

@@ -1,0 +1,101 @@
+"""Every check of one table, in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vlm.config import SplitConfig, VitalConfig
+from vlm.data.check.columns import Roles, find_roles, missing
+from vlm.data.check.leaks import check_leaks, check_shares, splits_of
+from vlm.data.check.notice import LEVELS, Notice
+from vlm.data.check.pictures import Pair, Picture, check_pictures, find_pairs, read_pictures
+from vlm.data.check.shortcuts import check_shortcuts
+from vlm.data.check.table import (
+    check_ids,
+    check_licences,
+    check_numbers,
+    check_words,
+    count_labels,
+    count_missing,
+    read_numbers,
+)
+from vlm.data.table import read_table
+from vlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What the user says about a table; the rest is recognised."""
+
+    images: Path | None = None
+    columns: dict[str, str | None] = field(default_factory=dict)
+    """Role → column."""
+    labels: Sequence[str] = ()
+    vitals: Sequence[VitalConfig] = ()
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What was found, and what a page about it needs."""
+
+    table: Path
+    frame: pd.DataFrame
+    roles: Roles
+    notices: tuple[Notice, ...]
+    numbers: dict[str, np.ndarray]
+    """Column of a vital → N numbers."""
+    pictures: tuple[Picture, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def worst(self) -> str:
+        """`error`, `warning` or `note`."""
+        levels = {notice.level for notice in self.notices}
+        return next((level for level in LEVELS if level in levels), "note")
+
+
+def check_table(table: Path, options: CheckOptions) -> CheckResult:
+    """Run every check; raises `UserError` if the table cannot be read or a named column or folder is not there."""
+    frame = read_table(table)
+    if frame.empty:
+        raise UserError(f"{table}: the table has no rows")
+    if options.images is not None and not options.images.is_dir():
+        raise UserError(f"{options.images}: no such folder of images")
+    try:
+        roles = find_roles(frame, options.columns, options.labels, options.vitals)
+    except UserError as error:
+        raise UserError(f"{table}: {error}") from None
+    patients = (frame[roles.patient].fillna("").astype(str) if roles.patient else frame.index.astype(str)).to_numpy(
+        object
+    )
+    read = {column: read_numbers(frame[column], vital) for column, vital in roles.vitals.items()}
+    numbers, broken = {name: x for name, (x, _) in read.items()}, {name: rows for name, (_, rows) in read.items()}
+    pictures, lost = _pictures(frame, roles, options.images)
+    pairs = find_pairs(pictures)
+    splits = splits_of(frame, roles, patients, options.split)
+    notices = [
+        *count_labels(frame, roles, patients),
+        *count_missing(frame, roles),
+        *check_numbers(roles, numbers, broken),
+        *check_ids(frame, roles),
+        *check_licences(frame, roles, table),
+        *check_words(frame, roles),
+        *check_pictures(pictures, lost, pairs, patients),
+        *check_leaks(frame, roles, patients, splits, pairs),
+        *check_shares(roles, patients, options.split),
+        *check_shortcuts(frame, roles, patients),
+    ]
+    notices.sort(key=lambda notice: LEVELS.index(notice.level))
+    return CheckResult(table, frame, roles, tuple(notices), numbers, tuple(pictures), tuple(pairs))
+
+
+def _pictures(frame: pd.DataFrame, roles: Roles, folder: Path | None) -> tuple[list[Picture], dict[int, str]]:
+    if folder is None or not roles.image:
+        return [], {}
+    empty = missing(frame[roles.image])
+    names = {row: str(name).strip() for row, name in enumerate(frame[roles.image]) if not empty[row]}
+    return read_pictures(names, folder)

@@ -1,0 +1,64 @@
+"""Units as people write them: which spelling means which unit, and the conversion of a vital's values."""
+
+import re
+import unicodedata
+
+from vlm.config import VitalConfig
+
+_SPELLINGS = {
+    "°C": "Celsius degC degreesC deg_C oC",
+    "°F": "Fahrenheit degF degreesF oF",
+    "%": "percent pct",
+    "fraction": "ratio share proportion 0-1",
+    "years": "y yr yrs year yo",
+    "months": "m mo mos mth mths month",
+    "weeks": "w wk wks week",
+    "days": "d day",
+    "mmHg": "torr",
+    "/min": "bpm 1/min min-1 permin perminute /minute beats/min beats/minute breaths/min breaths/minute rpm",
+    "cm": "centimetre centimetres centimeter centimeters",
+    "m": "metre metres meter meters",
+    "in": "inch inches",
+    "kg": "kgs kilogram kilograms",
+    "lb": "lbs pound pounds",
+    "g": "gram grams",
+    "10^9/L": "x10^9/L 10e9/L x10e9/L 1e9/L G/L Giga/L Gpt/L /nL K/µL K/mm3 10^3/µL x10^3/µL 10e3/µL x10e3/µL "
+    "10^3/mm3 x10^3/mm3 thou/µL thousand/µL Tsd/µL 1000/µL",
+    "/µL": "1/µL cells/µL /mm3 cells/mm3 1/mm3",
+    "U/L": "IU/L UI/L units/L",
+    "mg/dL": "mg%",
+    "points": "point pts /10",
+}
+"""Unit → its other spellings. One spelling may stand for two units (`m`, `G/L`): the vital decides."""
+
+
+def normal_unit(text: str) -> str:
+    """Spaces, case, slashes, carets and the two micro signs do not distinguish units: `µg / dL` and `ug_dl` are one."""
+    lower = unicodedata.normalize("NFKC", text).lower().replace("_", "/").replace("mcg", "μg")
+    micro = re.sub(r"(?<![a-z])u(?=(?:g|mol|kat|l)(?![a-z]))", "μ", lower)
+    return re.sub(r"[^\w%]", "", micro)
+
+
+SPELLINGS = {
+    normal_unit(unit): {normal_unit(word) for word in words.split()} - {normal_unit(unit)}
+    for unit, words in _SPELLINGS.items()
+}
+
+
+def conversion(vital: VitalConfig, written: str) -> tuple[float, float] | None:
+    """(factor, offset) that takes a number in the unit `written` to `vital.unit`; None for one not accepted."""
+    known = {vital.unit: (1.0, 0.0)} if vital.unit else {}
+    known |= {unit: (pair[0], pair[1]) for unit, pair in vital.accepts.items()}
+    word = normal_unit(written)
+    for unit, pair in known.items():
+        if word == normal_unit(unit):
+            return pair
+    for unit, pair in known.items():
+        if word in SPELLINGS.get(normal_unit(unit), ()):
+            return pair
+    return None
+
+
+def units_of(vital: VitalConfig) -> str:
+    """The units a value may be written in, for a message."""
+    return ", ".join(unit for unit in (vital.unit, *vital.accepts) if unit) or "none"
