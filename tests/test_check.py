@@ -259,7 +259,7 @@ def test_a_seed_is_found_that_divides_the_labels_evenly() -> None:
     patients = np.array([f"p{i}" for i in range(200)], dtype=object)
     labels = {"rare": np.arange(200) < 20}
     config = SplitConfig(0.1, 0.2)
-    each = deviations(patients, labels, config, range(100))
+    each = deviations(patients, labels, config, range(25))
     assert min(each) < 0.05 < max(each) and each[7] == deviations(patients, labels, replace(config, seed=7), [7])[0]
 
 

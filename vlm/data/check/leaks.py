@@ -16,7 +16,7 @@ from vlm.data.splits import assign_splits, deviations
 SHORTEST_NOTE = 40
 """Characters; shorter texts are often the same for good reason."""
 UNEVEN = 0.03
-SEEDS = 100
+SEEDS = 25
 
 
 def check_leaks(

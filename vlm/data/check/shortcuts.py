@@ -27,12 +27,13 @@ def check_shortcuts(frame: pd.DataFrame, roles: Roles, patients: np.ndarray) -> 
         if column:
             inputs[f"{what} ({column})"] = _one_hot(frame[column])
     notices = []
+    people = pd.factorize(patients)[0]
     for label, y in roles.labels.items():
         for what, x in inputs.items():
-            counts = [len(set(patients[y == side])) for side in (1, 0)]
+            counts = [len(np.unique(people[y == side])) for side in (1, 0)]
             if min(counts) < FEWEST_PATIENTS or x.shape[1] == 0:
                 continue
-            auroc = predictability(x, y, patients)
+            auroc = predictability(x, y, people)
             message = (f"{label} can be told from {what} alone with an AUROC of {auroc:.2f} (by patient, {counts[0]:,} "
                        f"positive and {counts[1]:,} negative)")  # fmt: skip
             why = "; a model may learn how the data were collected instead of what the patients have"

@@ -54,12 +54,15 @@ def read_numbers(column: pd.Series, vital: VitalConfig) -> tuple[np.ndarray, dic
     words = column.fillna("").astype(str).str.strip()
     values = pd.to_numeric(words, errors="coerce").to_numpy(float).copy()
     broken: dict[int, str] = {}
-    for row in np.flatnonzero(~np.isfinite(values) & ~missing(column)):
+    written = words.to_numpy(object)
+    rest = np.flatnonzero(~np.isfinite(values) & ~missing(column))
+    for word in pd.unique(written[rest]):  # a category or a way of writing is read once, however often it stands there
+        rows = rest[written[rest] == word]
         try:
-            values[row] = parse_value(vital, words.iloc[row], "")
+            values[rows] = parse_value(vital, word, "")
         except UserError as error:
-            broken[int(row)] = str(error).removeprefix(": ")
-            values[row] = np.nan
+            broken |= dict.fromkeys(rows.tolist(), str(error).removeprefix(": "))
+            values[rows] = np.nan
     return values, broken
 
 
