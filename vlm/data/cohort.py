@@ -12,6 +12,7 @@ import pandas as pd
 from vlm.config import DataConfig, SectionConfig
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
+from vlm.data.values import suspected_unit
 from vlm.errors import UserError
 
 datasets.disable_progress_bars()
@@ -125,13 +126,22 @@ def rows_to_columns(
         for name, value in implausible.items():
             doubts.setdefault(name, []).append((number, value))
         labels.append([parse_label(record[name], f"{row}: {name}") for name in label_columns])
-    return vitals, labels, [_doubt(where, schema, name, rows) for name, rows in doubts.items()]
+    measured = np.isfinite(np.array(vitals).reshape(-1, len(schema))).sum(axis=0)
+    said = [_doubt(where, schema, name, rows, int(measured[schema.position(name)])) for name, rows in doubts.items()]
+    return vitals, labels, said
 
 
-def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[int, float]]) -> str:
+def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[int, float]], others: int) -> str:
     vital = schema.vitals[schema.position(name)]
     low, high = vital.plausible
     values = [value for _, value in rows]
+    unit = suspected_unit(vital, values)
+    if unit:
+        return (
+            f"{where}: {len(values)} of {len(values) + others} values of {name} are outside {low:g} to {high:g} "
+            f"{vital.unit} but would fit as {unit}; write {name} [{unit}] in the header or declare unit: {unit}. "
+            f"They were taken as missing (first in row {rows[0][0]})"
+        )
     return (
         f"{where}: {name}: {len(rows)} values from {min(values):g} to {max(values):g} are outside {low:g} to {high:g} "
         f"{vital.unit} and were taken as missing (first in row {rows[0][0]})"
@@ -170,13 +180,13 @@ def image_cells(names: pd.Series, folder: Path, where: str) -> list[dict | None]
     return cells
 
 
-def splits_for(patients: Sequence[str], data: DataConfig, fixed: Sequence[object] | None, where: str) -> list[str]:
+def splits_for(patients: Sequence[str], data: DataConfig, fixed: pd.Series | None, where: str) -> list[str]:
     """The table's own split column where there is one, else a hash of the patient."""
     if fixed is None:
         return assign_splits(patients, data.split)
     names = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
              "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
-    for number, value in enumerate(fixed, start=2):
+    for number, value in zip(fixed.index + 2, fixed, strict=True):
         if str(value).strip().lower() not in names:
             raise UserError(f"{where}: row {number}: split {value!r} is none of train, validation, test")
     return [names[str(value).strip().lower()] for value in fixed]

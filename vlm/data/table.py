@@ -1,6 +1,7 @@
 """A user's own CSV or Parquet table with a folder of images, described by the config alone."""
 
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -8,25 +9,10 @@ import pandas as pd
 from vlm.config import DataConfig, TableConfig
 from vlm.data.catalog import resolve_vitals
 from vlm.data.cohort import Cohort, build_dataset, image_cells, rows_to_columns, splits_for
+from vlm.data.reading import read_table, reading_notes, some_of
 from vlm.data.schema import VitalsSchema
+from vlm.data.units import units_of
 from vlm.errors import UserError
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read `.csv`, `.tsv` or `.parquet` with every cell as it is written; raises `UserError` naming the file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such table; set data.root and data.table.file")
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path).reset_index(drop=True).astype(object)
-            return frame.where(frame.notna(), None)  # one kind of nothing, whatever the column's type
-        if path.suffix in (".csv", ".tsv"):
-            # Text as written: pandas would turn the id 007 into 7 and the word NA into nothing.
-            separator = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: cannot read the table: {str(error).splitlines()[0]}") from None
-    raise UserError(f"{path}: a table is .csv, .tsv or .parquet")
 
 
 def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
@@ -50,20 +36,21 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     named = [*[name for name in single if name], *table.labels, *[section.column for section in sections]]
     for name in named:
         if name not in frame.columns:
-            raise UserError(f"{path}: no column {name}; the table has {', '.join(map(str, frame.columns))}")
+            raise UserError(f"{path}: no column {name}; the table has {some_of(frame.columns)}")
+    rows = [int(position) + 2 for position in frame.index]  # as a spreadsheet counts them
     vitals, labels, warnings = rows_to_columns(frame, str(path), schema, vitals_columns, table.labels)
 
     def cells(name: str | None, default: list[str]) -> list[str]:
         return [_text(value) for value in frame[name]] if name else default
 
-    ids = cells(table.id, [f"row-{number}" for number in range(2, len(frame) + 2)])
+    ids = cells(table.id, [f"row-{row}" for row in rows])
     patients = cells(table.patient, ids)
     if "" in patients:
-        raise UserError(f"{path}: row {patients.index('') + 2}: {table.patient} is empty; the split is by patient")
+        raise UserError(f"{path}: row {rows[patients.index('')]}: {table.patient} is empty; the split is by patient")
     columns: dict[str, list] = {
         "id": ids,
         "patient": patients,
-        "split": splits_for(patients, data, list(frame[table.split]) if table.split else None, str(path)),
+        "split": splits_for(patients, data, frame[table.split] if table.split else None, str(path)),
         "image": image_cells(frame[table.image], root / table.images, str(path))
         if table.image
         else [None] * len(frame),
@@ -73,24 +60,26 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
         if sections
         else [[] for _ in ids],
         "context": cells(table.context, [""] * len(frame)),
-        "probability": _probabilities(cells(table.probability, [""] * len(frame)), f"{path}: {table.probability}"),
+        "probability": _probabilities(cells(table.probability, [""] * len(frame)), rows, str(path), table.probability),
     }
     dataset = build_dataset(columns, schema, len(table.labels), len(sections))
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
-    return Cohort(dataset, schema, tuple(table.labels), sections, None, table.label_findings, tuple(warnings))
+    return Cohort(
+        dataset, schema, tuple(table.labels), sections, None, table.label_findings, (*reading_notes(path), *warnings)
+    )
 
 
-def _probabilities(cells: list[str], where: str) -> list[float | None]:
+def _probabilities(cells: list[str], rows: list[int], path: str, column: str | None) -> list[float | None]:
     """Numbers from 0 to 1, or nothing."""
     values: list[float | None] = []
-    for number, text in enumerate(cells, start=2):
+    for number, text in zip(rows, cells, strict=True):
         try:
             value = float(text) if text else None
         except ValueError:
             value = math.inf
         if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{where}: row {number}: {text!r} is no probability; write 0 to 1 or nothing")
+            raise UserError(f"{path}: row {number}: {column}: {text!r} is no probability; write 0 to 1 or nothing")
         values.append(value)
     return values
 
@@ -105,10 +94,18 @@ def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> li
     covered = {name for column in columns for name in schema.names_in(column)}
     for vital in schema.names:
         if vital not in covered:
-            raise UserError(
-                f"{path}: no column for the vital {vital}; the table has {', '.join(map(str, frame.columns))}"
-            )
+            _refuse_unit(frame, schema, vital, path)
+            raise UserError(f"{path}: no column for the vital {vital}; the table has {some_of(frame.columns)}")
     return columns
+
+
+def _refuse_unit(frame: pd.DataFrame, schema: VitalsSchema, vital: str, path: Path) -> None:
+    """Say so where a header names the vital with a unit that it does not take."""
+    for column in map(str, frame.columns):
+        stem = re.split(r"[\[(]", column)[0]
+        if stem != column and schema.names_in(stem) == (vital,):
+            units = units_of(schema.vitals[schema.position(vital)])
+            raise UserError(f"{path}: row 1: column {column}: its unit is none of those that {vital} takes: {units}")
 
 
 def _check_needs(table: TableConfig, schema: VitalsSchema) -> None:
