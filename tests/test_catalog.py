@@ -1,8 +1,10 @@
 """The ready-made vitals: complete, consistent, and usable by name in a config."""
 
+from pathlib import Path
+
 import pytest
 
-from vlm.cli import parse_config
+from vlm.cli import from_dict, parse_config
 from vlm.config import VitalConfig
 from vlm.data.catalog import CATALOG, in_unit, resolve_vitals
 from vlm.data.schema import VitalsSchema
@@ -73,3 +75,18 @@ def test_a_wrong_entry_is_one_line(entry, message: str) -> None:
     with pytest.raises(UserError) as error:
         resolve_vitals([entry])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_entry_of_an_older_adapter_still_loads() -> None:
+    old = {"name": "spo2", "unit": "%", "aliases": [], "categories": [], "plausible": [50, 100], "reference": [95, 100]}
+    vital = from_dict(VitalConfig, old, "config.json")
+    assert vital == CATALOG["spo2"] and vital.accepts == {}  # equal: the numbers mean the same
+
+
+def test_the_documented_table_is_the_catalogue() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "vitals.md").read_text(encoding="utf-8")
+    for vital in CATALOG.values():
+        unit = ", ".join(vital.categories) or vital.unit or "none"
+        ranges = [f"{limits[0]:g} to {limits[1]:g}" if limits else "" for limits in (vital.plausible, vital.reference)]
+        cells = [vital.name, unit, ", ".join(vital.accepts), *ranges, vital.loinc, ", ".join(vital.aliases)]
+        assert "| " + " | ".join(cells) + " |" in text, vital.name

@@ -67,7 +67,7 @@ class TableConfig:
     """A user's own CSV or Parquet file, with a folder of images beside it."""
 
     file: str = "cases.csv"
-    """Table, relative to `data.root`; `.csv`, `.tsv` or `.parquet`."""
+    """Table, relative to `data.root`: `.csv`, `.tsv`, `.txt` (or gzipped), `.parquet` or a folder of these."""
     images: str = "."
     """Folder of the images, relative to `data.root`."""
     image: str | None = "image"

@@ -63,8 +63,8 @@ def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
     if pair is None:
         raise UserError(f"vitals: {vital.name}: unit {unit} is none of {units_of(vital)}; give plausible as well")
     factor, offset = pair
-    if pair == (1.0, 0.0):
-        return replace(vital, unit=unit)
+    if normal_unit(unit) == normal_unit(vital.unit):
+        return vital
     others = {vital.unit: [1.0, 0.0]} | {other: pair for other, pair in vital.accepts.items()}
     accepts = {
         other: [own_factor / factor, (own_offset - offset) / factor]
@@ -77,4 +77,4 @@ def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
 
     # The code of a mass is another than that of an amount of substance.
     return replace(vital, unit=unit, plausible=turn(vital.plausible), reference=turn(vital.reference),
-                   accepts=accepts, loinc="")  # fmt: skip
+                   accepts=accepts, loinc=vital.loinc if pair == (1.0, 0.0) else "")  # fmt: skip

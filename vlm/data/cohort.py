@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from vlm.config import DataConfig, SectionConfig
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
-from vlm.data.storage import column, hashes, write_rows
+from vlm.data.storage import column, hashes, matrix, write_rows
+from vlm.data.values import suspected_unit
 from vlm.errors import UserError
 
 datasets.disable_progress_bars()
@@ -145,15 +146,23 @@ def rows_to_columns(
     return vitals, labels, doubts
 
 
-def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts) -> list[str]:
-    """A sentence for each vital with implausible values."""
-    return [_doubt(where, schema, name, rows) for name, rows in doubts.items()]
+def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts, dataset: datasets.Dataset) -> list[str]:
+    """A sentence for each vital with implausible values, beside the plausible ones of the `dataset`."""
+    measured = np.isfinite(matrix(dataset, "vitals", len(schema))).sum(axis=0)
+    return [_doubt(where, schema, name, rows, int(measured[schema.position(name)])) for name, rows in doubts.items()]
 
 
-def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[int, float]]) -> str:
+def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[int, float]], others: int) -> str:
     vital = schema.vitals[schema.position(name)]
     low, high = vital.plausible
     values = [value for _, value in rows]
+    unit = suspected_unit(vital, values)
+    if unit:
+        return (
+            f"{where}: {len(values)} of {len(values) + others} values of {name} are outside {low:g} to {high:g} "
+            f"{vital.unit} but would fit as {unit}; write {name} [{unit}] in the header or declare unit: {unit}. "
+            f"They were taken as missing (first in row {rows[0][0]})"
+        )
     return (
         f"{where}: {name}: {len(rows)} values from {min(values):g} to {max(values):g} are outside {low:g} to {high:g} "
         f"{vital.unit} and were taken as missing (first in row {rows[0][0]})"

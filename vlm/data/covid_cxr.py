@@ -8,23 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from vlm.config import DataConfig, SectionConfig, VitalConfig
+from vlm.config import DataConfig, SectionConfig
+from vlm.data.catalog import CATALOG
 from vlm.data.cohort import Cohort, build_dataset, doubt_warnings, image_cells, rows_to_columns
+from vlm.data.reading import read_table, reading_notes
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import assign_splits
-from vlm.data.table import read_table
 from vlm.errors import UserError
 
-VITALS = [
-    VitalConfig("age", "years", plausible=[0, 120]),
-    VitalConfig("sex", "", categories=["F", "M"]),
-    VitalConfig("temperature", "°C", plausible=[30, 45], reference=[36, 37.5]),
-    VitalConfig("spo2", "%", ["oxygen_saturation"], plausible=[50, 100], reference=[95, 100]),
-    VitalConfig("leukocytes", "10^9/L", ["wbc"], plausible=[0, 200], reference=[4, 11]),
-    VitalConfig("neutrophils", "10^9/L", plausible=[0, 100], reference=[2, 7.5]),
-    VitalConfig("lymphocytes", "10^9/L", plausible=[0, 100], reference=[1, 4]),
-    VitalConfig("days_since_onset", "days", plausible=[-400, 400]),
-]
+VITALS = [CATALOG[name] for name in ("age", "sex", "temperature", "spo2", "leukocytes", "neutrophils", "lymphocytes",
+                                     "days_since_onset")]  # fmt: skip
 COLUMNS = {
     "age": ("age",),
     "sex": ("sex",),
@@ -74,9 +67,8 @@ def load_covid_cxr(data: DataConfig) -> Cohort:
     }
     sections = (SectionConfig("clinical_notes", ["image"]),)
     dataset = build_dataset(columns, schema, 1, len(sections))
-    return Cohort(
-        dataset, schema, (LABEL,), sections, warnings=tuple(warnings + doubt_warnings(str(path), schema, doubts))
-    )
+    warnings = [*reading_notes(path), *warnings, *doubt_warnings(str(path), schema, doubts, dataset)]
+    return Cohort(dataset, schema, (LABEL,), sections, warnings=tuple(warnings))
 
 
 def _usable_rows(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:

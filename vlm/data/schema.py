@@ -2,6 +2,8 @@
 
 import difflib
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from vlm.config import VitalConfig
+from vlm.data.units import conversion
+from vlm.data.values import is_plausible, read_value, split_pressure
 from vlm.errors import UserError
 
-MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "-", "?"})
 PRESSURE_NAMES = ("bp", "blood_pressure")
 """Names under which `125/80` is read, where a schema has both `systolic` and `diastolic`."""
 
@@ -25,6 +28,9 @@ class VitalsSchema:
 
     vitals: tuple[VitalConfig, ...]
     _index: dict[str, int] = field(init=False, repr=False, compare=False)
+    _columns: dict[str, tuple[tuple[str, ...], str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         index: dict[str, int] = {}
@@ -56,7 +62,28 @@ class VitalsSchema:
 
     def names_in(self, column: str) -> tuple[str, ...]:
         """The vitals that a column of this name holds: one, two (`blood_pressure`), or none."""
-        name = _normal(column)
+        return self.column(column)[0]
+
+    def column(self, header: str) -> tuple[tuple[str, ...], str]:
+        """The vitals that a column holds, and the unit its header states: `Temp [°F]`, `glucose_mg_dl`, `SpO2 (%)`."""
+        if header not in self._columns:
+            self._columns[header] = self._read_header(header)
+        return self._columns[header]
+
+    def _read_header(self, header: str) -> tuple[tuple[str, ...], str]:
+        name = _normal(header)
+        if self._named(name):
+            return self._named(name), ""
+        words = name.split("_")
+        splits = [("_".join(words[:place]), "_".join(words[place:])) for place in range(len(words) - 1, 0, -1)]
+        for stem, rest in (_bracketed(name), *splits):
+            vitals = self._named(stem.rstrip("_,:"))
+            unit = rest.strip("_()[]")
+            if vitals and unit and conversion(self.vitals[self._index[vitals[0]]], unit):
+                return vitals, unit
+        return (), ""
+
+    def _named(self, name: str) -> tuple[str, ...]:
         if name in self._index:
             return (self.vitals[self._index[name]].name,)
         if name in PRESSURE_NAMES and {"systolic", "diastolic"} <= set(self._index):
@@ -74,7 +101,8 @@ class VitalsSchema:
         given: dict[int, str] = {}
         implausible: dict[str, float] = {}
         for column, cell in values.items():
-            names = self.names_in(column) or (column,)
+            names, unit = self.column(column)
+            names = names or (column,)
             parts = split_pressure(cell, f"{where}: {column}") if len(names) == 2 else (cell,)
             for name, part in zip(names, parts, strict=True):
                 position = self.position(name, where)
@@ -82,55 +110,22 @@ class VitalsSchema:
                     raise UserError(f"{where}: {given[position]} and {column} both give {self.vitals[position].name}")
                 given[position] = column
                 vital = self.vitals[position]
-                x[position] = parse_value(vital, part, f"{where}: {column}")
+                x[position] = read_value(vital, part, f"{where}: {column}", unit)
                 if not is_plausible(vital, float(x[position])):
                     implausible[vital.name] = float(x[position])
                     x[position] = math.nan
         return x, implausible
 
 
-def is_plausible(vital: VitalConfig, value: float) -> bool:
-    """Whether a number can be one of a living patient; a missing value and a category always can."""
-    return not vital.plausible or math.isnan(value) or vital.plausible[0] <= value <= vital.plausible[1]
-
-
 def _normal(name: str) -> str:
     """Upper case, spaces and hyphens do not distinguish names."""
-    return str(name).strip().lower().replace(" ", "_").replace("-", "_")
+    return re.sub(r"[\s\-]+", "_", unicodedata.normalize("NFKC", str(name)).strip().lower())
 
 
-def split_pressure(value: Any, where: str) -> tuple[str, str]:
-    """`125/80` → (`125`, `80`); a missing value is missing twice."""
-    if _is_missing(value):
-        return "", ""
-    parts = str(value).split("/")
-    if len(parts) != 2:
-        raise UserError(f"{where}: {value!r} is no blood pressure; write systolic/diastolic in mmHg, such as 125/80")
-    return parts[0], parts[1]
-
-
-def _is_missing(value: Any) -> bool:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return True
-    return str(value).strip().lower() in MISSING_WORDS
-
-
-def parse_value(vital: VitalConfig, value: Any, where: str) -> float:
-    """One value of one vital → its number, the index of its category, or NaN."""
-    if _is_missing(value):
-        return math.nan
-    if vital.categories:
-        words = [word.lower() for word in vital.categories]
-        if str(value).strip().lower() not in words:
-            raise UserError(f"{where}: {value!r} is none of {', '.join(vital.categories)}")
-        return float(words.index(str(value).strip().lower()))
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: {value!r} is not a number{f' ({vital.unit})' if vital.unit else ''}") from None
-    if not math.isfinite(number):
-        raise UserError(f"{where}: {value!r} is not a finite number")
-    return number
+def _bracketed(name: str) -> tuple[str, str]:
+    """`glucose_(mg/dl)` → (`glucose_`, `mg/dl)`)."""
+    place = min((name.find(bracket) for bracket in "([" if bracket in name), default=len(name))
+    return name[:place], name[place + 1 :]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """A user's own CSV or Parquet table with a folder of images, described by the config alone."""
 
 import math
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlm.config import DataConfig, TableConfig
 from vlm.data.catalog import resolve_vitals
@@ -21,38 +19,13 @@ from vlm.data.cohort import (
     rows_to_columns,
     splits_for,
 )
+from vlm.data.reading import read_chunks, reading_notes, some_of
 from vlm.data.schema import VitalsSchema
+from vlm.data.units import units_of
 from vlm.errors import UserError
 
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read `.csv`, `.tsv` or `.parquet` with every cell as it is written; raises `UserError` naming the file."""
-    return pd.concat(list(read_chunks(path)))
-
-
-def read_chunks(path: Path, rows: int = 10_000) -> Iterator[pd.DataFrame]:
-    """The same, some rows at a time; the index counts the rows of the whole table from 0."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such table; set data.root and data.table.file")
-    try:
-        if path.suffix == ".parquet":
-            start = 0
-            for batch in pq.ParquetFile(path).iter_batches(rows):
-                frame = batch.to_pandas().astype(object).set_index(pd.RangeIndex(start, start + len(batch)))
-                start += len(frame)
-                yield frame.where(frame.notna(), None)  # one kind of nothing, whatever the column's type
-            return
-        if path.suffix in (".csv", ".tsv"):
-            # Text as written: pandas would turn the id 007 into 7 and the word NA into nothing.
-            separator = "\t" if path.suffix == ".tsv" else ","
-            with pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=rows
-            ) as reader:
-                yield from reader
-            return
-    except (ValueError, OSError, pa.ArrowException, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: cannot read the table: {str(error).splitlines()[0]}") from None
-    raise UserError(f"{path}: a table is .csv, .tsv or .parquet")
+CHUNK = 10_000
+"""Rows parsed at a time: few enough that their Python objects do not add up."""
 
 
 def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
@@ -68,10 +41,10 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema)
     reader = _Reader(data, table, schema, path)
-    dataset = build_dataset(map(reader.columns, read_chunks(path)), schema, len(table.labels), len(table.report))
+    dataset = build_dataset(map(reader.columns, read_chunks(path, CHUNK)), schema, len(table.labels), len(table.report))
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = doubt_warnings(str(path), schema, reader.doubts)
+    warnings = [*reading_notes(path), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)
@@ -114,7 +87,7 @@ class _Reader:
             "sections": [list(texts) for texts in zip(*(_cells(frame, s.column) for s in table.report), strict=True)]
             or [[] for _ in ids],
             "context": _cells(frame, table.context) or nothing,
-            "probability": _probabilities(probabilities, f"{where}: {table.probability}"),
+            "probability": _probabilities(probabilities, where, table.probability),
         }
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
@@ -122,7 +95,7 @@ class _Reader:
         single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
         for name in [*filter(None, single), *table.labels, *(section.column for section in table.report)]:
             if name not in frame.columns:
-                raise UserError(f"{self.path}: no column {name}; the table has {', '.join(map(str, frame.columns))}")
+                raise UserError(f"{self.path}: no column {name}; the table has {some_of(frame.columns)}")
 
 
 def _cells(frame: pd.DataFrame, name: str | None) -> list[str]:
@@ -130,7 +103,7 @@ def _cells(frame: pd.DataFrame, name: str | None) -> list[str]:
     return [_text(value) for value in frame[name]] if name else []
 
 
-def _probabilities(cells: pd.Series, where: str) -> list[float | None]:
+def _probabilities(cells: pd.Series, path: str, column: str | None) -> list[float | None]:
     """Numbers from 0 to 1, or nothing."""
     values: list[float | None] = []
     for number, text in zip(cells.index + 2, cells, strict=True):
@@ -139,7 +112,7 @@ def _probabilities(cells: pd.Series, where: str) -> list[float | None]:
         except ValueError:
             value = math.inf
         if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{where}: row {number}: {text!r} is no probability; write 0 to 1 or nothing")
+            raise UserError(f"{path}: row {number}: {column}: {text!r} is no probability; write 0 to 1 or nothing")
         values.append(value)
     return values
 
@@ -154,10 +127,18 @@ def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> li
     covered = {name for column in columns for name in schema.names_in(column)}
     for vital in schema.names:
         if vital not in covered:
-            raise UserError(
-                f"{path}: no column for the vital {vital}; the table has {', '.join(map(str, frame.columns))}"
-            )
+            _refuse_unit(frame, schema, vital, path)
+            raise UserError(f"{path}: no column for the vital {vital}; the table has {some_of(frame.columns)}")
     return columns
+
+
+def _refuse_unit(frame: pd.DataFrame, schema: VitalsSchema, vital: str, path: Path) -> None:
+    """Say so where a header names the vital with a unit that it does not take."""
+    for column in map(str, frame.columns):
+        stem = re.split(r"[\[(]", column)[0]
+        if stem != column and schema.names_in(stem) == (vital,):
+            units = units_of(schema.vitals[schema.position(vital)])
+            raise UserError(f"{path}: row 1: column {column}: its unit is none of those that {vital} takes: {units}")
 
 
 def _check_needs(table: TableConfig, schema: VitalsSchema) -> None:

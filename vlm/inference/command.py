@@ -56,6 +56,10 @@ def read_vitals(text: str) -> dict[str, Any]:
         if not part.strip():
             continue
         name, equals, value = part.partition("=")
+        if not equals and values and part.strip()[0].isdigit():
+            last = f"{list(values)[-1]}={list(values.values())[-1]}"
+            way_out = f"write {last}.{part.strip()} with a point, or a thousand without a comma"
+            raise UserError(f"--vitals: {last},{part.strip()}: a comma stands between two values; {way_out}")
         if not equals or not name.strip():
             raise UserError(f'--vitals: {part.strip()!r} is no name=value; write "glucose=8.7, bp=145/90"')
         if name.strip() in values:

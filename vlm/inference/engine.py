@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example
 from vlm.data.collate import Batch, Collator
 from vlm.data.images import read_image, to_square
 from vlm.data.schema import describe
+from vlm.data.values import suspected_unit
 from vlm.inference.report import Report
 from vlm.model.clinical_vlm import ClinicalVLM
 
@@ -50,9 +52,7 @@ class ReportEngine:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible."""
         spec = self.model.spec
         x, implausible = spec.schema.parse(vitals or {})
-        warnings = [
-            f"{name} {value:g} is not plausible and was taken as missing" for name, value in implausible.items()
-        ]
+        warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
         missing = [
             name
             for name, value in zip(spec.schema.names, x, strict=True)
@@ -81,6 +81,12 @@ class ReportEngine:
     def to_device(self, batch: Batch) -> Batch:
         """Move a batch to the model's device."""
         return Batch(**{name: value.to(self.model.device) for name, value in batch.items()})  # type: ignore[typeddict-item,attr-defined]
+
+
+def _doubt(vital: VitalConfig, value: float) -> str:
+    unit = suspected_unit(vital, [value])
+    hint = f" (in {unit} it would be: write {vital.name}={value:g} {unit})" if unit else ""
+    return f"{vital.name} {value:g} is not plausible{hint} and was taken as missing"
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import pandas as pd
 
 from vlm.config import VitalConfig
 from vlm.data.catalog import CATALOG
-from vlm.data.schema import MISSING_WORDS, VitalsSchema
+from vlm.data.schema import VitalsSchema
+from vlm.data.values import MISSING_WORDS
 from vlm.errors import UserError
 
 HEADERS = {
@@ -40,6 +41,8 @@ class Roles:
     """Columns of free text."""
     vitals: dict[str, VitalConfig] = field(default_factory=dict)
     """Column → the number it holds."""
+    units: dict[str, str] = field(default_factory=dict)
+    """Column → the unit that its header states, where it states one."""
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     """Label → N of 1, 0 or NaN."""
     reasons: tuple[str, ...] = ()
@@ -68,7 +71,8 @@ def find_roles(
     texts = tuple(c for c in frame.columns if c not in taken and c not in named and is_text(frame[c]))
     if texts:
         reasons.append(f"free text: {', '.join(texts)} (long and seldom twice the same)")
-    return Roles(**roles, texts=texts, vitals=found, labels=named, reasons=tuple(reasons))
+    units = {column: VitalsSchema((vital,)).column(column)[1] for column, vital in found.items()}
+    return Roles(**roles, texts=texts, vitals=found, units=units, labels=named, reasons=tuple(reasons))
 
 
 def missing(column: pd.Series) -> np.ndarray:

@@ -22,7 +22,7 @@ from vlm.data.check.table import (
     count_missing,
     read_numbers,
 )
-from vlm.data.table import read_table
+from vlm.data.reading import read_table
 from vlm.errors import UserError
 
 
@@ -72,7 +72,7 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
     patients = (frame[roles.patient].fillna("").astype(str) if roles.patient else frame.index.astype(str)).to_numpy(
         object
     )
-    read = {column: read_numbers(frame[column], vital) for column, vital in roles.vitals.items()}
+    read = {column: read_numbers(frame[column], vital, roles.units[column]) for column, vital in roles.vitals.items()}
     numbers, broken = {name: x for name, (x, _) in read.items()}, {name: rows for name, (_, rows) in read.items()}
     pictures, lost = _pictures(frame, roles, options.images)
     pairs = find_pairs(pictures)

@@ -11,7 +11,8 @@ import pandas as pd
 from vlm.config import VitalConfig
 from vlm.data.check.columns import Roles, missing
 from vlm.data.check.notice import Level, Notice, counted, first_rows
-from vlm.data.schema import is_plausible, parse_value
+from vlm.data.units import conversion
+from vlm.data.values import is_plausible, read_value, suspected_unit
 from vlm.errors import UserError
 
 FORBIDS = re.compile(r"no[ -]?deriv|\bnd\b|-nd\b|credentialed|physionet|all rights reserved|no redistribution", re.I)
@@ -49,17 +50,18 @@ def count_missing(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
     return notices
 
 
-def read_numbers(column: pd.Series, vital: VitalConfig) -> tuple[np.ndarray, dict[int, str]]:
+def read_numbers(column: pd.Series, vital: VitalConfig, unit: str = "") -> tuple[np.ndarray, dict[int, str]]:
     """N numbers, NaN where missing, before anything is judged; and row → why a cell could not be read."""
     words = column.fillna("").astype(str).str.strip()
-    values = pd.to_numeric(words, errors="coerce").to_numpy(float).copy()
+    factor, offset = (conversion(vital, unit) if unit else None) or (1.0, 0.0)
+    values = pd.to_numeric(words, errors="coerce").to_numpy(float) * factor + offset
     broken: dict[int, str] = {}
     written = words.to_numpy(object)
     rest = np.flatnonzero(~np.isfinite(values) & ~missing(column))
     for word in pd.unique(written[rest]):  # a category or a way of writing is read once, however often it stands there
         rows = rest[written[rest] == word]
         try:
-            values[rows] = parse_value(vital, word, "")
+            values[rows] = read_value(vital, word, "", unit)
         except UserError as error:
             broken |= dict.fromkeys(rows.tolist(), str(error).removeprefix(": "))
             values[rows] = np.nan
@@ -90,15 +92,13 @@ def check_numbers(roles: Roles, numbers: dict[str, np.ndarray], broken: dict[str
 
 
 def _unit_suspicion(column: str, vital: VitalConfig, wild: np.ndarray, known: int) -> list[Notice]:
-    low, high = vital.plausible
-    for unit, (factor, offset) in vital.accepts.items():
-        fit = (factor * wild + offset >= low) & (factor * wild + offset <= high)
-        if fit.mean() > 0.8 and fit.sum() >= max(3, known / 50):
-            mixed = "the column seems to mix units" if fit.sum() < known else "the whole column seems to be in it"
-            message = (f"{column}: {int(fit.sum()):,} of {known:,} values are no {vital.unit} but would be {unit}: "
-                       f"{mixed}; write the unit in the header ({vital.name} [{unit}]) or in each cell")  # fmt: skip
-            return [Notice("warning", "unit", message)]
-    return []
+    unit = suspected_unit(vital, wild.tolist())
+    if not unit:
+        return []
+    mixed = "the column seems to mix units" if len(wild) < known else "the whole column seems to be in it"
+    message = (f"{column}: {len(wild):,} of {known:,} values are no {vital.unit} but would be {unit}: {mixed}; write "
+               f"the unit in the header ({vital.name} [{unit}]) or in each cell")  # fmt: skip
+    return [Notice("warning", "unit", message)]
 
 
 def check_ids(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
