@@ -81,7 +81,7 @@ def missing_by_label(frame: pd.DataFrame) -> pd.DataFrame:
         (with_cells("glucose", {4: "high"}), "unreadable_value", "glucose: 1 cell cannot be read"),
         (with_cells("patient", {4: ""}), "missing_patient", "1 row without a patient"),
         (with_cells("patient", {0: "12", 1: "012", 2: "P12", 3: "12 "}), "aliased_ids", "1 group of patient ids"),
-        (missing_by_label, "shortcut", "edema can be told from which values are missing alone with an AUROC of 1.00"),
+        (missing_by_label, "shortcut", "edema can be told from which vitals are missing alone with an AUROC of 1.00"),
         (lambda f: f.assign(view=np.where(f["edema"] == 1, "AP", "PA")), "shortcut", "from the view (view) alone"),
         (lambda f: f.assign(hospital=np.where(f["edema"] == 1, "a", "b")), "shortcut", "from the source (hospital)"),
         (lambda f: f.assign(license="CC BY-NC-ND 4.0"), "licence", "60 rows under a licence that forbids derivatives"),
@@ -306,4 +306,4 @@ def test_the_real_collection_is_warned_of(covid_root: Path) -> None:
     warned = {notice.check: notice.message for notice in result.notices if notice.level == "warning"}
     assert "pO2_saturation: 26 values outside 50 to 100 %" in warned["out_of_range"] and "175" in warned["out_of_range"]
     shortcuts = [n.message for n in result.notices if n.check == "shortcut" and n.level == "warning"]
-    assert any("COVID-19 can be told from which values are missing" in message for message in shortcuts)
+    assert any("COVID-19 can be told from which cells of any column are empty" in message for message in shortcuts)

@@ -45,6 +45,8 @@ class Roles:
     """Column → the unit that its header states, where it states one."""
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     """Label → N of 1, 0 or NaN."""
+    sources_of_labels: tuple[str, ...] = ()
+    """Columns from which the labels were read."""
     reasons: tuple[str, ...] = ()
     """How each column was recognised."""
 
@@ -67,12 +69,13 @@ def find_roles(
     found = _vitals(frame, vitals, reasons)
     patients = frame[roles["patient"]].to_numpy(str) if roles["patient"] else np.arange(len(frame)).astype(str)
     taken = {*filter(None, roles.values()), *found}
-    named = _labels(frame, patients, [column for column in labels or frame.columns if column not in taken], reasons)
-    texts = tuple(c for c in frame.columns if c not in taken and c not in named and is_text(frame[c]))
+    named, read_from = _labels(frame, patients, [c for c in labels or frame.columns if c not in taken], reasons)
+    texts = tuple(c for c in frame.columns if c not in taken and c not in read_from and is_text(frame[c]))
     if texts:
         reasons.append(f"free text: {', '.join(texts)} (long and seldom twice the same)")
     units = {column: VitalsSchema((vital,)).column(column)[1] for column, vital in found.items()}
-    return Roles(**roles, texts=texts, vitals=found, units=units, labels=named, reasons=tuple(reasons))
+    return Roles(**roles, texts=texts, vitals=found, units=units, labels=named, sources_of_labels=tuple(read_from),
+                 reasons=tuple(reasons))  # fmt: skip
 
 
 def missing(column: pd.Series) -> np.ndarray:
@@ -117,21 +120,24 @@ def _vitals(frame: pd.DataFrame, declared: Sequence[VitalConfig], reasons: list[
 
 def _labels(
     frame: pd.DataFrame, patients: np.ndarray, columns: Sequence[str], reasons: list[str]
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """0/1 columns as they are; a column of classes as one label for each class with enough patients."""
     labels: dict[str, np.ndarray] = {}
+    read_from: list[str] = []
     for column in map(str, columns):
         words = frame[column].fillna("").astype(str).str.strip().str.lower()
         known = words.map({"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "-1": np.nan, "-1.0": np.nan})
         if known.notna().any() and words[known.isna()].isin({*UNLABELLED, "-1", "-1.0"}).all() and known.nunique() == 2:
             labels[column] = known.to_numpy(float)
+            read_from.append(column)
             reasons.append(f"label: {column} (0, 1 or nothing)")
         elif plain(column) in CLASSES and not is_text(frame[column]):
             classes = _classes(words, frame[column].fillna("").astype(str), patients)
             labels |= classes
+            read_from.append(column)
             reasons.append(f"labels: the classes of {column} with at least {FEWEST_PATIENTS} patients, each against "
                            f"the rest: {', '.join(classes) or 'none'}")  # fmt: skip
-    return labels
+    return labels, read_from
 
 
 def _classes(words: pd.Series, cells: pd.Series, patients: np.ndarray) -> dict[str, np.ndarray]:
