@@ -161,6 +161,7 @@ def _check_values(config: Config) -> None:
         (config.model.vision.grid > 0 and config.model.vision.summary_grid > 0, "model.vision.grid", "at least 1"),
         (config.model.vitals.tokens > 0, "model.vitals.tokens", "at least 1"),
         (config.model.llm.lora_rank > 0, "model.llm.lora_rank", "at least 1"),
+        (all(source.weight > 0 for source in config.data.sources), "data.sources", "of weights above 0"),
         (config.run.name not in ("", ".", "..") and "/" not in config.run.name, "run.name", "a plain folder name"),
     ]
     for holds, key, meaning in rules:

@@ -114,6 +114,56 @@ class CovidCxrConfig:
 
 
 @dataclass(frozen=True)
+class ChexpertConfig:
+    """How the labels of the CheXpert labeller are taken; for `chexpert` and `mimic_cxr`."""
+
+    uncertain: Literal["unknown", "positive", "negative"] = "unknown"
+    """What -1 means."""
+    blank: Literal["unknown", "positive", "negative"] = "negative"
+    """What an observation means that the report does not mention."""
+
+
+@dataclass(frozen=True)
+class MimicCxrConfig:
+    """Where the parts of MIMIC are."""
+
+    reports: str | None = None
+    """Folder that holds the reports' `files/`; null: `data.root`."""
+    ed: str | None = None
+    """Folder of MIMIC-IV-ED's edstays, triage and vitalsign tables; null: no vitals."""
+
+
+Source = Literal["phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "image_folder", "table"]
+"""The readers; `table` is your own data."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One of several sources."""
+
+    source: Source = "table"
+    """Which reader."""
+    root: str = "."
+    """Folder of the data."""
+    name: str = ""
+    """What marks its ids and patients; empty: the reader's name."""
+    weight: float = 1.0
+    """How often a training case is drawn, against those of other sources."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Its label → what all sources call it."""
+    table: TableConfig = field(default_factory=TableConfig)
+    """Options of the source `table` and `image_folder`; its `labels` choose among those of other readers."""
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    """Options of the source `phantom`."""
+    covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)
+    """Options of the source `covid_cxr`."""
+    chexpert: ChexpertConfig = field(default_factory=ChexpertConfig)
+    """Options of the sources `chexpert` and `mimic_cxr`."""
+    mimic_cxr: MimicCxrConfig = field(default_factory=MimicCxrConfig)
+    """Options of the source `mimic_cxr`."""
+
+
+@dataclass(frozen=True)
 class SplitConfig:
     """Shares of the patients; a hash of the patient's id decides, so added rows move nobody."""
 
@@ -155,7 +205,7 @@ class AugmentConfig:
 class DataConfig:
     """Which cases are read, how they are split and what a training case goes through."""
 
-    source: Literal["phantom", "covid_cxr", "table"] = "phantom"
+    source: Source = "phantom"
     """Which reader; `table` is your own data."""
     root: str = "data/phantom"
     """Folder of the data."""
@@ -165,8 +215,14 @@ class DataConfig:
     """Options of the source `phantom`."""
     covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)
     """Options of the source `covid_cxr`."""
+    chexpert: ChexpertConfig = field(default_factory=ChexpertConfig)
+    """Options of the sources `chexpert` and `mimic_cxr`."""
+    mimic_cxr: MimicCxrConfig = field(default_factory=MimicCxrConfig)
+    """Options of the source `mimic_cxr`."""
     table: TableConfig = field(default_factory=TableConfig)
-    """Options of the source `table`."""
+    """Options of the source `table` and `image_folder`; its `labels` choose among those of other readers."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Several sources in place of the one above; labels that one of them does not have are unknown there."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Shares of the split."""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)

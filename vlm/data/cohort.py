@@ -40,7 +40,8 @@ class Cohort:
     """Cases of all splits, and what their columns mean."""
 
     dataset: datasets.Dataset
-    """Rows: id, patient, split, image {path, bytes}, vitals (m), labels (K), sections (S), context, probability."""
+    """Rows: id, patient, split, image {path, bytes}, vitals (m), labels (K), sections (S), context, probability,
+    weight (how often a training case is drawn)."""
     schema: VitalsSchema
     """Names and units of the m vitals."""
     labels: tuple[str, ...]
@@ -91,6 +92,7 @@ def features(vitals: int, labels: int, sections: int) -> datasets.Features:
             "sections": many(text, sections),
             "context": text,
             "probability": number,
+            "weight": number,
         }
     )
 
@@ -103,6 +105,7 @@ def build_dataset(
     Raises `UserError` if two rows have one id, or a patient is in two splits.
     """
     parts = [columns] if isinstance(columns, dict) else columns
+    parts = ({"weight": [1.0] * len(part["id"]), **part} for part in parts)
     dataset = write_rows(parts, features(len(schema), labels, sections))
     ids = hashes(dataset, "id")
     order = np.argsort(ids)

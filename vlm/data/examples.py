@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -11,6 +12,7 @@ import torch
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec, Example, make_example
 from vlm.data.images import augment, is_blank, read_image, to_square
+from vlm.data.storage import column
 
 
 def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig], available: Collection[str]) -> str:
@@ -20,8 +22,10 @@ def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig
     """
     parts = []
     for text, section in zip(texts, sections, strict=True):
+        if text is None:  # a part that reports of this source do not have
+            continue
         if all(need in available for need in section.needs):
-            parts.append(text or "")
+            parts.append(text)
         else:
             parts.append(section.otherwise)
     return " ".join(part for part in parts if part)
@@ -63,6 +67,12 @@ class CaseDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def weights(self) -> np.ndarray | None:
+        """How often each case is drawn in training (N); None where all are drawn alike."""
+        weights = column(self.rows, "weight").to_numpy().astype(np.float64)
+        return None if self.dropout is None or np.ptp(weights) == 0 else weights
 
     def __getitem__(self, index: int) -> Example:
         """Read one case; raises `UserError` that names an unreadable image."""

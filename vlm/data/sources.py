@@ -4,18 +4,34 @@ from collections.abc import Callable
 
 from vlm.config import DataConfig
 from vlm.data.cohort import Cohort
-from vlm.data.covid_cxr import load_covid_cxr
 from vlm.data.finding_labels import add_finding_labels
+from vlm.data.joined import load_joined
 from vlm.data.phantom import load_phantom
+from vlm.data.readers.chexpert import load_chexpert
+from vlm.data.readers.covid_cxr import load_covid_cxr
+from vlm.data.readers.image_folder import load_image_folder
+from vlm.data.readers.indiana import load_indiana
+from vlm.data.readers.mimic_cxr import load_mimic_cxr
+from vlm.data.readers.nih_cxr14 import load_nih_cxr14
 from vlm.data.table import load_table
 
 SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
     "phantom": load_phantom,
     "covid_cxr": load_covid_cxr,
+    "indiana": load_indiana,
+    "mimic_cxr": load_mimic_cxr,
+    "nih_cxr14": load_nih_cxr14,
+    "chexpert": load_chexpert,
+    "image_folder": load_image_folder,
     "table": load_table,
 }
 
 
 def load_cohort(data: DataConfig) -> Cohort:
-    """Read the cases of `data.source`; raises `UserError` for anything wrong with them."""
-    return add_finding_labels(SOURCES[data.source](data), data)
+    """Read the cases of `data.source`, or of all `data.sources`; raises `UserError` for anything wrong with them."""
+    cohort = load_joined(data, _load_one) if data.sources else _load_one(data)
+    return add_finding_labels(cohort, data)
+
+
+def _load_one(data: DataConfig) -> Cohort:
+    return SOURCES[data.source](data)

@@ -2,7 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -38,13 +39,19 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
     path = root / table.file
+    cohort = load_frames(read_chunks(path, CHUNK), table, data, path)
+    return replace(cohort, warnings=(*reading_notes(path), *cohort.warnings))
+
+
+def load_frames(frames: Iterable[pd.DataFrame], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
+    """The cohort of a table in parts, described by `table`; errors and warnings name it `path`."""
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema)
     reader = _Reader(data, table, schema, path)
-    dataset = build_dataset(map(reader.columns, read_chunks(path, CHUNK)), schema, len(table.labels), len(table.report))
+    dataset = build_dataset(map(reader.columns, frames), schema, len(table.labels), len(table.report))
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = [*reading_notes(path), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
+    warnings = doubt_warnings(str(path), schema, reader.doubts, dataset)
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)

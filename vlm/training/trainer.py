@@ -1,11 +1,12 @@
 """The Transformers `Trainer` with our loss, our checkpoints and our evaluation; the loop itself is theirs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -115,6 +116,11 @@ class ReportTrainer(Trainer):
             return 1.0
         return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = train_dataset or self.train_dataset
+        weights = getattr(dataset, "weights", None)
+        return super()._get_train_sampler(train_dataset) if weights is None else WeightedSampler(dataset, weights)
+
     # --------------------------------------------------------------------------------- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -145,6 +151,20 @@ class ReportTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_trainable(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
+
+
+class WeightedSampler(torch.utils.data.Sampler[int]):
+    """As many draws as there are cases, by weight and with replacement; drawn from (seed, epoch) alone."""
+
+    def __init__(self, dataset: Any, weights: np.ndarray) -> None:
+        self.dataset, self.shares = dataset, weights / weights.sum()
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.dataset.seed, self.dataset.epoch])
+        yield from rng.choice(len(self.shares), len(self.shares), p=self.shares).tolist()
 
 
 def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:

@@ -1,0 +1,121 @@
+"""Small collections in the documented layouts of the public ones, written by the tests."""
+
+import gzip
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vlm.data.readers.layout import CHEXPERT_LABELS
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.random.default_rng(len(str(path))).integers(0, 255, (12, 10), dtype=np.uint8))
+
+
+def nih(root: Path) -> Path:
+    rows = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+            "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"]  # fmt: skip
+    for i in range(24):
+        found = ("Cardiomegaly|Effusion", "No Finding", "Hernia")[i % 3]
+        rows.append(f"{i:08d}_000.png,{found},0,{i},{414 if i == 5 else 20 + i},{'MF'[i % 2]},PA,2682,2749,0.14,0.14")
+        if i != 7:
+            picture(root / f"images_{1 + i % 2:03d}" / "images" / f"{i:08d}_000.png")
+    (root / "Data_Entry_2017.csv").write_text("\n".join(rows) + "\n")
+    (root / "test_list.txt").write_text("\n".join(f"{i:08d}_000.png" for i in range(18, 24)))
+    return root
+
+
+def chexpert(root: Path) -> Path:
+    header = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding", *CHEXPERT_LABELS]
+    for name, people in (("train", range(12)), ("valid", range(64541, 64545))):
+        rows = [",".join(header)]
+        for i in people:
+            side = "lateral" if i in (3, 64544) else "frontal"
+            path = f"{name}/patient{i:05d}/study1/view1_{side}.jpg"
+            labels = {"Edema": ("1.0", "-1.0", "", "0.0")[i % 4]}
+            cells = [f"CheXpert-v1.0-small/{path}", "Female" if i % 2 else "Unknown", str(0 if i == 4 else 40 + i % 40),
+                     side.title(), "AP", "", *(labels.get(label, "") for label in CHEXPERT_LABELS)]  # fmt: skip
+            rows.append(",".join(cells))
+            picture(root / path)
+        (root / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def indiana(root: Path) -> Path:
+    folder = root / "ecgen-radiology"
+    folder.mkdir(parents=True)
+    for i in range(1, 9):
+        name = f"CXR{i}_1_IM-{i:04d}"
+        findings = "" if i == 4 else "The heart is normal in size."
+        impression = "" if i == 4 else "No acute disease."
+        code = "normal" if i % 2 else "Cardiomegaly/mild"
+        (folder / f"{i}.xml").write_text(
+            f'<?xml version="1.0"?><eCitation><MedlineCitation><Article><Abstract>'
+            f'<AbstractText Label="INDICATION">Cough</AbstractText>'
+            f'<AbstractText Label="FINDINGS">{findings}</AbstractText>'
+            f'<AbstractText Label="IMPRESSION">{impression}</AbstractText></Abstract></Article></MedlineCitation>'
+            f"<MeSH><major>{code}</major></MeSH>"
+            f'<parentImage id="{name}-1001"/><parentImage id="{name}-2001"/></eCitation>'
+        )
+        for part in ("1001", "2001"):
+            if i != 6:
+                picture(root / "NLMCXR_png" / f"{name}-{part}.png")
+    return root
+
+
+def mimic(root: Path) -> Path:
+    """Subject 10000001 has two ED stays; study 50000001 falls into the first, 50000002 into none."""
+    base = root / "cxr"
+    meta, split = (
+        ["dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime"],
+        ["dicom_id,study_id,subject_id,split"],
+    )
+    labels = ["subject_id,study_id," + ",".join([*CHEXPERT_LABELS, "No Finding"])]
+    studies = [("10000001", "50000001", "21800506", "213014.531"), ("10000001", "50000002", "21801001", "10101"),
+               ("10000002", "50000003", "21800507", "120000")]  # fmt: skip
+    for number, (subject, study, date, time) in enumerate(studies):
+        folder = f"files/p{subject[:2]}/p{subject}/s{study}"
+        for view in ("PA", "AP", "LATERAL"):
+            dicom = f"{study}-{view.lower()}"
+            meta.append(f"{dicom},{subject},{study},{view},{date},{time}")
+            split.append(f"{dicom},{study},{subject},{('train', 'train', 'test')[number]}")
+            picture(base / folder / f"{dicom}.jpg")
+        labels.append(
+            f"{subject},{study}," + ",".join("1.0" if label == "Edema" else "" for label in CHEXPERT_LABELS) + ","
+        )
+        (base / f"{folder}.txt").write_text(
+            "                FINAL REPORT\n EXAMINATION:  CHEST\n\n INDICATION:  ___F with cough\n\n FINDINGS: \n \n "
+            "Heart size\n is normal.\n \n IMPRESSION: \n \n No pneumonia.\n"
+        )
+    for name, rows in (("metadata", meta), ("split", split), ("chexpert", labels)):
+        (base / f"mimic-cxr-2.0.0-{name}.csv.gz").write_bytes(gzip.compress(("\n".join(rows) + "\n").encode()))
+    ed = root / "ed"
+    ed.mkdir()
+    (ed / "edstays.csv").write_text(
+        "subject_id,hadm_id,stay_id,intime,outtime\n"
+        "10000001,,30000001,2180-05-06 19:17:00,2180-05-06 23:30:00\n"
+        "10000002,,30000002,2180-05-07 11:00:00,2180-05-07 15:00:00\n"
+    )
+    columns = "temperature,heartrate,resprate,o2sat,sbp,dbp"
+    (ed / "triage.csv").write_text(
+        f"subject_id,stay_id,{columns},pain,acuity,chiefcomplaint\n"
+        "10000001,30000001,98.4,70,16,97,106,63,0,3,x\n10000002,30000002,99.5,90,18,95,120,70,0,2,x\n"
+    )
+    (ed / "vitalsign.csv").write_text(
+        f"subject_id,stay_id,charttime,{columns},rhythm,pain\n"
+        "10000001,30000001,2180-05-06 21:00:00,,80,,96,110,65,,\n"
+        "10000001,30000001,2180-05-06 22:00:00,104.0,120,30,80,90,40,,\n"
+    )
+    return root
+
+
+def image_folder(root: Path) -> Path:
+    for split, count in (("train", 6), ("test", 2)):
+        rows = ["file_name,who,glucose,edema,text"]
+        for i in range(count):
+            picture(root / split / f"{i}.png")
+            rows.append(f"{i}.png,{split}{i},{5 + i},{i % 2},Clear lungs.")
+        (root / split / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return root

@@ -1,0 +1,94 @@
+"""What the readers share: a frame of the collection's own rows, described as any user's table is."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vlm.config import DataConfig, TableConfig
+from vlm.data.cohort import Cohort
+from vlm.data.reading import read_table
+from vlm.data.splits import unit_hash
+from vlm.data.table import CHUNK, load_frames
+from vlm.errors import UserError
+
+CHEXPERT_LABELS = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
+                   "Consolidation",
+                   "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
+                   "Support Devices")  # fmt: skip
+"""The observations of the CheXpert labeller, without `No Finding`, which is the absence of the others."""
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
+
+
+def find_table(root: Path, *names: str) -> Path:
+    """The first of the file names that is there; raises `UserError` that names them."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; set data.root")
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise UserError(f"{root}: no file {' or '.join(names)}; is this the collection's folder?")
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table as text; raises `UserError` for a column that it does not have."""
+    frame = read_table(path)
+    for column in columns:
+        if column not in frame.columns:
+            raise UserError(f"{path}: no column {column}; is this the collection's own table?")
+    return frame.reset_index(drop=True).fillna("").astype(str)
+
+
+def cohort_of(
+    frame: pd.DataFrame, table: TableConfig, data: DataConfig, where: Path, left_out: dict[str, int]
+) -> Cohort:
+    """The cohort of a reader's frame; `data.table.labels` chooses among its labels, where it is given.
+
+    Raises `UserError` for a chosen label that the collection does not have, and where no row is left.
+    """
+    chosen = list(data.table.labels) or table.labels
+    unknown = [name for name in chosen if name not in table.labels]
+    if unknown:
+        raise UserError(f"data.table.labels: {unknown[0]} is none of {', '.join(table.labels)}")
+    if frame.empty:
+        raise UserError(f"{where}: no row is left with an image on disk")
+    parts = (frame.iloc[start : start + CHUNK] for start in range(0, len(frame), CHUNK))
+    cohort = load_frames(parts, replace(table, labels=chosen), data, where)
+    said = tuple(f"{where}: {count:,} rows {reason} left out" for reason, count in left_out.items() if count)
+    return replace(cohort, warnings=(*said, *cohort.warnings))
+
+
+def keep_images(frame: pd.DataFrame, root: Path, pattern: str = "**/*") -> tuple[pd.DataFrame, int]:
+    """The rows whose `image`, a path below `root`, is on disk, by one walk through it; and how many are not."""
+    there = {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in IMAGES}
+    kept = frame[frame["image"].isin(there)]
+    return kept, len(frame) - len(kept)
+
+
+def validation_of(patients: pd.Series, data: DataConfig) -> np.ndarray:
+    """`validation` or `train` for patients whom a collection puts in neither; by the patient's id alone."""
+    shares = {name: unit_hash(f"{data.split.seed}/{name}") for name in patients.unique()}
+    return np.where(patients.map(shares) < data.split.validation, "validation", "train")
+
+
+def uncertain(cells: pd.Series, uncertain_as: str, blank_as: str) -> pd.Series:
+    """CheXpert's 1.0, 0.0, -1.0 (uncertain) and nothing (not mentioned) → `1`, `0` or nothing."""
+    said = {"positive": "1", "negative": "0", "unknown": ""}
+    number = pd.to_numeric(cells.str.strip(), errors="coerce")
+    words = np.select([number == 1, number == 0, number == -1], ["1", "0", said[uncertain_as]], said[blank_as])
+    return pd.Series(words, index=cells.index)
+
+
+_HEADING = re.compile(r"^\s*([A-Z][A-Z /()&-]{2,40}):", re.MULTILINE)
+
+
+def report_parts(text: str) -> dict[str, str]:
+    """The parts of a free-text report by their headings in capitals, in small letters: `findings`, `impression`."""
+    pieces = _HEADING.split(text)
+    parts: dict[str, str] = {}
+    for name, body in zip(pieces[1::2], pieces[2::2], strict=True):
+        parts.setdefault(name.strip().lower(), " ".join(body.split()))
+    return parts
