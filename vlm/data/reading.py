@@ -167,7 +167,7 @@ def _frames(records: Iterator[tuple[int, list[str]]], names: list[str | None], r
 
 def _frame(cells: list[list[str]], index: list[int], columns: list[str | None]) -> pd.DataFrame:
     block = np.array(cells, dtype=object).reshape(len(cells), len(columns))  # one block, also of very many columns
-    return pd.DataFrame(block, index=pd.Index(index, dtype="int64"), columns=columns)
+    return pd.DataFrame(block, index=pd.Index(index, dtype="int64"), columns=columns, dtype=object)
 
 
 # ---------------------------------------------------------------------------------------- Parquet
