@@ -232,6 +232,11 @@ def test_a_broken_gzip_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n" * 9999)[:-20])
     with pytest.raises(UserError, match="cannot read the table"):
         read_table(tmp_path / "t.csv.gz")
+    damaged = bytearray(gzip.compress(b"a,b\n1,2\n" * 9999))
+    damaged[10:60] = bytes(50)
+    (tmp_path / "t.csv.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match="cannot read the table"):
+        read_table(tmp_path / "t.csv.gz")
 
 
 def test_blank_rows_and_nameless_columns(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -158,10 +159,15 @@ def _frames(records: Iterator[tuple[int, list[str]]], names: list[str | None], r
         index.append(number - 2)
         cells.append(record if len(keep) == len(names) else [record[place] for place in keep])
         if len(cells) == rows:
-            yield pd.DataFrame(cells, index=index, columns=columns, dtype=object)
+            yield _frame(cells, index, columns)
             made, index, cells = True, [], []
     if cells or not made:
-        yield pd.DataFrame(cells, index=pd.Index(index, dtype="int64"), columns=columns, dtype=object)
+        yield _frame(cells, index, columns)
+
+
+def _frame(cells: list[list[str]], index: list[int], columns: list[str | None]) -> pd.DataFrame:
+    block = np.array(cells, dtype=object).reshape(len(cells), len(columns))  # one block, also of very many columns
+    return pd.DataFrame(block, index=pd.Index(index, dtype="int64"), columns=columns, dtype=object)
 
 
 # ---------------------------------------------------------------------------------------- Parquet

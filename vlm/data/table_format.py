@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -68,7 +69,7 @@ def _format(path: Path, _mtime: int, _size: int) -> TableFormat:
             encoding, has_nul, notes = _encoding(path, head, file)
         with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as text:
             lines = list(islice(iter(lambda: text.readline(1 << 21), ""), 60))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot read the table: {error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not in the encoding that its byte order mark states; save it as UTF-8") from None
