@@ -131,21 +131,22 @@ def rows_to_columns(
     vitals_columns: Sequence[str],
     label_columns: Sequence[str],
 ) -> tuple[list[np.ndarray], list[list[float]], Doubts]:
-    """Parse vitals and labels row by row, so that an error can name row and column.
+    """Parse vitals and labels; an error names row and column.
 
     Rows are counted as a spreadsheet counts them: the header is row 1.
     Returns vitals (N × m), labels (N × K, NaN where unknown) and the values that no living patient has.
     """
-    vitals, labels = [], []
+    vitals: list[np.ndarray] = []
     doubts: Doubts = {}
-    records = frame[[*vitals_columns, *label_columns]].astype(object).to_dict("records")
-    for number, record in zip(frame.index + 2, records, strict=True):
-        row = f"{where}: row {number}"
-        x, implausible = schema.parse({name: record[name] for name in vitals_columns}, row)
+    for number, record in zip(
+        frame.index + 2, frame[list(vitals_columns)].astype(object).to_dict("records"), strict=True
+    ):
+        x, implausible = schema.parse(record, f"{where}: row {number}")
         vitals.append(x)
         for name, value in implausible.items():
             doubts.setdefault(name, []).append((number, value))
-        labels.append([parse_label(record[name], f"{row}: {name}") for name in label_columns])
+    known = [parse_labels(frame[name], where) for name in label_columns]
+    labels = np.column_stack(known).tolist() if known else [[] for _ in vitals]
     return vitals, labels, doubts
 
 
@@ -172,15 +173,19 @@ def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[int, fl
     )
 
 
-def parse_label(value: object, where: str) -> float:
-    """0, 1 or NaN (unknown); raises `UserError` for anything else."""
-    word = "" if value is None else str(value).strip().lower()
-    if word in {"", "nan", "none", "na", "n/a", "null", "<na>"}:
-        return float("nan")
-    known = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
-    if word not in known:
-        raise UserError(f"{where}: {value!r} is no label; write 1, 0 or nothing for unknown")
-    return known[word]
+LABEL_WORDS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0,
+               **dict.fromkeys(("", "nan", "none", "na", "n/a", "null", "<na>"), float("nan"))}  # fmt: skip
+
+
+def parse_labels(column: pd.Series, where: str) -> np.ndarray:
+    """N of 0, 1 or NaN (unknown); raises `UserError` for anything else."""
+    words = column.astype(object).where(column.notna(), "").astype(str).str.strip().str.lower()
+    strange = ~words.isin(list(LABEL_WORDS))
+    if strange.any():
+        place = int(np.argmax(strange.to_numpy()))
+        row, cell = f"{where}: row {column.index[place] + 2}", repr(column.iloc[place])
+        raise UserError(f"{row}: {column.name}: {cell} is no label; write 1, 0 or nothing for unknown")
+    return words.map(LABEL_WORDS).to_numpy(float)
 
 
 def image_cells(names: pd.Series, folder: Path, where: str) -> list[dict | None]:
