@@ -138,9 +138,9 @@ def rows_to_columns(
     """
     vitals: list[np.ndarray] = []
     doubts: Doubts = {}
-    for number, record in zip(
-        frame.index + 2, frame[list(vitals_columns)].astype(object).to_dict("records"), strict=True
-    ):
+    cells = [frame[name].astype(object) for name in vitals_columns]
+    for number, *values in zip(frame.index + 2, *cells, strict=True):
+        record = dict(zip(vitals_columns, values, strict=True))
         x, implausible = schema.parse(record, f"{where}: row {number}")
         vitals.append(x)
         for name, value in implausible.items():
