@@ -31,6 +31,7 @@ demo: install
 	@echo "  runs/demo/adapter           the adapter: share this folder"
 	@echo "  runs/demo/metrics.json      what it does on unseen cases, with intervals"
 	@echo "  runs/demo/predictions.jsonl every test case: reference, draft, probabilities"
+	@echo "  runs/demo/report.html       the page that shows it"
 	@echo "  runs/demo/figures           correlations and losses"
 
 test: install lint
