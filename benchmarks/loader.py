@@ -22,10 +22,13 @@ PICTURES, SIDE, BATCH = 64, 32, 32
 HEADER = "case,patient,image,glucose,systolic,diastolic,age,pathology,findings\n"
 
 
-def write_table(folder: Path, rows: int) -> None:
-    """A table of distinct cases over a handful of pictures."""
+def write_table(folder: Path, rows: int, kind: str) -> str:
+    """A table of distinct cases over a handful of pictures; returns its name. Parquet is a folder of shards."""
     import cv2
     import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import csv
 
     rng = np.random.default_rng(0)
     for index in range(PICTURES):
@@ -41,6 +44,13 @@ def write_table(folder: Path, rows: int) -> None:
                 values = f"{x[0]:.1f},{x[1]:.0f},{x[2]:.0f},{x[3]:.0f}"
                 report = f"Patchy opacity number {i % 997} in the left lower zone." if y else "No opacity."
                 file.write(f"c{i},p{i // 2},{i % PICTURES}.png,{values},{y},{report}\n")
+    if kind == "csv":
+        return "cases.csv"
+    (folder / "shards").mkdir()
+    with csv.open_csv(folder / "cases.csv", csv.ReadOptions(block_size=4 << 20)) as batches:
+        for number, batch in enumerate(batches):
+            pq.write_table(pa.Table.from_batches([batch]), folder / "shards" / f"{number:05d}.parquet")
+    return "shards"
 
 
 def memory(key: str) -> float:
@@ -61,7 +71,7 @@ class OwnMemory(threading.Thread):
             self.peak = max(self.peak, memory("RssAnon"))
 
 
-def measure(rows: int, batches: int | None) -> dict[str, float]:
+def measure(rows: int, batches: int | None, kind: str) -> dict[str, float]:
     """Write, read and draw one epoch; called in a process of its own."""
     import torch
 
@@ -75,8 +85,8 @@ def measure(rows: int, batches: int | None) -> dict[str, float]:
     vitals = [VitalConfig(name) for name in ("glucose", "systolic", "diastolic", "age")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_table(folder, rows)
-        table = TableConfig(id="case", patient="patient", labels=["pathology"], vitals=vitals,
+        file = write_table(folder, rows, kind)
+        table = TableConfig(file=file, id="case", patient="patient", labels=["pathology"], vitals=vitals,
                             report=[SectionConfig("findings")])  # fmt: skip
         start = time.perf_counter()
         cohort = load_table(DataConfig(source="table", root=name, table=table))
@@ -102,13 +112,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--batches", type=int, help="stop an epoch after so many batches; all of it without")
+    parser.add_argument("--kind", choices=["csv", "parquet"], default="csv", help="one file, or a folder of shards")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.one, arguments.batches)))
+        print(json.dumps(measure(arguments.one, arguments.batches, arguments.kind)))
         return
-    limit = ["--batches", str(arguments.batches)] if arguments.batches else []
+    limit = ["--kind", arguments.kind]
+    limit += ["--batches", str(arguments.batches)] if arguments.batches else []
     results = []
     for rows in arguments.rows:
         command = [sys.executable, "-m", "benchmarks.loader", "--one", str(rows), *limit]

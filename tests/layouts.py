@@ -19,7 +19,9 @@ def nih(root: Path) -> Path:
             "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"]  # fmt: skip
     for i in range(24):
         found = ("Cardiomegaly|Effusion", "No Finding", "Hernia")[i % 3]
-        rows.append(f"{i:08d}_000.png,{found},0,{i},{414 if i == 5 else 20 + i},{'MF'[i % 2]},PA,2682,2749,0.14,0.14")
+        age = {5: "414", 8: "0", 9: "058Y", 10: "006M", 11: "036D"}.get(i, str(20 + i))
+        found = "" if i == 13 else found
+        rows.append(f"{i:08d}_000.png,{found},0,{i},{age},{'MF'[i % 2]},PA,2682,2749,0.14,0.14")
         if i != 7:
             picture(root / f"images_{1 + i % 2:03d}" / "images" / f"{i:08d}_000.png")
     (root / "Data_Entry_2017.csv").write_text("\n".join(rows) + "\n")

@@ -40,6 +40,18 @@ def test_saving_and_loading_changes_nothing(trained: ClinicalVLM, folder: Path, 
     assert {path.name for path in folder.iterdir()} == set(FILES)
 
 
+def test_an_adapter_saved_before_vitals_had_units_to_convert_loads(trained, folder: Path, tiny_batch) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    for vital in values["vitals"]:
+        for key in ("accepts", "loinc", "ready"):
+            del vital[key]
+    (folder / "config.json").write_text(json.dumps(values))
+    again = ClinicalVLM.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(trained(**tiny_batch).logits, again(**tiny_batch).logits)
+    assert again.spec == trained.spec
+
+
 def test_saving_again_replaces_the_whole_folder(trained: ClinicalVLM, folder: Path) -> None:
     (folder / "metrics.json").write_text('{"stale": 1}')
     save(trained, folder)

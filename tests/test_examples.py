@@ -109,4 +109,6 @@ def test_a_report_on_a_blank_image_is_not_taught(dataset: CaseDataset, tmp_path:
     cells = [{"path": str(tmp_path / "black.png"), "bytes": None} if i == row else c for i, c in enumerate(cells)]
     columns = dataset.rows.to_dict() | {"image": cells}
     blank = replace(dataset, rows=datasets.Dataset.from_dict(columns, features=dataset.rows.features))
+    assert blank.report(row) == "No image was available.", "nor held against a draft"
     assert not blank[row]["has_image"] and blank[row]["report"] == "No image was available."
+    assert blank.shows_image(row) is False and blank.shows_image(row - 1) == dataset[row - 1]["has_image"]

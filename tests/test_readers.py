@@ -1,7 +1,10 @@
 """Ready-made readers, against small collections in the documented layouts."""
 
-import resource
-import time
+import gzip
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,10 @@ from vlm.config import (
     TableConfig,
     VitalConfig,
 )
+from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
+from vlm.data.examples import CaseDataset
+from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
 
@@ -46,7 +52,9 @@ def test_nih(tmp_path: Path) -> None:
     first = rows["00000000_000.png"]
     assert first["labels"]["Cardiomegaly"] == first["labels"]["Effusion"] == 1 and first["labels"]["Hernia"] == 0
     assert first["vitals"] == {"age": 20, "sex": 1} and first["image"].endswith("images_001/images/00000000_000.png")
-    assert rows["00000005_000.png"]["vitals"]["age"] is None, "414 years are nobody's age"
+    ages = [rows[f"{i:08d}_000.png"]["vitals"]["age"] for i in (5, 8, 9, 10, 11)]
+    assert ages == [None, 0, 58, 0.5, pytest.approx(0.1, abs=0.01)], "414 years are nobody's age, 0 is a newborn's"
+    assert not any(x is not None for x in rows["00000013_000.png"]["labels"].values()), "an empty cell says nothing"
     assert all((row["split"] == "test") == (int(row["patient"]) >= 18) for row in rows.values())
     assert not any(rows["00000001_000.png"]["labels"].values())
 
@@ -58,6 +66,7 @@ def test_chexpert(tmp_path: Path) -> None:
     edema = [rows[f"train/patient{i:05d}/study1/view1_frontal.jpg"]["labels"]["Edema"] for i in (0, 1, 2, 7)]
     assert edema == [1, None, 0, 0] and len(rows) == 14
     assert any("2 rows of lateral views left out" in text for text in cohort.warnings)
+    assert set(rows["train/patient00001/study1/view1_frontal.jpg"]["labels"].values()) == {0, None}
     assert rows["valid/patient64541/study1/view1_frontal.jpg"]["split"] == "test"
     assert rows["train/patient00004/study1/view1_frontal.jpg"]["vitals"] == {"age": None, "sex": None}
     assert rows["train/patient00001/study1/view1_frontal.jpg"]["vitals"] == {"age": 41, "sex": 0}
@@ -77,6 +86,8 @@ def test_indiana(tmp_path: Path) -> None:
     assert rows["1"]["sections"] == ["The heart is normal in size.", "No acute disease."]
     assert rows["1"]["context"] == "Cough" and rows["1"]["image"].endswith("CXR1_1_IM-0001-1001.png")
     assert [rows[name]["labels"]["abnormal"] for name in ("1", "2")] == [0, 1]
+    (tmp_path / "NLMCXR_png" / "CXR2_1_IM-0002-1001.png").unlink()
+    assert rows_of(load_cohort(data))["2"]["image"].endswith("2001.png"), "the first image that is there"
     (tmp_path / "indiana_projections.csv").write_text("uid,filename,projection\n1,1_IM-0001-2001.dcm.png,Frontal\n")
     only = rows_of(load_cohort(data))
     assert set(only) == {"1"} and only["1"]["image"].endswith("2001.png")
@@ -100,6 +111,29 @@ def test_mimic(tmp_path: Path) -> None:
     assert not any(without["50000001-pa"]["vitals"].values())
 
 
+def test_mimic_takes_what_is_there(tmp_path: Path) -> None:
+    root = layouts.mimic(tmp_path) / "cxr"
+    data = DataConfig(source="mimic_cxr", root=str(root))
+    labels = root / "mimic-cxr-2.0.0-chexpert.csv.gz"
+    rows = gzip.decompress(labels.read_bytes()).decode().splitlines(keepends=True)
+    labels.write_bytes(gzip.compress("".join(rows[:-1]).encode()))  # without study 50000003
+    negbio = "".join(rows).replace("1.0", "0.0").encode()
+    (root / "mimic-cxr-2.0.0-negbio.csv.gz").write_bytes(gzip.compress(negbio))
+    split = root / "mimic-cxr-2.0.0-split.csv.gz"
+    text = gzip.decompress(split.read_bytes()).decode()
+    split.write_bytes(gzip.compress(text.replace("50000002-pa,50000002,10000001,train\n", "").encode()))
+    (root / "files/p10/p10000001/s50000001/50000001-pa.jpg").unlink()
+    cohort = load_cohort(data)
+    found = rows_of(cohort)
+    assert set(found) == {"50000001-ap", "50000002-ap", "50000003-pa"}, "the first image on disk and in the split"
+    assert set(found["50000003-pa"]["labels"].values()) == {None}, "a study that was not labelled is unknown"
+    assert found["50000001-ap"]["labels"]["Edema"] == 1 and found["50000001-ap"]["labels"]["Fracture"] == 0
+    said = " ".join(cohort.warnings)
+    assert "1 rows absent from the table of the split" in said and "1 rows without their image file" in said
+    other = rows_of(load_cohort(replace(data, mimic_cxr=MimicCxrConfig(labeller="negbio"))))
+    assert other["50000001-ap"]["labels"]["Edema"] == 0
+
+
 def test_image_folder_with_a_table_and_with_class_folders(tmp_path: Path) -> None:
     table = TableConfig(patient="who", labels=["edema"], vitals=["glucose"], report=[SectionConfig("text")])
     rows = rows_of(
@@ -109,8 +143,26 @@ def test_image_folder_with_a_table_and_with_class_folders(tmp_path: Path) -> Non
     assert rows["train/3.png"]["vitals"] == {"glucose": 8} and rows["train/3.png"]["sections"] == ["Clear lungs."]
     for index, name in enumerate(("covid", "normal", "covid")):
         layouts.picture(tmp_path / "b" / name / f"{index}.png")
+    layouts.picture(tmp_path / "b" / "image" / "3.png")
     found = rows_of(load_cohort(DataConfig(source="image_folder", root=str(tmp_path / "b"))))
-    assert found["covid/0.png"]["labels"] == {"covid": 1, "normal": 0} and len(found) == 3
+    assert found["covid/0.png"]["labels"] == {"covid": 1, "image": 0, "normal": 0} and len(found) == 4
+
+
+def test_one_metadata_table_in_the_root(tmp_path: Path) -> None:
+    lines = []
+    for index, split in enumerate(("train", "train", "val", "test")):
+        layouts.picture(tmp_path / split / f"{index}.png")
+        row = {"file_name": f"{split}/{index}.png", "glucose": 5 + index, "edema": index % 2, "text": "Clear."}
+        lines.append(json.dumps(row) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("".join(lines))
+    table = TableConfig(id="glucose", labels=["edema"], vitals=["glucose"], report=[SectionConfig("text")])
+    data = DataConfig(source="image_folder", root=str(tmp_path), table=table)
+    assert [row["split"] for row in rows_of(load_cohort(data)).values()] == ["train", "train", "validation", "test"]
+    lines.append('{"file_name": null, "glucose": "6,5", "edema": null, "text": null, "note": 3}\n')
+    (tmp_path / "metadata.jsonl").write_text("".join(lines))
+    last = rows_of(load_cohort(data))["6,5"]
+    assert last["image"] is None and last["vitals"] == {"glucose": 6.5}
+    assert last["labels"] == {"edema": None} and last["sections"] == [""]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +192,8 @@ def test_a_missing_column_and_a_broken_report_are_named(tmp_path: Path) -> None:
     (root / "Data_Entry_2017.csv").write_text(text.replace("Patient Age", "Age"))
     with pytest.raises(UserError, match=r"Data_Entry_2017\.csv: no column Patient Age"):
         load_cohort(DataConfig(source="nih_cxr14", root=str(root)))
+    with pytest.raises(UserError, match=r"ecgen-radiology: no such folder; data\.root holds"):
+        load_cohort(DataConfig(source="indiana", root=str(tmp_path / "nih")))
     (layouts.indiana(tmp_path / "iu") / "ecgen-radiology" / "1.xml").write_text("<eCitation>")
     with pytest.raises(UserError, match=r"1\.xml: no readable XML report"):
         load_cohort(DataConfig(source="indiana", root=str(tmp_path / "iu")))
@@ -148,10 +202,68 @@ def test_a_missing_column_and_a_broken_report_are_named(tmp_path: Path) -> None:
         load_cohort(replace(data, table=TableConfig(labels=["Oedema"])))
 
 
+@pytest.mark.parametrize(
+    ("source", "make", "file", "old", "new", "message"),
+    [
+        ("nih_cxr14", layouts.nih, "Data_Entry_2017.csv", "Hernia", "Hernias",
+         r"Data_Entry_2017\.csv: row 4: Finding Labels: 'Hernias' is not of this collection"),
+        ("nih_cxr14", layouts.nih, "Data_Entry_2017.csv", "Patient Gender", "Gender", "no column Patient Gender or"),
+        ("nih_cxr14", layouts.nih, "Data_Entry_2017.csv", ",21,", ",2?,", r"2017\.csv: row 3: age: '2\?' is "),
+        ("chexpert", layouts.chexpert, "train.csv", "-1.0", "7.0", r"train\.csv: row 3: Edema: '7\.0' is no label"),
+        ("chexpert", layouts.chexpert, "valid.csv", "frontal.jpg,Female,61", "frontal.jpg,Female,xx",
+         r"valid\.csv: row 2: age: 'xx' is not a number"),
+        ("mimic_cxr", layouts.mimic, "cxr/mimic-cxr-2.0.0-split.csv.gz", ",train", ",tarin",
+         r"split\.csv\.gz: row 2: split: 'tarin' is none of train"),
+        ("mimic_cxr", layouts.mimic, "cxr/mimic-cxr-2.0.0-chexpert.csv.gz", "1.0", "yes",
+         r"chexpert\.csv\.gz: row 2: Edema: 'yes' is no label"),
+        ("mimic_cxr", layouts.mimic, "cxr/mimic-cxr-2.0.0-metadata.csv.gz", "PA,21800506", "PA,2180-05-06",
+         r"metadata\.csv\.gz: row 2: StudyDate and StudyTime: '2180-05-06213014' is no date and time"),
+        ("mimic_cxr", layouts.mimic, "ed/vitalsign.csv", "2180-05-06 21:00:00", "06/05/2180 9pm",
+         r"vitalsign\.csv: row 2: charttime: '06/05/2180 9pm' is no date and time"),
+        ("mimic_cxr", layouts.mimic, "ed/edstays.csv", "2180-05-07 15:00:00", "soon", r"row 3: outtime: 'soon' is no"),
+        ("image_folder", layouts.image_folder, "train/metadata.csv", ",7,0,", ",7,maybe,",
+         r"train/metadata\.csv: row 4: edema: 'maybe' is no label"),
+        ("image_folder", layouts.image_folder, "test/metadata.csv", "1.png", "9.png",
+         r"test/metadata\.csv: row 3: no image file"),
+    ],
+)  # fmt: skip
+def test_a_faulty_cell_is_named_with_its_file_and_row(source, make, file, old, new, message, tmp_path, recwarn) -> None:
+    make(tmp_path)
+    path, packed = tmp_path / file, file.endswith("gz")
+    text = (gzip.decompress(path.read_bytes()) if packed else path.read_bytes()).decode()
+    assert old in text
+    changed = text.replace(old, new, 1).encode()
+    path.write_bytes(gzip.compress(changed) if packed else changed)
+    table = TableConfig(patient="who", labels=["edema"], vitals=["glucose"], report=[SectionConfig("text")])
+    root = tmp_path / "cxr" if source == "mimic_cxr" else tmp_path
+    data = DataConfig(source=source, root=str(root), mimic_cxr=MimicCxrConfig(ed=str(tmp_path / "ed")))
+    with pytest.raises(UserError, match=message):
+        load_cohort(replace(data, table=table) if source == "image_folder" else data)
+    assert not recwarn.list, "and nothing else is printed"
+
+
+def test_broken_lines_and_lost_folders_are_named(tmp_path: Path) -> None:
+    for name, text in (("a", "{"), ("b", "[1]\n"), ("c", '{"file_name": ""}\n' + "[" * 100_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.jsonl").write_text(text)
+        with pytest.raises(UserError, match=rf"metadata\.jsonl: row {2 if name == 'c' else 1} is no JSON object"):
+            load_cohort(DataConfig(source="image_folder", root=str(tmp_path / name)))
+    root = layouts.mimic(tmp_path / "m")
+    with pytest.raises(UserError, match=r"no such folder; set data\.mimic_cxr\.ed"):
+        data = DataConfig(source="mimic_cxr", root=str(root / "cxr"))
+        load_cohort(replace(data, mimic_cxr=MimicCxrConfig(ed=str(root / "ER"))))
+
+
+def test_nih_in_neither_list_is_left_out(tmp_path: Path) -> None:
+    root = layouts.nih(tmp_path)
+    (root / "train_val_list.txt").write_text("\n".join(f"{i:08d}_000.png" for i in range(2, 18)))
+    cohort = load_cohort(DataConfig(source="nih_cxr14", root=str(root)))
+    assert len(cohort.dataset) == 21 and "00000001_000.png" not in rows_of(cohort)
+    assert any("2 rows in none of the lists of the split left out" in text for text in cohort.warnings)
+
+
 def test_the_real_nih_table_is_read_and_split_in_seconds(tmp_path: Path) -> None:
     """All 112,120 rows; the images are empty files of the right names."""
-    import gzip
-
     from tests.indiana import SHA256
     from vlm.weights import _fetch
 
@@ -164,10 +276,21 @@ def test_the_real_nih_table_is_read_and_split_in_seconds(tmp_path: Path) -> None
     (tmp_path / "images").mkdir()
     for line in text.decode().splitlines()[1:]:
         (tmp_path / "images" / line.split(",", 1)[0]).touch()
-    start = time.perf_counter()
-    cohort = load_cohort(DataConfig(source="nih_cxr14", root=str(tmp_path)))
-    print(f"{time.perf_counter() - start:.1f} s, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
-    assert len(cohort.dataset) == 112_120
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
+    rows, newborn, peak = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert (rows, newborn) == (112_120, 14)
+    assert peak < 1 << 20, "KiB"
+
+
+READ_ALL = """
+import resource, sys
+from vlm.config import DataConfig
+from vlm.data.sources import load_cohort
+from vlm.data.storage import matrix
+cohort = load_cohort(DataConfig(source="nih_cxr14", root=sys.argv[1]))
+newborn = (matrix(cohort.dataset, "vitals", 2)[:, 0] == 0).sum()
+print(len(cohort.dataset), newborn, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 # --------------------------------------------------------------------------------- several sources
@@ -197,12 +320,54 @@ def test_what_a_source_does_not_have_is_unknown(joined: DataConfig) -> None:
     theirs = rows["chexpert/train/patient00000/study1/view1_frontal.jpg"]
     assert theirs["labels"] == {"edema": 1, "Fracture": 0} and theirs["sections"] == [None]
     assert theirs["patient"] == "chexpert/patient00000" and theirs["weight"] == 3
-    assert "cases by source: chexpert 14, ward 8" in cohort.warnings[0]
+    assert "\n  chexpert: train 11 (11 patients), validation 0 (0 patients), test 3" in cohort.describe()
+    assert ours["source"] == "ward" and theirs["source"] == "chexpert"
+
+
+def test_vitals_in_two_units_become_one(joined: DataConfig) -> None:
+    ward = joined.sources[1]
+    other = replace(ward, name="other", table=replace(ward.table, vitals=[VitalConfig("glucose", "mg/dL")]))
+    own = rows_of(load_cohort(replace(joined, sources=[ward])))["ward/train/3.png"]["vitals"]["glucose"]
+    both = load_cohort(replace(joined, sources=[ward, other]))
+    assert both.schema.vitals[0].unit == "mmol/L" and rows_of(both)["ward/train/3.png"]["vitals"]["glucose"] == own == 8
+    assert rows_of(both)["other/train/3.png"]["vitals"]["glucose"] == pytest.approx(8 / 18.016, abs=2e-3)
+    turned = load_cohort(replace(joined, sources=[other, ward]))
+    assert turned.schema.vitals[0].unit == "mg/dL"
+    assert rows_of(turned)["ward/train/3.png"]["vitals"]["glucose"] == pytest.approx(8 * 18.016, rel=2e-3)
+    assert any("glucose: the reference range of other, none mg/dL, is taken for ward too" in w for w in turned.warnings)
+
+
+def test_categories_in_two_orders_become_one(tmp_path: Path) -> None:
+    sources = []
+    for name, words in (("a", ["no", "yes"]), ("b", ["yes", "no"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cases.csv").write_text("id,smoker\n1,yes\n2,no\n3,\n")
+        table = TableConfig(id="id", image=None, vitals=[VitalConfig("smoker", categories=words)])
+        sources.append(SourceConfig("table", str(tmp_path / name), name=name, table=table))
+    rows = rows_of(load_cohort(DataConfig(sources=sources)))
+    assert [rows[f"{s}/{i}"]["vitals"]["smoker"] for s in "ab" for i in (1, 2, 3)] == [1, 0, None] * 2
+
+
+def test_every_source_keeps_the_needs_of_its_sections(tmp_path: Path) -> None:
+    """A text that one source writes from the image must not be taught where there is none, whatever another says."""
+    sources = []
+    for name, section in (("a", SectionConfig("text", ["image"], "No image.")), ("b", SectionConfig("text", []))):
+        (tmp_path / name).mkdir()
+        layouts.picture(tmp_path / name / "1.png")
+        (tmp_path / name / "cases.csv").write_text("id,image,text,more\n1,1.png,Clear.,x\n2,,Opacity.,y\n")
+        table = TableConfig(id="id", report=[section, SectionConfig("more", [])])
+        sources.append(SourceConfig("table", str(tmp_path / name), name=name, table=table))
+    sources.append(replace(sources[1], name="c"))
+    cohort = load_cohort(DataConfig(sources=sources, split=SplitConfig(0.0, 0.0)))
+    dataset = CaseDataset(cohort.dataset, CaseSpec.fit(cohort, ImageSpec(32), 3), cohort.sections)
+    reports = dict(zip(cohort.dataset["id"], dataset.reports, strict=True))
+    assert reports == {"a/1": "Clear. x", "a/2": "No image. y", "b/1": "Clear. x", "b/2": "Opacity. y",
+                       "c/1": "Clear. x", "c/2": "Opacity. y"}  # fmt: skip
+    assert len(cohort.sections) == 4, "b and c agree and share theirs"
 
 
 def test_weights_change_how_often_a_case_is_drawn_and_nothing_else(joined: DataConfig, tiny_model) -> None:
     from vlm.config import DropoutConfig
-    from vlm.data.examples import CaseDataset
     from vlm.training.trainer import WeightedSampler
 
     cohort = load_cohort(joined)
@@ -231,13 +396,17 @@ def test_a_resumed_run_on_weighted_sources_ends_bit_for_bit(tiny_config, joined:
     data = replace(tiny_config.data, sources=joined.sources, split=SplitConfig(0.2, 0.1))
     config = replace(tiny_config, data=data)
     whole = trained(config)
+    moved = [replace(source, root=shutil.move(source.root, f"{source.root}-moved")) for source in joined.sources]
+    config = replace(config, data=replace(data, sources=moved))
+    folder = RunFolder(config)
+    assert folder.check(config, folder.cases.read_text().strip(), resume=True), "folders may move"
     resumed = trained(config, str(sorted(RunFolder(config).checkpoints.glob("checkpoint-*"))[0]))
     for (name, a), b in zip(whole.model.trainable_parameters().items(), resumed.model.trainable_parameters().values(),
                             strict=True):  # fmt: skip
         assert torch.equal(a, b), name
 
 
-MG_DL = TableConfig(patient="who", labels=["edema"], vitals=[VitalConfig("glucose", "mg/dL")])
+DROPS = TableConfig(patient="who", labels=["edema"], vitals=[VitalConfig("glucose", "drops")])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +415,8 @@ MG_DL = TableConfig(patient="who", labels=["edema"], vitals=[VitalConfig("glucos
         (lambda a, b: [a, replace(b, name="chexpert")], "two are called chexpert"),
         (lambda a, b: [replace(a, labels={"Oedema": "edema"}), b], "chexpert: labels: Oedema is none of its"),
         (lambda a, b: [replace(a, labels={"Edema": "Fracture"}), b], "two of its labels get one name"),
-        (lambda a, b: [b, replace(b, name="other", table=MG_DL)], "glucose is mmol/L in ward and mg/dL in other"),
+        (lambda a, b: [b, replace(b, name="other", table=DROPS)], "glucose is mmol/L in ward and drops in other"),
+        (lambda a, b: [a, replace(b, name="ward/1")], "ward/1: a name has no slash"),
     ],
 )
 def test_sources_that_do_not_fit_are_named(change: Callable, message: str, joined: DataConfig) -> None:

@@ -1,6 +1,7 @@
 """`runs/NAME/`: the files of a run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class RunFolder:
         before = dotted(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         now = dotted(yaml.safe_load(to_yaml(config)))
         for key in before.keys() | now.keys():
-            if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
+            if before.get(key) != now.get(key) and not (key.startswith(MAY_CHANGE) or MAY_MOVE.fullmatch(key)):
                 raise UserError(
                     f"{key}: was {before.get(key)} when {self.path} began, is {now.get(key)}; a resumed run keeps it"
                 )
@@ -71,16 +72,20 @@ class RunFolder:
 
 
 MAY_CHANGE = (
-    "run.", "evaluation.", "data.root", "train.max_steps", "train.epochs", "train.workers", "train.threads",
+    "run.", "evaluation.", "train.max_steps", "train.epochs", "train.workers", "train.threads",
     "train.log_steps", "train.eval_steps", "train.patience", "train.keep_checkpoints", "train.report_to",
 )  # fmt: skip
 """Options that a resumed run may have otherwise: none of them changes what the steps already made have learned."""
+MAY_MOVE = re.compile(r"data\.(sources\.\d+\.)?(root|mimic_cxr\.(reports|ed))")
+"""Folders that may have moved since; that the cases are the same is checked by themselves."""
 
 
 def dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Nested mappings as dotted keys, those in a list by their number."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
         flat |= dotted(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return flat
 

@@ -41,7 +41,7 @@ class Cohort:
 
     dataset: datasets.Dataset
     """Rows: id, patient, split, image {path, bytes}, vitals (m), labels (K), sections (S), context, probability,
-    weight (how often a training case is drawn)."""
+    weight (how often a training case is drawn), source (the name of one of several)."""
     schema: VitalsSchema
     """Names and units of the m vitals."""
     labels: tuple[str, ...]
@@ -67,11 +67,20 @@ class Cohort:
         return hashlib.sha256(rows[np.lexsort(rows.T)].tobytes()).hexdigest()
 
     def describe(self) -> str:
-        """One line: rows and patients of each split."""
-        splits = {name: self.split(name) for name in SPLITS}
-        parts = [f"{name} {len(rows)} ({len(np.unique(hashes(rows, 'patient')))} patients)"
-                 for name, rows in splits.items()]  # fmt: skip
-        return "cases: " + ", ".join(parts)
+        """Rows and patients of each split, and of each source in a line of its own where there are several."""
+        sources = column(self.dataset, "source")
+        groups = {"cases": self.dataset} | {
+            f"  {name}": self.dataset.select(np.flatnonzero(pc.equal(sources, name).to_numpy()))
+            for name in pc.unique(sources).to_pylist()
+            if name
+        }
+        return "\n".join(f"{name}: {_counts(rows)}" for name, rows in groups.items())
+
+
+def _counts(rows: datasets.Dataset) -> str:
+    splits, patients = column(rows, "split"), hashes(rows, "patient")
+    inside = {name: pc.equal(splits, name).to_numpy() for name in SPLITS}
+    return ", ".join(f"{n} {rows.sum()} ({len(np.unique(patients[rows]))} patients)" for n, rows in inside.items())
 
 
 def features(vitals: int, labels: int, sections: int) -> datasets.Features:
@@ -93,6 +102,7 @@ def features(vitals: int, labels: int, sections: int) -> datasets.Features:
             "context": text,
             "probability": number,
             "weight": number,
+            "source": text,
         }
     )
 
@@ -105,7 +115,7 @@ def build_dataset(
     Raises `UserError` if two rows have one id, or a patient is in two splits.
     """
     parts = [columns] if isinstance(columns, dict) else columns
-    parts = ({"weight": [1.0] * len(part["id"]), **part} for part in parts)
+    parts = ({"weight": [1.0] * len(part["id"]), "source": [""] * len(part["id"]), **part} for part in parts)
     dataset = write_rows(parts, features(len(schema), labels, sections))
     ids = hashes(dataset, "id")
     order = np.argsort(ids)
@@ -120,8 +130,8 @@ def build_dataset(
     return dataset
 
 
-Doubts = dict[str, list[tuple[int, float]]]
-"""Name of a vital → row and number of each implausible value, which is taken as missing."""
+Doubts = dict[str, list[tuple[str, float]]]
+"""Name of a vital → place (file and row) and number of each implausible value, which is taken as missing."""
 
 
 def rows_to_columns(
@@ -144,7 +154,7 @@ def rows_to_columns(
         x, implausible = schema.parse(record, f"{where}: row {number}")
         vitals.append(x)
         for name, value in implausible.items():
-            doubts.setdefault(name, []).append((number, value))
+            doubts.setdefault(name, []).append((f"{where}: row {number}", value))
     known = [parse_labels(frame[name], where) for name in label_columns]
     labels = np.column_stack(known).tolist() if known else [[] for _ in vitals]
     return vitals, labels, doubts
@@ -156,20 +166,21 @@ def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts, dataset: da
     return [_doubt(where, schema, name, rows, int(measured[schema.position(name)])) for name, rows in doubts.items()]
 
 
-def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[int, float]], others: int) -> str:
+def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, float]], others: int) -> str:
     vital = schema.vitals[schema.position(name)]
     low, high = vital.plausible
     values = [value for _, value in rows]
+    first = rows[0][0].removeprefix(f"{where}: ")
     unit = suspected_unit(vital, values)
     if unit:
         return (
             f"{where}: {len(values)} of {len(values) + others} values of {name} are outside {low:g} to {high:g} "
             f"{vital.unit} but would fit as {unit}; write {name} [{unit}] in the header or declare unit: {unit}. "
-            f"They were taken as missing (first in row {rows[0][0]})"
+            f"They were taken as missing (first in {first})"
         )
     return (
         f"{where}: {name}: {len(rows)} values from {min(values):g} to {max(values):g} are outside {low:g} to {high:g} "
-        f"{vital.unit} and were taken as missing (first in row {rows[0][0]})"
+        f"{vital.unit} and were taken as missing (first in {first})"
     )
 
 

@@ -78,7 +78,7 @@ class CaseDataset(torch.utils.data.Dataset):
         """Read one case; raises `UserError` that names an unreadable image."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
-        picture = load_picture(row["image"], self.spec)
+        picture = self._picture(int(index), row)
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
             picture, vitals = self._drop(picture, vitals, self.dropout, rng)
@@ -99,11 +99,29 @@ class CaseDataset(torch.utils.data.Dataset):
             context=row["context"] or "",
         )
 
+    def shows_image(self, index: int) -> bool:
+        """Whether a case has an image that is not blank; decoded once, where it has not been."""
+        if self._shows[index] < 0:
+            self._picture(index, self.rows[int(index)])
+        return bool(self._shows[index])
+
+    @cached_property
+    def _shows(self) -> np.ndarray:
+        """N: 1 where a case's image was seen to show something, 0 where not, -1 where it was not decoded yet."""
+        return np.full(len(self.rows), -1, np.int8)
+
+    def _picture(self, index: int, row: Mapping[str, Any]) -> np.ndarray | None:
+        picture = load_picture(row["image"], self.spec)
+        self._shows[index] = picture is not None
+        return picture
+
     def report(self, index: int) -> str:
-        """The full reference report of a case with the evidence it has; no image is decoded."""
+        """The full reference report of a case with the evidence it has."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
-        available = available_evidence(self.spec.schema.names, vitals, row["image"] is not None)
+        needed = any("image" in section.needs for section in self.sections)
+        shows_image = needed and self.shows_image(int(index))
+        available = available_evidence(self.spec.schema.names, vitals, shows_image)
         return compose_report(row["sections"], self.sections, available)
 
     @property

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,8 @@ from vlm.errors import UserError
 
 CHUNK = 10_000
 """Rows parsed at a time: few enough that their Python objects do not add up."""
+Part = tuple[Path, pd.DataFrame]
+"""The file of a table and some of its rows; the frame's index counts the rows of the whole file."""
 
 
 def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
@@ -39,16 +42,16 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
     path = root / table.file
-    cohort = load_frames(read_chunks(path, CHUNK), table, data, path)
+    cohort = load_frames(((path, frame) for frame in read_chunks(path, CHUNK)), table, data, path)
     return replace(cohort, warnings=(*reading_notes(path), *cohort.warnings))
 
 
-def load_frames(frames: Iterable[pd.DataFrame], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
-    """The cohort of a table in parts, described by `table`; errors and warnings name it `path`."""
+def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
+    """The cohort of a table in parts, described by `table`; the whole of it is called `path`."""
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema)
-    reader = _Reader(data, table, schema, path)
-    dataset = build_dataset(map(reader.columns, frames), schema, len(table.labels), len(table.report))
+    reader = _Reader(data, table, schema)
+    dataset = build_dataset(starmap(reader.columns, parts), schema, len(table.labels), len(table.report))
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
     warnings = doubt_warnings(str(path), schema, reader.doubts, dataset)
@@ -65,14 +68,13 @@ class _Reader:
     data: DataConfig
     table: TableConfig
     schema: VitalsSchema
-    path: Path
     doubts: Doubts = field(default_factory=dict)
 
-    def columns(self, frame: pd.DataFrame) -> Columns:
-        """The columns of some rows; the frame's index counts the rows of the whole table."""
-        table, where = self.table, str(self.path)
-        self._check_columns(frame)
-        vitals_columns = _vitals_columns(frame, self.schema, self.path)
+    def columns(self, path: Path, frame: pd.DataFrame) -> Columns:
+        """The columns of some rows of the file `path`."""
+        table, where = self.table, str(path)
+        self._check_columns(path, frame)
+        vitals_columns = _vitals_columns(frame, self.schema, path)
         vitals, labels, doubts = rows_to_columns(frame, where, self.schema, vitals_columns, table.labels)
         for name, rows in doubts.items():
             self.doubts.setdefault(name, []).extend(rows)
@@ -97,12 +99,12 @@ class _Reader:
             "probability": _probabilities(probabilities, where, table.probability),
         }
 
-    def _check_columns(self, frame: pd.DataFrame) -> None:
+    def _check_columns(self, path: Path, frame: pd.DataFrame) -> None:
         table = self.table
         single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
         for name in [*filter(None, single), *table.labels, *(section.column for section in table.report)]:
             if name not in frame.columns:
-                raise UserError(f"{self.path}: no column {name}; the table has {some_of(frame.columns)}")
+                raise UserError(f"{path}: no column {name}; the table has {some_of(frame.columns)}")
 
 
 def _cells(frame: pd.DataFrame, name: str | None) -> list[str]:

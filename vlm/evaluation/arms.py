@@ -42,7 +42,7 @@ class ArmCases(torch.utils.data.Dataset):
     def __init__(self, arm: Arm, dataset: CaseDataset, seed: int = 0) -> None:
         self.arm, self.dataset = arm, dataset
         rows = dataset.rows
-        self.has_image = np.array([image is not None for image in rows["image"]], dtype=bool)
+        self.has_image = np.array([dataset.shows_image(index) for index in range(len(rows))], dtype=bool)
         self.vitals = matrix(rows, "vitals", len(dataset.spec.schema))
         self.image_donor = _donors(self.has_image, arm.image, seed)
         has_vitals = np.array([not np.isnan(x).all() for x in self.vitals], dtype=bool)
@@ -87,7 +87,7 @@ class ArmCases(torch.utils.data.Dataset):
     def _stated(self, reader: FactReader, index: int, image: bool, vitals: bool) -> Facts:
         row = self.dataset.rows[max(index, 0)]
         own = self.vitals[max(index, 0)] if vitals else np.full(self.vitals.shape[1], np.nan)
-        seen = available_evidence(self.dataset.spec.schema.names, own, image and row["image"] is not None)
+        seen = available_evidence(self.dataset.spec.schema.names, own, image and self.has_image[max(index, 0)])
         return reader.read(compose_report(row["sections"], self.dataset.sections, seen))
 
     def _picture(self, index: int) -> np.ndarray | None:

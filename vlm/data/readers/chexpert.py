@@ -11,7 +11,7 @@ from vlm.data.readers.layout import (
     CHEXPERT_LABELS,
     cohort_of,
     find_table,
-    keep_images,
+    images_below,
     read_columns,
     uncertain,
     validation_of,
@@ -24,25 +24,32 @@ TABLE = TableConfig(images=".", image="image", id="id", patient="patient", split
 def load_chexpert(data: DataConfig) -> Cohort:
     """Read `train.csv` and `valid.csv`; the official validation set is the test split. Frontal views only.
 
-    Raises `UserError` if a table or a column of it is missing.
+    Raises `UserError` if a table or a column of it is missing, and for a cell that is no label, with its row.
     """
     root = Path(data.root)
-    path = find_table(root, "train.csv")
-    needed = ("Path", "Sex", "Age", "Frontal/Lateral", *CHEXPERT_LABELS)
-    parts = [read_columns(root / name, needed).assign(official=name)
-             for name in ("train.csv", "valid.csv") if (root / name).is_file()]  # fmt: skip
-    rows = pd.concat(parts, ignore_index=True)
+    find_table(root, "train.csv")
+    there = images_below(root)
+    parts, lateral, lost = [], 0, 0
+    for path in (root / "train.csv", root / "valid.csv"):
+        if path.is_file():
+            frame, views = _read(path, data)
+            lateral += views
+            lost += int((~frame["image"].isin(there)).sum())
+            parts.append((path, frame[frame["image"].isin(there)]))
+    return cohort_of(parts, TABLE, data, root, {"of lateral views": lateral, "without their image file": lost})
+
+
+def _read(path: Path, data: DataConfig) -> tuple[pd.DataFrame, int]:
+    """The frontal rows of one table, and how many others there were."""
+    rows = read_columns(path, ("Path", "Sex", "Age", "Frontal/Lateral", *CHEXPERT_LABELS))
     frontal = rows["Frontal/Lateral"].str.strip().str.lower() == "frontal"
-    lateral = int((~frontal).sum())
-    rows = rows[frontal].reset_index(drop=True)
     # The table's paths begin with the name of the collection's folder, whatever it is called here.
     image = rows["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
     frame = pd.DataFrame({"id": image, "image": image, "age": rows["Age"].replace("0", ""), "sex": rows["Sex"]})
     frame["sex"] = frame["sex"].where(frame["sex"].isin(["Male", "Female"]), "")
     frame["patient"] = image.str.extract(r"(patient\d+)", expand=False).fillna("")
-    test = rows["official"] == "valid.csv"
+    test = path.name == "valid.csv"
     frame["split"] = np.where(test, "test", validation_of(frame["patient"], data))
     for name in CHEXPERT_LABELS:
-        frame[name] = uncertain(rows[name], data.chexpert.uncertain, data.chexpert.blank)
-    frame, lost = keep_images(frame, root)
-    return cohort_of(frame, TABLE, data, path, {"of lateral views": lateral, "without their image file": lost})
+        frame[name] = uncertain(rows[name], path, data.chexpert.uncertain, data.chexpert.blank)
+    return frame[frontal], int((~frontal).sum())

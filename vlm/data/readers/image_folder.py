@@ -1,7 +1,8 @@
 """The `ImageFolder` layout of Hugging Face datasets: split folders, a metadata table or class folders."""
 
+import json
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
 
@@ -9,45 +10,77 @@ from vlm.config import DataConfig
 from vlm.data.cohort import Cohort
 from vlm.data.readers.layout import IMAGES, cohort_of
 from vlm.data.reading import read_table
+from vlm.data.table import Part
 from vlm.errors import UserError
 
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
           "test": "test"}  # fmt: skip
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+IMAGE, SPLIT, CLASS = "(image)", "(split)", "(class)"
+"""Columns of our own; a user's may well be called `image`."""
 
 
 def load_image_folder(data: DataConfig) -> Cohort:
     """Read `data.root`, with or without a folder for each split.
 
-    With a metadata table its columns are those of `data.table`, and `file_name` is the image; without one each
-    folder of images is a class, and a label. Raises `UserError` if there are neither tables nor images.
+    With a metadata table, in each split's folder or in the root, its columns are those of `data.table`, and
+    `file_name` is the image; without one each folder of images is a class, and a label. Raises `UserError` if there
+    are neither tables nor images.
     """
     root = Path(data.root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root")
-    folders = {child: SPLITS[child.name] for child in sorted(root.iterdir()) if child.is_dir() and child.name in SPLITS}
-    parts = [_read(folder, root).assign(split=name) for folder, name in (folders or {root: ""}).items()]
-    frame = pd.concat(parts, ignore_index=True).fillna("")
-    classes = sorted({name for name in frame.get("class", pd.Series(dtype=str)).unique() if name})
-    for name in classes:
-        frame[name] = (frame["class"] == name).astype(int).astype(str)
-    labels = classes or data.table.labels
-    table = replace(data.table, images=".", image="image", id=data.table.id or "image", labels=labels,
-                    split="split" if folders else data.table.split)  # fmt: skip
-    return cohort_of(frame, table, data, root, {})
+    folders = [child for child in sorted(root.iterdir()) if child.is_dir() and child.name in SPLITS]
+    if not folders or any((root / name).is_file() for name in METADATA):
+        folders = [root]
+    parts = [_read(folder, root) for folder in folders]
+    classes = sorted({name for _, frame in parts if CLASS in frame for name in frame[CLASS]})
+    for _, frame in parts:
+        for name in classes:
+            frame[name] = (frame[CLASS] == name).astype(int).astype(str) if CLASS in frame else ""
+    has_splits = all(frame[SPLIT].all() for _, frame in parts)
+    table = replace(data.table, images=".", image=IMAGE, id=data.table.id or IMAGE,
+                    labels=classes or data.table.labels, split=SPLIT if has_splits else data.table.split)  # fmt: skip
+    return cohort_of(parts, table, data, root, {})
 
 
-def _read(folder: Path, root: Path) -> pd.DataFrame:
+def _read(folder: Path, root: Path) -> Part:
+    here = folder.relative_to(root)
     for name in METADATA:
         file = folder / name
         if file.is_file():
-            frame = pd.read_json(file, lines=True, dtype=False) if name.endswith("jsonl") else read_table(file)
+            frame = _read_lines(file) if name.endswith("jsonl") else read_table(file)
             if "file_name" not in frame.columns:
                 raise UserError(f"{file}: no column file_name")
-            here = folder.relative_to(root)
-            return frame.assign(image=[str(here / str(image)) for image in frame["file_name"]])
+            names = [str(image).strip() if image == image and image is not None else "" for image in frame["file_name"]]
+            return file, _placed(frame, [str(here / image) if image else "" for image in names], here)
     files = [file for file in sorted(folder.glob("*/*")) if file.suffix.lower() in IMAGES]
     if not files:
         raise UserError(f"{folder}: neither {' nor '.join(METADATA)} nor folders of images")
-    return pd.DataFrame({"image": [str(file.relative_to(root)) for file in files],
-                         "class": [file.parent.name for file in files]})  # fmt: skip
+    classes = pd.DataFrame({CLASS: [file.parent.name for file in files]})
+    return folder, _placed(classes, [str(file.relative_to(root)) for file in files], here)
+
+
+def _placed(frame: pd.DataFrame, images: list[str], here: Path) -> pd.DataFrame:
+    """With each row's image below the root, and its split: that of the folder, or of the image's first folder."""
+    firsts = [PurePath(here / image).parts[:1] if here == Path() else here.parts for image in images]
+    return frame.assign(**{IMAGE: images, SPLIT: [SPLITS.get("".join(first[:1]), "") for first in firsts]})
+
+
+def _read_lines(file: Path) -> pd.DataFrame:
+    """One JSON object a line; the index is such that a message names the line."""
+    rows: dict[int, dict] = {}
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    rows[number - 2] = json.loads(line)
+                    if not isinstance(rows[number - 2], dict):
+                        raise ValueError
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot read the table: {error}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: row {number} is no JSON object") from None
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [[row.get(name) for name in columns] for row in rows.values()]
+    return pd.DataFrame(cells, index=pd.Index(list(rows), dtype="int64"), columns=columns, dtype=object)

