@@ -1,32 +1,40 @@
-"""Draft a report: `python infer.py --adapter runs/demo/adapter --image case.png --vitals "glucose=8.7, bp=145/90"`."""
+"""Draft a report: `python infer.py --adapter runs/demo/adapter --image case.png --vitals "glucose=8.7, bp=145/90"`.
+
+Or those of a table, a JSON object a line: `python infer.py --input cases.csv --images images --output reports.jsonl`.
+"""
 
 import argparse
 import gc
 import json
 import os
 import sys
+from pathlib import Path
 
 from vlm.errors import UserError, run_program
+from vlm.inference.arguments import parse_arguments
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
-    parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
-    parser.add_argument("--image", help="image file; leave it away for a case without one")
-    parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of names and values')
-    parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    arguments = parser.parse_args()
-    if arguments.max_new_tokens < 1:
-        raise UserError("--max_new_tokens: must be at least 1")
-    return arguments
+def draft_table(arguments: argparse.Namespace) -> None:
+    from vlm.inference.command import draft_table
+    from vlm.inference.many import TableColumns, TableJob
+
+    table = Path(arguments.input)
+    images = Path(arguments.images) if arguments.images else table.parent
+    columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
+    job = TableJob(table, Path(arguments.output), images, columns, arguments.batch_size, arguments.max_new_tokens)
+    counts = draft_table(arguments.adapter, job, arguments.base, arguments.resume)
+    print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
+    if counts.errors:
+        raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    arguments = parse_arguments(__doc__)
     # The first word comes four seconds sooner: nothing here is compiled or lives long enough to be collected.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if arguments.input:
+        draft_table(arguments)
+        return
     gc.disable()
     from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
 

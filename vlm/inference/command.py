@@ -1,4 +1,4 @@
-"""What `infer.py` does for one case: read the inputs, load the adapter, stream the draft."""
+"""What `infer.py` does: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
+from vlm.inference.many import Counts, TableJob
 from vlm.inference.report import Report
 
 
@@ -23,9 +24,7 @@ def draft_case(
     The inputs are checked before the model is loaded, so that a typing error costs no wait. Raises `UserError`
     for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(choose_threads(0).value)
+    _prepare_libraries()
     folder = resolve(adapter)
     values = read_vitals(vitals)
     read_config(folder).spec.schema.parse(values, "--vitals")
@@ -33,6 +32,23 @@ def draft_case(
         read_image(image)
     engine = ReportEngine(load(folder, base=base))
     return engine.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(engine, stream))[0]
+
+
+def draft_table(adapter: str, job: TableJob, base: str | None, resume: bool) -> Counts:
+    """Draft the report of every row of a table; see `vlm.inference.many`.
+
+    The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
+    """
+    _prepare_libraries()
+    folder = resolve(adapter)
+    made_by = job.check(folder, read_config(folder).spec.schema, resume)
+    return job.run(ReportEngine(load(folder, base=base)), made_by)
+
+
+def _prepare_libraries() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(choose_threads(0).value)
 
 
 def _streaming(engine: ReportEngine, stream: TextIO | None) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 Case = tuple[str | Path | None, Mapping[str, Any] | None]
 """Image file or None, vitals by name or None."""
+Prepared = tuple[Example, tuple[str, ...]]
+"""What the model reads of a case, and warnings on what is missing or implausible."""
 
 
 class ReportEngine:
@@ -36,20 +38,27 @@ class ReportEngine:
         Raises `UserError` for an unreadable image or a vital that the adapter does not know.
         """
         prepared = [self.prepare(*case) for case in cases]
-        drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, **options)
-        return [
-            Report(
-                text,
-                probabilities,
-                describe(self.model.spec.schema, example["vitals"].tolist()),
-                warnings,
-                self.model.calibration.describe() if probabilities else "",
-            )
-            for (text, probabilities), (example, warnings) in zip(drafts, prepared, strict=True)
-        ]
+        return list(self.reports(prepared, batch_size, max_new_tokens, **options))
 
-    def prepare(self, image: str | Path | None, vitals: Mapping[str, Any] | None) -> tuple[Example, tuple[str, ...]]:
-        """Read one case's inputs; returns the example and warnings on what is missing or implausible."""
+    def reports(
+        self, prepared: Sequence[Prepared], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+    ) -> Iterator[Report]:
+        """Draft prepared cases, in order."""
+        drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, **options)
+        for (text, probabilities), (example, warnings) in zip(drafts, prepared, strict=True):
+            shown = describe(self.model.spec.schema, example["vitals"].tolist())
+            calibration = self.model.calibration.describe() if probabilities else ""
+            yield Report(text, probabilities, shown, warnings, calibration)
+
+    def prompt_length(self, example: Example) -> int:
+        """Tokens of the prompt around the evidence."""
+        return sum(map(len, self.model.prompt.ids(example["context"], example["vitals"].tolist())))
+
+    def prepare(self, image: str | Path | None, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
+        """Read one case's inputs; returns the example and warnings on what is missing or implausible.
+
+        Raises `UserError` for an unreadable image or a vital that the adapter does not know.
+        """
         spec = self.model.spec
         x, implausible = spec.schema.parse(vitals or {})
         warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
@@ -63,7 +72,7 @@ class ReportEngine:
         if image is None:
             warnings.append("no image given")
         picture = to_square(read_image(image), spec.image) if image is not None else None
-        example = make_example(spec, picture, x)
+        example = make_example(spec, picture, x, context=context)
         if picture is not None and not example["has_image"]:
             warnings.append("the image is blank and was taken as none")
         return example, tuple(warnings)
@@ -101,6 +110,7 @@ def merged_lora(model: ClinicalVLM) -> Iterator[None]:
     was_training = model.training
     model.eval()
     layers = [module for module in model.llm.modules() if type(module) is Linear]  # quantised layers are others
+    layers = [layer for layer in layers if not layer.merged_adapters]  # within another `merged_lora` it is done
     weights = [layer.get_parameter("base_layer.weight") for layer in layers]
     kept = [weight.data for weight in weights]
     try:

@@ -1,0 +1,32 @@
+"""The options of `infer.py`; nothing heavy is imported here, so that --help need not wait."""
+
+import argparse
+
+from vlm.errors import UserError
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line; raises `UserError` for values out of range and for options that exclude each other."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
+    parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
+    parser.add_argument("--image", help="image file; leave it away for a case without one")
+    parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of names and values')
+    parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    many = parser.add_argument_group("many cases", "a table of them, whose columns of vitals are found by name")
+    many.add_argument("--input", help="table: .csv, .tsv, .parquet or a folder of .parquet files")
+    many.add_argument("--output", default="reports.jsonl", help="file of the drafts, in the order of the table")
+    many.add_argument("--images", help="folder of the images; without it the table's own")
+    many.add_argument("--image_column", default="image", help="column of the image's file name")
+    many.add_argument("--id_column", help="column of the case's id; without it the rows are numbered")
+    many.add_argument("--context_column", help="column of text to show in the prompt, as in training")
+    many.add_argument("--batch_size", type=int, default=32, help="cases drafted together")
+    many.add_argument("--resume", action="store_true", help="go on after the last whole line of the output")
+    arguments = parser.parse_args()
+    for name in ("max_new_tokens", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name}: must be at least 1")
+    if arguments.input and (arguments.image or arguments.vitals):
+        raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
+    return arguments

@@ -1,0 +1,214 @@
+"""Many reports: a table in, one JSON object a line out, in constant memory, resumable.
+
+Rows are taken a window at a time. While one window is drafted, the images of the next are read in another thread;
+within a window, cases of like prompt length are drafted together. A window is written as a whole, in the order of
+the table, so a run that was cut off goes on after the last whole line.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from vlm.data.case import Example
+from vlm.data.reading import read_chunks, some_of
+from vlm.data.schema import VitalsSchema
+from vlm.errors import UserError
+from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.inference.report import Report
+
+WINDOW = 4
+"""Batches in a window: enough to sort by length, few enough to hold their images."""
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which column of the table is what; the vitals are found by their names."""
+
+    image: str = "image"
+    id: str | None = None
+    context: str | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    """As a spreadsheet counts it: the header is row 1."""
+    id: str
+    image: Path | None
+    vitals: Mapping[str, Any]
+    context: str
+
+
+@dataclass
+class _Prepared:
+    """A row ready to be drafted, or what is wrong with it."""
+
+    row: _Row
+    example: Example | None = None
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+    report: Report | None = None
+
+    def line(self) -> dict[str, Any]:
+        """What is written of it."""
+        place = {"row": self.row.number, "id": self.row.id}
+        return place | (self.report.to_dict() if self.report else {"error": self.error})
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """A table to draft, and where the drafts go."""
+
+    table: Path
+    output: Path
+    images: Path
+    columns: TableColumns = field(default_factory=TableColumns)
+    batch_size: int = 32
+    max_new_tokens: int = 96
+
+    @property
+    def stamp(self) -> Path:
+        """Beside the output: what made it, so that no run goes on with another adapter or other options."""
+        return self.output.with_name(f"{self.output.name}.job.json")
+
+    def check(self, adapter: Path, schema: VitalsSchema, resume: bool) -> dict[str, Any]:
+        """Find every mistake that can be found before a model is loaded; returns what the stamp must say.
+
+        Raises `UserError` for a missing table, column or folder, and for an output that is there already or is
+        that of another job.
+        """
+        columns = [str(name) for name in next(read_chunks(self.table, 1)).columns]
+        for name in filter(None, (self.columns.id, self.columns.context)):
+            if name not in columns:
+                raise UserError(f"{self.table}: no column {name}; the table has {some_of(columns)}")
+        if not self.images.is_dir():
+            raise UserError(f"{self.images}: no such folder; set --images")
+        if self.columns.image not in columns and not any(schema.names_in(name) for name in columns):
+            way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
+            raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
+        made_by = {"adapter": _digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
+                   "max_new_tokens": self.max_new_tokens}  # fmt: skip
+        if self.output.exists() and not resume:
+            raise UserError(f"{self.output}: is there already; go on with --resume, or name another --output")
+        if self.output.exists():
+            before = json.loads(self.stamp.read_text(encoding="utf-8")) if self.stamp.is_file() else {}
+            changed = [name for name, value in made_by.items() if before.get(name) != value]
+            if changed:
+                raise UserError(f"{self.output}: was begun with another {changed[0]}; name another --output")
+        return made_by
+
+    def run(self, engine: ReportEngine, made_by: Mapping[str, Any]) -> "Counts":
+        """Draft every row that has no line yet; returns how many there are. Raises `UserError` if the table changed."""
+        from tqdm import tqdm
+
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self.stamp.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
+        counts, last = _cut_to_whole_lines(self.output)
+        rows = self._rows(engine.model.spec.schema)
+        self._pass_over(rows, counts.lines, last)
+        bar = tqdm(initial=counts.lines, unit="report", desc=self.table.name)
+        with self.output.open("a", encoding="utf-8") as out, merged_lora(engine.model), bar:
+            for window in self._windows(engine, rows):
+                self._draft(engine, window)
+                write_lines(out, [case.line() for case in window])
+                counts.lines += len(window)
+                counts.errors += sum(case.report is None for case in window)
+                bar.update(len(window))
+        return counts
+
+    def _pass_over(self, rows: Iterator[_Row], lines: int, last: Mapping[str, Any]) -> None:
+        done = list(islice(rows, max(lines - 1, 0), lines))
+        if lines and (not done or (done[0].number, done[0].id) != (last.get("row"), last.get("id"))):
+            raise UserError(f"{self.output}: line {lines} is of row {last.get('row')}, where {self.table} has another")
+
+    def _rows(self, schema: VitalsSchema) -> Iterator[_Row]:
+        for frame in read_chunks(self.table, 1000):
+            names = [str(name) for name in frame.columns if schema.names_in(str(name))]
+            for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
+                image = _text(cells.get(self.columns.image))
+                yield _Row(
+                    int(number),
+                    _text(cells[self.columns.id]) if self.columns.id else f"row-{number}",
+                    self.images / image if image else None,
+                    {name: cells[name] for name in names},
+                    _text(cells[self.columns.context]) if self.columns.context else "",
+                )
+
+    def _windows(self, engine: ReportEngine, rows: Iterator[_Row]) -> Iterator[list[_Prepared]]:
+        """The next window is prepared in another thread while this one is drafted."""
+
+        def prepare() -> list[_Prepared]:
+            return [_prepare(engine, row) for row in islice(rows, WINDOW * self.batch_size)]
+
+        with ThreadPoolExecutor(1) as reader:
+            upcoming = reader.submit(prepare)
+            while window := upcoming.result():
+                upcoming = reader.submit(prepare)
+                yield window
+
+    def _draft(self, engine: ReportEngine, window: Sequence[_Prepared]) -> None:
+        ready = [(case, case.example) for case in window if case.example is not None]
+        ready.sort(key=lambda pair: engine.prompt_length(pair[1]))
+        reports = engine.reports(
+            [(example, case.warnings) for case, example in ready], self.batch_size, self.max_new_tokens
+        )
+        for (case, _), report in zip(ready, reports, strict=True):
+            case.report, case.example = report, None
+
+
+@dataclass
+class Counts:
+    """Lines of the output so far, and those of them that hold an error in place of a report."""
+
+    lines: int = 0
+    errors: int = 0
+
+
+def _prepare(engine: ReportEngine, row: _Row) -> _Prepared:
+    """An unreadable row costs its own report, not those of the others."""
+    try:
+        return _Prepared(row, *engine.prepare(row.image, row.vitals, row.context))
+    except UserError as error:
+        return _Prepared(row, error=str(error))
+
+
+def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write and flush, so that what is drafted is not lost; raises `UserError` if the disk is full."""
+    try:
+        out.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        out.flush()
+    except OSError as error:
+        raise UserError(f"{out.name}: cannot write: {error.strerror}; go on later with --resume") from None
+
+
+def _cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
+    """Drop a last line that was cut off; returns what is there, and its last line."""
+    counts, last, whole = Counts(), b"", 0
+    if not file.is_file():
+        return counts, {}
+    with file.open("rb+") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            last, whole = line, whole + len(line)
+            counts.lines += 1
+            counts.errors += b'"error": ' in line and "error" in json.loads(line)
+        lines.truncate(whole)
+    return counts, json.loads(last) if last else {}
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None or cell != cell else str(cell).strip()
+
+
+def _digest(adapter: Path) -> str:
+    """A hash of the weights and the config of an adapter folder."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "adapter_model.safetensors", "vlm.safetensors"):
+        digest.update((adapter / name).read_bytes())
+    return digest.hexdigest()
