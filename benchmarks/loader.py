@@ -80,6 +80,7 @@ def measure(rows: int, batches: int | None, kind: str) -> dict[str, float]:
     from vlm.data.examples import CaseDataset
     from vlm.data.images import ImageSpec
     from vlm.data.table import load_table
+    from vlm.training.trainer import CaseSampler
 
     torch.set_num_threads(1)
     vitals = [VitalConfig(name) for name in ("glucose", "systolic", "diastolic", "age")]
@@ -93,7 +94,7 @@ def measure(rows: int, batches: int | None, kind: str) -> dict[str, float]:
         loaded, load_peak = time.perf_counter() - start, memory("VmHWM")
         spec = CaseSpec.fit(cohort, ImageSpec(SIDE), 8)
         dataset = CaseDataset(cohort.split("train"), spec, cohort.sections, dropout=DropoutConfig())
-        loader = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, collate_fn=len)
+        loader = torch.utils.data.DataLoader(dataset, BATCH, sampler=CaseSampler(dataset, BATCH), collate_fn=len)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
         own, start, drawn = OwnMemory(), time.perf_counter(), 0
         own.start()

@@ -368,13 +368,13 @@ def test_every_source_keeps_the_needs_of_its_sections(tmp_path: Path) -> None:
 
 def test_weights_change_how_often_a_case_is_drawn_and_nothing_else(joined: DataConfig, tiny_model) -> None:
     from vlm.config import DropoutConfig
-    from vlm.training.trainer import WeightedSampler
+    from vlm.training.trainer import CaseSampler
 
     cohort = load_cohort(joined)
     rows = cohort.split("train")
     training = CaseDataset(rows, tiny_model.spec, cohort.sections, dropout=DropoutConfig())
     assert CaseDataset(rows, tiny_model.spec, cohort.sections).weights is None, "a test is never reweighted"
-    sampler = WeightedSampler(training, training.weights)
+    sampler = CaseSampler(training, 4)
     heavy = np.array([name.startswith("chexpert") for name in rows["id"]])
     drawn = []
     for epoch in range(400):

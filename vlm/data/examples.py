@@ -1,12 +1,13 @@
 """From a row to what the model reads: picture, vitals, labels and the report that its evidence allows."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
@@ -60,6 +61,8 @@ class CaseDataset(torch.utils.data.Dataset):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
     epoch: int = 0
+    features: np.ndarray | None = None
+    """What a frozen CNN made of each image, N × places × C; given in place of the pixels, which are then not read."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of each epoch."""
@@ -78,26 +81,35 @@ class CaseDataset(torch.utils.data.Dataset):
         """Read one case; raises `UserError` that names an unreadable image."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
-        picture = self._picture(int(index), row)
+        picture = self._picture(int(index), row) if self.features is None else self._features(int(index))
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
             picture, vitals = self._drop(picture, vitals, self.dropout, rng)
-            picture = augment(picture, self.augment, rng) if picture is not None else None
+            if picture is not None and self.features is None:
+                picture = augment(picture, self.augment, rng)
         # Evidence is withheld after its report is chosen: a control run has the targets of the run it is compared with.
         available = available_evidence(self.spec.schema.names, vitals, picture is not None)
         if "image" in self.withhold:
             picture = None
         if "vitals" in self.withhold:
             vitals = np.full_like(vitals, np.nan)
-        return make_example(
+        example = make_example(
             self.spec,
-            picture,
+            picture if self.features is None else None,
             vitals,
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
             report=compose_report(row["sections"], self.sections, available),
             context=row["context"] or "",
         )
+        if self.features is not None:
+            seen = picture if picture is not None else np.zeros(self.features.shape[1:], np.float32)
+            example |= {"pixel_values": torch.from_numpy(seen), "has_image": picture is not None}
+        return example
+
+    def plain(self) -> "CaseDataset":
+        """The same cases as they are, with nothing dropped or withheld."""
+        return replace(self, withhold=(), dropout=None, features=None)
 
     def shows_image(self, index: int) -> bool:
         """Whether a case has an image that is not blank; decoded once, where it has not been."""
@@ -109,6 +121,21 @@ class CaseDataset(torch.utils.data.Dataset):
     def _shows(self) -> np.ndarray:
         """N: 1 where a case's image was seen to show something, 0 where not, -1 where it was not decoded yet."""
         return np.full(len(self.rows), -1, np.int8)
+
+    def mark_images(self, shown: np.ndarray) -> None:
+        """Say of all cases whether their image shows something (N, bool), where that was found elsewhere."""
+        self._shows[:] = shown
+
+    def _features(self, index: int) -> np.ndarray | None:
+        return np.array(self.features[index]) if self.features is not None and self.shows_image(index) else None
+
+    @cached_property
+    def report_lengths(self) -> np.ndarray:
+        """Characters of each case's report; N."""
+        sections = column(self.rows, "sections").chunks
+        sizes = [pc.utf8_length(chunk.flatten()).fill_null(0).to_numpy(zero_copy_only=False) for chunk in sections]
+        flat = np.concatenate([np.empty(0, np.int64), *sizes])
+        return flat.reshape(len(self.rows), len(self.sections)).sum(axis=1)
 
     def _picture(self, index: int, row: Mapping[str, Any]) -> np.ndarray | None:
         picture = load_picture(row["image"], self.spec)

@@ -5,6 +5,8 @@ patients' words, so it lies in a private temporary folder that is removed when t
 """
 
 import atexit
+import math
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -44,6 +46,19 @@ def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) 
         path.unlink(missing_ok=True)
         raise UserError(f"{path.parent}: cannot keep the rows there: {error.strerror or error}; set TMPDIR") from None
     return datasets.Dataset.from_file(str(path))
+
+
+def new_array(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 of this shape on disk, mapped, to be filled; raises `UserError` if the disk has no room for it."""
+    path = _folder() / f"{next(_numbers)}.f32"
+    size = 4 * math.prod(shape)
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 4))  # a hole would be found full when it is too late
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path.parent}: no room for {size >> 20} MiB: {error.strerror}; set TMPDIR") from None
+    return np.memmap(path, np.float32, "r+", shape=shape) if size else np.empty(shape, np.float32)
 
 
 def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:

@@ -74,18 +74,28 @@ class ImageEncoder(nn.Module):
         """Length of f."""
         return self.channels * self.config.summary_grid**2
 
-    def forward(self, pixel_values: torch.Tensor, has_image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """What `features` gives for one image: g·g places of the tokens and s·s of f, of C channels each."""
+        return self.config.grid**2 + self.config.summary_grid**2, self.channels
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The CNN's grid pooled to the places of the tokens and of f; B × 3 × S × S → B × (g·g + s·s) × C."""
+        grid = self.cnn(pixel_values.contiguous(memory_format=torch.channels_last))  # B × C × h × w
+        sides = (self.config.grid, self.config.summary_grid)
+        pooled = [F.adaptive_avg_pool2d(grid, side).flatten(2) for side in sides]  # B × C × g·g, B × C × s·s
+        return torch.cat(pooled, dim=2).transpose(1, 2)
+
+    def forward(self, images: torch.Tensor, has_image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Image tokens and f.
 
-        `pixel_values` is B × 3 × S × S, `has_image` B (bool); returns B × g·g × H and B × F. A case without an
-        image gets a learned vector in every place of the grid.
+        `images` is B × 3 × S × S, or what `features` made of it earlier; `has_image` B (bool). Returns B × g·g × H
+        and B × F. A case without an image gets a learned vector in every place.
         """
-        grid = self.cnn(pixel_values.contiguous(memory_format=torch.channels_last))  # B × C × h × w
-        here = has_image.view(-1, 1, 1, 1)
-        grid = torch.where(here, grid, self.missing.to(grid.dtype).view(1, -1, 1, 1))
-        tokens = F.adaptive_avg_pool2d(grid, self.config.grid).flatten(2).transpose(1, 2)  # B × g·g × C
-        summary = F.adaptive_avg_pool2d(grid, self.config.summary_grid).flatten(1)  # B × F
-        return self.projector(tokens + self.position), summary
+        features = images if images.ndim == 3 else self.features(images)
+        features = torch.where(has_image.view(-1, 1, 1), features, self.missing.to(features.dtype))
+        tokens, summary = features.split([self.config.grid**2, self.config.summary_grid**2], dim=1)
+        return self.projector(tokens + self.position), summary.transpose(1, 2).flatten(1)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         super().train(mode)

@@ -28,6 +28,7 @@ from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
 from vlm.run_folder import RunFolder, read_log
+from vlm.training.features import choose_features, keep_features
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
 from vlm.training.trainer import ReportTrainer, part_of
 
@@ -46,6 +47,8 @@ def train(config: Config, resume: bool = False) -> Path:
     _say(describe_parameters(model))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
+    kept = choose_features(config)
+    _say(f"keep the CNN's features: {kept.value} ({kept.reason})")
     learned = load_learned(config.evaluation.learned_metrics) if trainer.is_world_process_zero() else []
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
@@ -57,6 +60,7 @@ def train(config: Config, resume: bool = False) -> Path:
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
         _say(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
+    keep_features(model, config, trainer.case_datasets)
     if checkpoint and trainer.has_finished(checkpoint):
         _say("every step of this run is made; its best checkpoint is tested again")
     else:

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from vlm.config import LossConfig, TrainConfig
 from vlm.data.collate import IGNORED
+from vlm.data.examples import CaseDataset
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 
@@ -118,8 +119,13 @@ class ReportTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset or self.train_dataset
-        weights = getattr(dataset, "weights", None)
-        return super()._get_train_sampler(train_dataset) if weights is None else WeightedSampler(dataset, weights)
+        assert isinstance(dataset, CaseDataset)
+        return CaseSampler(dataset, self.train_config.batch_size)
+
+    @property
+    def case_datasets(self) -> list[CaseDataset]:
+        """What is read in every epoch: the training cases and, where there are any, those of the validation."""
+        return [dataset for dataset in (self.train_dataset, self.eval_dataset) if isinstance(dataset, CaseDataset)]
 
     # --------------------------------------------------------------------------------- checkpoints
 
@@ -153,18 +159,27 @@ class ReportTrainer(Trainer):
         load_trainable(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
 
 
-class WeightedSampler(torch.utils.data.Sampler[int]):
-    """As many draws as there are cases, by weight and with replacement; drawn from (seed, epoch) alone."""
+class CaseSampler(torch.utils.data.Sampler[int]):
+    """Every case once an epoch, shuffled; of weighted cases as many, by weight and with replacement.
 
-    def __init__(self, dataset: Any, weights: np.ndarray) -> None:
-        self.dataset, self.shares = dataset, weights / weights.sum()
+    Drawn from (seed, epoch) alone, so that a resumed run draws the same. The cases of one optimizer step stand by
+    the length of their reports, which changes nothing of the step and pads its smaller batches less.
+    """
+
+    def __init__(self, dataset: CaseDataset, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
 
     def __len__(self) -> int:
-        return len(self.shares)
+        return len(self.dataset)
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.dataset.seed, self.dataset.epoch])
-        yield from rng.choice(len(self.shares), len(self.shares), p=self.shares).tolist()
+        weights, count = self.dataset.weights, len(self)
+        order = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights / weights.sum())
+        lengths = self.dataset.report_lengths
+        for start in range(0, count, self.batch_size):  # no list of a million numbers is made
+            step = order[start : start + self.batch_size]
+            yield from step[np.argsort(-lengths[step], kind="stable")].tolist()
 
 
 def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:

@@ -1,0 +1,61 @@
+"""A frozen CNN's features, computed once and kept on disk: every later look at an image is a read.
+
+They are what the encoder makes of the CNN's grid, pooled to its image tokens and to f, so a hundredth of the pixels'
+work and a tenth of their size. The files lie in a private temporary folder beside the rows.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from vlm.config import Config
+from vlm.data.examples import CaseDataset
+from vlm.data.storage import new_array
+from vlm.device import Choice
+from vlm.model.clinical_vlm import ClinicalVLM
+
+
+def choose_features(config: Config) -> Choice[bool]:
+    """Whether the CNN's features can be kept: the CNN and the pictures must stay as they are."""
+    augment = config.data.augment
+    if config.model.vision.train:
+        return Choice(False, "the CNN trains")
+    if PartialState().num_processes > 1:
+        return Choice(False, "several processes read the images, each its share")
+    if any((augment.rotate, augment.shift, augment.scale, augment.contrast)):
+        return Choice(False, "augmentation changes the images")
+    return Choice(True, "the CNN is frozen and the images stay as they are")
+
+
+@torch.no_grad()
+def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDataset], batch_size: int = 32) -> None:
+    """Compute and keep the features of these datasets, where `choose_features` allows it.
+
+    Cases without an image, or with a blank one, are known by it too. Raises `UserError` for an unreadable image.
+    """
+    if not choose_features(config).value:
+        return
+    for dataset in datasets:
+        plain = dataset.plain()
+        shown = np.zeros(len(dataset), dtype=bool)
+        kept = new_array((len(dataset), *model.vision.feature_shape))
+        loader = torch.utils.data.DataLoader(
+            plain, batch_size, num_workers=config.train.workers, collate_fn=_pixels_of, shuffle=False
+        )
+        start = 0
+        for pixels, has_image in tqdm(loader, desc="features of the frozen CNN", unit="batch", leave=False):
+            with model.autocast():
+                features = model.vision.features(pixels.to(model.device)).float().cpu().numpy()
+            kept[start : start + len(features)] = features
+            shown[start : start + len(features)] = has_image.numpy()
+            start += len(features)
+        dataset.mark_images(shown)
+        dataset.features = kept
+
+
+def _pixels_of(batch: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = torch.stack([example["pixel_values"] for example in batch])
+    return pixels, torch.tensor([example["has_image"] for example in batch])
