@@ -24,14 +24,14 @@ TASKS = {
     "read_and_split": "from vlm.config import DataConfig; from vlm.data.sources import load_cohort; "
     "load_cohort(DataConfig(source='nih_cxr14', root=sys.argv[1]))",
 }
-MEASURED = """
-import resource, sys, time
+MEASURED = r"""
+import re, sys, time
 start = time.perf_counter()
 try:
     {task}
 except SystemExit:
     pass
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
 print("measured", time.perf_counter() - start, peak)
 """
 

@@ -17,14 +17,15 @@ from vlm.errors import UserError
 def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bool]:
     """Read `--config FILE`, dotted overrides such as `--train.max_steps 10`, and `--resume`.
 
-    Returns the config and whether to resume. Raises `UserError` for an unknown key, a value of the wrong
-    type or range, and an unreadable file.
+    Returns the config and whether to resume; `--dry-run` is for the caller to see. Raises `UserError` for an unknown
+    key, a value of the wrong type or range, and an unreadable file.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; see configs/.")
     parser.add_class_arguments(Config, None)
     parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint of the run.")
+    parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
     _check_options(argv)
     for file in _config_files(argv):
         _check_keys(_read_yaml(file), Config, file)
@@ -34,7 +35,8 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(error)) from None
     resume = fields.pop("resume")
-    fields.pop("config", None)
+    for option in ("config", "dry_run"):
+        fields.pop(option, None)
     config = Config(**fields)
     _check_values(config)
     return config, resume
@@ -86,7 +88,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
 def _check_options(argv: Sequence[str]) -> None:
     """Refuse an unknown `--option` before argparse does, to be able to say what was meant."""
     known = {f"--{name}" for name in _dotted_names(Config)}
-    known |= {"--config", "--resume", "--help", "--print_config"}
+    known |= {"--config", "--resume", "--dry-run", "--help", "--print_config"}
     for word in argv:
         option = word.split("=")[0]
         if not option.startswith("--") or option.rstrip("+") in known or option.endswith(".help"):

@@ -28,6 +28,7 @@ from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
 from vlm.run_folder import RunFolder, read_log
+from vlm.training.dry_run import dry_run
 from vlm.training.features import choose_features, keep_features
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
 from vlm.training.trainer import ReportTrainer, part_of
@@ -75,6 +76,23 @@ def train(config: Config, resume: bool = False) -> Path:
         _say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
     trainer.end()
     return folder.path
+
+
+def try_step(config: Config) -> None:
+    """Build everything, make one step and say what memory training will take; writes nothing.
+
+    Raises `UserError` as `train` does.
+    """
+    transformers_logging.set_verbosity_error()
+    device, dtype = _choices(config)
+    cohort = load_cohort(config.data)
+    _say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    model = build_model(config, cohort, device, dtype)
+    _say(describe_parameters(model))
+    training = case_dataset(config, model.spec, cohort, "train")
+    if not len(training):
+        raise UserError("data.split: no case is left to train on")
+    _say(*dry_run(model, config, training))
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:

@@ -1,0 +1,176 @@
+"""`train_lora.py --dry-run`: one step at the real shapes, and the memory that the whole batch will take.
+
+Past a handful of cases the peak of a step grows by the same amount with each: peak(B) = fixed + B × case. Both are
+measured, at a quarter and a half of the batch, of the training split's longest case; `predicted_gpu` says what they
+become in 4 bits and bf16.
+"""
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vlm.config import Config
+from vlm.data.collate import Batch, Collator
+from vlm.data.examples import CaseDataset
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.llm import word_embeddings
+
+MIB, GIB = 2**20, 2**30
+CUDA_CONTEXT = 0.5 * GIB
+"""What CUDA and its libraries hold before the first tensor; varies a little with the driver."""
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of tensors made under it that are alive, and the most there were; by storage, so a view counts nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if _has_storage(leaf)}
+        for leaf in tree_leaves(made):
+            if _has_storage(leaf) and leaf.untyped_storage()._cdata not in given:
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def _has_storage(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step on one device."""
+
+    weights: float
+    """All parameters and buffers."""
+    training: float
+    """Gradients and the two states of AdamW, of what trains."""
+    fixed: float
+    """What a step holds beside, whatever its size."""
+    case: float
+    """What each case of it adds."""
+
+    def peak(self, cases: int) -> float:
+        """Bytes at the worst moment of a step over so many cases at once."""
+        return self.weights + self.training + self.fixed + cases * self.case
+
+
+def measure_step(model: ClinicalVLM, batch_of: Callable[[int], Batch], cases: int) -> StepMemory:
+    """Run a forward and backward pass over a quarter and a half of `cases`; `batch_of` makes them."""
+    few, more = max(1, cases // 4), max(2, cases // 2)
+    step_peak(model, batch_of(few))  # what is made once and kept is not of a step
+    low, high = (step_peak(model, batch_of(count)) for count in (few, more))
+    case = (high - low) / (more - few)
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    training = sum(12 * p.numel() for p in model.trainable_parameters().values())
+    gradients = training / 3
+    return StepMemory(weights, training, max(low - few * case - gradients, 0), case)
+
+
+def step_peak(model: ClinicalVLM, batch: Batch) -> float:
+    """The most bytes that one forward and backward pass made, its gradients among them."""
+    moved = {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
+    model.zero_grad(set_to_none=True)
+    if model.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _step(model, moved)
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        with Allocations() as made:
+            _step(model, moved)
+        peak = made.peak
+    model.zero_grad(set_to_none=True)
+    return peak
+
+
+def _step(model: ClinicalVLM, batch: dict[str, Any]) -> None:
+    with model.autocast():
+        loss = model(**batch, alpha=0.5).loss
+    loss.backward()
+
+
+def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepMemory:
+    """The same step on a GPU in bf16, with the language model in the precision that the config asks for.
+
+    Activations and the language model take two bytes a value, NF4 half a byte and its constants (QLoRA: 32 bits for
+    64 values, or 8 bits and 32 for 64 · 256 where they are quantised too); what trains stays fp32. A packed layer is
+    unpacked when it is used: one of them is held beside.
+    """
+    quantised = config.model.llm.quantization == "nf4" and config.model.llm.unpack != "always"
+    constants = 8 / 64 + 32 / (64 * 256) if config.model.llm.double_quantization else 32 / 64  # bits a value
+    vocabulary = {id(layer.weight) for layer in (model.base.get_input_embeddings(), model.base.get_output_embeddings())}
+    weights, largest = 0.0, 0
+    for name, value in model.named_parameters():
+        count = _values_of(value)
+        if value.requires_grad:
+            weights += 4 * count
+        elif name.startswith("llm.") and quantised and value.ndim == 2 and id(value) not in vocabulary:
+            weights += count * (4 + constants) / 8
+            largest = max(largest, count)
+        else:
+            weights += (2 if name.startswith("llm.") else 4) * count
+    halves = word_embeddings(model.base).element_size() / 2
+    return StepMemory(weights, here.training, here.fixed / halves + 2 * largest, here.case / halves)
+
+
+def _values_of(parameter: torch.nn.Parameter) -> int:
+    """A packed 4-bit tensor holds two values in each byte of its storage."""
+    packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * parameter.element_size() * 2 if packed else parameter.numel()
+
+
+def longest_cases(model: ClinicalVLM, dataset: CaseDataset) -> Callable[[int], Batch]:
+    """Batches of the training cases with the longest report, however many are wanted."""
+    collate = Collator(model.prompt)
+    example = dataset.plain()[int(dataset.report_lengths.argmax())]
+    return lambda cases: collate([example] * cases)
+
+
+def dry_run(model: ClinicalVLM, config: Config, dataset: CaseDataset) -> list[str]:
+    """Make one step, and say in lines what it took and what the whole batch will take."""
+    batch_of, cases = longest_cases(model, dataset), config.train.micro_batch_size
+    model.train()
+    here = measure_step(model, batch_of, cases)
+    start = time.perf_counter()
+    _step(model, {name: value.to(model.device) for name, value in batch_of(2).items()})  # type: ignore[attr-defined]
+    seconds = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    tokens = batch_of(1)["input_ids"].shape[1]
+    shape = f"2 cases of {tokens} tokens, the longest of the training split"
+    lines = [f"one forward and backward of {shape}: {seconds:.2f} s",
+             f"memory on this {model.device.type}: {_in_words(here, cases)}"]  # fmt: skip
+    if model.device.type != "cuda":
+        there = _in_words(predicted_gpu(model, config, here), cases)
+        lines.append(f"predicted on a GPU in bf16: {there}, and CUDA's own {CUDA_CONTEXT / GIB:.1f} GiB")
+    return lines
+
+
+def _in_words(memory: StepMemory, cases: int) -> str:
+    parts = {"weights": memory.weights, "gradients and AdamW": memory.training, "a step": memory.fixed,
+             "each case": memory.case}  # fmt: skip
+    said = ", ".join(f"{name} {size / MIB:,.0f} MiB" for name, size in parts.items())
+    return f"{said}; with {cases} cases at once {memory.peak(cases) / GIB:.2f} GiB"
