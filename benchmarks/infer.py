@@ -12,15 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.machine import copy_rate, timed
 from vlm.adapter import load
 from vlm.data.sources import load_cohort
 from vlm.inference.engine import Case, ReportEngine, merged_lora
+from vlm.inference.engines import LlamaCppEngine, make_engine
 from vlm.inference.many import TableColumns, TableJob
 from vlm.model.clinical_vlm import ClinicalVLM
 
@@ -52,10 +55,20 @@ def first_word(engine: ReportEngine, case: Case) -> float:
 def decoding(engine: ReportEngine, case: Case, tokens: int) -> float:
     """Tokens a second after the first, of one case; the end of the report is not allowed to come."""
     example, _ = engine.prepare(*case)
+    if isinstance(engine, LlamaCppEngine):
+        prompt = np.random.default_rng(0).normal(size=(40, engine.llama.hidden_size)) * 0.1
+        work = partial(lambda n: list(engine.llama.generate(prompt, 0, n, -1)))
+    else:
+        work = partial(lambda n: next(engine.draft([example], 1, n, min_new_tokens=n)))
     with merged_lora(engine.model):
-        times = [timed(lambda n=n: next(engine.draft([example], 1, n, min_new_tokens=n)), repeats=3).median
-                 for n in (1, tokens)]  # fmt: skip
+        times = [timed(partial(work, n)).median for n in (1, tokens)]
     return (tokens - 1) / (times[1] - times[0])
+
+
+def agreement(engine: ReportEngine, other: ReportEngine, cases: list[Case], new_tokens: int) -> float:
+    """Share of cases whose draft is the same to the letter."""
+    ours, theirs = (e.predict(cases, batch_size=32, max_new_tokens=new_tokens) for e in (engine, other))
+    return sum(a.text == b.text for a, b in zip(ours, theirs, strict=True)) / len(cases)
 
 
 def many(engine: ReportEngine, cases: list[Case], batch: int, new_tokens: int) -> dict[str, float]:
@@ -139,7 +152,16 @@ def main() -> None:
     flat |= {f"infer.{k}": v for k, v in many(engine, cases, arguments.batch, arguments.tokens).items()}
     theirs = llama_cpp(model, arguments.tokens)
     if theirs is not None:
-        flat |= {"infer.llamacpp_tokens_per_s": theirs, "infer.decode_vs_llamacpp": flat["infer.tokens_per_s"] / theirs}
+        quick = make_engine("llamacpp", model, Path(arguments.adapter))
+        rate = decoding(quick, cases[0], arguments.tokens)
+        flat |= {
+            "infer.llamacpp_tokens_per_s": theirs,
+            "infer.torch_vs_llamacpp": flat["infer.tokens_per_s"] / theirs,
+            "infer.engine_tokens_per_s": rate,
+            "infer.decode_vs_llamacpp": rate / theirs,
+            "infer.engine_first_word_s": first_word(quick, cases[0]),
+            "infer.greedy_agreement": agreement(engine, quick, test_cases(100), arguments.tokens),
+        }
     print("| name | value |\n| --- | --- |")
     print(*(f"| {name} | {value:.3f} |" for name, value in flat.items()), sep="\n")
     if arguments.json:

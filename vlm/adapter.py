@@ -6,6 +6,7 @@ config.json                                      base, image and vitals preproce
 metrics.json, README.md                          what it was measured to do, and its card
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -254,6 +255,14 @@ def resolve(adapter: str, revision: str | None = None) -> Path:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; not a complete adapter folder")
     return folder
+
+
+def digest(folder: Path) -> str:
+    """A hash of the weights and the config of an adapter folder: what it would draft, not what is said of it."""
+    hashed = hashlib.sha256()
+    for name in REQUIRED:
+        hashed.update((folder / name).read_bytes())
+    return hashed.hexdigest()
 
 
 def _fetch(adapter: str, revision: str | None) -> Path:

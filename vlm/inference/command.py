@@ -12,12 +12,19 @@ from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
+from vlm.inference.engines import make_engine
 from vlm.inference.many import Counts, TableJob
 from vlm.inference.report import Report
 
 
 def draft_case(
-    adapter: str, image: str | None, vitals: str, base: str | None, max_new_tokens: int, stream: TextIO | None
+    adapter: str,
+    image: str | None,
+    vitals: str,
+    base: str | None,
+    max_new_tokens: int,
+    stream: TextIO | None,
+    engine: str = "torch",
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come.
 
@@ -30,11 +37,11 @@ def draft_case(
     read_config(folder).spec.schema.parse(values, "--vitals")
     if image is not None:
         read_image(image)
-    engine = ReportEngine(load(folder, base=base))
-    return engine.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(engine, stream))[0]
+    drafter = make_engine(engine, load(folder, base=base), folder)
+    return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
 
 
-def draft_table(adapter: str, job: TableJob, base: str | None, resume: bool) -> Counts:
+def draft_table(adapter: str, job: TableJob, base: str | None, resume: bool, engine: str = "torch") -> Counts:
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
     The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
@@ -42,7 +49,7 @@ def draft_table(adapter: str, job: TableJob, base: str | None, resume: bool) -> 
     _prepare_libraries()
     folder = resolve(adapter)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    return job.run(ReportEngine(load(folder, base=base)), made_by)
+    return job.run(make_engine(engine, load(folder, base=base), folder), made_by)
 
 
 def _prepare_libraries() -> None:

@@ -5,7 +5,6 @@ within a window, cases of like prompt length are drafted together. A window is w
 the table, so a run that was cut off goes on after the last whole line.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from vlm.adapter import digest
 from vlm.data.case import Example
 from vlm.data.reading import read_chunks, some_of
 from vlm.data.schema import VitalsSchema
@@ -91,7 +91,7 @@ class TableJob:
         if self.columns.image not in columns and not any(schema.names_in(name) for name in columns):
             way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
-        made_by = {"adapter": _digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
+        made_by = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
                    "max_new_tokens": self.max_new_tokens}  # fmt: skip
         if self.output.exists() and not resume:
             raise UserError(f"{self.output}: is there already; go on with --resume, or name another --output")
@@ -204,11 +204,3 @@ def _cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
 
 def _text(cell: object) -> str:
     return "" if cell is None or cell != cell else str(cell).strip()
-
-
-def _digest(adapter: Path) -> str:
-    """A hash of the weights and the config of an adapter folder."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "adapter_model.safetensors", "vlm.safetensors"):
-        digest.update((adapter / name).read_bytes())
-    return digest.hexdigest()
