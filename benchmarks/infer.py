@@ -24,8 +24,10 @@ from vlm.adapter import load
 from vlm.data.sources import load_cohort
 from vlm.inference.engine import Case, ReportEngine, merged_lora
 from vlm.inference.engines import LlamaCppEngine, make_engine
+from vlm.inference.llamacpp import LlamaCpp
 from vlm.inference.many import TableColumns, TableJob
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.weights import gguf_of_wheel
 
 PROJECT = Path(__file__).resolve().parent.parent
 VITALS = ("glucose", "systolic", "diastolic", "age")
@@ -114,23 +116,27 @@ def llama_cpp(model: ClinicalVLM, tokens: int) -> float | None:
         import xllamacpp
     except ImportError:
         return None
-    from vlm.weights import _WHEEL, _fetch
-
     config = model.model_config.llm
-    match = _WHEEL.fullmatch(config.base)
-    if match is None or config.sha256 is None:
-        return None
-    with tempfile.TemporaryDirectory() as name:
-        file = _fetch(match["name"], match["version"], match["path"], config.sha256, Path(name))
-        params = xllamacpp.CommonParams()
-        params.model.path = str(file)
-        params.cpuparams.n_threads = torch.get_num_threads()
-        params.n_ctx, params.n_parallel, params.warmup = 512, 1, True
-        server = xllamacpp.Server(params)
-        request = {"prompt": "word " * 40, "n_predict": tokens, "temperature": 0.0, "ignore_eos": True,
-                   "cache_prompt": False}  # fmt: skip
-        rates = [server.handle_completions(request)["timings"]["predicted_per_second"] for _ in range(4)]
-        return sorted(rates[1:])[1]
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf_of_wheel(config.base, config.sha256))
+    params.cpuparams.n_threads = torch.get_num_threads()
+    params.n_ctx, params.n_parallel, params.warmup = 512, 1, True
+    server = xllamacpp.Server(params)
+    request = {"prompt": "word " * 40, "n_predict": tokens, "temperature": 0.0, "ignore_eos": True,
+               "cache_prompt": False}  # fmt: skip
+    rates = [server.handle_completions(request)["timings"]["predicted_per_second"] for _ in range(4)]
+    return sorted(rates[1:])[1]
+
+
+def bare_llama_cpp(model: ClinicalVLM, engine: LlamaCppEngine, tokens: int) -> float:
+    """llama.cpp's tokens a second on the base's own GGUF file through its C interface: no server, no adapter."""
+    config, merged = model.model_config.llm, engine.llama
+    engine.llama = LlamaCpp(gguf_of_wheel(config.base, config.sha256), torch.get_num_threads())
+    try:
+        return decoding(engine, (None, None), tokens)
+    finally:
+        engine.llama.close()
+        engine.llama = merged
 
 
 def main() -> None:
@@ -154,8 +160,10 @@ def main() -> None:
     if theirs is not None:
         quick = make_engine("llamacpp", model, Path(arguments.adapter))
         rate = decoding(quick, cases[0], arguments.tokens)
+        bare = bare_llama_cpp(model, quick, arguments.tokens)
+        flat |= {"infer.llamacpp_server_tokens_per_s": theirs, "infer.llamacpp_bare_tokens_per_s": bare}
+        theirs = max(theirs, bare)  # the server also samples; the better of the two is the mark
         flat |= {
-            "infer.llamacpp_tokens_per_s": theirs,
             "infer.torch_vs_llamacpp": flat["infer.tokens_per_s"] / theirs,
             "infer.engine_tokens_per_s": rate,
             "infer.decode_vs_llamacpp": rate / theirs,

@@ -46,10 +46,13 @@ def test_the_report_and_its_end_are_supervised_and_nothing_else(prompt: Prompt) 
     assert batch["attention_mask"][0].sum() < batch["attention_mask"][1].sum() == batch["input_ids"].shape[1]
 
 
-def test_padding_is_right_in_training_and_left_in_generation(prompt: Prompt) -> None:
+def test_padding_is_right_in_training_and_after_the_fixed_words_in_generation(prompt: Prompt) -> None:
     cases = [example("Short.", context="a long indication " * 5), example("A much longer report. " * 5)]
     train, generate = Collator(prompt)(cases), Collator(prompt, generation=True)(cases)
-    assert (train["attention_mask"].diff(dim=1) <= 0).all() and (generate["attention_mask"].diff(dim=1) >= 0).all()
+    assert (train["attention_mask"].diff(dim=1) <= 0).all()
+    fixed, mask = prompt.fixed_tokens, generate["attention_mask"]
+    assert mask[:, :fixed].all() and (mask[:, fixed:].diff(dim=1) >= 0).all() and not mask.all()
+    assert (generate["input_ids"][:, :fixed] == generate["input_ids"][0, :fixed]).all()
     assert (generate["labels"] == IGNORED).all()
     for batch in (train, generate):
         assert (batch["evidence_mask"].sum(dim=1) == 3).all() and (

@@ -28,7 +28,11 @@ class Batch(TypedDict):
 
 @dataclass
 class Collator:
-    """Tokenises and pads. Right padding in training; left padding and no report in generation."""
+    """Tokenises and pads: on the right in training; in generation, without a report, after the fixed words.
+
+    What all cases begin with then stands in one place for all of them, so it is read once (`read_fixed_words`), and
+    every case ends at the last place.
+    """
 
     prompt: Prompt
     max_report_tokens: int = 1024
@@ -41,10 +45,8 @@ class Collator:
         pad = [length - len(ids) for ids, _, _ in rows]
 
         def padded(values: list[list[int]], fill: int) -> torch.Tensor:
-            left = self.generation
-            return torch.tensor(
-                [[fill] * n * left + v + [fill] * n * (not left) for v, n in zip(values, pad, strict=True)]
-            )
+            at = self.prompt.fixed_tokens if self.generation else length
+            return torch.tensor([v[:at] + [fill] * n + v[at:] for v, n in zip(values, pad, strict=True)])
 
         return Batch(
             pixel_values=torch.stack([example["pixel_values"] for example in examples]),

@@ -37,6 +37,11 @@ class Prompt:
         before, between, after = self._pieces
         return before, [*between, *self.encode_text(words), *after]
 
+    @property
+    def fixed_tokens(self) -> int:
+        """Tokens before the evidence, the same for every case."""
+        return len(self._pieces[0])
+
     def report_ids(self, report: str) -> list[int]:
         """Token ids of a report and the end-of-turn token that stops the generation."""
         return [*self.encode_text(report), self.end_id]

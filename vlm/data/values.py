@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import pandas as pd
-
 from vlm.config import VitalConfig
 from vlm.data.units import conversion, units_of
 from vlm.errors import UserError
@@ -59,7 +57,9 @@ def is_missing(cell: Any) -> bool:
     if isinstance(cell, str):
         return len(cell) <= LONGEST and clean(cell).lower() in MISSING_WORDS
     return (
-        cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, numbers.Real | Decimal) and cell != cell)
+        cell is None
+        or type(cell).__name__ in ("NAType", "NaTType")  # pandas' own, without a second's import of it
+        or (isinstance(cell, numbers.Real | Decimal) and cell != cell)
     )
 
 

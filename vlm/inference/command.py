@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -13,8 +13,10 @@ from vlm.device import choose_threads
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.inference.engines import make_engine
-from vlm.inference.many import Counts, TableJob
 from vlm.inference.report import Report
+
+if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
+    from vlm.inference.many import Counts, TableJob
 
 
 def draft_case(
@@ -41,7 +43,7 @@ def draft_case(
     return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
 
 
-def draft_table(adapter: str, job: TableJob, base: str | None, resume: bool, engine: str = "torch") -> Counts:
+def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, engine: str = "torch") -> "Counts":
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
     The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.

@@ -24,7 +24,7 @@ Prepared = tuple[Example, tuple[str, ...]]
 
 
 class ReportEngine:
-    """Left-pads cases into batches and drafts them greedily."""
+    """Puts cases into batches and drafts them greedily."""
 
     def __init__(self, model: ClinicalVLM) -> None:
         self.model = model
@@ -82,8 +82,10 @@ class ReportEngine:
     ) -> Iterator[tuple[str, dict[str, float]]]:
         """Draft prepared examples; yields (report, label → probability) in order."""
         with merged_lora(self.model):
+            fixed = self.model.read_fixed_words()
             for batch in _batches(examples, batch_size):
-                texts, logits = self.model.generate(self.to_device(self.collate(batch)), max_new_tokens, **options)
+                inputs = self.to_device(self.collate(batch))
+                texts, logits = self.model.generate(inputs, max_new_tokens, fixed, **options)
                 for text, row in zip(texts, self.model.calibration.probabilities(logits).tolist(), strict=True):
                     yield text, dict(zip(self.model.spec.labels, row, strict=True))
 

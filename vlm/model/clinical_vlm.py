@@ -4,6 +4,7 @@ T = LLM([f, x]), equation (2): evidence tokens made from f and x stand in the pr
 goes on from there. The same f and x make z and the labels' probabilities.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
@@ -204,11 +205,30 @@ class ClinicalVLM(nn.Module):
     # ----------------------------------------------------------------------------------- inference
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int = 96, **options: Any) -> tuple[list[str], torch.Tensor]:
-        """Draft greedily from a left-padded batch; returns B reports and the labels' logits (B × K).
+    def read_fixed_words(self) -> Cache | None:
+        """The keys and values of the words before the evidence, the same for every case; None if there are none.
 
-        Further options go to Transformers' `generate`, such as a `streamer`.
+        They hold for the weights as they are now.
         """
+        before, _ = self.prompt.ids()
+        if not before:
+            return None
+        with self.autocast():
+            words = torch.tensor([before], device=self.device)
+            return self.base.base_model(input_ids=words, use_cache=True).past_key_values  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def generate(
+        self, batch: Batch, max_new_tokens: int = 96, fixed: Cache | None = None, **options: Any
+    ) -> tuple[list[str], torch.Tensor]:
+        """Draft greedily from a batch of prompts; returns B reports and the labels' logits (B × K).
+
+        `fixed` is what `read_fixed_words` gave. Further options go to Transformers' `generate`, such as a `streamer`.
+        """
+        if fixed is not None:
+            read = copy.deepcopy(fixed)
+            read.batch_repeat_interleave(len(batch["input_ids"]))
+            options["past_key_values"] = read
         with self.autocast():
             encoded = self.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
             ids = self.llm.generate(  # type: ignore[operator]
