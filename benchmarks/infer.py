@@ -22,7 +22,7 @@ import torch
 from benchmarks.machine import copy_rate, timed
 from vlm.adapter import load
 from vlm.data.sources import load_cohort
-from vlm.inference.engine import Case, ReportEngine, merged_lora
+from vlm.inference.engine import Case, Engine, ReportEngine
 from vlm.inference.engines import LlamaCppEngine, make_engine
 from vlm.inference.llamacpp import LlamaCpp
 from vlm.inference.many import TableColumns, TableJob
@@ -48,13 +48,13 @@ def test_cases(count: int) -> list[Case]:
     ]  # fmt: skip
 
 
-def first_word(engine: ReportEngine, case: Case) -> float:
+def first_word(engine: Engine, case: Case) -> float:
     """Seconds from a read case to its first token, the model being loaded."""
     example, _ = engine.prepare(*case)
     return timed(lambda: next(engine.draft([example], 1, 1)), repeats=5).median
 
 
-def decoding(engine: ReportEngine, case: Case, tokens: int) -> float:
+def decoding(engine: Engine, case: Case, tokens: int) -> float:
     """Tokens a second after the first, of one case; the end of the report is not allowed to come."""
     example, _ = engine.prepare(*case)
     if isinstance(engine, LlamaCppEngine):
@@ -62,12 +62,12 @@ def decoding(engine: ReportEngine, case: Case, tokens: int) -> float:
         work = partial(lambda n: list(engine.llama.generate(prompt, 0, n, -1)))
     else:
         work = partial(lambda n: next(engine.draft([example], 1, n, min_new_tokens=n)))
-    with merged_lora(engine.model):
+    with engine.drafting():
         times = [timed(partial(work, n)).median for n in (1, tokens)]
     return (tokens - 1) / (times[1] - times[0])
 
 
-def agreement(engine: ReportEngine, other: ReportEngine, cases: list[Case], new_tokens: int) -> float:
+def agreement(engine: Engine, other: Engine, cases: list[Case], new_tokens: int) -> float:
     """Share of cases whose draft is the same to the letter."""
     ours, theirs = (e.predict(cases, batch_size=32, max_new_tokens=new_tokens) for e in (engine, other))
     return sum(a.text == b.text for a, b in zip(ours, theirs, strict=True)) / len(cases)
@@ -100,6 +100,7 @@ def start_times(adapter: str, case: Case) -> dict[str, float]:
     draft = [sys.executable, "infer.py", "--adapter", adapter, "--vitals", words]
     draft += ["--image", str(image)] if image else []
     return {"infer_s": timed(lambda: _first_byte(draft)).median,
+            "infer_llamacpp_s": timed(lambda: _first_byte([*draft, "--engine", "llamacpp"])).median,
             "help_s": timed(lambda: _first_byte([sys.executable, "train_lora.py", "--help"])).median}  # fmt: skip
 
 
@@ -158,7 +159,8 @@ def main() -> None:
     flat |= {f"infer.{k}": v for k, v in many(engine, cases, arguments.batch, arguments.tokens).items()}
     theirs = llama_cpp(model, arguments.tokens)
     if theirs is not None:
-        quick = make_engine("llamacpp", model, Path(arguments.adapter))
+        quick = make_engine("llamacpp", Path(arguments.adapter))
+        assert isinstance(quick, LlamaCppEngine)
         rate = decoding(quick, cases[0], arguments.tokens)
         bare = bare_llama_cpp(model, quick, arguments.tokens)
         flat |= {"infer.llamacpp_server_tokens_per_s": theirs, "infer.llamacpp_bare_tokens_per_s": bare}

@@ -1,6 +1,8 @@
 """llama.cpp as the language model's engine: the same logits from the same embeddings, the same words."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 
 from vlm.adapter import save
 from vlm.errors import UserError
-from vlm.inference import gguf_file, llamacpp
+from vlm.inference import llamacpp, merged_base
 from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.inference.engines import LlamaCppEngine, make_engine
 from vlm.inference.llamacpp import LlamaCpp
@@ -59,7 +61,8 @@ def model(tiny_model: ClinicalVLM, tmp_path: Path, monkeypatch) -> ClinicalVLM:
             if "lora_B" in name:
                 value.normal_(std=0.3)
     write_gguf(tiny_model, tmp_path / "tiny.gguf")
-    monkeypatch.setattr(gguf_file, "gguf_of_wheel", lambda base, sha256: tmp_path / "tiny.gguf")
+    monkeypatch.setattr(merged_base, "gguf_of_wheel", lambda base, sha256: tmp_path / "tiny.gguf")
+    monkeypatch.setattr(merged_base, "load", lambda adapter, **_: tiny_model)  # its wheel cannot be fetched
     monkeypatch.setenv("CLINICAL_VLM_CACHE", str(tmp_path / "cache"))
     llm = replace(tiny_model.model_config.llm, base="pypi:tiny==1/tiny.gguf")
     tiny_model.model_config = replace(tiny_model.model_config, llm=llm)
@@ -68,11 +71,12 @@ def model(tiny_model: ClinicalVLM, tmp_path: Path, monkeypatch) -> ClinicalVLM:
 
 @pytest.fixture
 def engine(model: ClinicalVLM, tmp_path: Path) -> LlamaCppEngine:
-    engine = make_engine("llamacpp", model, save(model, tmp_path / "adapter"))
+    engine = make_engine("llamacpp", save(model, tmp_path / "adapter"))
     assert isinstance(engine, LlamaCppEngine)
     return engine
 
 
+PROJECT = Path(__file__).resolve().parent.parent
 CASES = [(None, {"glucose": 5 + i, "systolic": 100 + 9 * i}) for i in range(8)]
 
 
@@ -120,12 +124,30 @@ def test_words_come_as_they_are_made(engine: LlamaCppEngine) -> None:
     assert came[-1] == -1 and engine.model.tokenizer.decode(came[:-1], skip_special_tokens=True).strip() == report.text
 
 
-def test_the_file_is_made_once_for_an_adapter(engine: LlamaCppEngine, model: ClinicalVLM, tmp_path: Path) -> None:
-    files = list((tmp_path / "cache" / "gguf").iterdir())
-    assert len(files) == 1
-    before = files[0].stat().st_mtime_ns
-    make_engine("llamacpp", model, tmp_path / "adapter")
-    assert files[0].stat().st_mtime_ns == before and list((tmp_path / "cache" / "gguf").iterdir()) == files
+def test_the_second_start_loads_no_language_model(engine: LlamaCppEngine, tmp_path: Path, monkeypatch) -> None:
+    kept = sorted((tmp_path / "cache" / "gguf").iterdir())
+    assert len(kept) == 2 and not any(path.name.startswith(".") for path in kept)
+    monkeypatch.setattr(merged_base, "load", lambda *_, **__: pytest.fail("the language model was loaded"))
+    again = make_engine("llamacpp", tmp_path / "adapter")
+    assert not hasattr(again.model, "llm") and sorted((tmp_path / "cache" / "gguf").iterdir()) == kept
+    for a, b in zip(engine.predict(CASES, max_new_tokens=4), again.predict(CASES, max_new_tokens=4), strict=True):
+        assert a == b
+
+
+def test_the_command_does_not_import_what_trains(engine: LlamaCppEngine, tmp_path: Path) -> None:
+    """Half of a start was the import of what only PyTorch's language model needs."""
+    code = f"""
+import sys
+from vlm.inference.command import draft_case
+print(draft_case({str(tmp_path / "adapter")!r}, None, "glucose=7", None, 3, None, "llamacpp").text)
+print([name for name in ("transformers.modeling_utils", "peft", "bitsandbytes", "pandas") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    words, imported = (
+        result.stdout.strip().rsplit("\n", 1) if "\n" in result.stdout.strip() else ("", result.stdout.strip())
+    )
+    assert words == engine.predict([(None, {"glucose": 7})], max_new_tokens=3)[0].text and imported == "[]"
 
 
 def test_what_it_cannot_serve_is_said(model: ClinicalVLM, tmp_path: Path, monkeypatch) -> None:
@@ -138,8 +160,12 @@ def test_what_it_cannot_serve_is_said(model: ClinicalVLM, tmp_path: Path, monkey
     monkeypatch.undo()
     llm = replace(model.model_config.llm, base="HuggingFaceTB/SmolLM2-135M-Instruct")
     model.model_config = replace(model.model_config, llm=llm)
+    monkeypatch.setattr(merged_base, "load", lambda *_, **__: pytest.fail("it was loaded first"))
+    other = save(model, tmp_path / "other")
     with pytest.raises(UserError, match="is no GGUF file in a wheel; use --engine torch"):
-        gguf_file.merged_gguf(model, "x")
+        make_engine("llamacpp", other)
+    with pytest.raises(UserError, match="leave one of them away"):
+        make_engine("llamacpp", other, base="/a/copy")
     llamacpp._library.cache_clear()
     monkeypatch.setattr(llamacpp, "version", lambda name: "2030.1.1")
     with pytest.raises(UserError, match=r"xllamacpp 2030\.1\.1 was not tried"):

@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 import vlm
-from vlm.card import card
 from vlm.cli import from_dict
 from vlm.config import ModelConfig, VitalConfig
 from vlm.data.case import CaseSpec
@@ -26,8 +25,10 @@ from vlm.data.images import ImageSpec
 from vlm.data.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
-from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import load_llm
+
+if TYPE_CHECKING:  # what only reads a config, or the parts without the language model, need not wait for it
+    from vlm.model.clinical_vlm import ClinicalVLM
+    from vlm.model.evidence import EvidenceEncoder, Words
 
 FORMAT = 1
 """Raised when a folder of this version could not be read by an older one."""
@@ -43,12 +44,14 @@ FILES = (
 REQUIRED = FILES[:4]
 
 
-def save(model: ClinicalVLM, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
+def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
     """Write the adapter folder as a whole: it appears complete or not at all.
 
     An earlier adapter is replaced; raises `UserError` for a folder that holds anything else.
     """
     from safetensors.torch import save_file
+
+    from vlm.card import card
 
     folder = Path(folder)
     others = {path.name for path in folder.iterdir()} - set(FILES) if folder.is_dir() else set()
@@ -73,7 +76,7 @@ def save(model: ClinicalVLM, folder: str | Path, metrics: Mapping[str, Any] | No
     return folder
 
 
-def split_state(model: ClinicalVLM) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def split_state(model: "ClinicalVLM") -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What an adapter holds: the LoRA under PEFT's names, and all else under ours; on the CPU."""
     from peft import get_peft_model_state_dict
 
@@ -95,7 +98,7 @@ def _is_ours(name: str, config: ModelConfig) -> bool:
 
 
 def load_state(
-    model: ClinicalVLM, lora: Mapping[str, torch.Tensor], rest: Mapping[str, torch.Tensor], where: str
+    model: "ClinicalVLM", lora: Mapping[str, torch.Tensor], rest: Mapping[str, torch.Tensor], where: str
 ) -> None:
     """Put saved weights into a model; every missing, unexpected or misshapen tensor is an error that names it."""
     from peft import set_peft_model_state_dict
@@ -107,7 +110,7 @@ def load_state(
     model.load_state_dict(dict(rest), strict=False)  # strict: compared above, against the same split
 
 
-def starting_weights(model: ClinicalVLM, adapter: str | Path) -> dict[str, torch.Tensor]:
+def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, torch.Tensor]:
     """Weights of an earlier adapter that mean the same in this model; the rest of the model starts fresh.
 
     Layers that read the vitals or speak of the labels are left out where the schema or the labels differ, and
@@ -153,7 +156,7 @@ def _compare(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tenso
             raise UserError(f"{where}: {first}; the adapter does not fit the base or is broken")
 
 
-def describe(model: ClinicalVLM) -> dict[str, Any]:
+def describe(model: "ClinicalVLM") -> dict[str, Any]:
     """Everything but weights that it takes to rebuild the model; the content of config.json."""
     return {
         "format": FORMAT,
@@ -210,7 +213,7 @@ def load(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
-) -> ClinicalVLM:
+) -> "ClinicalVLM":
     """Rebuild the model from an adapter folder or Hub id and the base that it names, or from `base`.
 
     Fails closed: raises `UserError` for a missing file or tensor, and for a base other than the one trained on.
@@ -218,6 +221,8 @@ def load(
     from dataclasses import replace
 
     from vlm.device import choose_device, choose_precision
+    from vlm.model.clinical_vlm import ClinicalVLM
+    from vlm.model.llm import load_llm
 
     folder = resolve(str(adapter), revision)
     config, spec, wanted, calibration = read_config(folder)
@@ -233,6 +238,23 @@ def load(
     load_state(model, *_read_tensors(folder), str(folder))
     model.calibration = calibration
     return model.to(device).eval()
+
+
+def load_evidence(folder: Path, words: "Words") -> "EvidenceEncoder":
+    """The parts of an adapter that stand before the language model, without one; on the CPU.
+
+    The caller answers for `words` being those of the base. Fails closed on tensors as `load` does.
+    """
+    from vlm.model.evidence import EvidenceEncoder
+
+    config, spec, _, calibration = read_config(folder)
+    model = EvidenceEncoder(config, spec, words, load_vision_weights=not _is_ours("vision.cnn.", config))
+    _, rest = _read_tensors(folder)
+    wanted = {name: value for name, value in model.state_dict().items() if _is_ours(name, config)}
+    _compare(rest, wanted, f"{folder}/vlm.safetensors")
+    model.load_state_dict(rest, strict=False)  # strict: compared above
+    model.calibration = calibration
+    return model.eval()
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

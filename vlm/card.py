@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import vlm
 from vlm.evaluation.intervals import Estimate
-from vlm.model.clinical_vlm import ClinicalVLM
+
+if TYPE_CHECKING:
+    from vlm.model.clinical_vlm import ClinicalVLM
 
 OPEN = "open: the authors must say"
 
 
-def card(model: ClinicalVLM, metrics: Mapping[str, Any]) -> str:
+def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     """README.md of the adapter, with the metadata that the Hub reads; no patient's words are in it."""
     import jinja2  # an adapter is loaded far more often than its card is written
 
@@ -79,7 +81,7 @@ def failures(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"{share:.1%} of the {numbers['statements']} statements about vitals do not fit the values given."
 
 
-def checklist(model: ClinicalVLM, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def checklist(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Items of TRIPOD-LLM (Gallifant et al., 2025) and CLAIM (Tejani et al., 2024): answered here, or left open."""
     spec, config = model.spec, model.model_config
     splits = metrics.get("splits", {})

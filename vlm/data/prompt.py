@@ -7,12 +7,15 @@ and the instruction, then the report. What stands before the evidence is the sam
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from vlm.config import PromptConfig
 from vlm.data.schema import VitalsSchema, in_words
+
+if TYPE_CHECKING:  # given; its library takes seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 _EVIDENCE, _WORDS = "\ue000", "\ue001"
 """Private-use characters that mark the two gaps while the template is rendered; no user text passes it."""
@@ -22,7 +25,7 @@ _EVIDENCE, _WORDS = "\ue000", "\ue001"
 class Prompt:
     """Token ids of the fixed words, for one tokenizer."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     config: PromptConfig
     evidence_tokens: int
     """Length of the prefix of image, vitals, z and label tokens."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from transformers.utils import logging as transformers_logging
 
-from vlm.adapter import load, read_config, resolve
+from vlm.adapter import read_config, resolve
 from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.errors import UserError
-from vlm.inference.engine import ReportEngine
+from vlm.inference.engine import Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.report import Report
 
@@ -39,7 +39,7 @@ def draft_case(
     read_config(folder).spec.schema.parse(values, "--vitals")
     if image is not None:
         read_image(image)
-    drafter = make_engine(engine, load(folder, base=base), folder)
+    drafter = make_engine(engine, folder, base)
     return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
 
 
@@ -51,7 +51,7 @@ def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, e
     _prepare_libraries()
     folder = resolve(adapter)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    return job.run(make_engine(engine, load(folder, base=base), folder), made_by)
+    return job.run(make_engine(engine, folder, base), made_by)
 
 
 def _prepare_libraries() -> None:
@@ -60,7 +60,7 @@ def _prepare_libraries() -> None:
     torch.set_num_threads(choose_threads(0).value)
 
 
-def _streaming(engine: ReportEngine, stream: TextIO | None) -> dict[str, Any]:
+def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
     if stream is None:
         return {}
     from transformers import TextStreamer

@@ -1,9 +1,10 @@
 """Drafts reports with a loaded model, one case or many, in the order given."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from vlm.data.images import read_image, to_square
 from vlm.data.schema import describe
 from vlm.data.values import suspected_unit
 from vlm.inference.report import Report
-from vlm.model.clinical_vlm import ClinicalVLM
+
+if TYPE_CHECKING:  # another engine drafts without it, and starts sooner
+    from vlm.model.clinical_vlm import ClinicalVLM
+    from vlm.model.evidence import EvidenceEncoder
 
 Case = tuple[str | Path | None, Mapping[str, Any] | None]
 """Image file or None, vitals by name or None."""
@@ -23,12 +27,22 @@ Prepared = tuple[Example, tuple[str, ...]]
 """What the model reads of a case, and warnings on what is missing or implausible."""
 
 
-class ReportEngine:
-    """Puts cases into batches and drafts them greedily."""
+class Engine(ABC):
+    """Reads cases and makes reports of drafts; what runs the language model is for those below to say."""
 
-    def __init__(self, model: ClinicalVLM) -> None:
+    def __init__(self, model: "EvidenceEncoder") -> None:
         self.model = model
         self.collate = Collator(model.prompt, generation=True)
+
+    @abstractmethod
+    def draft(
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        """Draft prepared examples; yields (report, label → probability) in order."""
+
+    def drafting(self) -> AbstractContextManager[None]:
+        """Within it, what can be made ready once for many calls of `draft` stays ready."""
+        return nullcontext()
 
     def predict(
         self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
@@ -77,21 +91,32 @@ class ReportEngine:
             warnings.append("the image is blank and was taken as none")
         return example, tuple(warnings)
 
+    def to_device(self, batch: Batch) -> Batch:
+        """Move a batch to the model's device."""
+        return Batch(**{name: value.to(self.model.device) for name, value in batch.items()})  # type: ignore[typeddict-item,attr-defined]
+
+
+class ReportEngine(Engine):
+    """PyTorch: puts cases into batches and drafts them greedily, on a GPU or a CPU."""
+
+    model: "ClinicalVLM"
+
+    def __init__(self, model: "ClinicalVLM") -> None:
+        super().__init__(model)
+
+    def drafting(self) -> AbstractContextManager[None]:
+        return merged_lora(self.model)
+
     def draft(
         self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
     ) -> Iterator[tuple[str, dict[str, float]]]:
-        """Draft prepared examples; yields (report, label → probability) in order."""
-        with merged_lora(self.model):
+        with self.drafting():
             fixed = self.model.read_fixed_words()
             for batch in _batches(examples, batch_size):
                 inputs = self.to_device(self.collate(batch))
                 texts, logits = self.model.generate(inputs, max_new_tokens, fixed, **options)
                 for text, row in zip(texts, self.model.calibration.probabilities(logits).tolist(), strict=True):
                     yield text, dict(zip(self.model.spec.labels, row, strict=True))
-
-    def to_device(self, batch: Batch) -> Batch:
-        """Move a batch to the model's device."""
-        return Batch(**{name: value.to(self.model.device) for name, value in batch.items()})  # type: ignore[typeddict-item,attr-defined]
 
 
 def _doubt(vital: VitalConfig, value: float) -> str:
@@ -101,7 +126,7 @@ def _doubt(vital: VitalConfig, value: float) -> str:
 
 
 @contextmanager
-def merged_lora(model: ClinicalVLM) -> Iterator[None]:
+def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
     """Fold LoRA into the weights while drafting, where they are plain tensors, and restore them bit for bit.
 
     It goes into the unpacked NF4 values that training saw, never into 4-bit or into the original base; packed

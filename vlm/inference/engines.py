@@ -6,25 +6,37 @@ from typing import Any
 
 import torch
 
-from vlm.adapter import digest
+from vlm.adapter import load_evidence
 from vlm.data.case import Example
-from vlm.inference.engine import ReportEngine
-from vlm.inference.gguf_file import merged_gguf
+from vlm.errors import UserError
+from vlm.inference.engine import Engine
 from vlm.inference.llamacpp import LlamaCpp
-from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.inference.merged_base import MergedBase
+from vlm.model.evidence import EvidenceEncoder
 
 
-def make_engine(name: str, model: ClinicalVLM, adapter: Path) -> ReportEngine:
-    """`torch` or `llamacpp`; raises `UserError` where the latter cannot serve this base or is not installed."""
-    return LlamaCppEngine(model, adapter) if name == "llamacpp" else ReportEngine(model)
+def make_engine(name: str, adapter: Path, base: str | None = None) -> Engine:
+    """`torch` or `llamacpp`, on the adapter in a folder.
+
+    Raises `UserError` as `vlm.adapter.load` does, and where llama.cpp cannot serve the base or is not installed.
+    """
+    if name == "llamacpp":
+        if base is not None:
+            raise UserError("--base: --engine llamacpp takes the base that the adapter names; leave one of them away")
+        merged = MergedBase.of(adapter)
+        return LlamaCppEngine(load_evidence(adapter, merged.words()), merged.file)
+    from vlm.adapter import load
+    from vlm.inference.engine import ReportEngine
+
+    return ReportEngine(load(adapter, base=base))
 
 
-class LlamaCppEngine(ReportEngine):
+class LlamaCppEngine(Engine):
     """Image, vitals and head as ever; the language model is llama.cpp's, on the merged weights in 8 bits."""
 
-    def __init__(self, model: ClinicalVLM, adapter: Path) -> None:
+    def __init__(self, model: EvidenceEncoder, file: Path) -> None:
         super().__init__(model)
-        self.llama = LlamaCpp(merged_gguf(model, digest(adapter)), torch.get_num_threads())
+        self.llama = LlamaCpp(file, torch.get_num_threads())
 
     @torch.no_grad()
     def draft(
@@ -36,9 +48,10 @@ class LlamaCppEngine(ReportEngine):
             batch = self.to_device(self.collate([example]))
             encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
             prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
-            fixed = int(batch["evidence_mask"][0].int().argmax())  # what stands before the evidence
             tokens = []
-            for token in self.llama.generate(prompt.float().numpy(), fixed, max_new_tokens, model.prompt.end_id):
+            for token in self.llama.generate(
+                prompt.float().numpy(), model.prompt.fixed_tokens, max_new_tokens, model.prompt.end_id
+            ):
                 tokens.append(token)
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))

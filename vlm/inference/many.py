@@ -18,7 +18,7 @@ from vlm.data.case import Example
 from vlm.data.reading import read_chunks, some_of
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.inference.engine import Engine
 from vlm.inference.report import Report
 
 WINDOW = 4
@@ -102,7 +102,7 @@ class TableJob:
                 raise UserError(f"{self.output}: was begun with another {changed[0]}; name another --output")
         return made_by
 
-    def run(self, engine: ReportEngine, made_by: Mapping[str, Any]) -> "Counts":
+    def run(self, engine: Engine, made_by: Mapping[str, Any]) -> "Counts":
         """Draft every row that has no line yet; returns how many there are. Raises `UserError` if the table changed."""
         from tqdm import tqdm
 
@@ -112,7 +112,7 @@ class TableJob:
         rows = self._rows(engine.model.spec.schema)
         self._pass_over(rows, counts.lines, last)
         bar = tqdm(initial=counts.lines, unit="report", desc=self.table.name)
-        with self.output.open("a", encoding="utf-8") as out, merged_lora(engine.model), bar:
+        with self.output.open("a", encoding="utf-8") as out, engine.drafting(), bar:
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
                 write_lines(out, [case.line() for case in window])
@@ -139,7 +139,7 @@ class TableJob:
                     _text(cells[self.columns.context]) if self.columns.context else "",
                 )
 
-    def _windows(self, engine: ReportEngine, rows: Iterator[_Row]) -> Iterator[list[_Prepared]]:
+    def _windows(self, engine: Engine, rows: Iterator[_Row]) -> Iterator[list[_Prepared]]:
         """The next window is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
@@ -151,7 +151,7 @@ class TableJob:
                 upcoming = reader.submit(prepare)
                 yield window
 
-    def _draft(self, engine: ReportEngine, window: Sequence[_Prepared]) -> None:
+    def _draft(self, engine: Engine, window: Sequence[_Prepared]) -> None:
         ready = [(case, case.example) for case in window if case.example is not None]
         ready.sort(key=lambda pair: engine.prompt_length(pair[1]))
         reports = engine.reports(
@@ -169,7 +169,7 @@ class Counts:
     errors: int = 0
 
 
-def _prepare(engine: ReportEngine, row: _Row) -> _Prepared:
+def _prepare(engine: Engine, row: _Row) -> _Prepared:
     """An unreadable row costs its own report, not those of the others."""
     try:
         return _Prepared(row, *engine.prepare(row.image, row.vitals, row.context))

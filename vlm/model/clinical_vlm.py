@@ -7,8 +7,6 @@ goes on from there. The same f and x make z and the labels' probabilities.
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,15 +17,10 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
 from vlm.data.collate import Batch
-from vlm.data.prompt import Prompt
 from vlm.device import choose_device, choose_precision
-from vlm.model.calibration import Calibration
-from vlm.model.fusion import EvidenceTokens, JointVector
-from vlm.model.llm import add_lora, embedding_rms, embedding_scale, fingerprint, load_llm, word_embeddings
+from vlm.model.evidence import EvidenceEncoder
+from vlm.model.llm import add_lora, fingerprint, load_llm, word_embeddings, words_of
 from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
-from vlm.model.projection import name_embeddings
-from vlm.model.vision import ImageEncoder
-from vlm.model.vitals import VitalsEncoder
 
 if TYPE_CHECKING:
     from vlm.inference.report import Report
@@ -47,19 +40,7 @@ class VLMOutput(NamedTuple):
     """B, number of those tokens."""
 
 
-@dataclass
-class Encoded:
-    """What image and vitals say, ready for the prompt."""
-
-    tokens: torch.Tensor
-    """B × P × H."""
-    z: torch.Tensor
-    """B × Z."""
-    logits: torch.Tensor
-    """B × K."""
-
-
-class ClinicalVLM(nn.Module):
+class ClinicalVLM(EvidenceEncoder):
     """Frozen LLM with LoRA, image encoder, vitals encoder, joint vector and head.
 
     Build it with `from_config` or `from_pretrained`. Only the LLM is wrapped by PEFT; everything else that
@@ -74,20 +55,9 @@ class ClinicalVLM(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         load_vision_weights: bool = True,
     ) -> None:
-        super().__init__()
-        self.model_config, self.spec, self.tokenizer = config, spec, tokenizer
+        super().__init__(config, spec, words_of(llm, tokenizer), load_vision_weights)
         self.base_fingerprint = fingerprint(llm)
-        self.calibration = Calibration()
-        hidden_size, rms = llm.config.get_text_config().hidden_size, embedding_rms(llm)
-        scale = embedding_scale(llm)
-        embed_names = partial(name_embeddings, tokenizer=tokenizer, embeddings=word_embeddings(llm), scale=scale)
-        self.vision = ImageEncoder(config.vision, spec.image.size, hidden_size, rms, load_vision_weights)
-        self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, embed_names, rms)
-        self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
-        self.evidence = EvidenceTokens(config.fusion, embed_names(spec.labels), rms)
         self.llm = add_lora(llm, config.llm)
-        written = spec.schema if config.vitals.shown == "text" else None
-        self.prompt = Prompt(tokenizer, config.prompt, self.evidence_tokens, written)
 
     # ------------------------------------------------------------------------------------ building
 
@@ -119,18 +89,9 @@ class ClinicalVLM(nn.Module):
     # ---------------------------------------------------------------------------------- properties
 
     @property
-    def evidence_tokens(self) -> int:
-        """P, the number of evidence tokens in every prompt."""
-        return self.model_config.vision.grid**2 + self.vitals.tokens + self.evidence.tokens
-
-    @property
     def base(self) -> PreTrainedModel:
         """The language model inside PEFT."""
         return self.llm.get_base_model()  # type: ignore[operator,no-any-return]
-
-    @property
-    def device(self) -> torch.device:
-        return self.vision.missing.device
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What training changes and an adapter folder holds, by name."""
@@ -142,19 +103,6 @@ class ClinicalVLM(nn.Module):
         return torch.autocast(self.device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
 
     # ------------------------------------------------------------------------------------- forward
-
-    def encode(self, pixel_values: torch.Tensor, has_image: torch.Tensor, vitals: torch.Tensor) -> Encoded:
-        """Image (B × 3 × S × S), its presence (B) and vitals (B × m, NaN missing) → evidence tokens, z, logits."""
-        image_tokens, f = self.vision(pixel_values, has_image)  # B × g·g × H, B × F
-        vitals_tokens, x = self.vitals(vitals)  # B × n × H, B × X
-        z, logits = self.joint(f, x)  # B × Z, B × K
-        parts = [image_tokens, *([vitals_tokens] if self.vitals.tokens else []), *self.evidence(z, logits)]
-        return Encoded(torch.cat([part.to(image_tokens.dtype) for part in parts], dim=1), z, logits)
-
-    def embed(self, input_ids: torch.Tensor, evidence_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Word embeddings with the evidence tokens in their places; B × T, B × T, B × P × H → B × T × H."""
-        words = self.base.get_input_embeddings()(input_ids)
-        return words.masked_scatter(evidence_mask[..., None], tokens.to(words.dtype))
 
     def forward(
         self,

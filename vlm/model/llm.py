@@ -20,6 +20,7 @@ from transformers import (
 from vlm.config import LLMConfig
 from vlm.device import Choice
 from vlm.errors import UserError
+from vlm.model.evidence import Words
 from vlm.weights import is_wheel, language_model_folder
 
 
@@ -138,6 +139,13 @@ def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
     weight = llm.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach()
+
+
+def words_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Words:
+    """The words of a language model, as the other parts need them."""
+    hidden_size = llm.config.get_text_config().hidden_size
+    device = word_embeddings(llm).device
+    return Words(tokenizer, llm.get_input_embeddings(), hidden_size, device, embedding_rms(llm))
 
 
 def embedding_rms(llm: PreTrainedModel) -> float:

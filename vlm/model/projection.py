@@ -1,10 +1,13 @@
 """From features to tokens in the embedding space of the language model."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from vlm.model.evidence import Words
 
 
 class TokenProjector(nn.Module):
@@ -53,15 +56,13 @@ class NamedProjector(nn.Module):
         return self.norm(states @ self.names + self.mlp(features))
 
 
-def name_embeddings(
-    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, embeddings: torch.Tensor, scale: float = 1.0
-) -> torch.Tensor:
-    """Mean word embedding of each name, S × H, float32 on the CPU; `right_lung` is read as two words.
-
-    `scale` is what the embedding layer multiplies its table (V × H) with.
-    """
-    rows = [torch.zeros(0, embeddings.shape[1])]
+def name_embeddings(names: Sequence[str], words: "Words") -> torch.Tensor:
+    """Mean word embedding of each name, S × H, float32 on the CPU; `right_lung` is read as two words."""
+    rows = [torch.zeros(0, words.hidden_size)]
     for name in names:
-        ids = tokenizer(" " + name.replace("_", " "), add_special_tokens=False).input_ids
-        rows.append(embeddings[ids].float().mean(dim=0, keepdim=True).cpu())  # 1 × H
-    return scale * torch.cat(rows)
+        ids = words.tokenizer(" " + name.replace("_", " "), add_special_tokens=False).input_ids
+        with torch.no_grad():
+            rows.append(
+                words.embed(torch.tensor(ids, device=words.device)).float().mean(dim=0, keepdim=True).cpu()
+            )  # 1 × H
+    return torch.cat(rows)

