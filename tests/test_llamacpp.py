@@ -144,9 +144,7 @@ print([name for name in ("transformers.modeling_utils", "peft", "bitsandbytes", 
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
-    words, imported = (
-        result.stdout.strip().rsplit("\n", 1) if "\n" in result.stdout.strip() else ("", result.stdout.strip())
-    )
+    words, _, imported = result.stdout.strip().rpartition("\n")
     assert words == engine.predict([(None, {"glucose": 7})], max_new_tokens=3)[0].text and imported == "[]"
 
 

@@ -265,3 +265,36 @@ def test_vitals_can_be_shown_in_three_ways(shown: str, tiny_config: Config) -> N
     assert model.vitals.tokens == (2 if shown == "tokens" else 0) and encoded.tokens.shape[1] == model.evidence_tokens
     assert not torch.allclose(encoded.logits[0], encoded.logits[1]), "z has the vitals in every case"
     model(**Collator(model.prompt)([{**example, "report": "Normal."} for example in examples])).loss.backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_words_that_all_share_are_read_once_and_change_nothing(tiny_model, tiny_batch, training: bool) -> None:
+    """Losses and every gradient are those of reading them for each case."""
+    with torch.no_grad():
+        for name, value in tiny_model.trainable_parameters().items():
+            if "lora_B" in name:
+                value.normal_(std=0.3)
+    tiny_model.train(training)
+    assert tiny_model.prompt.fixed_tokens > 3
+
+    def run() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        tiny_model.zero_grad()
+        output = tiny_model(**tiny_batch)
+        output.loss.backward()
+        grads = {n: p.grad.clone() for n, p in tiny_model.trainable_parameters().items() if p.grad is not None}
+        return output.case_losses.detach(), grads
+
+    shared, gradients = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClinicalVLM, "_may_share", False)
+        plain, wanted = run()
+    torch.testing.assert_close(shared, plain, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == wanted.keys() and any("lora_A" in name for name in wanted)
+    for name in wanted:
+        torch.testing.assert_close(gradients[name], wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_what_must_differ_from_case_to_case_is_not_shared(tiny_model) -> None:
+    llm = replace(tiny_model.model_config.llm, lora_dropout=0.1)
+    tiny_model.model_config = replace(tiny_model.model_config, llm=llm)
+    assert not tiny_model.train()._may_share and tiny_model.eval()._may_share

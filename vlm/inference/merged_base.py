@@ -59,13 +59,18 @@ class MergedBase:
 
         kept = load_file(self.folder / "words.safetensors")
         table = kept["embeddings"]  # V × H
-        embed: Callable[[torch.Tensor], torch.Tensor] = lambda ids: torch.nn.functional.embedding(ids, table)  # noqa: E731
         return Words(
-            AutoTokenizer.from_pretrained(self.folder), embed, table.shape[1], table.device, float(kept["rms"])
+            AutoTokenizer.from_pretrained(self.folder),
+            lambda ids: torch.nn.functional.embedding(ids, table),
+            table.shape[1],
+            table.device,
+            float(kept["rms"]),
         )
 
     def _make(self, model: "ClinicalVLM") -> None:
         from safetensors.torch import save_file
+
+        from vlm.model.llm import word_embeddings
 
         llm = model.model_config.llm
         if model.base.config.model_type != "llama":
@@ -75,7 +80,7 @@ class MergedBase:
 
         def write_words(folder: Path) -> None:
             folder.mkdir()
-            table = model.base.get_input_embeddings().weight.detach().float().contiguous().clone()
+            table = word_embeddings(model.base).float().clone()
             save_file({"embeddings": table, "rms": torch.tensor(model.words.rms)}, folder / "words.safetensors")
             model.tokenizer.save_pretrained(folder)
 

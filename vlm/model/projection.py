@@ -62,7 +62,6 @@ def name_embeddings(names: Sequence[str], words: "Words") -> torch.Tensor:
     for name in names:
         ids = words.tokenizer(" " + name.replace("_", " "), add_special_tokens=False).input_ids
         with torch.no_grad():
-            rows.append(
-                words.embed(torch.tensor(ids, device=words.device)).float().mean(dim=0, keepdim=True).cpu()
-            )  # 1 × H
+            embedded = words.embed(torch.tensor(ids, device=words.device))  # n × H
+        rows.append(embedded.float().mean(dim=0, keepdim=True).cpu())
     return torch.cat(rows)
