@@ -55,12 +55,12 @@ class MergedBase:
     def words(self) -> Words:
         """The base's words, its table of embeddings mapped and not read."""
         from safetensors.torch import load_file
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast  # AutoTokenizer looks through every model there is
 
         kept = load_file(self.folder / "words.safetensors")
         table = kept["embeddings"]  # V × H
         return Words(
-            AutoTokenizer.from_pretrained(self.folder),
+            PreTrainedTokenizerFast.from_pretrained(self.folder),
             lambda ids: torch.nn.functional.embedding(ids, table),
             table.shape[1],
             table.device,
