@@ -126,6 +126,14 @@ def test_the_command_prints_report_probabilities_and_warnings(adapter: str, imag
     assert result.stdout.startswith(report["text"]) and set(report["probabilities"]) == {"pathology", "effusion"}
 
 
+def test_a_reader_that_has_enough_ends_it_quietly(adapter: str) -> None:
+    command = [sys.executable, "infer.py", "--adapter", adapter, "--vitals", "glucose=8.7"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

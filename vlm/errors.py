@@ -1,6 +1,7 @@
 """The one exception a user is meant to read, and what the programs do with it."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,9 @@ def run_program(main: Callable[[], None]) -> None:
         # A data loader's worker wraps the error in the text of its own traceback; the last line is ours.
         print(f"error: {str(error).strip().splitlines()[-1].removeprefix('vlm.errors.UserError: ')}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may Python's last flush complain
+        sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
