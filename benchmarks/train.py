@@ -3,7 +3,8 @@
     python -m benchmarks.train --json train.json
 
 The plain recipe runs the 4-bit layers as they come, the CNN at every step, and the vocabulary over the whole padded
-sequence. Losses are compared step by step first; then both take turns.
+sequence, its cases as they are drawn. Losses are compared step by step first; then both take turns. Arguments that
+are not its own go to the config, such as `--data.root`.
 """
 
 import argparse
@@ -12,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from benchmarks.machine import in_turn, matmul_rate, timed
 from vlm.cli import parse_config
-from vlm.config import Config
+from vlm.config import AugmentConfig, Config, DropoutConfig
 from vlm.data.cohort import Cohort
 from vlm.data.collate import IGNORED, Batch, Collator
 from vlm.data.sources import load_cohort
@@ -36,17 +38,19 @@ def model_of(config: Config, cohort: Cohort, unpack: str) -> ClinicalVLM:
     return model.train()
 
 
-def plain_loss(model: ClinicalVLM, batch: Batch) -> torch.Tensor:
-    """As a first version would be written: every logit of every place."""
+def plain_loss(model: ClinicalVLM, batch: Batch, labels: int, tokens: int) -> torch.Tensor:
+    """As a first version would be written: every logit of every place. The counts are those of the whole step."""
     encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
     embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
     logits = model.llm(inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False).logits
-    text = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED)
-    return joint_loss(0.5, label_loss(encoded.logits.float(), batch["targets"]).mean(), text)
+    places, words = logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
+    text = F.cross_entropy(places, words, ignore_index=IGNORED, reduction="sum") / tokens
+    return joint_loss(0.5, label_loss(encoded.logits.float(), batch["targets"]).mean(labels), text)
 
 
-def our_loss(model: ClinicalVLM, batch: Batch) -> torch.Tensor:
-    return model(**batch, alpha=0.5).loss
+def our_loss(model: ClinicalVLM, batch: Batch, labels: int, tokens: int) -> torch.Tensor:
+    counts = torch.tensor(labels), torch.tensor(tokens)
+    return model(**batch, alpha=0.5, label_count=counts[0], token_count=counts[1]).loss
 
 
 class Recipe:
@@ -55,6 +59,7 @@ class Recipe:
     def __init__(self, config: Config, cohort: Cohort, plain: bool) -> None:
         self.model = model_of(config, cohort, "never" if plain else "always")
         self.loss = plain_loss if plain else our_loss
+        self.by_length, self.micro = not plain, config.train.micro_batch_size
         training = case_dataset(config, self.model.spec, cohort, "train")
         if not plain:
             keep_features(self.model, config, [training])
@@ -62,14 +67,27 @@ class Recipe:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config.train))
         self.place = 0
 
-    def step(self, size: int) -> float:
-        rows = range(self.place, self.place + size)
+    def batches(self, size: int) -> list[Batch]:
+        """The next cases of one step, in batches as they fit: ours are sorted by the length of their reports."""
+        rows = np.arange(self.place, self.place + size)
         self.place = (self.place + size) % (len(self.dataset) - size)
-        loss = self.loss(self.model, self.collate([self.dataset[index] for index in rows]))
-        loss.backward()
+        if self.by_length:
+            rows = rows[np.argsort(-self.dataset.report_lengths[rows], kind="stable")]
+        parts = [rows[start : start + self.micro] for start in range(0, size, self.micro)]
+        return [self.collate([self.dataset[int(index)] for index in part]) for part in parts]
+
+    def step(self, size: int) -> float:
+        batches = self.batches(size)
+        labels = sum(int((~torch.isnan(batch["targets"])).sum()) for batch in batches)
+        tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss = self.loss(self.model, batch, labels, tokens)
+            loss.backward()
+            total += float(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(loss)
+        return total
 
 
 def compare(config: Config, cohort: Cohort, size: int, repeats: int, check_steps: int, check_size: int) -> dict:
@@ -85,7 +103,7 @@ def compare(config: Config, cohort: Cohort, size: int, repeats: int, check_steps
 def trunk_share(recipe: Recipe, size: int) -> dict[str, float]:
     """The trunk's forward and backward pass against its operations at the machine's own matrix product rate."""
     model = recipe.model
-    batch = recipe.collate([recipe.dataset[index] for index in range(size)])
+    batch = max(recipe.batches(size), key=lambda batch: batch["input_ids"].numel())
     with torch.no_grad():
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
@@ -123,10 +141,11 @@ def main() -> None:
     parser.add_argument("--check_batch", type=int, default=8)
     parser.add_argument("--profile", action="store_true", help="print where a step's time goes")
     parser.add_argument("--json", type=Path, help="file for the numbers")
-    arguments = parser.parse_args()
-    config, _ = parse_config(["--config", arguments.config])
+    arguments, overrides = parser.parse_known_args()
+    config, _ = parse_config(["--config", arguments.config, *overrides])
     config = replace(
-        config, data=replace(config.data, dropout=replace(config.data.dropout, image=0, vitals=0, value=0))
+        config,
+        data=replace(config.data, augment=AugmentConfig(0, 0, 0, 0), dropout=DropoutConfig(0, 0, 0)),
     )
     cohort = load_cohort(config.data)
     flat: dict[str, Any] = {}
