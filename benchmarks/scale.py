@@ -1,6 +1,6 @@
 """How the time and the memory of a training step grow with the batch, the report's length and the image tokens.
 
-    python -m benchmarks.scale --json scale.json --figure benchmarks/growth.svg
+    python -m benchmarks.scale --json scale.json --figure benchmarks/growth.png
 
 Each point is one forward and backward pass of the demo's model over real cases; a straight line is fitted to each
 row of points, and how far the worst of them is from it is said. Growth with the number of rows is in

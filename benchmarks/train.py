@@ -38,7 +38,7 @@ def model_of(config: Config, cohort: Cohort, unpack: str) -> ClinicalVLM:
     return model.train()
 
 
-def plain_loss(model: ClinicalVLM, batch: Batch, labels: int, tokens: int) -> torch.Tensor:
+def plain_loss(model: ClinicalVLM, batch: Batch, labels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """As a first version would be written: every logit of every place. The counts are those of the whole step."""
     encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
     embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
@@ -48,9 +48,8 @@ def plain_loss(model: ClinicalVLM, batch: Batch, labels: int, tokens: int) -> to
     return joint_loss(0.5, label_loss(encoded.logits.float(), batch["targets"]).mean(labels), text)
 
 
-def our_loss(model: ClinicalVLM, batch: Batch, labels: int, tokens: int) -> torch.Tensor:
-    counts = torch.tensor(labels), torch.tensor(tokens)
-    return model(**batch, alpha=0.5, label_count=counts[0], token_count=counts[1]).loss
+def our_loss(model: ClinicalVLM, batch: Batch, labels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return model(**batch, alpha=0.5, label_count=labels, token_count=tokens).loss
 
 
 class Recipe:
@@ -78,8 +77,8 @@ class Recipe:
 
     def step(self, size: int) -> float:
         batches = self.batches(size)
-        labels = sum(int((~torch.isnan(batch["targets"])).sum()) for batch in batches)
-        tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        labels = torch.stack([(~torch.isnan(batch["targets"])).sum() for batch in batches]).sum()
+        tokens = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]).sum()
         total = 0.0
         for batch in batches:
             loss = self.loss(self.model, batch, labels, tokens)

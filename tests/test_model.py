@@ -1,9 +1,12 @@
 """The model's contract: equations by hand, gradients where they belong, missing inputs, generation."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlm.config import Config, FusionConfig, VisionConfig
 from vlm.data.case import make_example
@@ -298,3 +301,46 @@ def test_what_must_differ_from_case_to_case_is_not_shared(tiny_model) -> None:
     llm = replace(tiny_model.model_config.llm, lora_dropout=0.1)
     tiny_model.model_config = replace(tiny_model.model_config, llm=llm)
     assert not tiny_model.train()._may_share and tiny_model.eval()._may_share
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_cases_of_like_length_run_together_and_give_what_one_pass_gives(tiny_model, monkeypatch, share: bool) -> None:
+    from vlm.model import trunk
+
+    model, shared = tiny_model.base.base_model, 3 if share else 0
+    lengths = [30, 5, 29, 6, 31, 7]
+    mask = (torch.arange(31) < torch.tensor(lengths)[:, None]).long()
+    embeddings = torch.randn(6, 31, 64)
+    embeddings[:, :3] = embeddings[0, :3]
+    embeddings.requires_grad_(True)
+    weight = torch.randn(6, 31, 64) * mask[..., None]
+
+    def run(cost: int) -> tuple[torch.Tensor, torch.Tensor]:
+        monkeypatch.setattr(trunk.length_groups, "__defaults__", (cost,))
+        hidden = trunk.read_trunk(model, embeddings, mask, shared)
+        (gradient,) = torch.autograd.grad((hidden * weight).sum(), embeddings)
+        return hidden * mask[..., None], gradient
+
+    assert len(trunk.length_groups(lengths, 1)) > 1 and len(trunk.length_groups(lengths, 10_000)) == 1
+    torch.testing.assert_close(run(1), run(10_000), rtol=1e-4, atol=1e-4)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(0, 60))
+def test_no_other_groups_by_length_cost_less(lengths: list[int], cost: int) -> None:
+    from vlm.model.trunk import length_groups
+
+    def price(groups: list[list[int]]) -> int:
+        return sum(cost + max(lengths[row] for row in rows) * len(rows) for rows in groups)
+
+    def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
+        if not rows:
+            yield []
+            return
+        for rest in partitions(rows[1:]):
+            yield [[rows[0]], *rest]
+            for place in range(len(rest)):
+                yield [*rest[:place], [rows[0], *rest[place]], *rest[place + 1 :]]
+
+    groups = length_groups(lengths, cost)
+    assert sorted(row for rows in groups for row in rows) == list(range(len(lengths)))
+    assert price(groups) == min(price(other) for other in partitions(list(range(len(lengths)))))

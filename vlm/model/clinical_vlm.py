@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
@@ -22,6 +21,7 @@ from vlm.device import choose_device, choose_precision
 from vlm.model.evidence import EvidenceEncoder
 from vlm.model.llm import add_lora, fingerprint, load_llm, word_embeddings, words_of
 from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
+from vlm.model.trunk import read_trunk
 
 if TYPE_CHECKING:
     from vlm.inference.report import Report
@@ -146,26 +146,9 @@ class ClinicalVLM(EvidenceEncoder):
         )
 
     def trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The LLM without its vocabulary layer; B × T × H → B × T × H.
-
-        All cases begin with the same words, which see nothing of what follows: these are read once for the batch, and
-        their gradient is the sum over its cases.
-        """
-        model, fixed, cases = self.base.base_model, self.prompt.fixed_tokens, len(embeddings)
-        if cases > 1 and fixed and self._may_share:
-            first = model(inputs_embeds=embeddings[:1, :fixed], use_cache=True)
-            read = first.past_key_values
-            if all(type(layer) is DynamicLayer for layer in read.layers):
-                read.batch_repeat_interleave(cases)
-                rest = model(
-                    inputs_embeds=embeddings[:, fixed:],
-                    attention_mask=attention_mask,
-                    past_key_values=read,
-                    use_cache=True,
-                )
-                start = first.last_hidden_state.expand(cases, -1, -1)
-                return torch.cat([start, rest.last_hidden_state], dim=1)
-        return model(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H."""
+        shared = self.prompt.fixed_tokens if self._may_share else 0
+        return read_trunk(self.base.base_model, embeddings, attention_mask, shared)
 
     @property
     def _may_share(self) -> bool:

@@ -1,0 +1,70 @@
+"""A training batch read in as few tokens as it takes: what all share once, cases of like length together."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+PASS_COST = 64
+"""What a further pass through the layers costs on a CPU, as a number of tokens."""
+
+
+def read_trunk(model: nn.Module, embeddings: torch.Tensor, attention_mask: torch.Tensor, shared: int) -> torch.Tensor:
+    """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H, zero beyond a case's group.
+
+    The first `shared` tokens, the same in all cases, see nothing of what follows: they are read once, and their
+    gradient is the sum over the cases.
+    """
+    cases, width = attention_mask.shape
+    beginning, start, states = None, 0, []
+    if shared and cases > 1:
+        first = model(inputs_embeds=embeddings[:1, :shared], use_cache=True)
+        if all(type(layer) is DynamicLayer for layer in first.past_key_values.layers):
+            beginning, start = first, shared
+    lengths = attention_mask.sum(dim=1).tolist()
+    # A GPU is not filled by the smaller passes, and parameters in shards want as many on every process.
+    groups = length_groups(lengths) if embeddings.device.type == "cpu" else [list(range(cases))]
+    for rows in groups:
+        index, end = torch.tensor(rows, device=embeddings.device), max(lengths[row] for row in rows)
+        read = None if beginning is None else repeated(beginning.past_key_values, len(rows))
+        states.append(
+            model(
+                inputs_embeds=embeddings[index, start:end],
+                attention_mask=attention_mask[index, :end],
+                past_key_values=read,
+                use_cache=read is not None,
+            ).last_hidden_state
+        )  # n × (end - start) × H
+    padded = torch.cat([F.pad(state, (0, 0, 0, width - start - state.shape[1])) for state in states])
+    order = torch.tensor([row for rows in groups for row in rows], device=embeddings.device).argsort()
+    if beginning is None:
+        return padded[order]
+    return torch.cat([beginning.last_hidden_state.expand(cases, -1, -1), padded[order]], dim=1)
+
+
+def repeated(read: Cache, cases: int) -> Cache:
+    """Keys and values of one case (1 × heads × F × d) for so many, in a cache of their own."""
+    layers = [layer for layer in read.layers if isinstance(layer, DynamicLayer)]
+    pairs = [(layer.keys, layer.values) for layer in layers if layer.keys is not None and layer.values is not None]
+    return DynamicCache([(k.expand(cases, -1, -1, -1), v.expand(cases, -1, -1, -1)) for k, v in pairs])
+
+
+def length_groups(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[list[int]]:
+    """Rows in groups so that padding to a group's longest and the passes together cost the least.
+
+    In an order by length the best groups are neighbours: `cheapest[i]` is the cost of the i longest rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    cheapest, starts = [0], [0]
+    for stop in range(1, len(order) + 1):
+        costs = [cheapest[start] + lengths[order[start]] * (stop - start) + pass_cost for start in range(stop)]
+        cheapest.append(min(costs))
+        starts.append(costs.index(cheapest[-1]))
+    groups, stop = [], len(order)
+    while stop:
+        groups.append(sorted(order[starts[stop] : stop]))
+        stop = starts[stop]
+    return groups
