@@ -98,7 +98,7 @@ def draw(rows: dict[str, list[tuple[int, float, float]]], file: Path) -> None:
         for axis, y, unit in ((axes[0, column], seconds, "seconds a step"), (axes[1, column], memory, "MiB a step")):
             axis.plot(x, y, "o", color="#1f4e79")
             axis.plot(x, np.polyval(np.polyfit(x, y, 1), x), color="#c55a11", linewidth=1)
-            axis.set_ylim(0)
+            axis.set_ylim(0, 1.08 * y.max())
             axis.set_ylabel(unit if column == 0 else "")
         axes[1, column].set_xlabel(name.replace("_", " "))
     figure.savefig(file)
