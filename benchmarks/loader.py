@@ -1,6 +1,6 @@
 """Memory and time of a training epoch's loader against the length of the table.
 
-    python -m benchmarks.loader --rows 10000 1000000 --json loader.json
+    python -m benchmarks.loader --json loader.json --figure benchmarks/rows.png
 
 Each length runs in a process of its own: a table is written, read into a cohort, and one shuffled epoch of training
 batches is drawn from it. The pictures are small and few, since it is the rows that are counted. Peaks are the
@@ -109,11 +109,31 @@ def measure(rows: int, batches: int | None, kind: str) -> dict[str, float]:
                 "epoch_own_mib": own.peak, "cases_drawn": drawn, "cases_per_s": drawn / seconds}  # fmt: skip
 
 
+def draw(results: list[dict[str, float]], file: Path) -> None:
+    """Cases a second, seconds of reading and memory against the rows, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {"load_s": "reading the table, s", "cases_per_s": "training cases drawn a second",
+              "epoch_own_mib": "memory of an epoch, MiB"}  # fmt: skip
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3), layout="constrained")
+    rows = [result["rows"] for result in results]
+    for axis, (key, title) in zip(axes, panels.items(), strict=True):
+        values = [result[key] for result in results]
+        axis.plot(rows, values, "o-", color="#1f4e79")
+        axis.set(xscale="log", xlabel="rows", title=title, ylim=(0, 1.15 * max(values)))
+    axes[0].set(yscale="log", ylim=(min(r["load_s"] for r in results) / 2, max(r["load_s"] for r in results) * 2))
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--batches", type=int, help="stop an epoch after so many batches; all of it without")
     parser.add_argument("--kind", choices=["csv", "parquet"], default="csv", help="one file, or a folder of shards")
+    parser.add_argument("--figure", type=Path, help="file for the figure")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -132,6 +152,8 @@ def main() -> None:
         print("| " + " | ".join(f"{result[key]:,.0f}" for key in keys) + " |")
     ratios = {key: results[-1][key] / results[0][key] for key in ("epoch_peak_mib", "epoch_own_mib", "cases_per_s")}
     print(*(f"loader.{key}: {ratio:.2f} times that of the shortest table" for key, ratio in ratios.items()), sep="\n")
+    if arguments.figure:
+        draw(results, arguments.figure)
     if arguments.json:
         flat = {f"loader.{result['rows']}.{key}": result[key] for result in results for key in keys}
         flat |= {f"loader.ratio_{key}": ratio for key, ratio in ratios.items()}

@@ -3,8 +3,9 @@
     python -m benchmarks.train --json train.json
 
 The plain recipe runs the 4-bit layers as they come, the CNN at every step, and the vocabulary over the whole padded
-sequence, its cases as they are drawn. Losses are compared step by step first; then both take turns. Arguments that
-are not its own go to the config, such as `--data.root`.
+sequence, its cases as they are drawn. Losses are compared step by step in fp32 first; then all take turns: both recipes
+in fp32 and, where the machine multiplies bf16, in bf16. Arguments that are not its own go to the config, such as
+`--data.root`.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.machine import in_turn, matmul_rate, timed
+from benchmarks.machine import Timing, in_turn, matmul_rate, timed
 from vlm.cli import parse_config
 from vlm.config import AugmentConfig, Config, DropoutConfig
 from vlm.data.cohort import Cohort
 from vlm.data.collate import IGNORED, Batch, Collator
 from vlm.data.sources import load_cohort
+from vlm.device import multiplies_bf16
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.loss import joint_loss, label_loss
 from vlm.training.features import keep_features
@@ -32,10 +34,9 @@ from vlm.training.trainer import parameter_groups
 CPU = torch.device("cpu")
 
 
-def model_of(config: Config, cohort: Cohort, unpack: str) -> ClinicalVLM:
+def model_of(config: Config, cohort: Cohort, unpack: str, dtype: torch.dtype) -> ClinicalVLM:
     llm = replace(config.model.llm, unpack=unpack)
-    model = build_model(replace(config, model=replace(config.model, llm=llm)), cohort, CPU, torch.float32)
-    return model.train()
+    return build_model(replace(config, model=replace(config.model, llm=llm)), cohort, CPU, dtype).train()
 
 
 def plain_loss(model: ClinicalVLM, batch: Batch, labels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -55,8 +56,8 @@ def our_loss(model: ClinicalVLM, batch: Batch, labels: torch.Tensor, tokens: tor
 class Recipe:
     """One way to make steps, over the same batches in the same order."""
 
-    def __init__(self, config: Config, cohort: Cohort, plain: bool) -> None:
-        self.model = model_of(config, cohort, "never" if plain else "always")
+    def __init__(self, config: Config, cohort: Cohort, plain: bool, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model_of(config, cohort, "never" if plain else "always", dtype)
         self.loss = plain_loss if plain else our_loss
         self.by_length, self.micro = not plain, config.train.micro_batch_size
         training = case_dataset(config, self.model.spec, cohort, "train")
@@ -81,22 +82,36 @@ class Recipe:
         tokens = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]).sum()
         total = 0.0
         for batch in batches:
-            loss = self.loss(self.model, batch, labels, tokens)
+            with self.model.autocast():
+                loss = self.loss(self.model, batch, labels, tokens)
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total
 
 
 def compare(config: Config, cohort: Cohort, size: int, repeats: int, check_steps: int, check_size: int) -> dict:
-    """Both recipes on the same cases: the largest difference of their losses, and seconds a step."""
+    """Both recipes on the same cases: the largest difference of their losses in fp32, and seconds a step of each."""
     recipes = {name: Recipe(config, cohort, name == "plain") for name in ("plain", "ours")}
     differences = [
         abs(recipes["plain"].step(check_size) - recipes["ours"].step(check_size)) for _ in range(check_steps)
     ]
+    if multiplies_bf16():
+        recipes |= {f"{name}_bf16": Recipe(config, cohort, name == "plain", torch.bfloat16) for name in tuple(recipes)}
+    for recipe in recipes.values():
+        recipe.place = 0
     timings = in_turn({name: lambda r=recipe: r.step(size) for name, recipe in recipes.items()}, repeats)
-    return {"difference": max(differences), "timings": timings, "recipe": recipes["ours"]}
+    return {"difference": max(differences), "timings": timings, "recipes": recipes}
+
+
+def speedups(timings: dict[str, Timing]) -> dict[str, float]:
+    """How many times as fast: in fp32, in bf16, and as the machine's own choice of precision against plain fp32."""
+    found = {"": timings["plain"].median / timings["ours"].median}
+    if "ours_bf16" in timings:
+        found["_bf16"] = timings["plain_bf16"].median / timings["ours_bf16"].median
+        found["_as_chosen"] = timings["plain"].median / timings["ours_bf16"].median
+    return found
 
 
 def trunk_share(recipe: Recipe, size: int) -> dict[str, float]:
@@ -149,21 +164,25 @@ def main() -> None:
     cohort = load_cohort(config.data)
     flat: dict[str, Any] = {}
     print(
-        "| CNN | plain, a step | ours | times as fast | largest difference of losses |\n| --- | --- | --- | --- | --- |"
+        "| CNN | precision | plain, a step | ours | times as fast | largest difference of losses |\n"
+        + "| --- " * 6
+        + "|"
     )
     for name, trains in (("trained", True), ("frozen", False)):
         vision = replace(config.model.vision, train=trains, frozen_stages=config.model.vision.frozen_stages * trains)
         job = replace(config, model=replace(config.model, vision=vision))
         found = compare(job, cohort, arguments.batch, arguments.repeats, arguments.check_steps, arguments.check_batch)
-        plain, ours = found["timings"]["plain"], found["timings"]["ours"]
-        print(
-            f"| {name} | {plain} | {ours} | {plain.median / ours.median:.2f} | {found['difference']:.1e} |", flush=True
-        )
-        flat |= {f"train.speedup_{name}_cnn": plain.median / ours.median, f"train.step_{name}_cnn_s": ours.median,
-                 f"train.loss_difference_{name}_cnn": found["difference"]}  # fmt: skip
+        timings, ratios = found["timings"], speedups(found["timings"])
+        for end, difference in (("", f"{found['difference']:.1e}"), ("_bf16", "")):
+            if end in ratios:
+                row = [name, end[1:] or "fp32", timings[f"plain{end}"], timings[f"ours{end}"], f"{ratios[end]:.2f}"]
+                print("| " + " | ".join(map(str, [*row, difference])) + " |", flush=True)
+        flat |= {f"train.speedup_{name}_cnn{end}": ratio for end, ratio in ratios.items()}
+        flat |= {f"train.step_{name}_cnn_{key}_s": timing.median for key, timing in timings.items()}
+        flat[f"train.loss_difference_{name}_cnn"] = found["difference"]
         if arguments.profile:
-            print(profile(found["recipe"], arguments.batch))
-    trunk = trunk_share(found["recipe"], arguments.batch)
+            print(profile(list(found["recipes"].values())[-1], arguments.batch))
+    trunk = trunk_share(found["recipes"]["ours"], arguments.batch)
     flat |= {f"train.{name}": value for name, value in trunk.items()}
     flat["train.matmul_fraction"] = trunk["floor_s"] / trunk["trunk_s"]
     print(f"trunk: {trunk['trunk_s']:.2f} s for {trunk['tokens']} tokens, of which its matrix products take "

@@ -127,7 +127,9 @@ def tiny_config(tiny_llm: str, table_root: Path, tmp_path: Path) -> Config:
         data=replace(table_config(table_root), dropout=DropoutConfig(0.2, 0.2, 0.1)),
         model=tiny_model_config(tiny_llm),
         loss=LossConfig(alpha=0.4),
-        train=TrainConfig(max_steps=4, batch_size=4, micro_batch_size=4, log_steps=1, eval_steps=2, warmup_steps=1),
+        train=TrainConfig(
+            max_steps=4, batch_size=4, micro_batch_size=4, log_steps=1, eval_steps=2, warmup_steps=1, precision="fp32"
+        ),  # fp32: what the tests compare must not depend on the CPU
         evaluation=EvaluationConfig(batch_size=4, max_new_tokens=8, bootstrap_draws=20),
     )
 

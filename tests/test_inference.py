@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from vlm.adapter import save
+from vlm.data.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.command import draft_case, read_vitals
 from vlm.inference.engine import merged_lora
 from vlm.inference.report import NOTICE
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.training.run import build_model
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -77,6 +79,19 @@ def test_merging_lora_changes_the_speed_and_not_the_model(tiny_model: ClinicalVL
     torch.testing.assert_close(beside, inside, rtol=1e-4, atol=1e-4)
     assert torch.equal(beside, after)
     assert all(torch.equal(before[name], value) for name, value in tiny_model.state_dict().items())
+
+
+def test_a_model_in_bf16_learns_and_drafts(tiny_config, tiny_batch) -> None:
+    model = build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.bfloat16)
+    with model.autocast():
+        loss = model(**tiny_batch).loss
+    loss.backward()
+    assert torch.isfinite(loss) and loss.dtype == torch.float32
+    kinds = {value.grad.dtype for value in model.trainable_parameters().values() if value.grad is not None}
+    assert kinds == {torch.float32}, "what trains stays in fp32"
+    before = model.base.get_input_embeddings().weight.clone()
+    assert model.predict(None, {"glucose": 8}, max_new_tokens=4).probabilities
+    assert model.base.dtype == torch.bfloat16 and torch.equal(before, model.base.get_input_embeddings().weight)
 
 
 def test_merging_is_undone_when_drafting_fails(tiny_model: ClinicalVLM) -> None:

@@ -145,7 +145,8 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
             for name in layer.active_adapters:
                 a, b = (layer.get_parameter(f"lora_{side}.{name}.weight").detach() for side in "AB")  # r × in, out × r
                 # PEFT's own merge adds in place; one product beside the old weight is quicker and needs no copy of it.
-                weight.data = torch.addmm(weight.data, b, a, alpha=layer.scaling[name])
+                merged = torch.addmm(weight.data.to(b.dtype), b, a, alpha=layer.scaling[name])  # LoRA stays fp32
+                weight.data = merged.to(weight.dtype)
                 layer.merged_adapters.append(name)
         yield
     finally:
