@@ -30,6 +30,7 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     folder = resolve(adapter, revision)
     config, lora = _base_config(folder, base), read_lora_config(folder)
     tensors = load_file(folder / "adapter_model.safetensors")
+    file.parent.mkdir(parents=True, exist_ok=True)
     staging = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         writer = gguf.GGUFWriter(staging, "llama")
