@@ -17,6 +17,7 @@ from vlm.inference.report import Report
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
+    from vlm.inference.vllm import VLLMServer
 
 
 def draft_case(
@@ -27,6 +28,8 @@ def draft_case(
     max_new_tokens: int,
     stream: TextIO | None,
     engine: str = "torch",
+    revision: str | None = None,
+    server: "VLLMServer | None" = None,
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come.
 
@@ -34,24 +37,32 @@ def draft_case(
     for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
     """
     _prepare_libraries()
-    folder = resolve(adapter)
+    folder = resolve(adapter, revision)
     values = read_vitals(vitals)
     read_config(folder).spec.schema.parse(values, "--vitals")
     if image is not None:
         read_image(image)
-    drafter = make_engine(engine, folder, base)
+    drafter = make_engine(engine, folder, base, server)
     return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
 
 
-def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, engine: str = "torch") -> "Counts":
+def draft_table(
+    adapter: str,
+    job: "TableJob",
+    base: str | None,
+    resume: bool,
+    engine: str = "torch",
+    revision: str | None = None,
+    server: "VLLMServer | None" = None,
+) -> "Counts":
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
     The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
     _prepare_libraries()
-    folder = resolve(adapter)
+    folder = resolve(adapter, revision)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    return job.run(make_engine(engine, folder, base), made_by)
+    return job.run(make_engine(engine, folder, base, server), made_by)
 
 
 def _prepare_libraries() -> None:

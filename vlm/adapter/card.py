@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlm
+from vlm.adapter.metadata import is_hub_id, metadata
 from vlm.evaluation.intervals import Estimate
+from vlm.weights import is_wheel
 
 if TYPE_CHECKING:
     from vlm.model.clinical_vlm import ClinicalVLM
 
+EXAMPLE = "path/or/hub-id"
+"""Stands for the adapter's own name in the card's example until it is known."""
 OPEN = "open: the authors must say"
 
 
@@ -18,7 +22,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     import jinja2  # an adapter is loaded far more often than its card is written
 
     base = model.model_config.llm.base
-    on_hub = not base.startswith("pypi:") and not Path(base).exists()
+    head = metadata(base, metrics).to_yaml()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -27,9 +31,9 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
-    return environment.get_template("card.md.j2").render(
-        base=base if Path(base).name == base or on_hub or base.startswith("pypi:") else Path(base).name,
-        base_model=base if on_hub else "",
+    text = environment.get_template("card.md.j2").render(
+        base=base if is_hub_id(base) or is_wheel(base) else Path(base).name,
+        example=EXAMPLE,
         cnn=model.model_config.vision.name,
         vitals=", ".join(vitals),
         labels=", ".join(model.spec.labels),
@@ -40,6 +44,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         calibration=model.calibration,
         checklist=checklist(model, metrics),
     )
+    return f"---\n{head}\n---\n\n{text}"
 
 
 NOT_A_MEASURE = ("splits", "verdicts")
