@@ -33,7 +33,7 @@ def draft_case(
     The inputs are checked before the model is loaded, so that a typing error costs no wait. Raises `UserError`
     for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
     """
-    _prepare_libraries()
+    prepare_libraries()
     folder = resolve(adapter)
     values = read_vitals(vitals)
     read_config(folder).spec.schema.parse(values, "--vitals")
@@ -48,13 +48,14 @@ def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, e
 
     The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
-    _prepare_libraries()
+    prepare_libraries()
     folder = resolve(adapter)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
     return job.run(make_engine(engine, folder, base), made_by)
 
 
-def _prepare_libraries() -> None:
+def prepare_libraries() -> None:
+    """Keep Transformers quiet, and use every core."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(choose_threads(0).value)
