@@ -70,6 +70,7 @@ def make_app(arguments: argparse.Namespace) -> Any:
         waiting=arguments.max_waiting,
         batch=arguments.batch_size,
     )
+    print(f"loading {arguments.adapter} …", flush=True)
     prepare_libraries()
     service = Service(make_engine(arguments.engine, folder, arguments.base), limits)
     app = make_api(service, adapter)

@@ -57,7 +57,7 @@ class Page:
         """The components, in the order of the keyboard."""
         with gr.Blocks(title="Report drafts", analytics_enabled=False) as page:
             gr.HTML(view.head(self.adapter.name), js_on_load=None)
-            gr.HTML(f"<p><strong>{NOTICE}</strong> Never act on it without the evidence itself.</p>",
+            gr.HTML(f"<p><strong>{NOTICE}</strong> <span>Never act on it without the evidence itself.</span></p>",
                     elem_id="vlm-notice", js_on_load=None)  # fmt: skip
             self.picture, self.answer = gr.State(None), gr.State(None)
             with gr.Row(elem_id="vlm-columns"):

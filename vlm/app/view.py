@@ -17,7 +17,9 @@ from vlm.model.calibration import Calibration
 
 @cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.PackageLoader("vlm.app", "."), autoescape=True, trim_blocks=True)
+    made = jinja2.Environment(loader=jinja2.PackageLoader("vlm.app", "."), autoescape=True, trim_blocks=True)
+    made.filters["percent"] = percent
+    return made
 
 
 def head(name: str) -> str:
@@ -61,9 +63,14 @@ def meaning(calibration: Calibration) -> str:
     if not calibration.patients:
         return f"{calibration.describe().capitalize()}: read them as an order, not as frequencies."
     return (
-        f"Of 100 cases shown with 80 %, about 80 should have the label. {calibration.describe().capitalize()} "
+        f"Of 100 cases at 80 %, about 80 should have the label. {calibration.describe().capitalize()} "
         f"(temperature {calibration.temperature:.2f}); other patients need their own."
     )
+
+
+def percent(value: float) -> str:
+    """A probability as it is shown: never 0 and never 1, which no model can know."""
+    return "< 0.1 %" if value < 0.001 else "> 99.9 %" if value > 0.999 else f"{value:.1%}".replace("%", " %")
 
 
 def picture(square: np.ndarray) -> str:
