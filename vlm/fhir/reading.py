@@ -45,12 +45,12 @@ def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple
     _check_one_patient([observation for _, observation in observations], where)
     for place, observation in observations:
         if observation["status"] not in STATUSES:
-            left_out[f"their status is {observation['status']}"] += 1
+            left_out[f"status {observation['status']}"] += 1
             continue
         parts = [observation, *_list(observation, "component", place)]
         known = [(vital, part) for part in parts if (vital := _vital_of(part, schema, place))]
         if not known:
-            left_out["no vital of the adapter has their code"] += 1
+            left_out["no vital of the adapter has such a code"] += 1
         for vital, part in known:
             try:
                 value = _read(vital, part, place)
@@ -59,7 +59,7 @@ def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple
                 continue
             if value is not None:
                 found.setdefault(vital.name, []).append(_Value(value, _time(observation, place)))
-    warnings = [f"{count} of {len(observations)} Observations were left out: {why}" for why, count in left_out.items()]
+    warnings = [f"left out {count} of {len(observations)} Observations: {why}" for why, count in left_out.items()]
     warnings += [
         f"{name} is there {len(several)} times; the newest was taken" for name, several in found.items() if several[1:]
     ]

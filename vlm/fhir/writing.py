@@ -152,7 +152,7 @@ def _probability(label: str, value: float, report: Report, device: Resource, tim
         "meta": _BY_MACHINE,
         "code": concept(f"Probability of {label}, estimated by software"),
         "issued": time,
-        "valueQuantity": _quantity(round(value, 4), "probability", "1"),
+        "valueQuantity": _quantity(round(value, 6), "probability", "1"),
         "note": [{"text": NOTICE}],
         "method": concept(f"Multi-label head on image and vitals; {report.calibration or 'calibration not stated'}"),
         "device": device,
