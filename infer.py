@@ -36,7 +36,7 @@ def main() -> None:
         draft_table(arguments)
         return
     gc.disable()
-    from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
+    from vlm.inference.command import FhirFile, draft_case  # after the arguments: --help need not wait for PyTorch
 
     stream = None if arguments.json else sys.stdout
     report = draft_case(
@@ -47,6 +47,7 @@ def main() -> None:
         arguments.max_new_tokens,
         stream,
         arguments.engine,
+        FhirFile(Path(arguments.fhir), arguments.fhir_subject) if arguments.fhir else None,
     )
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -40,7 +41,7 @@ def engine(tiny_adapter: Path) -> ReportEngine:
 
 @pytest.fixture(scope="module")
 def adapter(tiny_adapter: Path) -> Adapter:
-    return Adapter.of("tiny", tiny_adapter)
+    return Adapter.of(tiny_adapter)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,19 @@ def test_form_and_json_give_the_engines_own_report(
         answer = client.post("/v1/report", **request)
         assert answer.status_code == 200 and same(answer.json(), own), answer.text
     assert own["notice"] == NOTICE
+
+
+def test_the_same_report_as_fhir(client: httpx.Client, image: bytes) -> None:
+    from fhir.resources.R4B.bundle import Bundle
+
+    sent = {"image": base64.b64encode(image).decode(), "vitals": VITALS[0]}
+    ours, answer = (client.post("/v1/report", json={**sent, "format": form}) for form in ("report", "fhir"))
+    assert answer.headers["content-type"] == "application/fhir+json"
+    Bundle.model_validate(answer.json())
+    (report,) = [entry["resource"] for entry in answer.json()["entry"]
+                 if entry["resource"]["resourceType"] == "DiagnosticReport"]  # fmt: skip
+    kept = "".join(letter for letter in ours.json()["text"] if letter.isprintable())
+    assert "".join(filter(str.isprintable, report["conclusion"])) == kept.strip()
 
 
 def test_nothing_given_is_a_case_too(client: httpx.Client, engine: ReportEngine, tmp_path: Path) -> None:
@@ -180,7 +194,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(client: httpx.Client) ->
 def test_the_schema_says_what_can_be_sent(client: httpx.Client, adapter: Adapter) -> None:
     schema = client.get("/v1/schema").json()
     assert [vital["name"] for vital in schema["vitals"]] == ["glucose", "systolic", "diastolic", "sex"]
-    assert schema["labels"] == ["pathology", "effusion"] and schema["adapter_digest"] == adapter.digest
+    assert schema["labels"] == ["pathology", "effusion"] and schema["adapter_digest"] == adapter.made_by.adapter
     assert schema["limits"]["upload"] == 1 << 20 and schema["limits"]["tokens"] == TOKENS
     assert client.get("/healthz").json() == {"status": "ok", "waiting": 0}
 
@@ -283,11 +297,26 @@ def test_a_defect_is_told_without_the_case(
     with Service(engine) as service, serving(make_api(service, adapter)) as url:
         monkeypatch.setattr(service.engine, "reports", broken)
         answer = httpx.post(f"{url}/v1/report", json={}, timeout=60)
-        assert answer.status_code == 500 and answer.json()["detail"] == "the draft failed; the server's log says where"
+        assert (
+            answer.status_code == 500
+            and answer.json()["detail"] == "this failed on our side; the server's log says where"
+        )
         monkeypatch.undo()
         assert httpx.post(f"{url}/v1/report", json={"vitals": {"glucose": 8}}, timeout=60).status_code == 200
     told = capfd.readouterr().err
     assert "ValueError in test_app_http.py" in told and "Jane" not in told and "Traceback" not in told
+
+
+def test_what_a_client_left_is_swept(engine: ReportEngine) -> None:
+    with Service(engine) as service:
+        (service.folder / "upload").mkdir()
+        old, new = service.folder / "upload" / "old", service.folder / "new"
+        for file in (old, new):
+            file.write_bytes(b"half an image")
+        os.utime(old, (0, 0))
+        service.sweep()
+        assert new.exists() and not old.exists()
+    assert not service.folder.exists()
 
 
 def test_a_user_error_of_one_draft_is_its_own(engine: ReportEngine) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import vlm
 from vlm.evaluation.intervals import Estimate
+from vlm.weights import public_name
 
 if TYPE_CHECKING:
     from vlm.model.clinical_vlm import ClinicalVLM
@@ -28,7 +29,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     )
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
     return environment.get_template("card.md.j2").render(
-        base=base if Path(base).name == base or on_hub or base.startswith("pypi:") else Path(base).name,
+        base=public_name(base),
         base_model=base if on_hub else "",
         cnn=model.model_config.vision.name,
         vitals=", ".join(vitals),

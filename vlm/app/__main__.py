@@ -1,14 +1,20 @@
 """`python -m vlm.app --adapter ADAPTER`: drafts in a browser, and `POST /v1/report`, in one process."""
 
 import argparse
+import asyncio
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vlm.errors import UserError, run_program
+
+if TYPE_CHECKING:  # after the arguments: --help need not wait for PyTorch
+    from vlm.app.service import Service
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled
+    reserved = reserve(arguments.host, arguments.port)
     try:
         import uvicorn
 
@@ -47,22 +54,35 @@ def main() -> None:
         print(f"warning: {arguments.host} can be reached from outside, and there is no authentication: whoever "
               "reaches it can use it", file=sys.stderr)  # fmt: skip
     print(f"http://{arguments.host}:{arguments.port}", flush=True)
-    # No access log: it would hold the names of uploaded files.
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False,
-                timeout_graceful_shutdown=5)  # fmt: skip
+    # No log of uvicorn's: one of requests holds the names of uploaded files, one of errors may quote a case.
+    config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=3)
+    uvicorn.Server(config).run(sockets=[reserved])
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Bind the port before anything is loaded; raises `UserError` where it cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        reserved = socket.socket(family, kind)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(address)
+    except OSError as error:
+        raise UserError(f"--host, --port: cannot listen on {host}:{port}: {error.strerror}") from None
+    return reserved
 
 
 def make_app(arguments: argparse.Namespace) -> Any:
     """Load the adapter and put page and routes on it; raises `UserError` as `vlm.adapter.load` does."""
     from vlm.adapter import resolve
+
+    folder = resolve(arguments.adapter)  # before the other libraries: a typing error costs no wait
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
     from vlm.inference.command import prepare_libraries
     from vlm.inference.engines import make_engine
 
-    folder = resolve(arguments.adapter)
-    adapter = Adapter.of(arguments.adapter, folder)
+    adapter = Adapter.of(folder)
     limits = Limits(
         upload=arguments.max_upload << 20,
         tokens=arguments.max_new_tokens,
@@ -74,22 +94,26 @@ def make_app(arguments: argparse.Namespace) -> Any:
     prepare_libraries()
     service = Service(make_engine(arguments.engine, folder, arguments.base), limits)
     app = make_api(service, adapter)
-    closing_with(app, service)
+    app.router.lifespan_context = partial(lifetime, service)
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     from vlm.app.page import add_page  # after the variables
 
     return add_page(app, service, adapter)
 
 
-def closing_with(app: Any, service: Any) -> None:
-    """Close the service when the server ends, however it is told to: uvicorn passes a signal on only afterwards."""
+@asynccontextmanager
+async def lifetime(service: "Service", app: Any) -> AsyncIterator[None]:
+    """Sweep while the server runs, and close the service when it ends: uvicorn passes a signal on only afterwards."""
 
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        with service:
-            yield
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(60)
+            await asyncio.to_thread(service.sweep)
 
-    app.router.lifespan_context = lifespan
+    sweeping = asyncio.create_task(sweep())
+    with service:
+        yield
+    sweeping.cancel()
 
 
 def is_loopback(host: str) -> bool:

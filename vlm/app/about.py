@@ -4,30 +4,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.adapter import AdapterConfig, digest, read_config
+from vlm.adapter import AdapterConfig, read_config
+from vlm.fhir import About
 from vlm.inference.report import NOTICE
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder's name, config and digest."""
+    """The config of an adapter folder, and what drafts are said to be made by."""
 
-    name: str
     config: AdapterConfig
-    digest: str
+    made_by: About
 
     @classmethod
-    def of(cls, name: str, folder: Path) -> "Adapter":
-        """That in a folder, by the name it was asked for; raises `UserError` as `read_config` does."""
-        return cls(name, read_config(folder), digest(folder))
+    def of(cls, folder: Path) -> "Adapter":
+        """That in a folder; raises `UserError` as `read_config` does."""
+        return cls(read_config(folder), About.of(folder))
+
+    @property
+    def title(self) -> str:
+        """Which one it is, in a few words."""
+        return f"adapter {self.made_by.adapter[:8]} on {self.made_by.base.rpartition('/')[2]}"
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         spec = self.config.spec
         return {
-            "base": self.config.model.llm.base,
+            "base": self.made_by.base,
             "base_fingerprint": self.config.base_fingerprint,
-            "adapter_digest": self.digest,
+            "adapter_digest": self.made_by.adapter,
             "vitals": [asdict(vital) for vital in spec.schema.vitals],
             "labels": list(spec.labels),
             "image_size": spec.image.size,

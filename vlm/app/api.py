@@ -20,9 +20,11 @@ import vlm
 from vlm.app.about import Adapter
 from vlm.app.service import Busy, Failed, Job, Service, TooLate
 from vlm.errors import UserError
+from vlm.fhir import to_fhir
 from vlm.inference.report import NOTICE
 
-Format = Literal["report"]
+Format = Literal["report", "fhir"]
+"""Of the answer: our own, or a FHIR Bundle."""
 Value = Annotated[str, Field(max_length=200)] | int | float | None
 
 
@@ -36,7 +38,7 @@ class Case(BaseModel):
         default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
     )
     context: str = Field("", description="text to show in the prompt, such as an indication")
-    format: Format = Field("report", description="form of the answer")
+    format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
 
 
 class Answer(BaseModel):
@@ -74,6 +76,8 @@ def make_api(service: Service, adapter: Adapter) -> FastAPI:
     )  # fmt: skip
     app.add_middleware(LimitedBody, most=service.limits.upload * 4 // 3 + (1 << 20))
 
+    schema = adapter.config.spec.schema
+
     @app.post(
         "/v1/report",
         summary="Draft the report of one case",
@@ -86,7 +90,11 @@ def make_api(service: Service, adapter: Adapter) -> FastAPI:
         try:
             picture = await run_in_threadpool(service.read_bytes, image) if image is not None else None
             prepared = await run_in_threadpool(service.prepare, picture, case.vitals, case.context)
-            return JSONResponse((await done(service.draft(prepared))).to_dict())
+            drafted = await done(service.draft(prepared))
+            if case.format == "fhir":
+                bundle = to_fhir(drafted, schema, adapter.made_by, bool(prepared[0]["has_image"]))
+                return JSONResponse(bundle, media_type="application/fhir+json")
+            return JSONResponse(drafted.to_dict())
         except UserError as error:
             raise HTTPException(422, str(error)) from None
         except Busy as error:
@@ -104,7 +112,7 @@ def make_api(service: Service, adapter: Adapter) -> FastAPI:
         return case, image
 
     @app.get("/v1/schema", summary="What the adapter reads and answers")
-    async def schema() -> dict[str, Any]:
+    async def describe() -> dict[str, Any]:
         return {**adapter.describe(), "limits": asdict(service.limits)}
 
     @app.get("/healthz", summary="Whether drafts are written, and how many wait")
@@ -120,7 +128,7 @@ async def done(job: Job[Any]) -> Any:
     try:
         return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(job.result)), job.seconds_left)
     except TimeoutError:
-        raise TooLate("not done within the time limit; try again when fewer drafts wait") from None
+        raise TooLate from None
     finally:
         job.left = True
 

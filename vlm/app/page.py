@@ -56,7 +56,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """The components, in the order of the keyboard."""
         with gr.Blocks(title="Report drafts", analytics_enabled=False) as page:
-            gr.HTML(view.head(self.adapter.name), js_on_load=None)
+            gr.HTML(view.head(self.adapter), js_on_load=None)
             gr.HTML(f"<p><strong>{NOTICE}</strong> <span>Never act on it without the evidence itself.</span></p>",
                     elem_id="vlm-notice", js_on_load=None)  # fmt: skip
             self.picture, self.answer = gr.State(None), gr.State(None)
@@ -109,7 +109,7 @@ class Page:
         """Read an uploaded image and delete the file; a bad one is a message where the draft would be."""
         try:
             return [*_image(self.service.read_file(Path(file))), *self._nothing()]
-        except UserError as error:
+        except (UserError, Failed) as error:
             return [*_image(None), *_shown(view.refused(str(error)))]
 
     async def write(self, picture: np.ndarray | None, context: str, *values: Any) -> AsyncIterator[list[Any]]:
@@ -118,7 +118,7 @@ class Page:
             vitals = given(self.form, values)
             prepared = await run_in_threadpool(self.service.prepare, picture, vitals, context or "")
             job = self.service.draft(prepared)
-        except (UserError, Busy) as error:
+        except (UserError, Busy, Failed) as error:
             yield _shown(view.refused(str(error)))
             return
         ahead, before = self.service.waiting - 1, ""
@@ -135,9 +135,7 @@ class Page:
             return
         finally:
             job.left = True
-        has_image = bool(prepared[0]["has_image"])
-        calibration = self.adapter.config.calibration
-        page = view.finished(report, self.spec.schema, calibration, has_image)
+        page = view.finished(report, self.adapter, bool(prepared[0]["has_image"]))
         yield _shown(page, (prepared, report))
 
     def _nothing(self) -> list[Any]:

@@ -10,8 +10,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -28,12 +29,19 @@ LONGEST_PROMPT = 1024
 """Tokens around the evidence; more of them are a context that no adapter was trained on."""
 
 
+FORGOTTEN = 600
+"""Seconds after which a file in the folder is nobody's: one is read as soon as it was sent."""
+
+
 class Busy(Exception):
     """The queue is full."""
 
 
 class TooLate(Exception):
     """The time limit came before the end."""
+
+    def __init__(self) -> None:
+        super().__init__("not done within the time limit; try again when fewer drafts wait")
 
 
 class Failed(Exception):
@@ -149,7 +157,7 @@ class Service:
         Raises `UserError` for an unreadable one, in words that do not hold the file's name.
         """
         try:
-            with self._decoding:
+            with self._decoding, named_failures():
                 return self.engine.read_picture(file)
         except UserError as error:
             raise UserError(f"image: {str(error).removeprefix(f'{file}: ')}") from None
@@ -158,7 +166,7 @@ class Service:
 
     def read_bytes(self, data: bytes) -> np.ndarray:
         """The content of an image file as the model sees it; see `read_file`."""
-        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+        with named_failures(), tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
             file.write(data)
         return self.read_file(Path(file.name))
 
@@ -166,7 +174,15 @@ class Service:
         """One case's inputs for `draft`; raises `UserError` for a wrong vital or too long a context."""
         if len(context) > self.limits.context:
             raise UserError(f"context: {len(context):,} characters, at most {self.limits.context:,}")
-        return self.engine.prepare(picture, vitals, context)
+        with named_failures():
+            return self.engine.prepare(picture, vitals, context)
+
+    def sweep(self) -> None:
+        """Remove what a client that has gone left in the folder."""
+        for file in self.folder.rglob("*"):
+            with suppress(OSError):
+                if file.is_file() and time.time() - file.stat().st_mtime > FORGOTTEN:
+                    file.unlink()
 
     # ---------------------------------------------------------------------------------------- asking
 
@@ -196,11 +212,12 @@ class Service:
             while jobs := self._take():
                 start = time.monotonic()
                 try:
-                    self._do(jobs)
+                    with named_failures():
+                        self._do(jobs)
                 except Exception as error:
-                    _settle(jobs, _named(error))
+                    _settle(jobs, error)
                 finally:
-                    _settle(jobs, TooLate(f"not done within {self.limits.seconds:g} seconds"))
+                    _settle(jobs, TooLate())
                     self._current = []
                 self.seconds_a_batch = time.monotonic() - start
 
@@ -250,7 +267,7 @@ class Words:
     def put(self, value: torch.Tensor) -> None:
         """The next token of each draft, B; before the first, the prompt's, of which there are none."""
         if all(draft.over for draft in self._drafts):
-            raise TooLate("nobody waits for these drafts")
+            raise TooLate
         if value.numel() != len(self._drafts):
             return
         for row, token in enumerate(value.tolist()):
@@ -274,10 +291,14 @@ def _settle(jobs: Sequence[Job[Any]], error: Exception) -> None:
             job.result.set_exception(error)
 
 
-def _named(error: Exception) -> Exception:
-    """A user's mistake as it is; of anything else, the kind and the place: its message may quote the case."""
-    if isinstance(error, UserError | TooLate):
-        return error
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    print(f"error: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}", file=sys.stderr)
-    return Failed("the draft failed; the server's log says where")
+@contextmanager
+def named_failures() -> Iterator[None]:
+    """A user's mistake as it is; of anything else the kind and the place, for its message may quote the case."""
+    try:
+        yield
+    except (UserError, TooLate):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        print(f"error: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}", file=sys.stderr)
+        raise Failed("this failed on our side; the server's log says where") from None

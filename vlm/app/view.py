@@ -10,7 +10,9 @@ import cv2
 import jinja2
 import numpy as np
 
+from vlm.app.about import Adapter
 from vlm.data.schema import VitalsSchema
+from vlm.fhir import to_fhir
 from vlm.inference.report import Report
 from vlm.model.calibration import Calibration
 
@@ -22,9 +24,9 @@ def _templates() -> jinja2.Environment:
     return made
 
 
-def head(name: str) -> str:
+def head(adapter: Adapter) -> str:
     """The page's title, and which adapter it is."""
-    return _templates().get_template("head.html.j2").render(name=name)
+    return _templates().get_template("head.html.j2").render(title=adapter.title)
 
 
 def idle() -> str:
@@ -43,17 +45,20 @@ def writing(text: str, ahead: int) -> str:
     return _result(state="writing", text=text, message="writing …" if text else waiting)
 
 
-def finished(report: Report, schema: VitalsSchema, calibration: Calibration, has_image: bool) -> str:
+def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
     """A whole draft with its probabilities, warnings and files."""
+    schema = adapter.config.spec.schema
+    bundle = to_fhir(report, schema, adapter.made_by, has_image)
     return _result(
         state="done",
         text=report.text,
         report=report,
-        meaning=meaning(calibration),
+        meaning=meaning(adapter.config.calibration),
         read=", ".join([*_values(report, schema), "an image" if has_image else "no image"]),
         files=[
             _file("Text", "draft.txt", "text/plain", str(report)),
             _file("JSON", "draft.json", "application/json", _json(report.to_dict())),
+            _file("FHIR", "draft.fhir.json", "application/fhir+json", _json(bundle)),
         ],
     )
 

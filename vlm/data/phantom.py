@@ -30,9 +30,9 @@ VERSION = 1
 """Raised whenever the same seed would draw other cases, so that an old folder is drawn again."""
 
 VITALS = [
-    VitalConfig("glucose", "mmol/L", plausible=[1, 50], reference=[3.9, 7.8]),
-    VitalConfig("systolic", "mmHg", ["sbp"], plausible=[40, 300], reference=[90, 139]),
-    VitalConfig("diastolic", "mmHg", ["dbp"], plausible=[20, 200], reference=[60, 89]),
+    VitalConfig("glucose", "mmol/L", plausible=[1, 50], reference=[3.9, 7.8], loinc="14749-6"),
+    VitalConfig("systolic", "mmHg", ["sbp"], plausible=[40, 300], reference=[90, 139], loinc="8480-6"),
+    VitalConfig("diastolic", "mmHg", ["dbp"], plausible=[20, 200], reference=[60, 89], loinc="8462-4"),
     VitalConfig("age", "share of 100 years", ["age_index"], plausible=[0, 1.3]),
 ]
 FINDINGS = {"none": None, "mild": "Mild infiltration", "patchy": "Patchy opacities", "dense": "Dense shadow"}

@@ -1,8 +1,13 @@
 """The options of `infer.py`; nothing heavy is imported here, so that --help need not wait."""
 
 import argparse
+import re
+from pathlib import Path
 
 from vlm.errors import UserError
+
+SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-9a-f-]{36}")
+"""A FHIR reference to a patient."""
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
@@ -13,9 +18,11 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=["torch", "llamacpp"], default="torch",
                         help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`")  # fmt: skip
     parser.add_argument("--image", help="image file; leave it away for a case without one")
-    parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of names and values')
+    parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of these or of FHIR')
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--fhir", metavar="FILE", help="write the draft as a FHIR Bundle too; docs/fhir.md")
+    parser.add_argument("--fhir_subject", metavar="REFERENCE", help="whom the Bundle is of, such as Patient/123")
     many = parser.add_argument_group("many cases", "a table of them, whose columns of vitals are found by name")
     many.add_argument("--input", help="table: .csv, .tsv, .parquet or a folder of .parquet files")
     many.add_argument("--output", default="reports.jsonl", help="file of the drafts, in the order of the table")
@@ -31,4 +38,16 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
             raise UserError(f"--{name}: must be at least 1")
     if arguments.input and (arguments.image or arguments.vitals):
         raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
+    _check_fhir(arguments)
     return arguments
+
+
+def _check_fhir(arguments: argparse.Namespace) -> None:
+    if arguments.fhir and arguments.input:
+        raise UserError("--fhir: is for one case; leave --input away")
+    if arguments.fhir and not Path(arguments.fhir).resolve().parent.is_dir():
+        raise UserError(f"--fhir: {Path(arguments.fhir).parent}: no such folder")
+    if arguments.fhir_subject and not arguments.fhir:
+        raise UserError("--fhir_subject: is written to a Bundle; name its file with --fhir")
+    if arguments.fhir_subject and not SUBJECT.fullmatch(arguments.fhir_subject):
+        raise UserError(f"--fhir_subject: {arguments.fhir_subject} is no reference to a patient, such as Patient/123")

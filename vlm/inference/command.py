@@ -1,8 +1,10 @@
 """What `infer.py` does: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -11,12 +13,31 @@ from vlm.adapter import read_config, resolve
 from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.errors import UserError
+from vlm.fhir import About, from_fhir, is_fhir, to_fhir
 from vlm.inference.engine import Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.report import Report
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
+
+
+class FhirFile(NamedTuple):
+    """Where a draft goes as a FHIR Bundle, and of whom it says it is."""
+
+    path: Path
+    subject: str | None = None
+
+    def write(self, bundle: dict[str, Any]) -> None:
+        """Write it as a whole or not at all; raises `UserError` if the disk is full."""
+        staging = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            staging.write_text(json.dumps(bundle, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            staging.replace(self.path)
+        except OSError as error:
+            raise UserError(f"--fhir: {self.path}: cannot write: {error.strerror}") from None
+        finally:
+            staging.unlink(missing_ok=True)
 
 
 def draft_case(
@@ -27,20 +48,27 @@ def draft_case(
     max_new_tokens: int,
     stream: TextIO | None,
     engine: str = "torch",
+    fhir: FhirFile | None = None,
 ) -> Report:
-    """Draft one report, printing its words to `stream` as they come.
+    """Draft one report, printing its words to `stream` as they come, and write it to `fhir` as well.
 
     The inputs are checked before the model is loaded, so that a typing error costs no wait. Raises `UserError`
     for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
     """
     prepare_libraries()
     folder = resolve(adapter)
-    values = read_vitals(vitals)
-    read_config(folder).spec.schema.parse(values, "--vitals")
+    schema = read_config(folder).spec.schema
+    given = read_vitals(vitals)
+    values, noted = from_fhir(given, schema, vitals.strip()) if is_fhir(given) else (given, ())
+    schema.parse(values, "--vitals")
     if image is not None:
         read_image(image)
     drafter = make_engine(engine, folder, base)
-    return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
+    report = drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
+    report = replace(report, warnings=(*noted, *report.warnings))
+    if fhir is not None:
+        fhir.write(to_fhir(report, schema, About.of(folder), image is not None, fhir.subject))
+    return report
 
 
 def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, engine: str = "torch") -> "Counts":
@@ -73,8 +101,8 @@ def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
     return {"streamer": Words(engine.model.tokenizer, skip_special_tokens=True)}
 
 
-def read_vitals(text: str) -> dict[str, Any]:
-    """`name=value, name=value`, or the path of a JSON file that holds one object of names and values."""
+def read_vitals(text: str) -> Any:
+    """`name=value, name=value`, or what a JSON file holds: one object of names and values, or FHIR resources."""
     if text.strip().endswith(".json"):
         return _read_vitals_file(Path(text.strip()))
     values: dict[str, Any] = {}
@@ -94,13 +122,13 @@ def read_vitals(text: str) -> dict[str, Any]:
     return values
 
 
-def _read_vitals_file(file: Path) -> dict[str, Any]:
+def _read_vitals_file(file: Path) -> Any:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot read the vitals: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f'{file}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}')
+    if not isinstance(values, dict) and not is_fhir(values):
+        raise UserError(f'{file}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}, or FHIR resources')
     return values
