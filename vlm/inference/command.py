@@ -1,6 +1,7 @@
 """What `infer.py` does: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,6 +31,17 @@ def draft_case(
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come.
 
+    Raises `UserError` as `open_engine` does.
+    """
+    drafter, values = open_engine(adapter, image, vitals, base, engine)
+    return draft_with(drafter, image, values, max_new_tokens, stream)
+
+
+def open_engine(
+    adapter: str, image: str | None, vitals: str, base: str | None, engine: str = "torch"
+) -> tuple[Engine, dict[str, Any]]:
+    """The engine, and one case's values by name.
+
     The inputs are checked before the model is loaded, so that a typing error costs no wait. Raises `UserError`
     for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
     """
@@ -39,8 +51,14 @@ def draft_case(
     read_config(folder).spec.schema.parse(values, "--vitals")
     if image is not None:
         read_image(image)
-    drafter = make_engine(engine, folder, base)
-    return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
+    return make_engine(engine, folder, base), values
+
+
+def draft_with(
+    engine: Engine, image: str | None, values: Mapping[str, Any], max_new_tokens: int, stream: TextIO | None
+) -> Report:
+    """Draft one report with an engine at hand, printing its words to `stream` as they come."""
+    return engine.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(engine, stream))[0]
 
 
 def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, engine: str = "torch") -> "Counts":
