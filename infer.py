@@ -35,19 +35,16 @@ def main() -> None:
     if arguments.input:
         draft_table(arguments)
         return
+    if arguments.explain:
+        from vlm.explanation.command import explain_case
+
+        explain_case(arguments, sys.stdout)
+        return
     gc.disable()
     from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
 
-    stream = None if arguments.json else sys.stdout
-    report = draft_case(
-        arguments.adapter,
-        arguments.image,
-        arguments.vitals,
-        arguments.base,
-        arguments.max_new_tokens,
-        stream,
-        arguments.engine,
-    )
+    case = arguments.adapter, arguments.image, arguments.vitals, arguments.base, arguments.max_new_tokens
+    report = draft_case(*case, None if arguments.json else sys.stdout, arguments.engine)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
