@@ -35,6 +35,11 @@ def main() -> None:
     if arguments.input:
         draft_table(arguments)
         return
+    if arguments.explain:
+        from vlm.explanation.command import explain_case
+
+        explain_case(arguments, sys.stdout)
+        return
     gc.disable()
     from vlm.inference.command import FhirFile, draft_case  # after the arguments: --help need not wait for PyTorch
 
@@ -47,7 +52,7 @@ def main() -> None:
         arguments.max_new_tokens,
         stream,
         arguments.engine,
-        FhirFile(Path(arguments.fhir), arguments.fhir_subject) if arguments.fhir else None,
+        FhirFile.of(arguments.fhir, arguments.fhir_subject),
     )
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))

@@ -23,6 +23,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--fhir", metavar="FILE", help="write the draft as a FHIR Bundle too; docs/fhir.md")
     parser.add_argument("--fhir_subject", metavar="REFERENCE", help="whom the Bundle is of, such as Patient/123")
+    parser.add_argument("--explain", metavar="FILE", help="picture (.png) of what the draft rests on: image and heat, "
+                        "tinted words, a bar for each vital; extra `explain`")  # fmt: skip
+    parser.add_argument("--explain_words", default="", help='words of the draft to explain, as "opacity, lower zone"; '
+                        "without it the findings, places and levels in it")  # fmt: skip
     many = parser.add_argument_group("many cases", "a table of them, whose columns of vitals are found by name")
     many.add_argument("--input", help="table: .csv, .tsv, .parquet or a folder of .parquet files")
     many.add_argument("--output", default="reports.jsonl", help="file of the drafts, in the order of the table")
@@ -36,6 +40,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     for name in ("max_new_tokens", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
+    if arguments.explain_words and not arguments.explain:
+        raise UserError("--explain_words: needs --explain FILE, the picture to write")
+    if arguments.explain:
+        _check_explain(arguments)
     if arguments.input and (arguments.image or arguments.vitals):
         raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
     _check_fhir(arguments)
@@ -51,3 +59,16 @@ def _check_fhir(arguments: argparse.Namespace) -> None:
         raise UserError("--fhir_subject: is written to a Bundle; name its file with --fhir")
     if arguments.fhir_subject and not SUBJECT.fullmatch(arguments.fhir_subject):
         raise UserError(f"--fhir_subject: {arguments.fhir_subject} is no reference to a patient, such as Patient/123")
+
+
+def _check_explain(arguments: argparse.Namespace) -> None:
+    """What would be found too late, after the draft."""
+    file = Path(arguments.explain)
+    if arguments.input:
+        raise UserError("--explain: explains one case; leave --input away")
+    if arguments.engine != "torch":
+        raise UserError("--explain: only PyTorch's engine has gradients; use --engine torch")
+    if file.suffix.lower() != ".png":
+        raise UserError(f"--explain: {file}: the picture is a PNG; name it so")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"--explain: {file}: no such folder {file.parent}")

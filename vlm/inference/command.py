@@ -28,6 +28,11 @@ class FhirFile(NamedTuple):
     path: Path
     subject: str | None = None
 
+    @classmethod
+    def of(cls, path: str | None, subject: str | None) -> "FhirFile | None":
+        """That of the options `--fhir` and `--fhir_subject`."""
+        return cls(Path(path), subject) if path else None
+
     def write(self, bundle: dict[str, Any]) -> None:
         """Write it as a whole or not at all; raises `UserError` if the disk is full."""
         staging = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -38,6 +43,45 @@ class FhirFile(NamedTuple):
             raise UserError(f"--fhir: {self.path}: cannot write: {error.strerror}") from None
         finally:
             staging.unlink(missing_ok=True)
+
+
+class OpenedCase(NamedTuple):
+    """One case whose inputs were checked, and the engine that drafts it."""
+
+    engine: Engine
+    folder: Path
+    """Of the adapter."""
+    image: str | None
+    values: dict[str, Any]
+    noted: tuple[str, ...]
+    """Warnings on what was left out of a FHIR file."""
+
+    @classmethod
+    def of(cls, adapter: str, image: str | None, vitals: str, base: str | None, engine: str = "torch") -> "OpenedCase":
+        """Check the inputs before the model is loaded, so that a typing error costs no wait.
+
+        Raises `UserError` for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be
+        loaded.
+        """
+        prepare_libraries()
+        folder = resolve(adapter)
+        schema = read_config(folder).spec.schema
+        given = read_vitals(vitals)
+        values, noted = from_fhir(given, schema, vitals.strip()) if is_fhir(given) else (given, ())
+        schema.parse(values, "--vitals")
+        if image is not None:
+            read_image(image)
+        return cls(make_engine(engine, folder, base), folder, image, values, tuple(noted))
+
+    def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
+        """Draft the report, printing its words to `stream` as they come, and write it to `fhir` as well."""
+        case = [(self.image, self.values)]
+        report = self.engine.predict(case, max_new_tokens=max_new_tokens, **_streaming(self.engine, stream))[0]
+        report = replace(report, warnings=(*self.noted, *report.warnings))
+        if fhir is not None:
+            schema = self.engine.model.spec.schema
+            fhir.write(to_fhir(report, schema, About.of(self.folder), self.image is not None, fhir.subject))
+        return report
 
 
 def draft_case(
@@ -52,23 +96,9 @@ def draft_case(
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come, and write it to `fhir` as well.
 
-    The inputs are checked before the model is loaded, so that a typing error costs no wait. Raises `UserError`
-    for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
+    Raises `UserError` as `OpenedCase.of` does.
     """
-    prepare_libraries()
-    folder = resolve(adapter)
-    schema = read_config(folder).spec.schema
-    given = read_vitals(vitals)
-    values, noted = from_fhir(given, schema, vitals.strip()) if is_fhir(given) else (given, ())
-    schema.parse(values, "--vitals")
-    if image is not None:
-        read_image(image)
-    drafter = make_engine(engine, folder, base)
-    report = drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
-    report = replace(report, warnings=(*noted, *report.warnings))
-    if fhir is not None:
-        fhir.write(to_fhir(report, schema, About.of(folder), image is not None, fhir.subject))
-    return report
+    return OpenedCase.of(adapter, image, vitals, base, engine).draft(max_new_tokens, stream, fhir)
 
 
 def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, engine: str = "torch") -> "Counts":
