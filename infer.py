@@ -22,7 +22,7 @@ def draft_table(arguments: argparse.Namespace) -> None:
     images = Path(arguments.images) if arguments.images else table.parent
     columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
     job = TableJob(table, Path(arguments.output), images, columns, arguments.batch_size, arguments.max_new_tokens)
-    counts = draft_table(arguments.adapter, job, arguments.base, arguments.resume, arguments.engine)
+    counts = draft_table(arguments.adapter, job, arguments.base, arguments.resume, arguments.engine, arguments.revision)
     print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
     if counts.errors:
         raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
@@ -52,6 +52,7 @@ def main() -> None:
         arguments.max_new_tokens,
         stream,
         arguments.engine,
+        arguments.revision,
         FhirFile.of(arguments.fhir, arguments.fhir_subject),
     )
     if arguments.json:

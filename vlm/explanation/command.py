@@ -16,7 +16,9 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     Raises `UserError` as `draft_case`, `explain` and `draw` do.
     """
     require_captum()
-    case = OpenedCase.of(arguments.adapter, arguments.image, arguments.vitals, arguments.base)
+    case = OpenedCase.of(
+        arguments.adapter, arguments.image, arguments.vitals, arguments.base, revision=arguments.revision
+    )
     stream = None if arguments.json else out
     report = case.draft(arguments.max_new_tokens, stream, FhirFile.of(arguments.fhir, arguments.fhir_subject))
     if stream is not None:

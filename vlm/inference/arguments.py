@@ -14,6 +14,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     """Read the command line; raises `UserError` for values out of range and for options that exclude each other."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
+    parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
     parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
     parser.add_argument("--engine", choices=["torch", "llamacpp"], default="torch",
                         help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`")  # fmt: skip

@@ -57,14 +57,22 @@ class OpenedCase(NamedTuple):
     """Warnings on what was left out of a FHIR file."""
 
     @classmethod
-    def of(cls, adapter: str, image: str | None, vitals: str, base: str | None, engine: str = "torch") -> "OpenedCase":
+    def of(
+        cls,
+        adapter: str,
+        image: str | None,
+        vitals: str,
+        base: str | None,
+        engine: str = "torch",
+        revision: str | None = None,
+    ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
         Raises `UserError` for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be
         loaded.
         """
         prepare_libraries()
-        folder = resolve(adapter)
+        folder = resolve(adapter, revision)
         schema = read_config(folder).spec.schema
         given = read_vitals(vitals)
         values, noted = from_fhir(given, schema, vitals.strip()) if is_fhir(given) else (given, ())
@@ -92,22 +100,30 @@ def draft_case(
     max_new_tokens: int,
     stream: TextIO | None,
     engine: str = "torch",
+    revision: str | None = None,
     fhir: FhirFile | None = None,
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come, and write it to `fhir` as well.
 
     Raises `UserError` as `OpenedCase.of` does.
     """
-    return OpenedCase.of(adapter, image, vitals, base, engine).draft(max_new_tokens, stream, fhir)
+    return OpenedCase.of(adapter, image, vitals, base, engine, revision).draft(max_new_tokens, stream, fhir)
 
 
-def draft_table(adapter: str, job: "TableJob", base: str | None, resume: bool, engine: str = "torch") -> "Counts":
+def draft_table(
+    adapter: str,
+    job: "TableJob",
+    base: str | None,
+    resume: bool,
+    engine: str = "torch",
+    revision: str | None = None,
+) -> "Counts":
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
     The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
     prepare_libraries()
-    folder = resolve(adapter)
+    folder = resolve(adapter, revision)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
     return job.run(make_engine(engine, folder, base), made_by)
 

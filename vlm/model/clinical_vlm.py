@@ -5,6 +5,7 @@ goes on from there. The same f and x make z and the labels' probabilities.
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -76,7 +77,10 @@ class ClinicalVLM(EvidenceEncoder):
 
     @classmethod
     def from_pretrained(cls, adapter: str | Path, base: str | None = None, **options: Any) -> "ClinicalVLM":
-        """Load an adapter folder, and the base model it names or `base`; see `vlm.adapter.load`."""
+        """Load an adapter folder or Hub id, and the base model it names or `base`; see `vlm.adapter.load`.
+
+        Options are `revision` of a Hub id, `device` and `dtype`.
+        """
         from vlm.adapter import load
 
         return load(adapter, base=base, **options)
@@ -86,6 +90,17 @@ class ClinicalVLM(EvidenceEncoder):
         from vlm.adapter import save
 
         save(self, folder, **options)
+
+    def push_to_hub(self, repo: str, metrics: Mapping[str, Any] | None = None, **options: Any) -> str:
+        """Share the adapter on the Hub with what it was measured to do; returns the commit.
+
+        Options are those of `vlm.adapter.hub.push`, which says what is refused.
+        """
+        from vlm.adapter import save
+        from vlm.adapter.hub import push
+
+        with tempfile.TemporaryDirectory() as work:
+            return push(save(self, Path(work) / "adapter", metrics), repo, **options).commit
 
     # ---------------------------------------------------------------------------------- properties
 

@@ -1,47 +1,22 @@
-"""The adapter folder: what training made, in safetensors and JSON, without the base model.
+"""The adapter folder, written from a model and read back into one."""
 
-adapter_config.json, adapter_model.safetensors   a plain PEFT LoRA of the language model
-vlm.safetensors                                  projectors, vitals encoder, joint vector, head, trained CNN
-config.json                                      base, image and vitals preprocessing, labels, prompt
-metrics.json, README.md                          what it was measured to do, and its card
-"""
-
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-import vlm
-from vlm.cli import from_dict
-from vlm.config import ModelConfig, VitalConfig
-from vlm.data.case import CaseSpec
-from vlm.data.images import ImageSpec
-from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.adapter.hub import resolve
+from vlm.adapter.layout import FILES, describe, read_config
+from vlm.config import ModelConfig
 from vlm.errors import UserError
-from vlm.model.calibration import Calibration
 
-if TYPE_CHECKING:  # what only reads a config, or the parts without the language model, need not wait for it
+if TYPE_CHECKING:  # the parts without the language model need not wait for it
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.evidence import EvidenceEncoder, Words
-
-FORMAT = 1
-"""Raised when a folder of this version could not be read by an older one."""
-FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "vlm.safetensors",
-    "config.json",
-    "metrics.json",
-    "README.md",
-)
-"""All files an adapter folder may hold."""
-REQUIRED = FILES[:4]
 
 
 def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
@@ -51,7 +26,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
     """
     from safetensors.torch import save_file
 
-    from vlm.card import card
+    from vlm.adapter.card import card
 
     folder = Path(folder)
     others = {path.name for path in folder.iterdir()} - set(FILES) if folder.is_dir() else set()
@@ -156,57 +131,6 @@ def _compare(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tenso
             raise UserError(f"{where}: {first}; the adapter does not fit the base or is broken")
 
 
-def describe(model: "ClinicalVLM") -> dict[str, Any]:
-    """Everything but weights that it takes to rebuild the model; the content of config.json."""
-    return {
-        "format": FORMAT,
-        "clinical_vlm_version": vlm.__version__,
-        "base_fingerprint": model.base_fingerprint,
-        "model": asdict(model.model_config),
-        "image": asdict(model.spec.image),
-        "vitals": [asdict(vital) for vital in model.spec.schema.vitals],
-        "statistics": asdict(model.spec.statistics),
-        "labels": list(model.spec.labels),
-        "calibration": asdict(model.calibration),
-    }
-
-
-class AdapterConfig(NamedTuple):
-    """The content of config.json."""
-
-    model: ModelConfig
-    spec: CaseSpec
-    base_fingerprint: str
-    calibration: Calibration
-
-
-def read_config(folder: Path) -> AdapterConfig:
-    """Read config.json; raises `UserError` if it is missing, incomplete or of another format."""
-    file = folder / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot read the adapter's config: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
-        raise UserError(f"{file}: format {found}, this version reads {FORMAT}; is this an adapter of clinical-vlm?")
-    try:
-        where = str(file)
-        statistics = values["statistics"]
-        spec = CaseSpec(
-            image=ImageSpec(**values["image"]),
-            schema=VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in values["vitals"])),
-            statistics=VitalsStatistics(
-                tuple(statistics["centre"]), tuple(statistics["scale"]), tuple(map(tuple, statistics["edges"]))
-            ),
-            labels=tuple(values["labels"]),
-        )
-        model = from_dict(ModelConfig, values["model"], where)
-        return AdapterConfig(model, spec, str(values["base_fingerprint"]), Calibration(**values["calibration"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: incomplete config: {error}") from None
-
-
 def load(
     adapter: str | Path,
     base: str | None = None,
@@ -265,40 +189,6 @@ def _read_tensors(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
         return load_file(folder / "adapter_model.safetensors"), load_file(folder / "vlm.safetensors")
     except Exception as error:  # safetensors raises its own bare exception type
         raise UserError(f"{folder}: broken safetensors file: {error}") from None
-
-
-def resolve(adapter: str, revision: str | None = None) -> Path:
-    """The local folder of an adapter, fetched from the Hub where it is an id.
-
-    Raises `UserError` where neither is there, or a file of it is missing.
-    """
-    folder = Path(adapter) if Path(adapter).is_dir() else _fetch(adapter, revision)
-    for name in REQUIRED:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; not a complete adapter folder")
-    return folder
-
-
-def digest(folder: Path) -> str:
-    """A hash of the weights and the config of an adapter folder: what it would draft, not what is said of it."""
-    hashed = hashlib.sha256()
-    for name in REQUIRED:
-        hashed.update((folder / name).read_bytes())
-    return hashed.hexdigest()
-
-
-def _fetch(adapter: str, revision: str | None) -> Path:
-    if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
-        raise UserError(f"{adapter}: no such adapter folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(adapter, revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{adapter}: no such folder, and the Hub did not give it: {str(error).splitlines()[0]}"
-        ) from None
 
 
 def _write_json(file: Path, values: Any) -> None:

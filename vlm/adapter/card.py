@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlm
+from vlm.adapter.metadata import metadata
 from vlm.evaluation.intervals import Estimate
 from vlm.weights import public_name
 
 if TYPE_CHECKING:
     from vlm.model.clinical_vlm import ClinicalVLM
 
+EXAMPLE = "path/or/hub-id"
+"""Stands for the adapter's own name in the card's example until it is known."""
 OPEN = "open: the authors must say"
 
 
@@ -19,7 +22,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     import jinja2  # an adapter is loaded far more often than its card is written
 
     base = model.model_config.llm.base
-    on_hub = not base.startswith("pypi:") and not Path(base).exists()
+    head = metadata(base, metrics).to_yaml()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -28,9 +31,9 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
-    return environment.get_template("card.md.j2").render(
+    text = environment.get_template("card.md.j2").render(
         base=public_name(base),
-        base_model=base if on_hub else "",
+        example=EXAMPLE,
         cnn=model.model_config.vision.name,
         vitals=", ".join(vitals),
         labels=", ".join(model.spec.labels),
@@ -41,6 +44,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         calibration=model.calibration,
         checklist=checklist(model, metrics),
     )
+    return f"---\n{head}\n---\n\n{text}"
 
 
 NOT_A_MEASURE = ("splits", "verdicts")

@@ -1,0 +1,40 @@
+"""The adapter folder: what training made, in safetensors and JSON, without the base model.
+
+adapter_config.json, adapter_model.safetensors   a plain PEFT LoRA of the language model
+vlm.safetensors                                  projectors, vitals encoder, joint vector, head, trained CNN
+config.json                                      base, image and vitals preprocessing, labels, prompt
+metrics.json, README.md                          what it was measured to do, and its card
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm.adapter.folder import load, load_evidence, load_state, save, split_state, starting_weights
+    from vlm.adapter.hub import resolve
+    from vlm.adapter.layout import FILES, FORMAT, REQUIRED, AdapterConfig, describe, digest, read_config
+
+__all__ = [
+    "FILES",
+    "FORMAT",
+    "REQUIRED",
+    "AdapterConfig",
+    "describe",
+    "digest",
+    "load",
+    "load_evidence",
+    "load_state",
+    "read_config",
+    "resolve",
+    "save",
+    "split_state",
+    "starting_weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `python -m vlm.adapter --help` does not wait for PyTorch."""
+    if name in __all__:
+        from vlm.adapter import folder, hub, layout
+
+        return next(getattr(part, name) for part in (layout, hub, folder) if hasattr(part, name))
+    raise AttributeError(f"module 'vlm.adapter' has no attribute {name!r}")

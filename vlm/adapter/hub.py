@@ -1,0 +1,192 @@
+"""An adapter on the Hugging Face Hub: fetched at one commit, pushed as one commit."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import vlm
+from vlm.adapter.layout import FILES, REQUIRED
+from vlm.adapter.metadata import CardDetails
+from vlm.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+STARTED = {".gitattributes", "README.md"}
+"""What the Hub itself puts into a new repository."""
+
+
+class Pushed(NamedTuple):
+    """Where an adapter is now."""
+
+    url: str
+    commit: str
+    before: str | None
+    """The commit it follows; None in a repository that is new."""
+    license: str | None
+    """What its card says."""
+
+
+def resolve(adapter: str, revision: str | None = None) -> Path:
+    """The local folder of an adapter, fetched from the Hub where it is an id.
+
+    Raises `UserError` where neither is there, or a file of it is missing.
+    """
+    local = Path(adapter).is_dir()
+    if local and revision is not None:
+        raise UserError(f"{adapter}: is a folder here; a revision is one of a Hub id")
+    folder = Path(adapter) if local else fetch(adapter, revision)
+    for name in REQUIRED:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name}; not a complete adapter folder")
+    return folder
+
+
+def fetch(adapter: str, revision: str | None = None) -> Path:
+    """The snapshot of one commit in the Hub's cache, whose name is the commit; it is printed.
+
+    Where the Hub cannot be reached, the commit that was last seen is taken from the cache, and the client says so.
+    Raises `UserError` for all that the Hub refuses or does not have, even where the cache holds it.
+    """
+    if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
+        raise UserError(f"{adapter}: no such adapter folder")
+    api = _client()
+    with _in_one_line(f"{adapter}: no such folder, and the Hub did not give it", revision):
+        commit = api.resolve_revision(adapter, revision=revision)
+        folder = api.snapshot_download(adapter, revision=commit, allow_patterns=list(FILES))
+    print(f"{adapter}: commit {commit.resolved}", file=sys.stderr)
+    return Path(folder)
+
+
+def push(
+    folder: Path,
+    repo: str,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Adapter",
+    details: CardDetails | None = None,
+) -> Pushed:
+    """Share an adapter folder as one commit; an earlier adapter in its place is updated.
+
+    Everything is checked before the Hub is asked: see `check_shareable`. Raises `UserError` for what must not be
+    shared, for a repository that holds anything else than an adapter, and for all that the Hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, ModelCard, get_token
+
+    from vlm.adapter.card import EXAMPLE
+    from vlm.adapter.checks import check_shareable
+    from vlm.adapter.metadata import with_details
+
+    check_shareable(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8").replace(f'"{EXAMPLE}"', f'"{repo}"')
+    card = with_details(text, details or CardDetails(), str(folder / "README.md"))
+    if repo.count("/") != 1:
+        raise UserError(f"{repo}: a repository is written USER/NAME")
+    if not get_token():
+        raise UserError("the Hub wants a token to push; log in with `hf auth login`, or set HF_TOKEN")
+    api = _client()
+    with _in_one_line(f"{repo}: nothing was pushed", revision):
+        before = _make_room(api, repo, private, revision)
+        commit = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, card.encode() if name == "README.md" else folder / name) for name in FILES],
+            commit_message=message,
+            revision=revision,
+            parent_commit=before,  # somebody else's push in between is not written over
+        )
+    return Pushed(str(commit.repo_url), commit.oid, before, ModelCard(card).data.get("license"))
+
+
+def _client() -> "HfApi":
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="clinical-vlm", library_version=vlm.__version__)
+
+
+def _make_room(api: "HfApi", repo: str, private: bool, revision: str | None) -> str | None:
+    """Make the repository or the branch if it is not there; returns the commit to go on from."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        info = api.model_info(repo)
+    except RepositoryNotFoundError:
+        api.create_repo(repo, private=private or None)  # None: as the account has it
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        return None
+    if private and not info.private:
+        raise UserError(f"{repo}: is public already; make it private on its page, or push to another")
+    _refuse_strangers(api, repo, info)
+    if revision is None:
+        return info.sha
+    try:
+        branch = api.model_info(repo, revision=revision)
+    except RevisionNotFoundError:
+        api.create_branch(repo, branch=revision)
+        return info.sha
+    _refuse_strangers(api, repo, branch)
+    return branch.sha
+
+
+def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
+    """Only an adapter of ours is written over, or what the Hub puts into a new repository."""
+    names = {file.rfilename for file in info.siblings or ()}
+    way_out = "push to a repository of its own"
+    if others := names - set(FILES) - STARTED:
+        raise UserError(f"{repo}: holds {min(others)}, which is no file of an adapter; {way_out}")
+    if names <= STARTED:
+        return
+    ours = "config.json" in names and "clinical_vlm_version" in json.loads(
+        Path(api.hf_hub_download(repo, "config.json", revision=info.sha)).read_text(encoding="utf-8")
+    )
+    if not ours:
+        raise UserError(f"{repo}: holds another model; {way_out}")
+
+
+@contextmanager
+def _in_one_line(what: str, revision: str | None) -> Iterator[None]:
+    """Turn what the client raises into one `UserError` that says what was refused and the way out."""
+    import httpx2
+    from huggingface_hub.errors import RevisionResolutionError
+
+    try:
+        yield
+    except (httpx2.HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{what}: {_reason(error, revision)}") from None
+
+
+def _reason(error: BaseException, revision: str | None) -> str:
+    import httpx2
+    from huggingface_hub import errors
+
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # an upload's own error lies below
+        return _reason(error.__cause__, revision)
+    if isinstance(error, errors.GatedRepoError):
+        return "access to it is given on its page, to the account of your token"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or a private one that your token may not see; `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision}"
+    if isinstance(error, errors.RevisionResolutionError | errors.LocalEntryNotFoundError):
+        return "it cannot be reached, and the cache does not hold the whole adapter"
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in _STATUS:
+        return _STATUS[error.response.status_code]
+    if isinstance(error, httpx2.TransportError):
+        return f"the connection broke ({type(error).__name__}); try again"
+    return " ".join(str(error).split())
+
+
+_STATUS = {
+    401: "the token was refused; log in again with `hf auth login`",
+    403: "the token may not do this; it needs the right to write there",
+    412: "it was changed in the meantime; look at it and push again",
+    429: "too many requests; try again later",
+    500: "the Hub is out of order (500); try again later",
+    502: "the Hub is out of order (502); try again later",
+    503: "the Hub is out of order (503); try again later",
+    504: "the Hub is out of order (504); try again later",
+}
