@@ -153,6 +153,18 @@ def tiny_model(tiny_config: Config):
     return build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.float32)
 
 
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_llm: str, table_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved adapter of the smallest model, untrained; for reading."""
+    from vlm.adapter import save
+    from vlm.data.sources import load_cohort
+    from vlm.training.run import build_model
+
+    config = Config(data=table_config(table_root), model=tiny_model_config(tiny_llm))
+    model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
+    return save(model, tmp_path_factory.mktemp("tiny") / "adapter")
+
+
 @pytest.fixture
 def tiny_batch(tiny_config: Config, tiny_model):
     """A training batch of six cases: with and without image, vitals, label and report."""

@@ -293,7 +293,8 @@ def test_the_vllm_engine_drafts_what_pytorch_drafts(model, folder: Path, table_r
 def test_words_of_the_vllm_engine_come_when_they_are_there(folder: Path, vllm, capsys) -> None:
     from vlm.inference.command import draft_case
 
-    report = draft_case(str(folder), None, "glucose=7", None, 5, sys.stdout, "vllm", None, VLLMServer(vllm.url, "ward"))
+    server = VLLMServer(vllm.url, "ward")
+    report = draft_case(str(folder), None, "glucose=7", 5, sys.stdout, engine="vllm", server=server)
     assert capsys.readouterr().out == f"{report.text}\n"
 
 

@@ -122,7 +122,7 @@ def test_vitals_are_read_from_text_and_file(tmp_path: Path) -> None:
 def test_wrong_vitals_cost_no_wait(vitals: str, message: str, adapter: str, monkeypatch) -> None:
     monkeypatch.setattr("vlm.inference.command.make_engine", lambda *_, **__: pytest.fail("the model was loaded first"))
     with pytest.raises(UserError) as error:
-        draft_case(adapter, None, vitals, None, 4, None)
+        draft_case(adapter, None, vitals, 4, None)
     assert message in str(error.value)
 
 

@@ -141,7 +141,7 @@ def test_the_command_does_not_import_what_trains(engine: LlamaCppEngine, tmp_pat
     code = f"""
 import sys
 from vlm.inference.command import draft_case
-print(draft_case({str(tmp_path / "adapter")!r}, None, "glucose=7", None, 3, None, "llamacpp").text)
+print(draft_case({str(tmp_path / "adapter")!r}, None, "glucose=7", 3, None, engine="llamacpp").text)
 print([name for name in ("transformers.modeling_utils", "peft", "bitsandbytes", "pandas") if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=200)

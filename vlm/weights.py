@@ -30,6 +30,12 @@ def is_wheel(source: str) -> bool:
     return source.startswith("pypi:")
 
 
+def public_name(source: str) -> str:
+    """A source as others may read it: of a local folder its name, not where it lies."""
+    local = source.startswith(("/", ".", "~")) or Path(source).exists()
+    return Path(source).name if local and not is_wheel(source) else source
+
+
 def language_model_folder(source: str, sha256: str | None) -> str:
     """Folder or Hub id from which Transformers can load the language model and its tokenizer.
 

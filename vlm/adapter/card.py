@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlm
-from vlm.adapter.metadata import is_hub_id, metadata
+from vlm.adapter.metadata import metadata
 from vlm.evaluation.intervals import Estimate
-from vlm.weights import is_wheel
+from vlm.weights import public_name
 
 if TYPE_CHECKING:
     from vlm.model.clinical_vlm import ClinicalVLM
@@ -32,7 +32,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     )
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
     text = environment.get_template("card.md.j2").render(
-        base=base if is_hub_id(base) or is_wheel(base) else Path(base).name,
+        base=public_name(base),
         example=EXAMPLE,
         cnn=model.model_config.vision.name,
         vitals=", ".join(vitals),

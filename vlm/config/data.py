@@ -27,7 +27,9 @@ class VitalConfig:
     """Other unit → [factor, offset]: value in `unit` = factor × value + offset. Never guessed: the unit must be
     written in the cell or in the header."""
     loinc: str = field(default="", compare=False)
-    """LOINC code of the measurement, for those who map it on; nothing here depends on it."""
+    """LOINC code of the measurement in this unit, under which FHIR resources carry it."""
+    also_loinc: list[str] = field(default_factory=list, compare=False)
+    """Further LOINC codes of the same measurement, in another unit, specimen or method: read, never written."""
     ready: str = field(default="", compare=False)
     """Ready-made entry to start from (`vlm/data/vitals.yaml`); what else is given here replaces its part."""
 

@@ -59,7 +59,7 @@ def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
     """
     pair = conversion(vital, unit)
     if pair is None and free:
-        return replace(vital, unit=unit, plausible=[], reference=[], accepts={}, loinc="")
+        return replace(vital, unit=unit, plausible=[], reference=[], accepts={}, loinc="", also_loinc=[])
     if pair is None:
         raise UserError(f"vitals: {vital.name}: unit {unit} is none of {units_of(vital)}; give plausible as well")
     factor, offset = pair
@@ -75,6 +75,7 @@ def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
     def turn(limits: list[float]) -> list[float]:
         return [float(f"{(limit - offset) / factor:.6g}") for limit in limits]
 
-    # The code of a mass is another than that of an amount of substance.
+    same = pair == (1.0, 0.0)  # else the code is another: that of a mass is not that of an amount of substance
+    also = [*vital.also_loinc, vital.loinc] if vital.loinc and not same else vital.also_loinc
     return replace(vital, unit=unit, plausible=turn(vital.plausible), reference=turn(vital.reference),
-                   accepts=accepts, loinc=vital.loinc if pair == (1.0, 0.0) else "")  # fmt: skip
+                   accepts=accepts, loinc=vital.loinc if same else "", also_loinc=also)  # fmt: skip

@@ -100,19 +100,51 @@ def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
     H × W of any scale → size × size, uint8. The aspect is kept: a stretched chest changes the heart's width.
     """
+    box = Box.of(image.shape, spec.size)
+    square = np.zeros((spec.size, spec.size), dtype=np.uint8)
+    square[box.rows, box.columns] = resize(stretch_contrast(image, spec), box.height, box.width)
+    return square
+
+
+def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """H × W of any scale → H × W, float of 0 (black, and where nothing is) to 255."""
     there = np.isfinite(image)
     seen = image if there.all() else image[there]
     low, high = np.percentile(seen, [spec.low_percentile, spec.high_percentile]) if seen.size else (0, 0)
-    image = np.where(there, np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255, 0)
-    height, width = image.shape
-    ratio = spec.size / max(height, width)
-    size = max(1, round(width * ratio)), max(1, round(height * ratio))
+    return np.where(there, np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255, 0)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """H × W of 0 to 255 → height × width, uint8."""
     # Area averaging keeps fine opacities when shrinking; it would be blocky when enlarging.
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR)
-    square = np.zeros((spec.size, spec.size), dtype=np.uint8)
-    top, left = (spec.size - size[1]) // 2, (spec.size - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = np.round(small).astype(np.uint8)
-    return square
+    shrinks = max(height, width) < max(image.shape)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.round(resized).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where an image lies in its square, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], size: int) -> "Box":
+        """That of an image of H × W in a square of this side."""
+        ratio = size / max(shape)
+        height, width = (max(1, round(side * ratio)) for side in shape)
+        return cls((size - height) // 2, (size - width) // 2, height, width)
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.left + self.width)
 
 
 def is_blank(square: np.ndarray) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,9 +31,9 @@ VERSION = 1
 """Raised whenever the same seed would draw other cases, so that an old folder is drawn again."""
 
 VITALS = [
-    VitalConfig("glucose", "mmol/L", plausible=[1, 50], reference=[3.9, 7.8]),
-    VitalConfig("systolic", "mmHg", ["sbp"], plausible=[40, 300], reference=[90, 139]),
-    VitalConfig("diastolic", "mmHg", ["dbp"], plausible=[20, 200], reference=[60, 89]),
+    VitalConfig("glucose", "mmol/L", plausible=[1, 50], reference=[3.9, 7.8], loinc="14749-6"),
+    VitalConfig("systolic", "mmHg", ["sbp"], plausible=[40, 300], reference=[90, 139], loinc="8480-6"),
+    VitalConfig("diastolic", "mmHg", ["dbp"], plausible=[20, 200], reference=[60, 89], loinc="8462-4"),
     VitalConfig("age", "share of 100 years", ["age_index"], plausible=[0, 1.3]),
 ]
 FINDINGS = {"none": None, "mild": "Mild infiltration", "patchy": "Patchy opacities", "dense": "Dense shadow"}
@@ -172,8 +173,18 @@ def write_cohort(config: PhantomConfig, root: Path) -> None:
 
 def _write_image(seed: int, folder: Path, case: dict, number: int) -> None:
     if case["image"]:
-        picture, _ = draw_chest(case["finding"], case["side"], case["zone"], np.random.default_rng([seed, number]))
+        picture, _ = _draw(seed, case, number)
         cv2.imwrite(str(folder / case["image"]), picture)
+
+
+def _draw(seed: int, case: dict, number: int) -> tuple[np.ndarray, np.ndarray]:
+    return draw_chest(case["finding"], case["side"], case["zone"], np.random.default_rng([seed, number]))
+
+
+def opacity_masks(config: PhantomConfig, cases: Collection[str]) -> dict[str, np.ndarray]:
+    """Where the opacity of each of these cases is drawn; its picture's height × width, bool, nowhere if it has none."""
+    rows = enumerate(draw_cases(config).to_dict("records"))
+    return {case["case"]: _draw(config.seed, case, number)[1] for number, case in rows if case["case"] in cases}
 
 
 # ------------------------------------------------------------------------------------ reading reports

@@ -31,18 +31,69 @@ _SPELLINGS = {
 }
 """Unit → its other spellings. One spelling may stand for two units (`m`, `G/L`): the vital decides."""
 
+_UCUM = {
+    "": "1",
+    "fraction": "1",
+    "points": "{score}",
+    "level": "{level}",
+    "°C": "Cel",
+    "°F": "[degF]",
+    "years": "a",
+    "months": "mo",
+    "weeks": "wk",
+    "days": "d",
+    "in": "[in_i]",
+    "lb": "[lb_av]",
+    "mmHg": "mm[Hg]",
+    "mEq/L": "meq/L",
+    "10^9/L": "10*9/L",
+    "µg/mL": "ug/mL",
+    "µg/L": "ug/L",
+    "µmol/L": "umol/L",
+    "µkat/L": "ukat/L",
+    "/µL": "/uL",
+}
+_UCUM |= {unit: unit for unit in ("%", "/min", "cm", "m", "kg", "g", "kg/m2", "kPa", "mmol/L", "mg/dL", "g/dL", "g/L",
+                                  "mg/L", "ng/L", "ng/mL", "pg/mL", "U/L")}  # fmt: skip
+"""Unit → its code in the Unified Code for Units of Measure, in which systems exchange values."""
+
 
 def normal_unit(text: str) -> str:
     """Spaces, case, slashes, carets and the two micro signs do not distinguish units: `µg / dL` and `ug_dl` are one."""
+    return re.sub(r"[^\w%]", "", _lower(text))
+
+
+def _lower(text: str) -> str:
+    """In small letters, with one micro sign and a slash for every underscore."""
     lower = unicodedata.normalize("NFKC", text).lower().replace("_", "/").replace("mcg", "μg")
-    micro = re.sub(r"(?<![a-z])u(?=(?:g|mol|kat|l)(?![a-z]))", "μ", lower)
-    return re.sub(r"[^\w%]", "", micro)
+    return re.sub(r"(?<![a-z])u(?=(?:g|mol|kat|l)(?![a-z]))", "μ", lower)
 
 
 SPELLINGS = {
     normal_unit(unit): {normal_unit(word) for word in words.split()} - {normal_unit(unit)}
     for unit, words in _SPELLINGS.items()
 }
+
+
+def ucum(unit: str) -> str | None:
+    """The UCUM code of a unit as people write it; None for one of a user's own, and for a spelling of two units."""
+    if unit in _UCUM:
+        return _UCUM[unit]
+    word = "".join(_lower(unit).split())  # the slash stays: `min` is no rate
+    spelled = {known: {_lower(known), *_lower(_SPELLINGS.get(known, "")).split()} for known in _UCUM}
+    codes = {_UCUM[known] for known, words in spelled.items() if word in words}
+    return codes.pop() if len(codes) == 1 else None
+
+
+def ucum_conversion(vital: VitalConfig, code: str) -> tuple[float, float] | None:
+    """As `conversion`, for a unit given as a UCUM code, whose annotations in braces say nothing of the number."""
+    for unit in (vital.unit, *vital.accepts):
+        if ucum(unit) == code:
+            return conversion(vital, unit) or (1.0, 0.0)
+    bare, own = re.sub(r"\{[^}]*\}", "", code), ucum(vital.unit) or ""
+    if bare in ("", "1", "[pH]") and (own == "1" or own.startswith("{")):
+        return 1.0, 0.0  # of a score or a pH, the number is all there is
+    return conversion(vital, bare)
 
 
 def conversion(vital: VitalConfig, written: str) -> tuple[float, float] | None:

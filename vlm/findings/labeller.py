@@ -85,9 +85,17 @@ def label(report: str) -> dict[str, Mention]:
 
 def sentences(report: str) -> Iterator[str]:
     """Sentences in lower case; a numbered list and a line break end one too."""
-    for part in _SENTENCE.split(report.lower()):
-        if part and part.strip():
-            yield " ".join(part.split())
+    for start, end in sentence_spans(report):
+        yield " ".join(report[start:end].lower().split())
+
+
+def sentence_spans(report: str) -> Iterator[tuple[int, int]]:
+    """Where each sentence stands, first and last character; what ends it is left away."""
+    ends = [match.span() for match in _SENTENCE.finditer(report.lower())]
+    starts = [0, *(end for _, end in ends)]
+    for start, end in zip(starts, [*(begin for begin, _ in ends), len(report)], strict=True):
+        if report[start:end].strip():
+            yield start, end
 
 
 def _sentence_mentions(sentence: str) -> Iterator[Mention]:

@@ -1,9 +1,14 @@
 """The options of `infer.py`; nothing heavy is imported here, so that --help need not wait."""
 
 import argparse
+import re
+from pathlib import Path
 from typing import Any
 
 from vlm.errors import UserError
+
+SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-9a-f-]{36}")
+"""A FHIR reference to a patient."""
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
@@ -18,9 +23,15 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--vllm_url", metavar="URL", help="where vLLM serves, such as http://localhost:8000")
     parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA, or of the merged model, there")
     parser.add_argument("--image", help="image file; leave it away for a case without one")
-    parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of names and values')
+    parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of these or of FHIR')
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--fhir", metavar="FILE", help="write the draft as a FHIR Bundle too; docs/fhir.md")
+    parser.add_argument("--fhir_subject", metavar="REFERENCE", help="whom the Bundle is of, such as Patient/123")
+    parser.add_argument("--explain", metavar="FILE", help="picture (.png) of what the draft rests on: image and heat, "
+                        "tinted words, a bar for each vital; extra `explain`")  # fmt: skip
+    parser.add_argument("--explain_words", default="", help='words of the draft to explain, as "opacity, lower zone"; '
+                        "without it the findings, places and levels in it")  # fmt: skip
     many = parser.add_argument_group("many cases", "a table of them, whose columns of vitals are found by name")
     many.add_argument("--input", help="table: .csv, .tsv, .parquet or a folder of .parquet files")
     many.add_argument("--output", default="reports.jsonl", help="file of the drafts, in the order of the table")
@@ -36,15 +47,45 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
             raise UserError(f"--{name}: must be at least 1")
     if (arguments.engine == "vllm") != bool(arguments.vllm_url and arguments.vllm_model):
         raise UserError("--engine vllm: goes with --vllm_url and --vllm_model, and they with it")
+    if arguments.explain_words and not arguments.explain:
+        raise UserError("--explain_words: needs --explain FILE, the picture to write")
+    if arguments.explain:
+        _check_explain(arguments)
     if arguments.input and (arguments.image or arguments.vitals):
         raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
+    _check_fhir(arguments)
     return arguments
 
 
-def engine_of(arguments: argparse.Namespace) -> tuple[Any, ...]:
-    """What drafts: the engine, the revision of the adapter, and the server where there is one."""
-    if arguments.engine != "vllm":
-        return arguments.engine, arguments.revision
-    from vlm.inference.vllm import VLLMServer
+def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What drafts: the engine, the base, the revision of the adapter, and the server where there is one."""
+    server = None
+    if arguments.engine == "vllm":
+        from vlm.inference.vllm import VLLMServer
 
-    return arguments.engine, arguments.revision, VLLMServer(arguments.vllm_url, arguments.vllm_model)
+        server = VLLMServer(arguments.vllm_url, arguments.vllm_model)
+    return {"engine": arguments.engine, "base": arguments.base, "revision": arguments.revision, "server": server}
+
+
+def _check_fhir(arguments: argparse.Namespace) -> None:
+    if arguments.fhir and arguments.input:
+        raise UserError("--fhir: is for one case; leave --input away")
+    if arguments.fhir and not Path(arguments.fhir).resolve().parent.is_dir():
+        raise UserError(f"--fhir: {Path(arguments.fhir).parent}: no such folder")
+    if arguments.fhir_subject and not arguments.fhir:
+        raise UserError("--fhir_subject: is written to a Bundle; name its file with --fhir")
+    if arguments.fhir_subject and not SUBJECT.fullmatch(arguments.fhir_subject):
+        raise UserError(f"--fhir_subject: {arguments.fhir_subject} is no reference to a patient, such as Patient/123")
+
+
+def _check_explain(arguments: argparse.Namespace) -> None:
+    """What would be found too late, after the draft."""
+    file = Path(arguments.explain)
+    if arguments.input:
+        raise UserError("--explain: explains one case; leave --input away")
+    if arguments.engine != "torch":
+        raise UserError("--explain: only PyTorch's engine has gradients; use --engine torch")
+    if file.suffix.lower() != ".png":
+        raise UserError(f"--explain: {file}: the picture is a PNG; name it so")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"--explain: {file}: no such folder {file.parent}")

@@ -1,8 +1,10 @@
 """What `infer.py` does: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -11,6 +13,7 @@ from vlm.adapter import read_config, resolve
 from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.errors import UserError
+from vlm.fhir import About, from_fhir, is_fhir, to_fhir
 from vlm.inference.engine import Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.report import Report
@@ -20,38 +23,99 @@ if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second
     from vlm.inference.vllm import VLLMServer
 
 
+class FhirFile(NamedTuple):
+    """Where a draft goes as a FHIR Bundle, and of whom it says it is."""
+
+    path: Path
+    subject: str | None = None
+
+    @classmethod
+    def of(cls, path: str | None, subject: str | None) -> "FhirFile | None":
+        """That of the options `--fhir` and `--fhir_subject`."""
+        return cls(Path(path), subject) if path else None
+
+    def write(self, bundle: dict[str, Any]) -> None:
+        """Write it as a whole or not at all; raises `UserError` if the disk is full."""
+        staging = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            staging.write_text(json.dumps(bundle, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            staging.replace(self.path)
+        except OSError as error:
+            raise UserError(f"--fhir: {self.path}: cannot write: {error.strerror}") from None
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+class OpenedCase(NamedTuple):
+    """One case whose inputs were checked, and the engine that drafts it."""
+
+    engine: Engine
+    folder: Path
+    """Of the adapter."""
+    image: str | None
+    values: dict[str, Any]
+    noted: tuple[str, ...]
+    """Warnings on what was left out of a FHIR file."""
+
+    @classmethod
+    def of(
+        cls,
+        adapter: str,
+        image: str | None,
+        vitals: str,
+        engine: str = "torch",
+        base: str | None = None,
+        revision: str | None = None,
+        server: "VLLMServer | None" = None,
+    ) -> "OpenedCase":
+        """Check the inputs before the model is loaded, so that a typing error costs no wait.
+
+        Raises `UserError` for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be
+        loaded.
+        """
+        prepare_libraries()
+        folder = resolve(adapter, revision)
+        schema = read_config(folder).spec.schema
+        given = read_vitals(vitals)
+        values, noted = from_fhir(given, schema, vitals.strip()) if is_fhir(given) else (given, ())
+        schema.parse(values, "--vitals")
+        if image is not None:
+            read_image(image)
+        return cls(make_engine(engine, folder, base, server), folder, image, values, tuple(noted))
+
+    def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
+        """Draft the report, printing its words to `stream` as they come, and write it to `fhir` as well."""
+        case = [(self.image, self.values)]
+        report = self.engine.predict(case, max_new_tokens=max_new_tokens, **_streaming(self.engine, stream))[0]
+        report = replace(report, warnings=(*self.noted, *report.warnings))
+        if fhir is not None:
+            schema = self.engine.model.spec.schema
+            fhir.write(to_fhir(report, schema, About.of(self.folder), self.image is not None, fhir.subject))
+        return report
+
+
 def draft_case(
     adapter: str,
     image: str | None,
     vitals: str,
-    base: str | None,
     max_new_tokens: int,
     stream: TextIO | None,
-    engine: str = "torch",
-    revision: str | None = None,
-    server: "VLLMServer | None" = None,
+    fhir: FhirFile | None = None,
+    **engine: Any,
 ) -> Report:
-    """Draft one report, printing its words to `stream` as they come.
+    """Draft one report, printing its words to `stream` as they come, and write it to `fhir` as well.
 
-    The inputs are checked before the model is loaded, so that a typing error costs no wait. Raises `UserError`
-    for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be loaded.
+    What drafts is said as to `OpenedCase.of`; raises `UserError` as it does.
     """
-    _prepare_libraries()
-    folder = resolve(adapter, revision)
-    values = read_vitals(vitals)
-    read_config(folder).spec.schema.parse(values, "--vitals")
-    if image is not None:
-        read_image(image)
-    drafter = make_engine(engine, folder, base, server)
-    return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
+    return OpenedCase.of(adapter, image, vitals, **engine).draft(max_new_tokens, stream, fhir)
 
 
 def draft_table(
     adapter: str,
     job: "TableJob",
-    base: str | None,
     resume: bool,
     engine: str = "torch",
+    base: str | None = None,
     revision: str | None = None,
     server: "VLLMServer | None" = None,
 ) -> "Counts":
@@ -59,13 +123,14 @@ def draft_table(
 
     The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
-    _prepare_libraries()
+    prepare_libraries()
     folder = resolve(adapter, revision)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
     return job.run(make_engine(engine, folder, base, server), made_by)
 
 
-def _prepare_libraries() -> None:
+def prepare_libraries() -> None:
+    """Keep Transformers quiet, and use every core."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(choose_threads(0).value)
@@ -83,8 +148,8 @@ def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
     return {"streamer": Words(engine.model.tokenizer, skip_special_tokens=True)}
 
 
-def read_vitals(text: str) -> dict[str, Any]:
-    """`name=value, name=value`, or the path of a JSON file that holds one object of names and values."""
+def read_vitals(text: str) -> Any:
+    """`name=value, name=value`, or what a JSON file holds: one object of names and values, or FHIR resources."""
     if text.strip().endswith(".json"):
         return _read_vitals_file(Path(text.strip()))
     values: dict[str, Any] = {}
@@ -104,13 +169,13 @@ def read_vitals(text: str) -> dict[str, Any]:
     return values
 
 
-def _read_vitals_file(file: Path) -> dict[str, Any]:
+def _read_vitals_file(file: Path) -> Any:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot read the vitals: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f'{file}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}')
+    if not isinstance(values, dict) and not is_fhir(values):
+        raise UserError(f'{file}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}, or FHIR resources')
     return values

@@ -21,8 +21,10 @@ if TYPE_CHECKING:  # another engine drafts without it, and starts sooner
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.evidence import EvidenceEncoder
 
-Case = tuple[str | Path | None, Mapping[str, Any] | None]
-"""Image file or None, vitals by name or None."""
+Picture = str | Path | np.ndarray | None
+"""Image file, the square that was read from one (S × S, uint8), or None."""
+Case = tuple[Picture, Mapping[str, Any] | None]
+"""Image and vitals by name, or None."""
 Prepared = tuple[Example, tuple[str, ...]]
 """What the model reads of a case, and warnings on what is missing or implausible."""
 
@@ -68,7 +70,11 @@ class Engine(ABC):
         """Tokens of the prompt around the evidence."""
         return sum(map(len, self.model.prompt.ids(example["context"], example["vitals"].tolist())))
 
-    def prepare(self, image: str | Path | None, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
+    def read_picture(self, image: str | Path) -> np.ndarray:
+        """An image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
+        return to_square(read_image(image), self.model.spec.image)
+
+    def prepare(self, image: Picture, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
         Raises `UserError` for an unreadable image or a vital that the adapter does not know.
@@ -85,7 +91,7 @@ class Engine(ABC):
             warnings.append(f"not given: {', '.join(missing)}")
         if image is None:
             warnings.append("no image given")
-        picture = to_square(read_image(image), spec.image) if image is not None else None
+        picture = self.read_picture(image) if isinstance(image, str | Path) else image
         example = make_example(spec, picture, x, context=context)
         if picture is not None and not example["has_image"]:
             warnings.append("the image is blank and was taken as none")

@@ -76,10 +76,20 @@ class EvidenceEncoder(nn.Module):
 
     def encode(self, pixel_values: torch.Tensor, has_image: torch.Tensor, vitals: torch.Tensor) -> Encoded:
         """Image (B × 3 × S × S), its presence (B) and vitals (B × m, NaN missing) → evidence tokens, z, logits."""
-        image_tokens, f = self.vision(pixel_values, has_image)  # B × g·g × H, B × F
-        vitals_tokens, x = self.vitals(vitals)  # B × n × H, B × X
+        return self.fuse(self.vision(pixel_values, has_image), self.vitals(vitals))
+
+    def fuse(
+        self, image: tuple[torch.Tensor, torch.Tensor], vitals: tuple[torch.Tensor, torch.Tensor], whole: bool = False
+    ) -> Encoded:
+        """Image tokens and f, vitals tokens and x → evidence tokens, z, logits.
+
+        The label token takes the head's logits without gradient: the text loss must not bend what the head is asked
+        to calibrate. With `whole` the gradient goes through them too: an attribution follows every path to the text.
+        """
+        (image_tokens, f), (vitals_tokens, x) = image, vitals  # B × g·g × H, B × F; B × n × H, B × X
         z, logits = self.joint(f, x)  # B × Z, B × K
-        parts = [image_tokens, *([vitals_tokens] if self.vitals.tokens else []), *self.evidence(z, logits)]
+        shown = self.evidence(z, logits if whole else logits.detach())
+        parts = [image_tokens, *([vitals_tokens] if self.vitals.tokens else []), *shown]
         return Encoded(torch.cat([part.to(image_tokens.dtype) for part in parts], dim=1), z, logits)
 
     def embed(self, input_ids: torch.Tensor, evidence_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

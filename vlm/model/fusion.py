@@ -31,7 +31,6 @@ class EvidenceTokens(nn.Module):
 
     A label's name stands in its token by the head's verdict, near 0 or 1 even where the probability is 0.8:
     of two names at 0.8 the language model would otherwise speak of one. The probabilities themselves are features.
-    The probabilities enter without gradient: the text loss must not bend what the head is asked to calibrate.
     """
 
     def __init__(self, config: FusionConfig, label_names: torch.Tensor, token_rms: float) -> None:
@@ -50,7 +49,6 @@ class EvidenceTokens(nn.Module):
         if self.z_projector is not None:
             tokens.append(self.z_projector(z)[:, None])
         if self.label_projector is not None:
-            logits = logits.detach()
             verdicts = (self.sharpness * logits).sigmoid()  # B × K
             tokens.append(self.label_projector(verdicts, logits.sigmoid())[:, None])
         return tokens

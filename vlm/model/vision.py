@@ -81,8 +81,15 @@ class ImageEncoder(nn.Module):
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The CNN's grid pooled to the places of the tokens and of f; B × 3 × S × S → B × (g·g + s·s) × C."""
+        return self.pool(self.grid(pixel_values))
+
+    def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The CNN's last features, where they lie in the image; B × 3 × S × S → B × C × h × w."""
         with torch.autocast("cpu", enabled=False):  # on a CPU bf16 convolutions take three times as long backwards
-            grid = self.cnn(pixel_values.contiguous(memory_format=torch.channels_last))  # B × C × h × w
+            return self.cnn(pixel_values.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
+    def pool(self, grid: torch.Tensor) -> torch.Tensor:
+        """B × C × h × w → the places of the tokens and of f, B × (g·g + s·s) × C."""
         sides = (self.config.grid, self.config.summary_grid)
         pooled = [F.adaptive_avg_pool2d(grid, side).flatten(2) for side in sides]  # B × C × g·g, B × C × s·s
         return torch.cat(pooled, dim=2).transpose(1, 2)

@@ -14,6 +14,8 @@ CLIP = 5.0
 """Scaled values beyond this many standard deviations are cut: one typing error must not drown the rest."""
 NameEmbeddings = Callable[[Sequence[str]], torch.Tensor]
 """Names → their word embeddings, S × H."""
+Encoded = tuple[torch.Tensor, torch.Tensor]
+"""Features (B × size) and state (B × S, one-hot) of one vital."""
 
 
 class VitalFeatures(nn.Module):
@@ -45,7 +47,7 @@ class VitalFeatures(nn.Module):
         }.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
-    def forward(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, value: torch.Tensor) -> Encoded:
         """B, NaN where missing → features B × size, and the state one-hot, B × S."""
         missing = torch.isnan(value)
         filled = torch.where(missing, torch.zeros_like(value), value)[:, None]  # NaN would poison the gradient
@@ -95,7 +97,17 @@ class VitalsEncoder(nn.Module):
         """B × m with NaN where missing → vitals tokens B × n × H, and the features x of equation (4), B × X."""
         if not len(self.values):
             return vitals.new_zeros(len(vitals), 0, 0), vitals.new_zeros(len(vitals), 0)
-        encoded = [encode(vitals[:, i]) for i, encode in enumerate(self.values)]
+        return self.combine(self.read(vitals))
+
+    def read(self, vitals: torch.Tensor) -> list[Encoded]:
+        """B × m with NaN where missing → features and state of each vital."""
+        return [encode(vitals[:, i]) for i, encode in enumerate(self.values)]
+
+    def combine(self, encoded: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and state of each vital, at least one → vitals tokens B × n × H and x, B × X.
+
+        A state may lie between two: what is read of a path from one to the other is continuous.
+        """
         features, states = [pair[0] for pair in encoded], [pair[1] for pair in encoded]
         if self.pressure:
             systolic, diastolic = self.pressure

@@ -1,0 +1,41 @@
+"""What a loaded adapter is, for the page and for clients."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm.adapter import AdapterConfig, read_config
+from vlm.fhir import About
+from vlm.inference.report import NOTICE
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The config of an adapter folder, and what drafts are said to be made by."""
+
+    config: AdapterConfig
+    made_by: About
+
+    @classmethod
+    def of(cls, folder: Path) -> "Adapter":
+        """That in a folder; raises `UserError` as `read_config` does."""
+        return cls(read_config(folder), About.of(folder))
+
+    @property
+    def title(self) -> str:
+        """Which one it is, in a few words."""
+        return f"adapter {self.made_by.adapter[:8]} on {self.made_by.base.rpartition('/')[2]}"
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        spec = self.config.spec
+        return {
+            "base": self.made_by.base,
+            "base_fingerprint": self.config.base_fingerprint,
+            "adapter_digest": self.made_by.adapter,
+            "vitals": [asdict(vital) for vital in spec.schema.vitals],
+            "labels": list(spec.labels),
+            "image_size": spec.image.size,
+            "calibration": asdict(self.config.calibration),
+            "notice": NOTICE,
+        }

@@ -1,0 +1,226 @@
+"""`POST /v1/report` and what a client must know to use it; every refusal is one line under `detail`."""
+
+import asyncio
+import base64
+import binascii
+import json
+import math
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+
+import vlm
+from vlm.app.about import Adapter
+from vlm.app.service import Busy, Failed, Job, Service, TooLate
+from vlm.errors import UserError
+from vlm.fhir import to_fhir
+from vlm.inference.report import NOTICE
+
+Format = Literal["report", "fhir"]
+"""Of the answer: our own, or a FHIR Bundle."""
+Value = Annotated[str, Field(max_length=200)] | int | float | None
+
+
+class Case(BaseModel):
+    """One case. A missing image or vital is a known case, not an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str | None = Field(None, description="PNG, JPEG, TIFF, BMP, WebP or DICOM file in base64")
+    vitals: dict[str, Value] = Field(
+        default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
+    )
+    context: str = Field("", description="text to show in the prompt, such as an indication")
+    format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
+
+
+class Answer(BaseModel):
+    """A drafted report, as `infer.py --json` prints it."""
+
+    text: str
+    probabilities: dict[str, float] = Field(description="label → calibrated probability, 0 to 1")
+    vitals: dict[str, Any] = Field(description="the values that the model read, in the schema's units")
+    warnings: list[str] = Field(description="missing or implausible inputs")
+    calibration: str = Field(description="on whom the probabilities were calibrated")
+    notice: str
+
+
+class Refusal(BaseModel):
+    """Why there is no report."""
+
+    detail: str
+
+
+REFUSALS = {400: "not readable as what it says it is", 413: "too large", 415: "neither multipart nor JSON",
+            422: "a wrong image, vital or field", 429: "the queue is full; see Retry-After",
+            503: "not done within the time limit"}  # fmt: skip
+_FORM = {"type": "object", "additionalProperties": {"type": "string", "description": "a vital under its own name"},
+         "properties": {"image": {"type": "string", "format": "binary"},
+                        "vitals": {"type": "string", "description": "JSON object of names and values"},
+                        "context": {"type": "string"}, "format": {"type": "string"}}}  # fmt: skip
+_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
+                                       "application/json": {"schema": Case.model_json_schema()}}}  # fmt: skip
+
+
+def make_api(service: Service, adapter: Adapter) -> FastAPI:
+    """The routes, documented at `/openapi.json` and, without a CDN, at `/docs`."""
+    app = FastAPIOffline(
+        title="clinical-vlm", version=vlm.__version__, description=NOTICE, redoc_url=None, debug=False
+    )  # fmt: skip
+    app.add_middleware(LimitedBody, most=service.limits.upload * 4 // 3 + (1 << 20))
+
+    schema = adapter.config.spec.schema
+
+    @app.post(
+        "/v1/report",
+        summary="Draft the report of one case",
+        response_model=Answer,
+        responses={code: {"model": Refusal, "description": text} for code, text in REFUSALS.items()},
+        openapi_extra={"requestBody": _BODY},
+    )
+    async def report(request: Request) -> JSONResponse:
+        case, image = await _read(request)
+        try:
+            picture = await run_in_threadpool(service.read_bytes, image) if image is not None else None
+            prepared = await run_in_threadpool(service.prepare, picture, case.vitals, case.context)
+            drafted = await done(service.draft(prepared))
+            if case.format == "fhir":
+                bundle = to_fhir(drafted, schema, adapter.made_by, bool(prepared[0]["has_image"]))
+                return JSONResponse(bundle, media_type="application/fhir+json")
+            return JSONResponse(drafted.to_dict())
+        except UserError as error:
+            raise HTTPException(422, str(error)) from None
+        except Busy as error:
+            wait = str(max(1, math.ceil(service.seconds_a_batch)))
+            raise HTTPException(429, str(error), headers={"Retry-After": wait}) from None
+        except TooLate as error:
+            raise HTTPException(503, str(error)) from None
+        except Failed as error:
+            raise HTTPException(500, str(error)) from None
+
+    async def _read(request: Request) -> tuple[Case, bytes | None]:
+        case, image = await read_case(request)
+        if image is not None and len(image) > service.limits.upload:
+            raise HTTPException(413, f"image: larger than {service.limits.upload >> 20} MiB")
+        return case, image
+
+    @app.get("/v1/schema", summary="What the adapter reads and answers")
+    async def describe() -> dict[str, Any]:
+        return {**adapter.describe(), "limits": asdict(service.limits)}
+
+    @app.get("/healthz", summary="Whether drafts are written, and how many wait")
+    async def health() -> JSONResponse:
+        state = "ok" if service.alive else "stopped"
+        return JSONResponse({"status": state, "waiting": service.waiting}, 200 if service.alive else 503)
+
+    return app
+
+
+async def done(job: Job[Any]) -> Any:
+    """The result of a job; raises what it raised, or `TooLate` at its deadline. Whoever is cancelled has left."""
+    try:
+        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(job.result)), job.seconds_left)
+    except TimeoutError:
+        raise TooLate from None
+    finally:
+        job.left = True
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+
+async def read_case(request: Request) -> tuple[Case, bytes | None]:
+    """The case and the bytes of its image; raises `HTTPException` with one line for what cannot be read."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        case = _validated(await request.body())
+        return case, _from_base64(case.image) if case.image is not None else None
+    if kind == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=500, max_part_size=1 << 18) as form:
+            return await _read_form(form)
+    raise HTTPException(415, f"send multipart/form-data or application/json, not {kind[:80] or 'an untyped body'}")
+
+
+def _validated(body: bytes | Mapping[str, Any]) -> Case:
+    try:
+        return Case.model_validate_json(body) if isinstance(body, bytes) else Case.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ": ".join(str(part) for part in first["loc"][:2])
+        code = 400 if first["type"] == "json_invalid" else 422
+        raise HTTPException(code, f"{where or 'body'}: {first['msg']}") from None
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise HTTPException(400, "image: not valid base64") from None
+
+
+async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise HTTPException(422, f"{name}: given twice")
+        if isinstance(value, UploadFile) != (name == "image"):
+            raise HTTPException(422, f"{name}: {'send it as a file' if name == 'image' else 'is no file field'}")
+        fields[name] = value
+    image: UploadFile | None = fields.pop("image", None)
+    known: dict[str, Any] = {name: fields.pop(name) for name in ("context", "format") if name in fields}
+    vitals = _vitals_object(fields.pop("vitals", ""))
+    for name in fields:
+        if name in vitals:
+            raise HTTPException(422, f"vitals: {name} is given twice")
+    case = _validated({**known, "vitals": {**vitals, **fields}})
+    return case, await image.read() if image is not None else None
+
+
+def _vitals_object(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "vitals: not valid JSON") from None
+    if not isinstance(values, dict):
+        raise HTTPException(422, 'vitals: one JSON object, such as {"glucose": 8.7, "bp": "145/90"}')
+    return values
+
+
+class LimitedBody:
+    """Ends a request whose body is larger than `most` bytes, whatever its header says, with 413."""
+
+    def __init__(self, app: Any, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = f"larger than {self.most >> 20} MiB"
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.most:
+            await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
+            return
+        read = 0
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.most:
+                raise HTTPException(413, refusal)
+            return message
+
+        await self.app(scope, counted, send)

@@ -1,0 +1,64 @@
+"""The form of the vitals, made from an adapter's schema."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlm.config import VitalConfig
+from vlm.data.schema import PRESSURE_NAMES, VitalsSchema
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of the form; what is typed goes to `VitalsSchema.parse` under its name."""
+
+    name: str
+    label: str
+    help: str
+    choices: tuple[str, ...] = ()
+    """The words to choose from; empty for a number."""
+
+
+def fields(schema: VitalsSchema) -> list[Field]:
+    """One field a vital, in the schema's order; systolic and diastolic pressure share one, as they are written."""
+    found = {vital.name: _field(vital) for vital in schema.vitals}
+    pressure = schema.names_in(PRESSURE_NAMES[1])
+    if len(pressure) == 2:
+        upper, lower = (schema.vitals[schema.position(name)] for name in pressure)
+        both = Field(PRESSURE_NAMES[1], _label("blood_pressure", upper.unit), _pressure_help(upper, lower))
+        found = {name: both if name == pressure[0] else field for name, field in found.items() if name != pressure[1]}
+    return list(found.values())
+
+
+def given(form: Sequence[Field], values: Sequence[Any]) -> dict[str, str]:
+    """What was typed or chosen, by the names of the fields; an empty one is not given."""
+    typed = {field.name: str(value or "").strip() for field, value in zip(form, values, strict=True)}
+    return {name: value for name, value in typed.items() if value}
+
+
+def _field(vital: VitalConfig) -> Field:
+    field = Field(vital.name, _label(vital.name, vital.unit), "")
+    if vital.categories:
+        return replace(field, choices=tuple(vital.categories))
+    others = [f"or in {', '.join(vital.accepts)}, the unit written beside the number"] if vital.accepts else []
+    return replace(field, help="; ".join([*_ranges(vital), *others]))
+
+
+def _label(name: str, unit: str) -> str:
+    return name.replace("_", " ") + (f" ({unit})" if unit else "")
+
+
+def _ranges(vital: VitalConfig) -> list[str]:
+    reference = [f"normal {_range(vital.reference)}"] if vital.reference else []
+    return reference + ([f"possible {_range(vital.plausible)}"] if vital.plausible else [])
+
+
+def _pressure_help(upper: VitalConfig, lower: VitalConfig) -> str:
+    limits = [f"{word} {_range(a)} over {_range(b)}" for word, a, b in
+              (("normal", upper.reference, lower.reference), ("possible", upper.plausible, lower.plausible))
+              if a and b]  # fmt: skip
+    return "; ".join(["such as 125/80", *limits])
+
+
+def _range(limits: Sequence[float]) -> str:
+    return f"{limits[0]:g}–{limits[1]:g}"

@@ -1,0 +1,193 @@
+"""The page: an image, the vitals of the adapter's schema, and the draft that is written into it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from vlm.app import view
+from vlm.app.about import Adapter
+from vlm.app.api import done
+from vlm.app.examples import SyntheticCase, synthetic_cases
+from vlm.app.form import Field, fields, given
+from vlm.app.service import Busy, Failed, Service, TooLate
+from vlm.errors import UserError
+from vlm.inference.report import NOTICE
+
+LOOK = 0.08
+"""Seconds between two looks at a growing draft: quicker than one reads."""
+NOT_GIVEN = ""
+"""Value of an empty field and of no choice."""
+HERE = Path(__file__).parent
+
+
+def add_page(app: FastAPI, service: Service, adapter: Adapter) -> FastAPI:
+    """Mount the page at `/`, below the routes that are there already."""
+    page = Page(service, adapter)
+    return gr.mount_gradio_app(
+        app,
+        page.build(),
+        path="/",
+        footer_links=[],
+        run_history=False,  # a browser would keep patients' drafts
+        ssr_mode=False,
+        mcp_server=False,
+        max_file_size=service.limits.upload,
+        show_error=True,
+        theme=_theme(),
+        css_paths=[HERE / "page.css"],
+        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>{_ICON}",
+    )
+
+
+class Page:
+    """The components and what their events do."""
+
+    def __init__(self, service: Service, adapter: Adapter) -> None:
+        self.service, self.adapter = service, adapter
+        self.spec = adapter.config.spec
+        self.form = fields(self.spec.schema)
+
+    def build(self) -> gr.Blocks:
+        """The components, in the order of the keyboard."""
+        with gr.Blocks(title="Report drafts", analytics_enabled=False) as page:
+            gr.HTML(view.head(self.adapter), js_on_load=None)
+            gr.HTML(f"<p><strong>{NOTICE}</strong> <span>Never act on it without the evidence itself.</span></p>",
+                    elem_id="vlm-notice", js_on_load=None)  # fmt: skip
+            self.picture, self.answer = gr.State(None), gr.State(None)
+            with gr.Row(elem_id="vlm-columns"):
+                with gr.Column(scale=5, min_width=320, elem_id="vlm-inputs"):
+                    self._build_inputs()
+                with gr.Column(scale=6, min_width=320, elem_id="vlm-results"):
+                    self.result = gr.HTML(view.idle(), js_on_load=None, elem_id="vlm-result")
+            self._connect()
+            page.load(None, js="() => labelChoices()")
+        page.queue(max_size=512, default_concurrency_limit=None)
+        return page
+
+    def _build_inputs(self) -> None:
+        most = f"at most {self.service.limits.upload >> 20} MiB"
+        self.upload = gr.File(label=f"Image: PNG, JPEG, TIFF or DICOM, {most}", height=180, elem_id="vlm-upload")
+        self.preview = gr.HTML(visible=False, js_on_load=None)
+        self.remove = gr.Button("Remove the image", size="sm", visible=False)
+        gr.HTML('<h2>Vitals</h2><p class="vlm-soft">Leave empty what was not measured.</p>', js_on_load=None)
+        with gr.Row():
+            self.values = [_input(field) for field in self.form]
+        self.context = gr.Textbox(label="Context, optional", info="Such as an indication; shown in the prompt.",
+                                  lines=2, max_lines=6, max_length=self.service.limits.context)  # fmt: skip
+        with gr.Row():
+            self.draft = gr.Button("Draft the report", variant="primary", size="md", min_width=180, elem_id="vlm-draft")
+            self.stop = gr.Button("Stop", visible=False, size="md", min_width=90)
+            self.clear = gr.Button("Clear", size="md", min_width=90)
+        gr.HTML('<p class="vlm-soft">To try it: drawn by a program, of no patient.</p>', js_on_load=None)
+        with gr.Row():
+            cases = synthetic_cases(self.spec)
+            self.examples = [(gr.Button(case.title, size="sm", min_width=140), case) for case in cases]
+
+    def _connect(self) -> None:
+        image = [self.picture, self.upload, self.preview, self.remove]
+        shown = [self.result, self.answer, self.draft, self.stop]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self.upload.upload(self.read_upload, self.upload, [*image, *shown], api_visibility="private")
+        self.remove.click(lambda: [*_image(None), *self._nothing()], None, [*image, *shown], **quiet)
+        for button, case in self.examples:
+            values = [*self.values, self.context]
+            button.click(self._filler(case), None, [*image, *values, *shown], **quiet)
+        writing = self.draft.click(self.write, [self.picture, self.context, *self.values], shown, **quiet)
+        self.stop.click(lambda: self._nothing(), None, shown, cancels=[writing], **quiet)
+        everything = [*image, *self.values, self.context, *shown]
+        self.clear.click(self._filler(None), None, everything, cancels=[writing], **quiet)
+
+    # ---------------------------------------------------------------------------------------- events
+
+    def read_upload(self, file: str) -> list[Any]:
+        """Read an uploaded image and delete the file; a bad one is a message where the draft would be."""
+        try:
+            return [*_image(self.service.read_file(Path(file))), *self._nothing()]
+        except (UserError, Failed) as error:
+            return [*_image(None), *_shown(view.refused(str(error)))]
+
+    async def write(self, picture: np.ndarray | None, context: str, *values: Any) -> AsyncIterator[list[Any]]:
+        """Draft and show the words as they come; every refusal is a message."""
+        try:
+            vitals = given(self.form, values)
+            prepared = await run_in_threadpool(self.service.prepare, picture, vitals, context or "")
+            job = self.service.draft(prepared)
+        except (UserError, Busy, Failed) as error:
+            yield _shown(view.refused(str(error)))
+            return
+        ahead, before = self.service.waiting - 1, ""
+        yield _shown(view.writing("", ahead), busy=True)
+        try:
+            while not job.result.done() and not job.over:
+                if job.text != before:
+                    before = job.text
+                    yield [view.writing(before, 0), gr.skip(), gr.skip(), gr.skip()]
+                await asyncio.sleep(LOOK)
+            report = await done(job)
+        except (UserError, TooLate, Failed) as error:
+            yield _shown(view.refused(str(error)))
+            return
+        finally:
+            job.left = True
+        page = view.finished(report, self.adapter, bool(prepared[0]["has_image"]))
+        yield _shown(page, (prepared, report))
+
+    def _nothing(self) -> list[Any]:
+        return _shown(view.idle())
+
+    def _filler(self, case: SyntheticCase | None) -> Any:
+        """Fills the inputs with an example, or empties them."""
+        vitals = [case.vitals.get(field.name, NOT_GIVEN) if case else NOT_GIVEN for field in self.form]
+        image = case.picture if case else None
+        return lambda: [*_image(image), *vitals, "", *self._nothing()]
+
+
+_ICON = (
+    "<link rel='icon' href=\"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Crect width='16' height='16' rx='3' fill='%232f5f98'/%3E%3Cpath d='M4 4h8M4 8h8M4 12h5' stroke='white' "
+    "stroke-width='1.6'/%3E%3C/svg%3E\">"
+)
+
+
+def _input(field: Field) -> Any:
+    if field.choices:
+        choices = [("not given", NOT_GIVEN), *((choice, choice) for choice in field.choices)]
+        return gr.Radio(choices, value=NOT_GIVEN, label=field.label, min_width=220)
+    plain = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False, autocapitalize="off")
+    return gr.Textbox(label=field.label, info=field.help or None, min_width=220, max_lines=1, max_length=100,
+                      html_attributes=plain)  # fmt: skip
+
+
+def _image(square: np.ndarray | None) -> list[Any]:
+    """The picture, the field to choose one, its preview and the button to remove it."""
+    there = square is not None
+    shown = view.picture(square) if square is not None else ""
+    return [square, gr.File(None, visible=not there), gr.HTML(shown, visible=there), gr.Button(visible=there)]
+
+
+def _shown(page: str, answer: Any = None, busy: bool = False) -> list[Any]:
+    """The result, its answer, and the two buttons, of which one serves."""
+    return [page, answer, gr.Button(interactive=not busy), gr.Button(visible=busy)]
+
+
+def _theme() -> gr.themes.Base:
+    fonts = [gr.themes.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")]
+    mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
+    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono, text_size="lg").set(
+        body_background_fill="*neutral_50",
+        button_primary_background_fill="#2f5f98",
+        button_primary_background_fill_hover="#264e7d",
+        button_primary_background_fill_dark="#2f5f98",
+        button_primary_background_fill_hover_dark="#3a72b5",
+        button_primary_text_color="white",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+    )

@@ -1,0 +1,304 @@
+"""One loaded engine behind a bounded queue: one worker drafts what waits, together where the engine can.
+
+What comes from outside is bounded here: bytes, characters, tokens, seconds and the number of those who wait.
+Nothing of a case is logged, and an uploaded file is gone as soon as it was read.
+"""
+
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from vlm.errors import UserError
+from vlm.inference.engine import Engine, Prepared, ReportEngine
+from vlm.inference.report import Report
+
+Result = TypeVar("Result")
+LONGEST_PROMPT = 1024
+"""Tokens around the evidence; more of them are a context that no adapter was trained on."""
+
+
+FORGOTTEN = 600
+"""Seconds after which a file in the folder is nobody's: one is read as soon as it was sent."""
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class TooLate(Exception):
+    """The time limit came before the end."""
+
+    def __init__(self) -> None:
+        super().__init__("not done within the time limit; try again when fewer drafts wait")
+
+
+class Failed(Exception):
+    """A defect of the program or the machine; what it was is on stderr, without a word of the case."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes; all of it can be set on the command line."""
+
+    upload: int = 64 << 20
+    """Bytes of an image file."""
+    context: int = 2000
+    """Characters of the context."""
+    tokens: int = 96
+    """Longest draft."""
+    seconds: float = 60
+    """From asking to the last word."""
+    waiting: int = 32
+    """Drafts in the queue, those being written included."""
+    batch: int = 16
+    """Drafts written together."""
+
+
+@dataclass(eq=False)
+class Job(Generic[Result]):
+    """Work for the engine, and its result to come."""
+
+    work: Callable[[Engine], Result] | None
+    """What to call; None for a draft."""
+    deadline: float
+    """By `time.monotonic`."""
+    result: "Future[Result]" = field(default_factory=Future)
+    left: bool = False
+    """Whoever asked has gone."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody wants the result any more."""
+        return self.left or time.monotonic() > self.deadline
+
+    @property
+    def seconds_left(self) -> float:
+        return max(self.deadline - time.monotonic(), 0)
+
+
+@dataclass(eq=False)
+class Draft(Job[Report]):
+    """A report to be drafted, and the words there are so far."""
+
+    prepared: Prepared = field(kw_only=True)
+    text: str = ""
+    """Grows while the report is written; its reader looks at it now and then."""
+
+
+class Service:
+    """Close it, or use it as a context: it owns a thread and a private folder."""
+
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        self.engine = engine
+        self.limits = limits or Limits()
+        self.seconds_a_batch = 1.0
+        """What the last batch took: how long a client should wait before it asks again."""
+        self._folder = tempfile.TemporaryDirectory(prefix="clinical-vlm-app-")
+        self._jobs: deque[Job[Any]] = deque()
+        self._current: list[Job[Any]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._decoding = threading.Semaphore(2)  # a large image takes several hundred megabytes while it is read
+        self._batch = self.limits.batch if isinstance(engine, ReportEngine) else 1
+        self._worker = threading.Thread(target=self._work, name="drafting", daemon=True)
+        self._worker.start()
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker and remove the folder; what waits fails."""
+        with self._changed:
+            self._closed = True
+            waiting = list(self._jobs)
+            self._jobs.clear()
+            self._changed.notify_all()
+        _settle(waiting, Failed("the server is closing"))
+        for job in list(self._current):
+            job.left = True
+        self._worker.join(self.limits.seconds)
+        self._folder.cleanup()
+
+    @property
+    def folder(self) -> Path:
+        """A folder that only this user can read, for uploads; removed in the end."""
+        return Path(self._folder.name)
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is somebody to draft."""
+        return self._worker.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs not yet done."""
+        return len(self._jobs) + len(self._current)
+
+    # --------------------------------------------------------------------------------------- inputs
+
+    def read_file(self, file: Path) -> np.ndarray:
+        """An uploaded image as the model sees it, S × S uint8; the file is removed.
+
+        Raises `UserError` for an unreadable one, in words that do not hold the file's name.
+        """
+        try:
+            with self._decoding, named_failures():
+                return self.engine.read_picture(file)
+        except UserError as error:
+            raise UserError(f"image: {str(error).removeprefix(f'{file}: ')}") from None
+        finally:
+            file.unlink(missing_ok=True)
+
+    def read_bytes(self, data: bytes) -> np.ndarray:
+        """The content of an image file as the model sees it; see `read_file`."""
+        with named_failures(), tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            file.write(data)
+        return self.read_file(Path(file.name))
+
+    def prepare(self, picture: np.ndarray | None, vitals: Mapping[str, Any], context: str = "") -> Prepared:
+        """One case's inputs for `draft`; raises `UserError` for a wrong vital or too long a context."""
+        if len(context) > self.limits.context:
+            raise UserError(f"context: {len(context):,} characters, at most {self.limits.context:,}")
+        with named_failures():
+            return self.engine.prepare(picture, vitals, context)
+
+    def sweep(self) -> None:
+        """Remove what a client that has gone left in the folder."""
+        for file in self.folder.rglob("*"):
+            with suppress(OSError):
+                if file.is_file() and time.time() - file.stat().st_mtime > FORGOTTEN:
+                    file.unlink()
+
+    # ---------------------------------------------------------------------------------------- asking
+
+    def draft(self, prepared: Prepared) -> Draft:
+        """Put a report into the queue; raises `Busy` if it is full."""
+        return self._put(Draft(None, self._deadline(), prepared=prepared))
+
+    def ask(self, work: Callable[[Engine], Result]) -> Job[Result]:
+        """Put other work for the engine into the queue; raises `Busy` if it is full."""
+        return self._put(Job(work, self._deadline()))
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.limits.seconds
+
+    def _put(self, job: Any) -> Any:
+        with self._changed:
+            if self._closed or self.waiting >= self.limits.waiting:
+                raise Busy(f"{self.waiting} drafts are waiting already; try again in a moment")
+            self._jobs.append(job)
+            self._changed.notify()
+        return job
+
+    # ---------------------------------------------------------------------------------------- worker
+
+    def _work(self) -> None:
+        with self.engine.drafting():
+            while jobs := self._take():
+                start = time.monotonic()
+                try:
+                    with named_failures():
+                        self._do(jobs)
+                except Exception as error:
+                    _settle(jobs, error)
+                finally:
+                    _settle(jobs, TooLate())
+                    self._current = []
+                self.seconds_a_batch = time.monotonic() - start
+
+    def _take(self) -> list[Job[Any]]:
+        """The jobs to do next: one of any kind, or as many drafts as go together; empty when closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            jobs: list[Job[Any]] = []
+            while self._jobs and len(jobs) < self._batch and (not jobs or _go_together(jobs[0], self._jobs[0])):
+                jobs.append(self._jobs.popleft())
+            self._current = jobs
+            return jobs
+
+    def _do(self, jobs: Sequence[Job[Any]]) -> None:
+        wanted = [job for job in jobs if not job.over]
+        drafts = [job for job in wanted if isinstance(job, Draft) and self._fits(job)]
+        for job in wanted:
+            if job.work is not None:
+                job.result.set_result(job.work(self.engine))
+        if drafts:
+            words = Words(self.engine, drafts)
+            prepared = [job.prepared for job in drafts]
+            reports = self.engine.reports(prepared, self._batch, self.limits.tokens, streamer=words)
+            for job, report in zip(drafts, reports, strict=True):
+                job.result.set_result(report)
+
+    def _fits(self, job: Draft) -> bool:
+        length = self.engine.prompt_length(job.prepared[0])
+        if length > LONGEST_PROMPT:
+            job.result.set_exception(UserError(f"context: too long; the prompt has {length:,} tokens of words, "
+                                               f"at most {LONGEST_PROMPT:,}"))  # fmt: skip
+        return length <= LONGEST_PROMPT
+
+
+class Words:
+    """Streams the words of several drafts at once, and ends the writing when nobody wants them any more.
+
+    It has the two methods of Transformers' streamers, whose own take one text at a time.
+    """
+
+    def __init__(self, engine: Engine, drafts: Sequence[Draft]) -> None:
+        self._tokenizer, self._end = engine.model.tokenizer, engine.model.prompt.end_id
+        self._drafts = drafts
+        self._tokens: list[list[int]] = [[] for _ in drafts]
+        self._ended = [False for _ in drafts]
+
+    def put(self, value: torch.Tensor) -> None:
+        """The next token of each draft, B; before the first, the prompt's, of which there are none."""
+        if all(draft.over for draft in self._drafts):
+            raise TooLate
+        if value.numel() != len(self._drafts):
+            return
+        for row, token in enumerate(value.tolist()):
+            self._ended[row] |= token == self._end  # what comes after it only fills the batch
+            if not self._ended[row]:
+                self._tokens[row].append(token)
+                text = self._tokenizer.decode(self._tokens[row], skip_special_tokens=True)
+                self._drafts[row].text = str(text).strip().rstrip("\N{REPLACEMENT CHARACTER}")  # half of a letter
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def _go_together(first: Job[Any], other: Job[Any]) -> bool:
+    return isinstance(first, Draft) and isinstance(other, Draft)
+
+
+def _settle(jobs: Sequence[Job[Any]], error: Exception) -> None:
+    for job in jobs:
+        if not job.result.done():
+            job.result.set_exception(error)
+
+
+@contextmanager
+def named_failures() -> Iterator[None]:
+    """A user's mistake as it is; of anything else the kind and the place, for its message may quote the case."""
+    try:
+        yield
+    except (UserError, TooLate):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        print(f"error: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}", file=sys.stderr)
+        raise Failed("this failed on our side; the server's log says where") from None

@@ -1,0 +1,109 @@
+"""What the page shows of a draft, as HTML; whatever comes from outside is escaped by the template."""
+
+import base64
+import json
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import jinja2
+import numpy as np
+
+from vlm.app.about import Adapter
+from vlm.data.schema import VitalsSchema
+from vlm.fhir import to_fhir
+from vlm.inference.report import Report
+from vlm.model.calibration import Calibration
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    made = jinja2.Environment(loader=jinja2.PackageLoader("vlm.app", "."), autoescape=True, trim_blocks=True)
+    made.filters["percent"] = percent
+    return made
+
+
+def head(adapter: Adapter) -> str:
+    """The page's title, and which adapter it is."""
+    return _templates().get_template("head.html.j2").render(title=adapter.title)
+
+
+def idle() -> str:
+    """Before the first draft."""
+    return _result(state="idle")
+
+
+def refused(message: str) -> str:
+    """In place of a draft: one line that says why."""
+    return _result(state="error", message=message)
+
+
+def writing(text: str, ahead: int) -> str:
+    """A draft that is being written, or waits behind others."""
+    waiting = f"waiting; {ahead} asked before" if ahead else "reading the case …"
+    return _result(state="writing", text=text, message="writing …" if text else waiting)
+
+
+def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
+    """A whole draft with its probabilities, warnings and files."""
+    schema = adapter.config.spec.schema
+    bundle = to_fhir(report, schema, adapter.made_by, has_image)
+    return _result(
+        state="done",
+        text=report.text,
+        report=report,
+        meaning=meaning(adapter.config.calibration),
+        read=", ".join([*_values(report, schema), "an image" if has_image else "no image"]),
+        files=[
+            _file("Text", "draft.txt", "text/plain", str(report)),
+            _file("JSON", "draft.json", "application/json", _json(report.to_dict())),
+            _file("FHIR", "draft.fhir.json", "application/fhir+json", _json(bundle)),
+        ],
+    )
+
+
+def meaning(calibration: Calibration) -> str:
+    """What a reader of the bars should know of them."""
+    if not calibration.patients:
+        return f"{calibration.describe().capitalize()}: read them as an order, not as frequencies."
+    return (
+        f"Of 100 cases at 80 %, about 80 should have the label. {calibration.describe().capitalize()} "
+        f"(temperature {calibration.temperature:.2f}); other patients need their own."
+    )
+
+
+def percent(value: float) -> str:
+    """A probability as it is shown: never 0 and never 1, which no model can know."""
+    return "< 0.1 %" if value < 0.001 else "> 99.9 %" if value > 0.999 else f"{value:.1%}".replace("%", " %")
+
+
+def picture(square: np.ndarray) -> str:
+    """An image as the model sees it; S × S, uint8."""
+    side = square.shape[0]
+    caption = f"As the model sees it, {side} × {side} pixels"
+    return f'<figure class="vlm-picture"><img alt="{caption}" src="{png_link(square)}">' \
+           f"<figcaption>{caption}</figcaption></figure>"  # fmt: skip
+
+
+def png_link(image: np.ndarray) -> str:
+    """An image within the page itself: no file of it is left anywhere."""
+    return f"data:image/png;base64,{base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()}"
+
+
+def _result(**values: Any) -> str:
+    return _templates().get_template("result.html.j2").render(values)
+
+
+def _values(report: Report, schema: VitalsSchema) -> list[str]:
+    units = {vital.name: vital.unit for vital in schema.vitals}
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in report.vitals.items()}
+    return [f"{name.replace('_', ' ')} {value} {units[name]}".strip() for name, value in shown.items()]
+
+
+def _file(title: str, name: str, kind: str, text: str) -> dict[str, str]:
+    return {"title": title, "name": name, "link": f"data:{kind};charset=utf-8,{quote(text)}"}
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""What a draft rests on: where in the image, on which vital, and how much the language alone would have said."""

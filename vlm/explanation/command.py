@@ -1,0 +1,30 @@
+"""What `infer.py --explain` does: draft one case, then say what the draft rests on."""
+
+import argparse
+import json
+from typing import TextIO
+
+from vlm.explanation.attribution import require_captum
+from vlm.explanation.explain import explain
+from vlm.explanation.picture import draw
+from vlm.inference.arguments import engine_of
+from vlm.inference.command import FhirFile, OpenedCase
+
+
+def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
+    """Print the draft as ever, write the picture, and print what each chosen word drew on; or all of it as JSON.
+
+    Raises `UserError` as `draft_case`, `explain` and `draw` do.
+    """
+    require_captum()
+    case = OpenedCase.of(arguments.adapter, arguments.image, arguments.vitals, **engine_of(arguments))
+    stream = None if arguments.json else out
+    report = case.draft(arguments.max_new_tokens, stream, FhirFile.of(arguments.fhir, arguments.fhir_subject))
+    if stream is not None:
+        print(report.after_text(), file=out, flush=True)  # the draft is there, whatever happens to its explanation
+    explanation = explain(case.engine, case.image, case.values, report, arguments.explain_words)
+    draw(explanation, arguments.explain)
+    if stream is None:
+        print(json.dumps({**report.to_dict(), "explanation": explanation.to_dict()}, indent=2, ensure_ascii=False))
+        return
+    print("", *explanation.lines(), f"picture: {arguments.explain}", sep="\n", file=out)

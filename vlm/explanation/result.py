@@ -1,0 +1,187 @@
+"""An explanation as data: what a page or a picture shows of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from vlm.data.images import Box
+from vlm.errors import UserError
+from vlm.explanation.alignment import Shift
+from vlm.inference.report import Report
+
+
+class TintedWord(NamedTuple):
+    """A piece of the draft, and the share of each source in it; the shares add up to 1."""
+
+    text: str
+    """The word and the spaces after it; all pieces together are the draft."""
+    image: float
+    vitals: float
+    language: float
+    """What the language model would have said anyway."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a stretch of the draft drew on."""
+
+    start: int
+    end: int
+    """Its characters in the draft: `report.text[start:end]`."""
+    image: float
+    """Nats that the image adds to its log-probability."""
+    vitals: float
+    """Nats that the vitals add."""
+    alone: float
+    """Its log-probability with neither."""
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Image, vitals, language.
+
+        The language's share is exp(−|image| − |vitals|): where both speak for the word it is its probability with
+        nothing given over that with everything given. The rest is divided in proportion to the nats.
+        """
+        image, vitals = abs(self.image), abs(self.vitals)
+        language = float(np.exp(-image - vitals))
+        rest = (1 - language) / max(image + vitals, 1e-12)
+        return image * rest, vitals * rest, language
+
+
+@dataclass(frozen=True)
+class ExplainedWords(Drawn):
+    """Chosen words: where in the image, and which vital."""
+
+    text: str
+    heat: np.ndarray | None
+    """h × w, nats of each cell of the CNN's last grid over the square that it saw; adds up to `image`. None without
+    an image."""
+    by_vital: dict[str, float]
+    """Nats of each vital; add up to `vitals`, a missing one is exactly 0."""
+    completeness_error: float
+    """Bound on what the sums miss, as a share of what the evidence adds."""
+    steps: int
+    """Points on the longest path of integration."""
+
+
+@dataclass(frozen=True)
+class ExplainedLabel:
+    """A label's probability, and where its logit comes from."""
+
+    name: str
+    probability: float
+    heat: np.ndarray | None
+    """h × w, at least 0, without a unit; None without an image."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a drafted report rests on. Maps lie over the square that the CNN saw; `overlay` lays them on the image."""
+
+    report: Report
+    picture: np.ndarray | None
+    """The image as it is shown, H × W uint8, at its own aspect; None where none was read."""
+    words: tuple[Drawn, ...]
+    """Every word and mark of the draft, in order."""
+    passages: tuple[ExplainedWords, ...]
+    """The chosen words."""
+    labels: tuple[ExplainedLabel, ...]
+    vitals: tuple[str, ...]
+    """Names of all vitals that the model can read."""
+    shift: Shift = (0.0, 0.0)
+    """How far the cells of the maps look past the middle of their share of the square."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know: no image, an error that stayed too large."""
+
+    @property
+    def completeness_error(self) -> float:
+        """The largest of the chosen words; 0 where there are none."""
+        return max((words.completeness_error for words in self.passages), default=0.0)
+
+    @cached_property
+    def leading_label(self) -> ExplainedLabel | None:
+        """The most probable label; the first in the adapter's order among those that are equal to a tenth of a %."""
+        return max(self.labels, key=lambda label: round(label.probability, 3), default=None)
+
+    def tinted_words(self) -> list[TintedWord]:
+        """The draft in pieces, each with the shares of image, vitals and language."""
+        text, ends = self.report.text, [word.start for word in self.words[1:]]
+        stops = [*ends, len(self.report.text)]
+        return [TintedWord(text[word.start : stop], *word.shares) for word, stop in zip(self.words, stops, strict=True)]
+
+    def heat_of(self, name: str | None = None) -> np.ndarray:
+        """Map over the picture (H × W, 0 to 1) of a label or of chosen words; without a name the leading label's.
+
+        Only what speaks for them is shown. Raises `UserError` for another name, and where there was no image.
+        """
+        known: dict[str, np.ndarray | None] = {}
+        for words in self.passages:  # the same words said twice are one map
+            seen = known.get(words.text.lower())
+            known[words.text.lower()] = words.heat if seen is None or words.heat is None else seen + words.heat
+        known |= {label.name: label.heat for label in self.labels}
+        name = name if name is not None else getattr(self.leading_label, "name", next(iter(known), ""))
+        key = name if name in known else name.lower()
+        if key not in known:
+            raise UserError(f"{name!r} is neither a label nor an explained word; known: {', '.join(known) or 'none'}")
+        heat = known[key]
+        if heat is None or self.picture is None:
+            raise UserError("no image was read, so there is nothing to lay a heat over")
+        return on_picture(heat, self.picture.shape, self.shift)
+
+    def lines(self) -> list[str]:
+        """One aligned line for each of the chosen words, the completeness error, and the notes."""
+        width = max((len(words.text) for words in self.passages), default=0)
+        lines = [
+            f"{words.text:<{width}}  image {image:4.0%}  vitals {vitals:4.0%}  language {language:4.0%}"
+            for words in self.passages
+            for image, vitals, language in [words.shares]
+        ]
+        error = [f"completeness error {self.completeness_error:.2%} at most"] if lines else []
+        return [*lines, *error, *(f"note: {note}" for note in self.notes)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; the maps as rows of cells, the picture left away."""
+        return {
+            "words": [{"text": piece.text, **_shares(piece[1:])} for piece in self.tinted_words()],
+            "passages": [
+                {"text": words.text, **_shares(words.shares), "image_nats": words.image, "vitals_nats": words.vitals,
+                 "log_probability_alone": words.alone, "by_vital": words.by_vital, "heat": _rows(words.heat),
+                 "completeness_error": words.completeness_error, "steps": words.steps}
+                for words in self.passages
+            ],
+            "labels": [{"name": label.name, "probability": label.probability, "heat": _rows(label.heat)}
+                       for label in self.labels],
+            "completeness_error": self.completeness_error,
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def on_picture(heat: np.ndarray, shape: Sequence[int], shift: Shift = (0.0, 0.0)) -> np.ndarray:
+    """A map over the square (h × w cells) → over the image inside it (H × W), what is positive scaled to 0 to 1.
+
+    Each cell lies where it looks, `shift` past the middle of its share. The padding that makes an image square is cut
+    away, and heat that lies in it with it.
+    """
+    side = max(shape)
+    box = Box.of(tuple(shape), side)
+    positive = np.maximum(heat, 0).astype(np.float32)
+    # Pixel → cell, both counted from the middle of the first one.
+    scale = np.array(positive.shape[::-1]) / side  # x, y
+    start = (0.5 - np.array(shift[::-1]) * side) * scale - 0.5
+    to_cell = np.array([[scale[0], 0, start[0]], [0, scale[1], start[1]]])
+    square = cv2.warpAffine(positive, to_cell, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                            borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
+    inside = square[box.rows, box.columns]
+    return inside / max(float(inside.max()), 1e-12)
+
+
+def _shares(shares: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("image", "vitals", "language"), shares, strict=True))
+
+
+def _rows(heat: np.ndarray | None) -> list[list[float]] | None:
+    return None if heat is None else [[float(f"{value:.4g}") for value in row] for row in heat.tolist()]
