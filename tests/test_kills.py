@@ -125,6 +125,7 @@ def kill_campaign(forks: Forks, whole: Run, config_file: Path, kills: int, seed:
             print(run.said.read_text()[-3000:])
         else:
             shutil.rmtree(run.folder)
+        print(f"{number} runs: {dict(done)}", flush=True)
     return done
 
 
@@ -138,7 +139,6 @@ def test_killed_runs_end_as_an_undisturbed_one(forks: Forks, whole: Run, config_
 @pytest.mark.timeout(4 * 3600)
 def test_two_hundred_kills(forks: Forks, whole: Run, config_file: Path) -> None:
     done = kill_campaign(forks, whole, config_file, 200, seed=1)
-    print(dict(done))
     assert not done["failed"], done
 
 
