@@ -116,7 +116,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tiny_config: Config, tm
         with pytest.raises(UserError, match=r"runs/tiny: cannot be written: Read-only file system; then go on"):
             train(config, resume=True)
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 HOLD = """
