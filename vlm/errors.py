@@ -11,6 +11,14 @@ class UserError(Exception):
     """A mistake the user can mend: one line that names the file, row, column or key, and the way out."""
 
 
+class Stopped(Exception):
+    """The work was stopped by a signal and can go on; the line says how."""
+
+    def __init__(self, line: str, signal: int) -> None:
+        super().__init__(line)
+        self.exit_code = 128 + signal
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run `main`; end a `UserError` as one line on stderr and exit code 2, never as a traceback.
 
@@ -25,6 +33,9 @@ def run_program(main: Callable[[], None]) -> None:
         # A data loader's worker wraps the error in the text of its own traceback; the last line is ours.
         print(f"error: {str(error).strip().splitlines()[-1].removeprefix('vlm.errors.UserError: ')}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)  # a progress bar may stand in the line
+        sys.exit(stopped.exit_code)
     except BrokenPipeError:  # the reader, such as `head`, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may Python's last flush complain
         sys.exit(0)

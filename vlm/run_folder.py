@@ -1,16 +1,29 @@
 """`runs/NAME/`: the files of a run."""
 
+import errno
+import fcntl
 import json
+import os
 import re
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from vlm.cli import to_yaml
 from vlm.config import Config
+from vlm.durable import make_folder, remove_folder, replace_file, sweep, verify, writing
 from vlm.errors import UserError
+
+CHECKPOINT_FILES = (
+    "trainable.safetensors", "optimizer.safetensors", "optimizer.json", "scheduler.json", "processes.safetensors",
+    "trainer_state.json",
+)  # fmt: skip
+"""What a checkpoint holds beside its manifest; see `vlm.training.checkpoints`."""
 
 
 class RunFolder:
@@ -26,6 +39,48 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.figures = self.path / "figures"
         self.adapter = self.path / "adapter"
+        self.lock = self.path / ".lock"
+        self.warnings: list[str] = []
+        """What `check` and `locked` found that does not keep the run from starting."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder while the block runs; raises `UserError` if one is in it.
+
+        A record lock: the system takes it back however the process ends, and the children that read images, which
+        may outlive it for seconds, do not hold it.
+        """
+        with self._hold():
+            try:
+                yield
+            finally:
+                if list(self.path.iterdir()) == [self.lock]:  # a mistake was found before anything was written
+                    self.lock.unlink()
+                    self.path.rmdir()
+
+    def _hold(self) -> TextIO:
+        """Open the lock file and lock it; closing it gives the lock back."""
+        with writing(self.path):
+            make_folder(self.path)
+            file = self.lock.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise UserError(
+                    f"{self.path}: {file.read().strip() or 'another process'} is writing this run; wait for it, "
+                    "or name another run with --run.name"
+                ) from None
+            self.warnings.append(f"{self.path}: cannot be locked ({error.strerror}); start no second run in it")
+        if not (self.lock.exists() and os.path.samestat(os.fstat(file.fileno()), self.lock.stat())):
+            file.close()  # its last holder deleted it before we had it
+            return self._hold()
+        with writing(self.lock):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        return file
 
     def check(self, config: Config, cases: str, resume: bool) -> Path | None:
         """Whether the run may start; changes nothing. Returns the checkpoint to resume from.
@@ -35,7 +90,7 @@ class RunFolder:
         """
         if resume:
             return self._newest_checkpoint(config, cases)
-        files = [path for path in self.path.rglob("*") if path.is_file()]
+        files = [path for path in self.path.rglob("[!.]*") if path.is_file()]  # hidden: the lock, and what deaths left
         if files and not config.run.overwrite:
             raise UserError(
                 f"{self.path}: holds an earlier run; go on with --resume, name another with --run.name, "
@@ -47,17 +102,27 @@ class RunFolder:
 
     def create(self, config: Config, cases: str, resume: bool = False) -> None:
         """Make the folder, in place of an earlier run, and write the resolved config."""
-        if not resume and self.path.exists():
-            shutil.rmtree(self.path)
-        for folder in (self.figures, self.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(to_yaml(config), encoding="utf-8")
-        self.cases.write_text(cases + "\n", encoding="utf-8")
+        with writing(self.path):
+            make_folder(self.path)
+            if not resume:
+                self._clear()
+            replace_file(self.config, to_yaml(config))  # first: what has no config is no run, and is not overwritten
+            replace_file(self.cases, cases + "\n")
+            for folder in (self.figures, self.checkpoints):
+                make_folder(folder)
+            sweep(self.checkpoints)
 
-    def _newest_checkpoint(self, config: Config, cases: str) -> Path:
-        # The state is the last file of a checkpoint: without it the checkpoint is not complete.
-        found = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
-        if not found or not self.config.is_file() or not self.cases.is_file():
+    def _clear(self) -> None:
+        """Delete an earlier run: its checkpoints first and at once, so that none of them is ever resumed."""
+        if self.checkpoints.is_dir():
+            remove_folder(self.checkpoints)
+        for path in set(self.path.iterdir()) - {self.lock, self.config}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _newest_checkpoint(self, config: Config, cases: str) -> Path | None:
+        """The newest whole checkpoint; None if the run began and has none yet. The broken ones are in `warnings`."""
+        steps = checkpoints_of(self.checkpoints)
+        if not self.config.is_file() or (steps and not self.cases.is_file()):
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
         before = dotted(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         now = dotted(yaml.safe_load(to_yaml(config)))
@@ -66,14 +131,45 @@ class RunFolder:
                 raise UserError(
                     f"{key}: was {before.get(key)} when {self.path} began, is {now.get(key)}; a resumed run keeps it"
                 )
-        if self.cases.read_text(encoding="utf-8").strip() != cases:
+        if self.cases.is_file() and self.cases.read_text(encoding="utf-8").strip() != cases:
             raise UserError(f"{self.path}: the cases or their split changed since the run began; start a new run")
-        return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        checkpoint, broken = newest_whole(self.checkpoints)
+        self.warnings += [f"a checkpoint is not whole and is passed over: {line}" for line in broken]
+        if steps and not checkpoint:
+            raise UserError(f"{self.path}: no whole checkpoint to resume from; {broken[0]}")
+        if not steps:
+            self.warnings.append(f"{self.path}: no checkpoint was written yet, so the run starts at its first step")
+        return checkpoint
+
+
+def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is what was written, and what is wrong with each one after it."""
+    broken: list[str] = []
+    for step in checkpoints_of(checkpoints):
+        checkpoint = checkpoint_folder(checkpoints, step)
+        try:
+            verify(checkpoint, CHECKPOINT_FILES)
+            return checkpoint, broken
+        except UserError as error:
+            broken.append(str(error))
+    return None, broken
+
+
+def checkpoints_of(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, whole or not, the newest first."""
+    found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"checkpoint-{step}"
 
 
 MAY_CHANGE = (
-    "run.", "evaluation.", "train.max_steps", "train.epochs", "train.workers", "train.threads",
-    "train.log_steps", "train.eval_steps", "train.patience", "train.keep_checkpoints", "train.report_to",
+    "run.", "evaluation.", "train.max_steps", "train.epochs", "train.micro_batch_size", "train.workers",
+    "train.threads", "train.log_steps", "train.eval_steps", "train.patience", "train.keep_checkpoints",
+    "train.report_to",
 )  # fmt: skip
 """Options that a resumed run may have otherwise: none of them changes what the steps already made have learned."""
 MAY_MOVE = re.compile(r"data\.(sources\.\d+\.)?(root|mimic_cxr\.(reports|ed))")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -24,6 +24,7 @@ class Batch(TypedDict):
     attention_mask: torch.Tensor  # B × T, 0 at padding
     evidence_mask: torch.Tensor  # B × T, bool, True where an evidence token stands
     labels: torch.Tensor  # B × T, token to predict, IGNORED elsewhere
+    ids: NotRequired[list[str]]  # of the cases; not for the model
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Collator:
     max_report_tokens: int = 1024
     """Longer reports are cut; image and vitals tokens never are."""
     generation: bool = False
+    with_ids: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         rows = [self._row(example) for example in examples]
@@ -48,7 +50,7 @@ class Collator:
             at = self.prompt.fixed_tokens if self.generation else length
             return torch.tensor([v[:at] + [fill] * n + v[at:] for v, n in zip(values, pad, strict=True)])
 
-        return Batch(
+        batch = Batch(
             pixel_values=torch.stack([example["pixel_values"] for example in examples]),
             has_image=torch.tensor([example["has_image"] for example in examples]),
             vitals=torch.stack([example["vitals"] for example in examples]),
@@ -59,6 +61,9 @@ class Collator:
             evidence_mask=padded([evidence for _, evidence, _ in rows], 0).bool(),
             labels=padded([labels for _, _, labels in rows], IGNORED),
         )
+        if self.with_ids:
+            batch["ids"] = [example["id"] for example in examples]
+        return batch
 
     def _row(self, example: Example) -> tuple[list[int], list[int], list[int]]:
         """Token ids, evidence mask and labels of one case."""

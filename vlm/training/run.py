@@ -1,6 +1,7 @@
 """One training job from config to adapter: data, model, training, test, figures."""
 
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -29,21 +30,31 @@ from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
 from vlm.run_folder import RunFolder, read_log
 from vlm.training.dry_run import dry_run
+from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
 from vlm.training.trainer import ReportTrainer, part_of
 
 
 def train(config: Config, resume: bool = False) -> Path:
-    """Run the job and return its folder; raises `UserError` for anything the user can mend."""
+    """Run the job and return its folder; raises `UserError` for anything the user can mend.
+
+    Raises `Stopped` after Ctrl-C or SIGTERM, when the step that ran is saved.
+    """
+    folder = RunFolder(config)
+    with folder.locked() if _is_main() else nullcontext(), one_line_endings(folder):
+        return _train(config, folder, resume)
+
+
+def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     transformers_logging.set_verbosity_error()
     device, dtype = _choices(config)
-    folder = RunFolder(config)
     processes = PartialState(cpu=device.type == "cpu")
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
         cohort = load_cohort(config.data)
     _say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     checkpoint = folder.check(config, cohort.fingerprint, resume)
+    _say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
     _say(describe_parameters(model))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
@@ -65,7 +76,10 @@ def train(config: Config, resume: bool = False) -> Path:
     if checkpoint and trainer.has_finished(checkpoint):
         _say("every step of this run is made; its best checkpoint is tested again")
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stop = StopAtSignal()
+        trainer.add_callback(stop)
+        with stop:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
         validation = case_dataset(config, model.spec, cohort, "validation")
@@ -119,7 +133,7 @@ def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: Ru
         training_arguments(config, folder, has_validation=len(validation) > 0, device=model.device),
         config.loss,
         config.train,
-        data_collator=Collator(model.prompt),
+        data_collator=Collator(model.prompt, with_ids=True),
         train_dataset=training,
         eval_dataset=validation if len(validation) else None,
         compute_metrics=lambda output: split_metrics_of(output, model.spec.labels, config.loss.alpha),
@@ -182,7 +196,6 @@ def training_arguments(
         eval_steps=train.eval_steps,
         save_strategy="steps",
         save_steps=train.eval_steps,
-        save_total_limit=train.keep_checkpoints + 1,
         load_best_model_at_end=has_validation,
         metric_for_best_model="eval_loss" if has_validation else None,
         greater_is_better=False,

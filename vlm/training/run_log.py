@@ -8,7 +8,8 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 
 from vlm.data.examples import CaseDataset
-from vlm.run_folder import read_log
+from vlm.durable import replace_file
+from vlm.training.checkpoints import finite
 
 
 class EpochOfDataset(TrainerCallback):
@@ -25,21 +26,19 @@ class EpochOfDataset(TrainerCallback):
 
 
 class RunLog(TrainerCallback):
-    """Appends every log row to log.jsonl; a resumed run first drops the rows after its checkpoint."""
+    """Appends every log row to log.jsonl; a resumed run first puts there the rows that its checkpoint holds."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            rows = [row for row in read_log(self.file) if row["step"] <= state.global_step]
-            self.file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            replace_file(self.file, "".join(_line(row["step"], row) for row in state.log_history))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            row = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
             with self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
+                out.write(_line(state.global_step, logs))
 
 
 class Progress(ProgressCallback):
@@ -59,6 +58,5 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinity are no JSON; they become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _line(step: int, values: dict[str, Any]) -> str:
+    return json.dumps({"step": step} | finite({name: value for name, value in values.items() if name != "step"})) + "\n"

@@ -1,31 +1,25 @@
-"""The Transformers `Trainer` with our loss, our checkpoints and our evaluation; the loop itself is theirs."""
+"""The Transformers `Trainer` with our loss, our schedule and our evaluation; the loop itself is theirs."""
 
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import Trainer, TrainingArguments
 
 from vlm.config import LossConfig, TrainConfig
 from vlm.data.collate import IGNORED
 from vlm.data.examples import CaseDataset
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
-
-TRAINABLE = "trainable.safetensors"
-"""The weights in a checkpoint: what trains, and nothing of the frozen base."""
+from vlm.training.resumable import ResumableTrainer
 
 
-class ReportTrainer(Trainer):
-    """Joint loss over an accumulated batch; trainable weights only in checkpoints."""
+class ReportTrainer(ResumableTrainer):
+    """Joint loss over an accumulated batch, its log and its schedule; no step is taken on a broken number."""
 
     loss_is_scaled_for_ga = True  # both terms are divided by the counts of the whole effective batch
 
@@ -34,10 +28,10 @@ class ReportTrainer(Trainer):
     ):
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         settings["params"] = parameter_groups(model, train)
-        super().__init__(model, args, optimizer_cls_and_kwargs=(optimizer, settings), **options)
+        options["optimizer_cls_and_kwargs"] = optimizer, settings
+        super().__init__(model, args, train.keep_checkpoints, **options)
         self.loss_config, self.train_config = loss, train
-        self._terms = torch.zeros(2, device=args.device)  # sums of loss_bce and loss_ce since the last log row
-        self._terms_since = 0
+        self._step_ids: list[str] = []  # cases of the optimizer step so far
 
     # ---------------------------------------------------------------------------------------- loss
 
@@ -56,12 +50,29 @@ class ReportTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Equation (5); with alpha = 1 in the first `head_only_steps`, when the language model does not run."""
+        ids = inputs.pop("ids", [])
         label_count, token_count = num_items_in_batch if num_items_in_batch is not None else (None, None)
         output: VLMOutput = model(**inputs, alpha=self.alpha, label_count=label_count, token_count=token_count)
+        self._require_finite(output.loss, "loss", ids)
+        self._step_ids += ids
         self._terms += torch.stack([output.loss_bce, output.loss_ce]).detach()
         # Gradients are averaged over processes, while our counts are of all of them together.
         loss = output.loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The last that is asked before the optimizer's step, which gradients that are not finite must not reach."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._require_finite(torch.as_tensor(norm), "gradient", self._step_ids)
+        self._step_ids = []
+        return norm
+
+    def _require_finite(self, value: torch.Tensor, what: str, ids: list[str]) -> None:
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"step {self.state.global_step + 1}: the {what} is {value.item()}, so the step is not taken; look at "
+                f"the cases {', '.join(ids)}, or lower the learning rates and go on with --resume"
+            )
 
     @property
     def alpha(self) -> float:
@@ -85,6 +96,7 @@ class ReportTrainer(Trainer):
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Per case: K logits, summed text loss, number of tokens (B × (K + 2)); never logits of the vocabulary."""
         inputs = self._prepare_inputs(inputs)
+        inputs.pop("ids", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             output: VLMOutput = model(**inputs, alpha=self.loss_config.alpha if self.loss_config.alpha < 1 else 0.5)
         columns = [output.logits.float(), output.case_losses[:, None], output.case_tokens[:, None].float()]
@@ -127,37 +139,6 @@ class ReportTrainer(Trainer):
         """What is read in every epoch: the training cases and, where there are any, those of the validation."""
         return [dataset for dataset in (self.train_dataset, self.eval_dataset) if isinstance(dataset, CaseDataset)]
 
-    # --------------------------------------------------------------------------------- checkpoints
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(str(output_dir or self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = self.accelerator.unwrap_model(self.model).trainable_parameters()
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / TRAINABLE)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trainable(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
-        self._terms_since = int(Path(resume_from_checkpoint).name.rsplit("-", 1)[-1])
-
-    def has_finished(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint is the last of the run; if it is, the run's best weights are loaded.
-
-        The `Trainer` itself makes one step more when it is given such a checkpoint.
-        """
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        same_length = self.args.max_steps > 0 or self.args.num_train_epochs == state.num_train_epochs
-        steps = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
-        if not same_length or state.global_step < steps:
-            return False
-        self.state = state
-        load_trainable(self.accelerator.unwrap_model(self.model), Path(state.best_model_checkpoint or checkpoint))
-        return True
-
-    def _load_best_model(self) -> None:
-        load_trainable(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
-
 
 class CaseSampler(torch.utils.data.Sampler[int]):
     """Every case once an epoch, shuffled; of weighted cases as many, by weight and with replacement.
@@ -180,22 +161,6 @@ class CaseSampler(torch.utils.data.Sampler[int]):
         for start in range(0, count, self.batch_size):  # no list of a million numbers is made
             step = order[start : start + self.batch_size]
             yield from step[np.argsort(-lengths[step], kind="stable")].tolist()
-
-
-def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into the model; raises `UserError` if they are broken or of another model."""
-    file = checkpoint / TRAINABLE
-    try:
-        given = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot read the checkpoint: {error}") from None
-    wanted = model.trainable_parameters()
-    different = wanted.keys() ^ given.keys() or {n for n in wanted if wanted[n].shape != given[n].shape}
-    if different:
-        raise UserError(f"{file}: tensor {min(different)} does not fit; the config changed since this run began")
-    with torch.no_grad():
-        for name, value in wanted.items():
-            value.copy_(given[name])
 
 
 def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, Any]]:

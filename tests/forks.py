@@ -1,0 +1,115 @@
+"""Runs of `train_lora.py` forked from a process that has imported everything: a run without the seconds of a start.
+
+Reads one job a line from stdin, as JSON, and answers with a line when it began and one when it ended.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Forks:
+    """The client: starts the process, and runs in it."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, "-m", "tests.forks"]
+        self._server = subprocess.Popen(
+            command, cwd=PROJECT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._ask({"ranks": 0})  # wait until it is warm
+
+    def start(self, *argv: str, said: Path, die_at: int = 0, ranks: int = 1) -> int:
+        """Start a run whose stderr goes to `said`, and return its process; it dies at a change of its disk if asked."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        return self._ask({"argv": argv, "said": str(said), "die_at": die_at, "ranks": ranks, "port": port})[0]
+
+    def wait(self) -> int:
+        """The exit code of the run that was started; minus the signal that ended it."""
+        assert self._server.stdout is not None
+        return json.loads(self._server.stdout.readline())
+
+    def run(self, *argv: str, said: Path, die_at: int = 0, ranks: int = 1) -> int:
+        """Start and wait."""
+        self.start(*argv, said=said, die_at=die_at, ranks=ranks)
+        return self.wait()
+
+    def close(self) -> None:
+        """End the process."""
+        self._server.communicate()
+
+    def _ask(self, job: dict) -> list[int]:
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+
+def serve() -> None:
+    """Import what a run needs, then fork a process, or several that talk over gloo, for each job."""
+    import bitsandbytes  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import torch
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    import vlm.evaluation.run
+    import vlm.training.run  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        processes = [fork(job, rank) for rank in range(job["ranks"])]
+        print(json.dumps(processes), flush=True)
+        if processes:
+            codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+            print(max(codes, key=abs), flush=True)
+
+
+def fork(job: dict, rank: int) -> int:
+    """The process of a new run."""
+    process = os.fork()
+    if process == 0:
+        try:
+            run(job, rank)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(70)
+    return process
+
+
+def run(job: dict, rank: int) -> None:
+    """What `python train_lora.py` does, and `torchrun` before it where there are several."""
+    sys.stdin.close()
+    output = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if job["ranks"] > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"]),
+                       "LOCAL_WORLD_SIZE": str(job["ranks"]), "MASTER_ADDR": "localhost",
+                       "MASTER_PORT": str(job["port"]), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    if job["die_at"]:
+        from tests.faults import Disk, install
+
+        install(Disk(job["die_at"], lambda change: os._exit(137)))
+    import train_lora
+    from vlm.errors import run_program
+
+    sys.argv = ["train_lora.py", *job["argv"]]
+    code = 0
+    try:
+        run_program(train_lora.main)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

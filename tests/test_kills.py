@@ -1,0 +1,188 @@
+"""Real runs that are killed, stopped, or kept out, and go on: see docs/reliability.md."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import table_config, tiny_model_config
+from tests.forks import PROJECT, Forks
+from vlm.cli import to_yaml
+from vlm.config import Config, DropoutConfig, EvaluationConfig, LossConfig, RunConfig, TrainConfig
+from vlm.run_folder import checkpoints_of, read_log
+
+VOLATILE = ("runtime", "per_second")
+"""What a log row says of the time it took."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny_llm: str, table_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps, with a checkpoint every 3 and a log row every 2: rows are half summed when it is saved."""
+    folder = tmp_path_factory.mktemp("kills")
+    config = Config(
+        run=RunConfig(name="whole", folder=str(folder / "runs")),
+        data=replace(table_config(table_root), dropout=DropoutConfig(0.2, 0.2, 0.1)),
+        model=tiny_model_config(tiny_llm),
+        loss=LossConfig(alpha=0.4, head_only_steps=2),
+        train=TrainConfig(max_steps=12, batch_size=4, micro_batch_size=2, log_steps=2, eval_steps=3, warmup_steps=1,
+                          keep_checkpoints=1, threads=1),
+        evaluation=EvaluationConfig(batch_size=8, max_new_tokens=2, bootstrap_draws=5, ablation=False),
+    )  # fmt: skip
+    file = folder / "config.yaml"
+    file.write_text(to_yaml(config))
+    return file
+
+
+class Run:
+    """A run by its name, beside the others."""
+
+    def __init__(self, config_file: Path, name: str) -> None:
+        self.argv = ("--config", str(config_file), "--run.name", name)
+        self.folder = config_file.parent / "runs" / name
+        self.said = config_file.parent / f"{name}.txt"
+        self.log = self.folder / "log.jsonl"
+        self.seconds = 0.0
+
+    def result(self) -> tuple[dict[str, bytes], list[dict]]:
+        """The adapter's weights, byte for byte, and the log without times and the last row, which is of a sitting."""
+        weights = {file.name: file.read_bytes() for file in sorted((self.folder / "adapter").glob("*.safetensors"))}
+        rows = [row for row in read_log(self.log) if "train_runtime" not in row]
+        return weights, [{k: v for k, v in row.items() if not any(word in k for word in VOLATILE)} for row in rows]
+
+    def has_begun(self) -> bool:
+        return (self.folder / "config.yaml").is_file()
+
+    def wait_for_step(self, step: int) -> None:
+        end = time.monotonic() + 120
+        while not (self.log.is_file() and any(row["step"] >= step for row in read_log(self.log))):
+            assert time.monotonic() < end, self.said.read_text()[-2000:] if self.said.is_file() else "nothing said"
+            time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def whole(forks: Forks, config_file: Path) -> Run:
+    """A run that nobody disturbs."""
+    run, start = Run(config_file, "whole"), time.monotonic()
+    assert forks.run(*run.argv, said=run.said) == 0, run.said.read_text()[-2000:]
+    run.seconds = time.monotonic() - start
+    weights, rows = run.result()
+    assert len(weights) == 2 and [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    assert len([row for row in rows if "eval_loss" in row]) == 4
+    return run
+
+
+@pytest.fixture(scope="module")
+def by_two(forks: Forks, config_file: Path) -> Run:
+    """The same by two processes."""
+    run = Run(config_file, "by-two")
+    assert forks.run(*run.argv, said=run.said, ranks=2) == 0, run.said.read_text()[-2000:]
+    return run
+
+
+def kill_once(forks: Forks, run: Run, rng: random.Random, seconds: float) -> str | None:
+    """Start or resume a run and kill it: at a random moment, or at one change of its disk; None if it was too quick."""
+    options = (*run.argv, *(["--resume"] if run.has_begun() else []))
+    if rng.random() < 0.5:
+        code = forks.run(*options, said=run.said, die_at=rng.randint(1, 330))
+        return "at a change of the disk" if code == 137 else None
+    process = forks.start(*options, said=run.said)
+    time.sleep(rng.uniform(0, seconds))
+    os.kill(process, signal.SIGKILL)  # not waited for until below, so it is still ours if it has ended
+    return "at a moment" if forks.wait() == -signal.SIGKILL else None
+
+
+def kill_campaign(forks: Forks, whole: Run, config_file: Path, kills: int, seed: int) -> Counter[str]:
+    """Kill runs, one in four again while it resumes, until so many kills; every run must end as the undisturbed one."""
+    rng, done = random.Random(seed), Counter[str]()
+    number = 0
+    while done["at a change of the disk"] + done["at a moment"] < kills:
+        number += 1
+        run = Run(config_file, f"killed-{seed}-{number}")
+        kind = kill_once(forks, run, rng, whole.seconds)
+        done[kind or "not killed"] += 1
+        if kind and rng.random() < 0.25:
+            done[kill_once(forks, run, rng, whole.seconds) or "not killed"] += 1
+        code = forks.run(*run.argv, *(["--resume"] if run.has_begun() else []), said=run.said)
+        if code or run.result() != whole.result():
+            done["failed"] += 1
+            print(run.said.read_text()[-3000:])
+        else:
+            shutil.rmtree(run.folder)
+    return done
+
+
+def test_killed_runs_end_as_an_undisturbed_one(forks: Forks, whole: Run, config_file: Path) -> None:
+    """A sample; `make soak` kills 200."""
+    done = kill_campaign(forks, whole, config_file, 3, seed=0)
+    assert not done["failed"], done
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+def test_two_hundred_kills(forks: Forks, whole: Run, config_file: Path) -> None:
+    done = kill_campaign(forks, whole, config_file, 200, seed=1)
+    print(dict(done))
+    assert not done["failed"], done
+
+
+def test_a_launched_run_is_killed_and_goes_on(whole: Run, config_file: Path) -> None:
+    """As users launch it, in processes that share nothing with the other runs, not even the order of their sets."""
+    run = Run(config_file, "launched")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "train_lora.py", *run.argv]
+    with run.said.open("w") as said:
+        launched = subprocess.Popen(command, cwd=PROJECT, stderr=said, start_new_session=True)
+        run.wait_for_step(6)
+        os.killpg(launched.pid, signal.SIGKILL)
+        launched.wait()
+    assert checkpoints_of(run.folder / "checkpoints") and not (run.folder / "adapter").exists()
+    assert (run.folder / ".lock").read_text().startswith("process "), "the lock of a dead process is no obstacle"
+    again = subprocess.run([*command, "--resume"], cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert run.result() == whole.result()
+
+
+def test_one_process_equals_two(whole: Run, by_two: Run) -> None:
+    newest = by_two.folder / "checkpoints" / "checkpoint-12"
+    assert len(load_file(newest / "processes.safetensors")["torch"]) == 2, "two processes trained"
+    for name in ("adapter_model.safetensors", "vlm.safetensors"):
+        one, two = load_file(whole.folder / "adapter" / name), load_file(by_two.folder / "adapter" / name)
+        worst = max((one[key] - two[key]).abs().max().item() for key in one)
+        print(f"{name}: largest difference of a weight between one process and two {worst:.1e}")
+        assert worst <= 1e-5
+    for a, b in zip(whole.result()[1], by_two.result()[1], strict=True):
+        assert {k: v for k, v in a.items() if v is not None} == pytest.approx(
+            {k: v for k, v in b.items() if v is not None}, rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("ranks", [1, 2], ids=["Ctrl-C", "SIGTERM to one of two processes"])
+def test_a_signal_saves_and_the_run_goes_on(ranks: int, forks: Forks, config_file: Path, request) -> None:
+    undisturbed = request.getfixturevalue("whole" if ranks == 1 else "by_two")
+    run, number = Run(config_file, f"stopped-{ranks}"), signal.SIGINT if ranks == 1 else signal.SIGTERM
+    process = forks.start(*run.argv, said=run.said, ranks=ranks)
+    run.wait_for_step(4)
+    os.kill(process, number)
+    code, said = forks.wait(), run.said.read_text()
+    step = checkpoints_of(run.folder / "checkpoints")[0]
+    assert code == 128 + number and step < 12, said[-2000:]
+    assert "stopping after this step; once more to stop at once" in said and "Traceback" not in said
+    assert f"stopped and saved after step {step}; go on with --resume" in said.splitlines()
+    assert forks.run(*run.argv, "--resume", said=run.said, ranks=ranks) == 0
+    assert run.result() == undisturbed.result()

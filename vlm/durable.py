@@ -1,0 +1,184 @@
+"""Files and folders that are there as a whole or not at all, and that say when they are not what was written.
+
+A folder is written under another name beside its place. Every file of it is flushed to the disk, a manifest of their
+sizes and SHA-256 is written last, one rename puts the folder in its place, and the folder above is flushed. What dies
+on the way leaves a hidden folder that nobody reads and the next writer removes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlm.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+CHUNK = 16 * 2**20
+"""Bytes written or hashed at once."""
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write to; when the block ends, it is sealed and stands at `folder`.
+
+    An earlier folder of that name is replaced then and not before. If the block raises, all is as it was. Raises
+    `UserError` where the disk is full or does not let us write.
+    """
+    staging, earlier = _hidden(folder, "partial"), _hidden(folder, "earlier")
+    with writing(folder):
+        make_folder(folder.parent)
+        if earlier.exists() and not folder.exists():  # a death between the two renames below
+            os.rename(earlier, folder)
+        for leftover in (staging, earlier):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        os.mkdir(staging)
+        try:
+            yield staging
+            seal(staging)
+            if folder.exists():
+                os.rename(folder, earlier)
+            os.rename(staging, folder)
+            flush(folder.parent)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            if earlier.exists() and not folder.exists():
+                os.rename(earlier, folder)
+            raise
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Flush every file of a folder and write its manifest, an earlier one left out."""
+    files = {file.name: file for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    for file in files.values():
+        flush(file)
+    write_file(folder / MANIFEST, _manifest({name: _entry(file) for name, file in files.items()}))
+    flush(folder)
+
+
+def verify(folder: Path, required: Collection[str]) -> None:
+    """Compare every file of a sealed folder with its manifest, which must list the `required` ones.
+
+    Raises `UserError` that names the first file that is lost or not what was written, and says why.
+    """
+    for name, written in _read_manifest(folder, required).items():
+        file = folder / name
+        try:
+            found = _entry(file)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+        if found != written:
+            sizes = f"{found['size']} bytes, {written.get('size')} when written"
+            content = "its SHA-256 differs" if found["size"] == written.get("size") else sizes
+            raise UserError(f"{file}: damaged: {content}")
+
+
+def write_file(file: Path, data: bytes) -> None:
+    """Write a file and flush it to the disk; its name is on the disk once its folder is flushed."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest[:CHUNK]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Put a text in place of a file's content, all of it or nothing; raises `UserError` where it cannot be written."""
+    partial = _hidden(file, "partial")
+    with writing(file):
+        write_file(partial, text.encode())
+        os.rename(partial, file)
+        flush(file.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and flush their names to the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        os.mkdir(folder)
+        flush(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, which is gone at once: none of it is ever there in part."""
+    leaving = _hidden(folder, "removed")
+    with writing(folder):
+        if leaving.exists():
+            shutil.rmtree(leaving)
+        os.rename(folder, leaving)
+        shutil.rmtree(leaving)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what deaths have left in a folder of staged folders; nobody reads it, and it takes room."""
+    with writing(folder):
+        for path in folder.glob(".*"):
+            if path.suffix in (".partial", ".removed"):
+                shutil.rmtree(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a full, read-only or failing disk into a `UserError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _hidden(path: Path, word: str) -> Path:
+    return path.with_name(f".{path.name}.{word}")
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file as it is on the disk."""
+    hashed, size = hashlib.sha256(), 0
+    with file.open("rb") as read:
+        while chunk := read.read(CHUNK):
+            hashed.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": hashed.hexdigest()}
+
+
+def _manifest(files: dict[str, dict[str, Any]]) -> bytes:
+    """Its own hash stands in it too: a damaged manifest must not be taken for a damaged file."""
+    own = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return (json.dumps({"format": FORMAT, "files": files, "sha256": own}, indent=2) + "\n").encode()
+
+
+def _read_manifest(folder: Path, required: Collection[str]) -> dict[str, dict[str, Any]]:
+    file = folder / MANIFEST
+    try:
+        data = file.read_bytes()
+        files = json.loads(data)["files"]
+        whole = data == _manifest(files) and all(isinstance(entry, dict) for entry in files.values())
+    except FileNotFoundError:
+        raise UserError(f"{file}: is missing; not written to its end, or by an earlier version") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{file}: damaged: it is not as it was written")
+    lost = set(required) - files.keys()
+    if lost:
+        raise UserError(f"{file}: damaged: it does not list {min(lost)}")
+    return files

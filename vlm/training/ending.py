@@ -1,0 +1,93 @@
+"""How a training ends before its last step: a signal, a full disk, no memory. Each says in a line how to go on."""
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from vlm.errors import Stopped, UserError
+from vlm.run_folder import RunFolder, checkpoints_of
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopAtSignal(TrainerCallback):
+    """Within its `with` block Ctrl-C and SIGTERM save a checkpoint after the step that runs, and raise `Stopped`.
+
+    A second signal does what it always did. Several processes stop at the same step, whichever of them got the signal.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other may ask for signals
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self.process:
+            self.__exit__()
+            self.received = number
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for a handler
+        elif number == signal.SIGTERM:  # to a process that reads images, from the one that trains
+            os._exit(128 + number)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.received = _largest_of_all_processes(self.received, args.device)
+        control.should_save = control.should_save or bool(self.received)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.received:
+            raise Stopped(f"stopped and saved after step {state.global_step}; go on with --resume", self.received)
+
+
+def _largest_of_all_processes(value: int, device: torch.device) -> int:
+    if not torch.distributed.is_initialized():
+        return value
+    values = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return int(values)
+
+
+@contextmanager
+def one_line_endings(folder: RunFolder) -> Iterator[None]:
+    """Turn an exhausted memory and a disk that takes no more into a `UserError` that says how to go on."""
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"{error}; {_go_on(folder)}") from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(f"{error.filename or folder.path}: {error.strerror}; {_go_on(folder)}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        way_out = "set a lower --train.micro_batch_size or --evaluation.batch_size (--dry-run says what fits)"
+        raise UserError(f"out of memory; {way_out}; {_go_on(folder)}") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has an exception of its own for a GPU, and none for the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _go_on(folder: RunFolder) -> str:
+    steps = checkpoints_of(folder.checkpoints)
+    return f"then go on from step {steps[0]} with --resume" if steps else "no checkpoint was written yet"

@@ -1,0 +1,169 @@
+"""The Transformers `Trainer` with our checkpoints: whole or not there, without a pickle, resumed to the bit."""
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from vlm.durable import verify
+from vlm.errors import UserError
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.run_folder import CHECKPOINT_FILES, checkpoint_folder
+from vlm.training import checkpoints
+
+
+class ResumableTrainer(Trainer):
+    """Writes and reads the folders of `vlm.training.checkpoints`; the best one is kept beside the newest.
+
+    Raises `UserError` where FSDP or DeepSpeed split what trains, which these folders hold whole.
+    """
+
+    def __init__(self, model: ClinicalVLM, args: TrainingArguments, keep: int, **options: Any) -> None:
+        super().__init__(model, args, **options)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("FSDP and DeepSpeed split what trains, which a checkpoint holds whole; launch without them")
+        self._keep = keep
+        self._terms = torch.zeros(2, device=args.device)  # sums of loss_bce and loss_ce since the last log row
+        self._terms_since = 0
+
+    @property
+    def _checkpoints(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """In place of the `Trainer`'s own, which writes pickles, in place, and does not look at them again."""
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        self.store_flos()
+        processes = self._of_all_processes(checkpoints.process_state(self._sums()))
+        if self.args.should_save:
+            self._note_state()
+            checkpoints.write_checkpoint(
+                checkpoint_folder(self._checkpoints, self.state.global_step),
+                self.accelerator.unwrap_model(self.model).trainable_parameters(),
+                self.optimizer.state_dict(),
+                self.lr_scheduler.state_dict(),
+                processes,
+                self.state,
+            )
+            checkpoints.prune(self._checkpoints, self.state.global_step, self._keep, self.state.best_global_step)
+        self.accelerator.wait_for_everyone()
+
+    def _note_state(self) -> None:
+        """Bring into the `Trainer`'s state what is kept outside it."""
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(checkpoint_folder(self._checkpoints, self.state.best_global_step))
+        for part in (*self.callback_handler.callbacks, self.control):
+            if isinstance(part, ExportableState):
+                _callback_states(self.state)[type(part).__name__] = part.state()
+
+    def _sums(self) -> torch.Tensor:
+        """What the next log row has summed so far: both terms, the loss, and the steps it began after; 5."""
+        steps = torch.tensor([self._terms_since, self._globalstep_last_logged], device=self._terms.device)
+        return torch.cat([self._terms, self._tr_loss[None], steps])
+
+    def _of_all_processes(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each tensor with those of the other processes: P × …"""
+        rows = {name: value[None] for name, value in values.items()}
+        if self.args.world_size == 1:
+            return rows
+        return {name: self.accelerator.gather(value.to(self.args.device)) for name, value in rows.items()}
+
+    # ------------------------------------------------------------------------------------- reading
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trainable(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """The best checkpoint is found by its step, wherever the run lies now, and early stopping counts on."""
+        begun = super()._init_training_state(*args, **kwargs)
+        self._find_best()
+        self._count_on(self.state)
+        return begun
+
+    def _count_on(self, state: TrainerState) -> bool:
+        """Give early stopping the evaluations it had counted; whether it had stopped the run."""
+        kept = _callback_states(state).get(EarlyStoppingCallback.__name__, {})
+        counted = kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        stoppers = [part for part in self.callback_handler.callbacks if isinstance(part, EarlyStoppingCallback)]
+        for stopper in stoppers:
+            stopper.early_stopping_patience_counter = counted
+        return any(stopper.early_stopping_patience <= counted for stopper in stoppers)
+
+    def _find_best(self) -> None:
+        if not self.state.best_global_step:
+            return
+        best = checkpoint_folder(self._checkpoints, self.state.best_global_step)
+        try:
+            verify(best, CHECKPOINT_FILES)
+            self.state.best_model_checkpoint = str(best)
+        except UserError as error:
+            self._say(f"warning: the best checkpoint so far is lost, and the best from here on is taken: {error}")
+            self.state.best_global_step = self.state.best_metric = self.state.best_model_checkpoint = None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            optimizer, scheduler = checkpoints.read_optimizer(Path(checkpoint))
+            self.optimizer.load_state_dict(optimizer)
+            self.lr_scheduler.load_state_dict(scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random generators, and the sums of the log row that was begun; called before the first step."""
+        if checkpoint is None:
+            return
+        processes = checkpoints.read_processes(Path(checkpoint))
+        count = len(processes["sums"])
+        if count != self.args.world_size:
+            self._say(f"warning: begun by {count} processes, now {self.args.world_size}: the random draws differ")
+            self._terms_since = self.state.global_step
+            return
+        own = {name: value[self.args.process_index] for name, value in processes.items()}
+        checkpoints.set_random_state(own)
+        bce, ce, loss, terms_since, last_logged = own["sums"].to(torch.float64).tolist()
+        self._terms.copy_(torch.tensor([bce, ce]))
+        self._tr_loss.fill_(loss)
+        self._terms_since, self._globalstep_last_logged = int(terms_since), int(last_logged)
+
+    def has_finished(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is the last of the run; if it is, the run's best weights are loaded.
+
+        The `Trainer` itself makes one step more when it is given such a checkpoint.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+        same_length = self.args.max_steps > 0 or self.args.num_train_epochs == state.num_train_epochs
+        steps = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
+        if not self._count_on(state) and (not same_length or state.global_step < steps):
+            return False
+        self.state = state
+        self._find_best()
+        load_trainable(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint or checkpoint))
+        return True
+
+    def _load_best_model(self) -> None:
+        load_trainable(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
+
+    def _say(self, line: str) -> None:
+        if self.is_world_process_zero():
+            print(line, file=sys.stderr, flush=True)
+
+
+def _callback_states(state: TrainerState) -> dict[str, Any]:
+    return cast(dict[str, Any], state.stateful_callbacks)  # a list is what it is made from
+
+
+def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the model; raises `UserError` if it is not whole or of another model."""
+    given = checkpoints.read_weights(checkpoint)
+    wanted = model.trainable_parameters()
+    different = wanted.keys() ^ given.keys() or {n for n in wanted if wanted[n].shape != given[n].shape}
+    if different:
+        raise UserError(f"{checkpoint}: tensor {min(different)} does not fit; the config changed since this run began")
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(given[name])
