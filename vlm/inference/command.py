@@ -17,6 +17,7 @@ from vlm.inference.report import Report
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
+    from vlm.inference.vllm import VLLMServer
 
 
 def draft_case(
@@ -28,6 +29,7 @@ def draft_case(
     stream: TextIO | None,
     engine: str = "torch",
     revision: str | None = None,
+    server: "VLLMServer | None" = None,
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come.
 
@@ -40,7 +42,7 @@ def draft_case(
     read_config(folder).spec.schema.parse(values, "--vitals")
     if image is not None:
         read_image(image)
-    drafter = make_engine(engine, folder, base)
+    drafter = make_engine(engine, folder, base, server)
     return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
 
 
@@ -51,6 +53,7 @@ def draft_table(
     resume: bool,
     engine: str = "torch",
     revision: str | None = None,
+    server: "VLLMServer | None" = None,
 ) -> "Counts":
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
@@ -59,7 +62,7 @@ def draft_table(
     _prepare_libraries()
     folder = resolve(adapter, revision)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    return job.run(make_engine(engine, folder, base), made_by)
+    return job.run(make_engine(engine, folder, base, server), made_by)
 
 
 def _prepare_libraries() -> None:
