@@ -62,7 +62,9 @@ def serve() -> None:
 
     import vlm.evaluation.run
     import vlm.training.run  # noqa: F401
+    from vlm.cli import parse_config
 
+    parse_config([])
     torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)

@@ -201,7 +201,7 @@ def test_a_disk_that_is_really_full(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"checkpoint-3: cannot be written: Read-only file system$"):
             next_checkpoint(folder / "checkpoint-2")(disk / "checkpoints")
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.mark.parametrize("where", ["weights", "state of the optimizer"])

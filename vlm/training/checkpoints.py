@@ -131,9 +131,9 @@ def set_random_state(state: Tensors) -> None:
     random.setstate((3, tuple(state["python"].tolist()), gauss if has_gauss else None))
     position, has_second, second = state["numpy_rest"].tolist()
     np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(position), int(has_second), second))
-    torch.set_rng_state(state["torch"])
+    torch.set_rng_state(state["torch"].clone())  # a row of a larger tensor would be read from that one's beginning
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"].clone())
 
 
 def all_finite(value: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from vlm.errors import Stopped, UserError
@@ -72,15 +74,25 @@ def one_line_endings(folder: RunFolder) -> Iterator[None]:
         if not isinstance(error.__cause__, OSError):
             raise
         raise UserError(f"{error}; {_go_on(folder)}") from None
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except (OSError, SafetensorError) as error:
+        number = _system_error(error)
+        if number not in DISK_ERRORS:
             raise
-        raise UserError(f"{error.filename or folder.path}: {error.strerror}; {_go_on(folder)}") from None
+        where = getattr(error, "filename", None) or folder.path
+        raise UserError(f"{where}: cannot be written: {os.strerror(number)}; {_go_on(folder)}") from None
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         way_out = "set a lower --train.micro_batch_size or --evaluation.batch_size (--dry-run says what fits)"
         raise UserError(f"out of memory; {way_out}; {_go_on(folder)}") from None
+
+
+def _system_error(error: Exception) -> int:
+    """The system's number of an error; safetensors has it in its words alone."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else 0
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -42,7 +42,7 @@ def train(config: Config, resume: bool = False) -> Path:
     Raises `Stopped` after Ctrl-C or SIGTERM, when the step that ran is saved.
     """
     folder = RunFolder(config)
-    with folder.locked() if _is_main() else nullcontext(), one_line_endings(folder):
+    with one_line_endings(folder), folder.locked() if _is_main() else nullcontext():
         return _train(config, folder, resume)
 
 
