@@ -22,7 +22,7 @@ def draft_table(arguments: argparse.Namespace) -> None:
     images = Path(arguments.images) if arguments.images else table.parent
     columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
     job = TableJob(table, Path(arguments.output), images, columns, arguments.batch_size, arguments.max_new_tokens)
-    counts = draft_table(arguments.adapter, job, arguments.base, arguments.resume, *engine_of(arguments))
+    counts = draft_table(arguments.adapter, job, arguments.base, arguments.resume, **engine_of(arguments))
     print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
     if counts.errors:
         raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
@@ -40,7 +40,7 @@ def main() -> None:
 
     stream = None if arguments.json else sys.stdout
     case = arguments.adapter, arguments.image, arguments.vitals, arguments.base, arguments.max_new_tokens, stream
-    report = draft_case(*case, *engine_of(arguments))
+    report = draft_case(*case, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

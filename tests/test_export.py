@@ -23,6 +23,7 @@ from vlm.adapter.merge import merge
 from vlm.adapter.reading import read_header
 from vlm.config import Config
 from vlm.data.sources import load_cohort
+from vlm.durable import seal
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.inference.engines import make_engine
@@ -108,6 +109,7 @@ def test_a_base_that_stays_packed_is_not_merged(folder: Path, tmp_path: Path) ->
     config = read_json(packed / "config.json")
     config["model"]["llm"]["unpack"] = "never"
     (packed / "config.json").write_text(json.dumps(config))
+    seal(packed)
     with pytest.raises(UserError, match="merge: the adapter's config keeps the base packed"):
         merge(str(packed), tmp_path / "merged")
 

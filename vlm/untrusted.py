@@ -61,6 +61,11 @@ def is_clean(text: str, line_breaks: bool = False) -> bool:
     )
 
 
+def printable(text: str) -> str:
+    """A text without the characters that `is_clean` refuses, line breaks kept."""
+    return "".join(letter for letter in text if is_clean(letter, line_breaks=True))
+
+
 def shortened(text: str) -> str:
     """A stranger's text in a message: escaped and cut."""
     return ascii(text if len(text) <= 60 else f"{text[:60]}…")

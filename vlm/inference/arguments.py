@@ -20,6 +20,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--image", help="image file; leave it away for a case without one")
     parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of names and values')
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
+    parser.add_argument("--max_seconds", type=float, default=600, help="time for a draft, or for those of a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     many = parser.add_argument_group("many cases", "a table of them, whose columns of vitals are found by name")
     many.add_argument("--input", help="table: .csv, .tsv, .parquet or a folder of .parquet files")
@@ -34,6 +35,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     for name in ("max_new_tokens", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
+    if not arguments.max_seconds > 0:
+        raise UserError("--max_seconds: must be more than 0")
     if (arguments.engine == "vllm") != bool(arguments.vllm_url and arguments.vllm_model):
         raise UserError("--engine vllm: goes with --vllm_url and --vllm_model, and they with it")
     if arguments.input and (arguments.image or arguments.vitals):
@@ -41,10 +44,11 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     return arguments
 
 
-def engine_of(arguments: argparse.Namespace) -> tuple[Any, ...]:
-    """What drafts: the engine, the revision of the adapter, and the server where there is one."""
+def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What drafts: the engine, the revision of the adapter, its time, and the server where there is one."""
+    drafts = {name: getattr(arguments, name) for name in ("engine", "revision", "max_seconds")}
     if arguments.engine != "vllm":
-        return arguments.engine, arguments.revision
+        return drafts
     from vlm.inference.vllm import VLLMServer
 
-    return arguments.engine, arguments.revision, VLLMServer(arguments.vllm_url, arguments.vllm_model)
+    return drafts | {"server": VLLMServer(arguments.vllm_url, arguments.vllm_model)}

@@ -11,9 +11,10 @@ from vlm.adapter import read_config, resolve
 from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.errors import UserError
-from vlm.inference.engine import Engine
+from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.report import Report
+from vlm.untrusted import printable
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
@@ -30,6 +31,7 @@ def draft_case(
     engine: str = "torch",
     revision: str | None = None,
     server: "VLLMServer | None" = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come.
 
@@ -43,6 +45,7 @@ def draft_case(
     if image is not None:
         read_image(image)
     drafter = make_engine(engine, folder, base, server)
+    drafter.max_seconds = max_seconds
     return drafter.predict([(image, values)], max_new_tokens=max_new_tokens, **_streaming(drafter, stream))[0]
 
 
@@ -54,6 +57,7 @@ def draft_table(
     engine: str = "torch",
     revision: str | None = None,
     server: "VLLMServer | None" = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> "Counts":
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
@@ -62,7 +66,9 @@ def draft_table(
     _prepare_libraries()
     folder = resolve(adapter, revision)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    return job.run(make_engine(engine, folder, base, server), made_by)
+    drafter = make_engine(engine, folder, base, server)
+    drafter.max_seconds = max_seconds
+    return job.run(drafter, made_by)
 
 
 def _prepare_libraries() -> None:
@@ -78,7 +84,7 @@ def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
 
     class Words(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            print(text, end="\n" if stream_end else "", flush=True, file=stream)
+            print(printable(text), end="\n" if stream_end else "", flush=True, file=stream)
 
     return {"streamer": Words(engine.model.tokenizer, skip_special_tokens=True)}
 
