@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from tests.conftest import read_json, table_config, tiny_model_config
 from vlm.adapter import load, save
-from vlm.adapter.checks import read_shapes
 from vlm.adapter.gguf import write_lora
 from vlm.adapter.merge import merge
+from vlm.adapter.reading import read_header
 from vlm.config import Config
 from vlm.data.sources import load_cohort
+from vlm.durable import seal
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.inference.engines import make_engine
@@ -108,6 +109,7 @@ def test_a_base_that_stays_packed_is_not_merged(folder: Path, tmp_path: Path) ->
     config = read_json(packed / "config.json")
     config["model"]["llm"]["unpack"] = "never"
     (packed / "config.json").write_text(json.dumps(config))
+    seal(packed)
     with pytest.raises(UserError, match="merge: the adapter's config keeps the base packed"):
         merge(str(packed), tmp_path / "merged")
 
@@ -200,7 +202,7 @@ def test_the_lora_keeps_to_the_rules_of_vllm(folder: Path) -> None:
     linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     last = {name.rpartition(".")[2] for name in names}
     assert isinstance(names, list) and last <= linear, "by name, no expression, and nothing of the vocabulary"
-    for name in read_shapes(folder / "adapter_model.safetensors"):
+    for name in read_header(folder / "adapter_model.safetensors"):
         parts = name.split(".")
         assert parts[:3] == ["base_model", "model", "model"] and parts[-1] == "weight"
         assert parts[-2] in ("lora_A", "lora_B") and parts[-3] in linear

@@ -20,6 +20,7 @@ from vlm.adapter.hub import fetch, push
 from vlm.adapter.metadata import CardDetails
 from vlm.config import Config
 from vlm.data.sources import load_cohort
+from vlm.durable import seal
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
@@ -78,6 +79,7 @@ def edit(file: Path, change) -> None:
     values = read_json(file)
     change(values)
     file.write_text(json.dumps(values))
+    seal(file.parent)
 
 
 # ------------------------------------------------------------------------------------ there and back
@@ -187,6 +189,7 @@ def change_tensors(file: str, change):
         tensors = load_file(folder / file)
         change(tensors)
         save_file(tensors, folder / file)
+        seal(folder)
 
     return apply
 

@@ -11,6 +11,7 @@ import jsonargparse
 import yaml
 
 from vlm.config import Config
+from vlm.config.limits import LARGEST_SIDE, model_problems
 from vlm.errors import UserError
 
 
@@ -159,10 +160,8 @@ def _check_values(config: Config) -> None:
         (config.evaluation.batch_size > 0, "evaluation.batch_size", "at least 1"),
         (config.evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", "at least 1"),
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
-        (config.data.image_size >= 32, "data.image_size", "at least 32 pixels"),
-        (config.model.vision.grid > 0 and config.model.vision.summary_grid > 0, "model.vision.grid", "at least 1"),
-        (config.model.vitals.tokens > 0, "model.vitals.tokens", "at least 1"),
-        (config.model.llm.lora_rank > 0, "model.llm.lora_rank", "at least 1"),
+        (32 <= config.data.image_size <= LARGEST_SIDE, "data.image_size", f"32 to {LARGEST_SIDE:,} pixels"),
+        *((False, key, meaning) for key, meaning in model_problems(config.model)),
         (all(source.weight > 0 for source in config.data.sources), "data.sources", "of weights above 0"),
         (config.run.name not in ("", ".", "..") and "/" not in config.run.name, "run.name", "a plain folder name"),
     ]

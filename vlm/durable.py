@@ -54,21 +54,24 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Flush every file of a folder and write its manifest, an earlier one left out."""
-    files = {file.name: file for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    """Flush every file of a folder and write its manifest; an earlier one and hidden files are left out of it."""
+    files = {file.name: file for file in sorted(folder.glob("[!.]*")) if file.name != MANIFEST}
     for file in files.values():
         flush(file)
     write_file(folder / MANIFEST, _manifest({name: _entry(file) for name, file in files.items()}))
     flush(folder)
 
 
-def verify(folder: Path, required: Collection[str]) -> None:
+def verify(folder: Path, required: Collection[str], editable: Collection[str] = ()) -> None:
     """Compare every file of a sealed folder with its manifest, which must list the `required` ones.
 
-    Raises `UserError` that names the first file that is lost or not what was written, and says why.
+    The `editable` ones may be others than were written. Raises `UserError` that names the first file that is lost or
+    not what was written, and says why.
     """
     for name, written in _read_manifest(folder, required).items():
         file = folder / name
+        if name in editable:
+            continue
         try:
             found = _entry(file)
         except OSError as error:
@@ -169,12 +172,13 @@ def _read_manifest(folder: Path, required: Collection[str]) -> dict[str, dict[st
     try:
         data = file.read_bytes()
         files = json.loads(data)["files"]
-        whole = data == _manifest(files) and all(isinstance(entry, dict) for entry in files.values())
+        plain = all(Path(name).name == name for name in files)  # no path that leads out of the folder
+        whole = data == _manifest(files) and plain and all(isinstance(entry, dict) for entry in files.values())
     except FileNotFoundError:
         raise UserError(f"{file}: is missing; not written to its end, or by an earlier version") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{file}: damaged: it is not as it was written")

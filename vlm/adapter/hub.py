@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import vlm
-from vlm.adapter.layout import FILES, REQUIRED
+from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
+from vlm.adapter.reading import check_files, check_manifest
 from vlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,15 +42,15 @@ class Pushed(NamedTuple):
 def resolve(adapter: str, revision: str | None = None) -> Path:
     """The local folder of an adapter, fetched from the Hub where it is an id.
 
-    Raises `UserError` where neither is there, or a file of it is missing.
+    Raises `UserError` where neither is there, where a file of it is missing, leads elsewhere or is not what its
+    manifest says, and for files that no adapter has.
     """
     local = Path(adapter).is_dir()
     if local and revision is not None:
         raise UserError(f"{adapter}: is a folder here; a revision is one of a Hub id")
     folder = Path(adapter) if local else fetch(adapter, revision)
-    for name in REQUIRED:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name}; not a complete adapter folder")
+    check_files(folder)
+    check_manifest(folder)
     return folder
 
 

@@ -1,7 +1,8 @@
 """Which files an adapter folder holds, and its config.json: all but weights that it takes to rebuild the model."""
 
 import hashlib
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import vlm
 from vlm.cli import from_dict
 from vlm.config import ModelConfig, VitalConfig
+from vlm.config.limits import model_problems
 from vlm.data.case import CaseSpec
 from vlm.data.images import ImageSpec
 from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.durable import MANIFEST
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
+from vlm.untrusted import read_json
+from vlm.weights import check_wheel, is_wheel
 
 if TYPE_CHECKING:  # what only reads a config need not wait for it
     from vlm.model.clinical_vlm import ClinicalVLM
@@ -27,9 +32,12 @@ FILES = (
     "config.json",
     "metrics.json",
     "README.md",
+    MANIFEST,
 )
 """All files an adapter folder may hold."""
 REQUIRED = FILES[:4]
+LONGEST = 600
+"""Characters of what is said of a wrong config."""
 
 
 def describe(model: "ClinicalVLM") -> dict[str, Any]:
@@ -57,30 +65,66 @@ class AdapterConfig(NamedTuple):
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """Read config.json; raises `UserError` if it is missing, incomplete or of another format."""
+    """Read config.json as if a stranger had written it.
+
+    Raises `UserError` that names the key if it is missing, incomplete, of another format, or says what no adapter can.
+    """
     file = folder / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot read the adapter's config: {error}") from None
+    values = read_json(file, "the adapter's config")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
-        raise UserError(f"{file}: format {found}, this version reads {FORMAT}; is this an adapter of clinical-vlm?")
+        later = type(found) is int and found > FORMAT
+        way_out = "a later version wrote it; pip install --upgrade clinical-vlm" if later else ""
+        way_out = way_out or "is this an adapter of clinical-vlm?"
+        raise UserError(f"{file}: format {found!r:.20}, this version reads {FORMAT}; {way_out}")
+    with naming(file):
+        try:
+            return _parse(values, str(file))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"incomplete config: {error}") from None
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Let a `UserError` say which file of an adapter it comes from, at no more length than a terminal shows."""
     try:
-        where = str(file)
-        statistics = values["statistics"]
-        spec = CaseSpec(
-            image=ImageSpec(**values["image"]),
-            schema=VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in values["vitals"])),
-            statistics=VitalsStatistics(
-                tuple(statistics["centre"]), tuple(statistics["scale"]), tuple(map(tuple, statistics["edges"]))
-            ),
-            labels=tuple(values["labels"]),
-        )
-        model = from_dict(ModelConfig, values["model"], where)
-        return AdapterConfig(model, spec, str(values["base_fingerprint"]), Calibration(**values["calibration"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: incomplete config: {error}") from None
+        yield
+    except UserError as error:
+        text = str(error).removeprefix(f"{file}: ")
+        raise UserError(f"{file}: {text if len(text) <= LONGEST else text[:LONGEST] + '…'}") from None
+
+
+def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
+    model = from_dict(ModelConfig, values["model"], where)
+    for key, meaning in model_problems(model):
+        raise UserError(f"{key}: must be {meaning}")
+    if is_wheel(model.llm.base):
+        check_wheel(model.llm.base, model.llm.sha256, "model.llm")
+    if is_wheel(model.vision.weights):
+        check_wheel(model.vision.weights, model.vision.sha256, "model.vision")
+    statistics = values["statistics"]
+    spec = CaseSpec(
+        image=from_dict(ImageSpec, values["image"], where),
+        schema=VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in values["vitals"])),
+        statistics=VitalsStatistics(
+            _numbers(statistics["centre"]), _numbers(statistics["scale"]), tuple(map(_numbers, statistics["edges"]))
+        ),
+        labels=_words(values["labels"]),
+    )
+    calibration = from_dict(Calibration, values["calibration"], where)
+    return AdapterConfig(model, spec, str(values["base_fingerprint"]), calibration)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise TypeError(f"statistics: {values!s:.40} is no list of numbers")
+    return tuple(map(float, values))
+
+
+def _words(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"labels: {values!s:.40} is no list of names")
+    return tuple(values)
 
 
 def digest(folder: Path) -> str:

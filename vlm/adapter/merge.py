@@ -18,6 +18,7 @@ from vlm.adapter.folder import MERGED, load
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES
 from vlm.data.case import Example, make_example
+from vlm.durable import seal
 from vlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _write_evidence(adapter: Path, folder: Path, base: Path) -> None:
         values = json.loads((folder / name).read_text(encoding="utf-8"))
         (values["model"]["llm"] if name == "config.json" else values).update(change)
         (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    seal(folder)
 
 
 def _prompts(model: "ClinicalVLM") -> Iterator[torch.Tensor]:

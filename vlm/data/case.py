@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from vlm.data.images import ImageSpec, is_blank, to_pixel_values
-from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.data.schema import VitalsSchema, VitalsStatistics, check_names
+from vlm.errors import UserError
 
 if TYPE_CHECKING:  # drafting needs no tables, and their libraries take a second to import
     from vlm.data.cohort import Cohort
@@ -24,6 +25,12 @@ class CaseSpec:
     schema: VitalsSchema
     statistics: VitalsStatistics
     labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.statistics.check(self.schema)
+        check_names(self.labels, "labels")
+        if len(set(self.labels)) < len(self.labels):
+            raise UserError("labels: one stands there twice")
 
     @classmethod
     def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int) -> "CaseSpec":

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from vlm.config import AugmentConfig
+from vlm.config.limits import LARGEST_SIDE
 from vlm.errors import UserError
 
 cv2.setNumThreads(1)  # the workers and PyTorch share the cores
@@ -41,6 +42,17 @@ class ImageSpec:
     """Grey value shown as black."""
     high_percentile: float = 99.5
     """Grey value shown as white."""
+
+    def __post_init__(self) -> None:
+        rules = (
+            (32 <= self.size <= LARGEST_SIDE, "size", f"32 to {LARGEST_SIDE:,} pixels"),
+            (-1e3 <= self.mean <= 1e3, "mean", "a number"),
+            (1e-6 <= self.std <= 1e6, "std", "a number above 0"),
+            (0 <= self.low_percentile < self.high_percentile <= 100, "low_percentile", "below high_percentile"),
+        )  # fmt: skip
+        for holds, key, meaning in rules:  # NaN fails every comparison
+            if not holds:
+                raise UserError(f"image.{key}: must be {meaning}, not {getattr(self, key)}")
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -4,6 +4,7 @@ Layout: system message, then a user message that begins with the evidence tokens
 and the instruction, then the report. What stands before the evidence is the same for every case.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +20,32 @@ if TYPE_CHECKING:  # given; its library takes seconds to import
 
 _EVIDENCE, _WORDS = "\ue000", "\ue001"
 """Private-use characters that mark the two gaps while the template is rendered; no user text passes it."""
+
+
+class PlainText:
+    """Reads text from outside so that no spelling in it becomes a token that steers the model.
+
+    Besides its special tokens a tokenizer may have added ones that it takes for ordinary text, such as `<tool_call>`;
+    what is written like one of either is read character by character.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._read = partial(tokenizer.__call__, add_special_tokens=False, split_special_tokens=True)
+        marks = {
+            number: token.content
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if token.special or re.search(r"[<>\[\]{}|]", token.content)  # other added tokens are words
+        }
+        spelled = sorted(filter(None, marks.values()), key=len, reverse=True)
+        self.steering = frozenset(marks)
+        """Ids that no text from outside gives."""
+        self._marks = re.compile(f"({'|'.join(map(re.escape, spelled))})") if spelled else None
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        parts = self._marks.split(text) if self._marks else [text]  # plain, mark, plain, mark, …
+        pieces = (piece for number, part in enumerate(parts) for piece in (part if number % 2 else [part]) if piece)
+        return [number for piece in pieces for number in self._read(piece).input_ids if number not in self.steering]
 
 
 @dataclass
@@ -51,7 +78,11 @@ class Prompt:
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of text from outside; the spelling of a special token in it is plain characters."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return self._plain_text.ids(text)
+
+    @cached_property
+    def _plain_text(self) -> "PlainText":
+        return PlainText(self.tokenizer)
 
     @property
     def end_id(self) -> int:

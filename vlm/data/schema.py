@@ -4,8 +4,9 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,22 @@ from vlm.config import VitalConfig
 from vlm.data.units import conversion
 from vlm.data.values import is_plausible, read_value, split_pressure
 from vlm.errors import UserError
+from vlm.untrusted import is_clean, shortened
 
 PRESSURE_NAMES = ("bp", "blood_pressure")
 """Names under which `125/80` is read, where a schema has both `systolic` and `diastolic`."""
+MOST_VITALS, MOST_NAMES, LONGEST_NAME = 256, 1024, 200
+
+
+def check_names(names: Iterable[str], where: str, most: int = MOST_NAMES) -> None:
+    """Raise `UserError` for names that could not be told apart or shown: they stand in terminals and on pages."""
+    names = tuple(names)
+    if len(names) > most:
+        raise UserError(f"{where}: {len(names):,} of them, more than {most:,}")
+    for name in names:
+        if not name.strip() or len(name) > LONGEST_NAME or not is_clean(name) or re.search("<[a-zA-Z/!?]", name):
+            way_out = f"write 1 to {LONGEST_NAME} plain characters and no markup"
+            raise UserError(f"{where}: {shortened(name)} cannot be shown as a name; {way_out}")
 
 
 @dataclass(frozen=True)
@@ -34,12 +48,19 @@ class VitalsSchema:
 
     def __post_init__(self) -> None:
         index: dict[str, int] = {}
+        check_names(self.names, "vitals", MOST_VITALS)
         for position, vital in enumerate(self.vitals):
+            check_names((vital.unit, *vital.accepts) if vital.unit else vital.accepts, f"vitals: {vital.name}: unit")
+            for key, names in (("aliases", vital.aliases), ("categories", vital.categories)):
+                check_names(names, f"vitals: {vital.name}: {key}")
+            for unit, pair in vital.accepts.items():
+                if not (len(pair) == 2 and all(map(math.isfinite, pair)) and pair[0] != 0):
+                    raise UserError(f"vitals: {vital.name}: accepts: {unit} is [factor, offset], not {pair}")
             for name in (vital.name, *vital.aliases):
                 if index.setdefault(_normal(name), position) != position:
                     raise UserError(f"vitals: the name {name} is declared twice")
             for key, limits in (("plausible", vital.plausible), ("reference", vital.reference)):
-                if limits and not (len(limits) == 2 and limits[0] < limits[1]):
+                if limits and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
                     raise UserError(f"vitals: {vital.name}: {key} is [lowest, highest], not {limits}")
         object.__setattr__(self, "_index", index)
 
@@ -139,6 +160,22 @@ class VitalsStatistics:
     centre: tuple[float, ...]
     scale: tuple[float, ...]
     edges: tuple[tuple[float, ...], ...]
+
+    def check(self, schema: VitalsSchema) -> None:
+        """Raise `UserError` unless there is a finite centre, a scale above 0 and rising edges for each number."""
+        if not len(self.centre) == len(self.scale) == len(self.edges) == len(schema):
+            raise UserError(f"statistics: not one centre, scale and list of edges for each of {len(schema)} vitals")
+        for vital, centre, scale, edges in zip(schema.vitals, self.centre, self.scale, self.edges, strict=True):
+            where = f"statistics: {vital.name}"
+            if not math.isfinite(centre):
+                raise UserError(f"{where}: centre must be a finite number, not {centre}")
+            if not 0 < scale < math.inf:
+                raise UserError(f"{where}: scale must be a number above 0, not {scale}")
+            rising = all(low < high for low, high in pairwise(edges))
+            if not all(map(math.isfinite, edges)) or not rising or len(edges) > 257:
+                raise UserError(f"{where}: edges must be finite numbers that rise, 257 at most")
+            if (len(edges) < 2) != bool(vital.categories):
+                raise UserError(f"{where}: edges must be two or more for a number, and none for a category")
 
     @classmethod
     def fit(cls, schema: VitalsSchema, x: np.ndarray, bins: int) -> "VitalsStatistics":

@@ -1,6 +1,7 @@
 """The test of a model on unseen cases, from drafting to metrics.json, predictions.jsonl, figures and a page."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,6 +145,7 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
 def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> tuple[list[str], np.ndarray]:
     """Draft every case of an arm that shows something new; returns the reports and the labels' logits (N × K)."""
     engine, options = ReportEngine(model), config.evaluation
+    engine.max_seconds = math.inf  # bounded in tokens: what is measured must not depend on how busy the machine is
     new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
     examples = (cases[index] for index in new.values())
     title = f"drafting: {cases.arm.name.replace('_', ' ')}"

@@ -25,6 +25,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--image", help="image file; leave it away for a case without one")
     parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of these or of FHIR')
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
+    parser.add_argument("--max_seconds", type=float, default=600, help="time for a draft, or for those of a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--fhir", metavar="FILE", help="write the draft as a FHIR Bundle too; docs/fhir.md")
     parser.add_argument("--fhir_subject", metavar="REFERENCE", help="whom the Bundle is of, such as Patient/123")
@@ -45,6 +46,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     for name in ("max_new_tokens", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
+    if not arguments.max_seconds > 0:
+        raise UserError("--max_seconds: must be more than 0")
     if (arguments.engine == "vllm") != bool(arguments.vllm_url and arguments.vllm_model):
         raise UserError("--engine vllm: goes with --vllm_url and --vllm_model, and they with it")
     if arguments.explain_words and not arguments.explain:
@@ -58,13 +61,13 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
 
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What drafts: the engine, the base, the revision of the adapter, and the server where there is one."""
-    server = None
-    if arguments.engine == "vllm":
-        from vlm.inference.vllm import VLLMServer
+    """What drafts: engine, base, revision of the adapter, time for it, and the server where there is one."""
+    drafts = {name: getattr(arguments, name) for name in ("engine", "base", "revision", "max_seconds")}
+    if arguments.engine != "vllm":
+        return drafts
+    from vlm.inference.vllm import VLLMServer
 
-        server = VLLMServer(arguments.vllm_url, arguments.vllm_model)
-    return {"engine": arguments.engine, "base": arguments.base, "revision": arguments.revision, "server": server}
+    return drafts | {"server": VLLMServer(arguments.vllm_url, arguments.vllm_model)}
 
 
 def _check_fhir(arguments: argparse.Namespace) -> None:

@@ -14,9 +14,10 @@ from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.errors import UserError
 from vlm.fhir import About, from_fhir, is_fhir, to_fhir
-from vlm.inference.engine import Engine
+from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.report import Report
+from vlm.untrusted import printable
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
@@ -67,6 +68,7 @@ class OpenedCase(NamedTuple):
         base: str | None = None,
         revision: str | None = None,
         server: "VLLMServer | None" = None,
+        max_seconds: float = MAX_SECONDS,
     ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
@@ -81,7 +83,9 @@ class OpenedCase(NamedTuple):
         schema.parse(values, "--vitals")
         if image is not None:
             read_image(image)
-        return cls(make_engine(engine, folder, base, server), folder, image, values, tuple(noted))
+        drafter = make_engine(engine, folder, base, server)
+        drafter.max_seconds = max_seconds
+        return cls(drafter, folder, image, values, tuple(noted))
 
     def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
         """Draft the report, printing its words to `stream` as they come, and write it to `fhir` as well."""
@@ -118,6 +122,7 @@ def draft_table(
     base: str | None = None,
     revision: str | None = None,
     server: "VLLMServer | None" = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> "Counts":
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
@@ -126,7 +131,9 @@ def draft_table(
     prepare_libraries()
     folder = resolve(adapter, revision)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    return job.run(make_engine(engine, folder, base, server), made_by)
+    drafter = make_engine(engine, folder, base, server)
+    drafter.max_seconds = max_seconds
+    return job.run(drafter, made_by)
 
 
 def prepare_libraries() -> None:
@@ -143,7 +150,7 @@ def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
 
     class Words(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            print(text, end="\n" if stream_end else "", flush=True, file=stream)
+            print(printable(text), end="\n" if stream_end else "", flush=True, file=stream)
 
     return {"streamer": Words(engine.model.tokenizer, skip_special_tokens=True)}
 

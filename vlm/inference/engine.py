@@ -1,5 +1,6 @@
 """Drafts reports with a loaded model, one case or many, in the order given."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,12 +16,17 @@ from vlm.data.collate import Batch, Collator
 from vlm.data.images import read_image, to_square
 from vlm.data.schema import describe
 from vlm.data.values import suspected_unit
+from vlm.errors import UserError
 from vlm.inference.report import Report
+from vlm.untrusted import printable
 
 if TYPE_CHECKING:  # another engine drafts without it, and starts sooner
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.evidence import EvidenceEncoder
 
+MAX_SECONDS = 600.0
+LONGEST_CONTEXT = 20_000
+"""Characters of the text that is shown in a prompt."""
 Picture = str | Path | np.ndarray | None
 """Image file, the square that was read from one (S × S, uint8), or None."""
 Case = tuple[Picture, Mapping[str, Any] | None]
@@ -31,6 +37,11 @@ Prepared = tuple[Example, tuple[str, ...]]
 
 class Engine(ABC):
     """Reads cases and makes reports of drafts; what runs the language model is for those below to say."""
+
+    max_seconds: float = MAX_SECONDS
+    """Time after which the drafts of a batch end, finished or not."""
+    cut_short: bool = False
+    """Whether the draft that `draft` yielded last ran out of that time."""
 
     def __init__(self, model: "EvidenceEncoder") -> None:
         self.model = model
@@ -64,7 +75,9 @@ class Engine(ABC):
         for (text, probabilities), (example, warnings) in zip(drafts, prepared, strict=True):
             shown = describe(self.model.spec.schema, example["vitals"].tolist())
             calibration = self.model.calibration.describe() if probabilities else ""
-            yield Report(text, probabilities, shown, warnings, calibration)
+            if self.cut_short:
+                warnings = (*warnings, f"the draft is not finished: it was stopped after {self.max_seconds:g} seconds")
+            yield Report(printable(text), probabilities, shown, warnings, calibration)
 
     def prompt_length(self, example: Example) -> int:
         """Tokens of the prompt around the evidence."""
@@ -77,8 +90,10 @@ class Engine(ABC):
     def prepare(self, image: Picture, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
-        Raises `UserError` for an unreadable image or a vital that the adapter does not know.
+        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length.
         """
+        if len(context) > LONGEST_CONTEXT:
+            raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
         spec = self.model.spec
         x, implausible = spec.schema.parse(vitals or {})
         warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
@@ -117,12 +132,35 @@ class ReportEngine(Engine):
         self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
     ) -> Iterator[tuple[str, dict[str, float]]]:
         with self.drafting():
+            from transformers import StoppingCriteriaList  # other engines start without this library
+
             fixed = self.model.read_fixed_words()
             for batch in batches(examples, batch_size):
                 inputs = self.to_device(self.collate(batch))
-                texts, logits = self.model.generate(inputs, max_new_tokens, fixed, **options)
-                for text, row in zip(texts, self.model.calibration.probabilities(logits).tolist(), strict=True):
+                limit = _TimeLimit(self.max_seconds, self.model.prompt.end_id)
+                texts, logits = self.model.generate(
+                    inputs, max_new_tokens, fixed, stopping_criteria=StoppingCriteriaList([limit]), **options
+                )
+                rows = self.model.calibration.probabilities(logits).tolist()
+                for number, (text, row) in enumerate(zip(texts, rows, strict=True)):
+                    self.cut_short = number in limit.unfinished
                     yield text, dict(zip(self.model.spec.labels, row, strict=True))
+
+
+class _TimeLimit:
+    """Ends the drafts of a batch after some seconds, and keeps which of them had not ended by themselves."""
+
+    def __init__(self, seconds: float, end: int) -> None:
+        self.end = end
+        self.until = time.monotonic() + seconds
+        self.unfinished: set[int] = set()
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        """B × n new tokens → B, whether to stop."""
+        over = time.monotonic() > self.until
+        if over:
+            self.unfinished = set((ids != self.end).all(dim=1).nonzero().flatten().tolist())
+        return torch.full((len(ids),), over, device=ids.device)
 
 
 def _doubt(vital: VitalConfig, value: float) -> str:

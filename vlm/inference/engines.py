@@ -2,6 +2,7 @@
 vLLM server, which serves many.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,13 +61,17 @@ class LlamaCppEngine(Engine):
             batch = self.to_device(self.collate([example]))
             encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
             prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
-            tokens = []
+            tokens, until = [], time.monotonic() + self.max_seconds
+            self.cut_short = False
             for token in self.llama.generate(
                 prompt.float().numpy(), model.prompt.fixed_tokens, max_new_tokens, model.prompt.end_id
             ):
                 tokens.append(token)
+                self.cut_short = time.monotonic() > until
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))
+                if self.cut_short:
+                    break
             if streamer is not None:
                 streamer.end()
             text = str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

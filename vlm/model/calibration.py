@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vlm.errors import UserError
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -14,6 +16,10 @@ class Calibration:
     """Patients of the validation split; 0 where nothing was fitted."""
     cases: int = 0
     """Their cases with a known label."""
+
+    def __post_init__(self) -> None:
+        if not (1e-4 <= self.temperature <= 1e4 and self.patients >= 0 and self.cases >= 0):
+            raise UserError(f"calibration: temperature {self.temperature} on {self.patients} patients is none")
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits of any shape → probabilities."""

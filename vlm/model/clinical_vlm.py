@@ -8,6 +8,7 @@ import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +58,9 @@ class ClinicalVLM(EvidenceEncoder):
         tokenizer: PreTrainedTokenizerBase,
         load_vision_weights: bool = True,
     ) -> None:
+        commit = getattr(llm.config, "_commit_hash", None)  # of a base on the Hub, whatever branch was asked for
+        if commit:
+            config = replace(config, llm=replace(config.llm, revision=commit))
         super().__init__(config, spec, words_of(llm, tokenizer), load_vision_weights)
         self.base_fingerprint = fingerprint(llm)
         self.llm = add_lora(llm, config.llm)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -22,6 +23,9 @@ from vlm.device import Choice
 from vlm.errors import UserError
 from vlm.model.evidence import Words
 from vlm.weights import is_wheel, language_model_folder
+
+SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+"""How every base is loaded: its folder's code is not run, and no pickle is read."""
 
 
 def choose_unpacking(config: LLMConfig, device: torch.device) -> Choice[bool]:
@@ -40,12 +44,14 @@ def load_llm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load, quantise (QLoRA's NF4) and freeze the language model, and load its tokenizer.
 
-    Raises `UserError` if `config.base` names nothing that Transformers can load.
+    Only what Transformers itself has the code for, from safetensors: a base may be a stranger's as well. Raises
+    `UserError` if `config.base` names nothing that can be loaded so.
     """
     folder = language_model_folder(config.base, config.sha256)
     unpack = choose_unpacking(config, device).value
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
+        _refuse_foreign_code(folder, config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
         if unpack and is_wheel(config.base):
             llm = _load_unpacked_once(config, Path(folder), device, dtype)
         else:
@@ -63,8 +69,18 @@ def load_llm(
     return llm.requires_grad_(False).eval(), tokenizer
 
 
+def _refuse_foreign_code(folder: str, revision: str | None) -> None:
+    """Raise `ValueError` for a base whose config names code of the Hub: kernels are fetched and run by name."""
+    config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        for key in ("_attn_implementation", "_experts_implementation"):
+            value = getattr(part, key, None)
+            if "/" in str(value):  # USER/NAME
+                raise ValueError(f"{key.removeprefix('_')} names code on the Hub, {value}")
+
+
 def _load(config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, unpack: bool) -> PreTrainedModel:
-    options = {**_placement(device, dtype), "revision": config.revision}
+    options = {**SAFE, **_placement(device, dtype), "revision": config.revision}
     if config.quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -90,7 +106,7 @@ def _load_unpacked_once(config: LLMConfig, folder: Path, device: torch.device, d
         except OSError:  # another process was first
             if not kept.is_dir():
                 raise
-    return AutoModelForCausalLM.from_pretrained(kept, **_placement(device, dtype))
+    return AutoModelForCausalLM.from_pretrained(kept, **SAFE, **_placement(device, dtype))
 
 
 def _placement(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vlm.data.prompt import PlainText
+
 if TYPE_CHECKING:
     from vlm.model.evidence import Words
 
@@ -58,9 +60,9 @@ class NamedProjector(nn.Module):
 
 def name_embeddings(names: Sequence[str], words: "Words") -> torch.Tensor:
     """Mean word embedding of each name, S × H, float32 on the CPU; `right_lung` is read as two words."""
-    rows = [torch.zeros(0, words.hidden_size)]
+    rows, plain = [torch.zeros(0, words.hidden_size)], PlainText(words.tokenizer)
     for name in names:
-        ids = words.tokenizer(" " + name.replace("_", " "), add_special_tokens=False).input_ids
+        ids = plain.ids(" " + name.replace("_", " "))
         with torch.no_grad():
             embedded = words.embed(torch.tensor(ids, device=words.device))  # n × H
         rows.append(embedded.float().mean(dim=0, keepdim=True).cpu())

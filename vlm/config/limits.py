@@ -1,0 +1,47 @@
+"""Ranges of a model's options: what a config may say, and what an adapter from a stranger may make us build."""
+
+import math
+from collections.abc import Iterator
+
+from vlm.config.model import ModelConfig
+
+LARGEST_SIDE = 2048
+"""Pixels of the square image that the CNN sees."""
+
+
+def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """(key, what it must be) of each option that is out of range; the upper ends bound what a model can weigh."""
+    llm, vision, vitals, fusion = config.llm, config.vision, config.vitals, config.fusion
+    counts = (
+        ("llm.lora_rank", llm.lora_rank, 1024),
+        ("llm.lora_alpha", llm.lora_alpha, 65_536),
+        ("vision.grid", vision.grid, 32),
+        ("vision.summary_grid", vision.summary_grid, 16),
+        ("vitals.tokens", vitals.tokens, 256),
+        ("vitals.bins", vitals.bins, 256),
+        ("fusion.size", fusion.size, 16_384),
+    )
+    for key, value, most in counts:
+        if not 1 <= value <= most:
+            yield f"model.{key}", f"at least 1 and at most {most:,}, not {value}"
+    if not 0 <= vision.frozen_stages <= 1024:
+        yield "model.vision.frozen_stages", f"at least 0 and at most 1,024, not {vision.frozen_stages}"
+    if not 0 <= llm.lora_dropout < 1:
+        yield "model.llm.lora_dropout", f"a probability below 1, not {llm.lora_dropout}"
+    if not (math.isfinite(fusion.sharpness) and fusion.sharpness > 0):
+        yield "model.fusion.sharpness", f"a number above 0, not {fusion.sharpness}"
+    for key, text, longest in (
+        ("llm.base", llm.base, 1000),
+        ("llm.revision", llm.revision or "", 200),
+        ("vision.name", vision.name, 200),
+        ("vision.weights", vision.weights, 1000),
+        ("prompt.system", config.prompt.system, 20_000),
+        ("prompt.instruction", config.prompt.instruction, 20_000),
+    ):
+        if len(text) > longest:
+            yield f"model.{key}", f"at most {longest:,} characters long"
+    if not llm.lora_targets or len(llm.lora_targets) > 64:
+        yield "model.llm.lora_targets", "1 to 64 names of layers"
+    for name in llm.lora_targets:
+        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or len(name) > 100:
+            yield "model.llm.lora_targets", f"names of layers, not {name!a:.60}"
