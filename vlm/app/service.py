@@ -23,6 +23,7 @@ import torch
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Prepared, ReportEngine
 from vlm.inference.report import Report
+from vlm.untrusted import printable
 
 Result = TypeVar("Result")
 LONGEST_PROMPT = 1024
@@ -274,8 +275,8 @@ class Words:
             self._ended[row] |= token == self._end  # what comes after it only fills the batch
             if not self._ended[row]:
                 self._tokens[row].append(token)
-                text = self._tokenizer.decode(self._tokens[row], skip_special_tokens=True)
-                self._drafts[row].text = str(text).strip().rstrip("\N{REPLACEMENT CHARACTER}")  # half of a letter
+                text = printable(str(self._tokenizer.decode(self._tokens[row], skip_special_tokens=True)))
+                self._drafts[row].text = text.strip().rstrip("\N{REPLACEMENT CHARACTER}")  # half of a letter
 
     def end(self) -> None:
         """Nothing is held back."""
