@@ -12,14 +12,17 @@ import pytest
 import timm
 import torch
 
-from vlm.adapter import save
+from vlm.adapter import load, save
+from vlm.cli import parse_config
 from vlm.config import Config
+from vlm.data.case import make_example
+from vlm.data.images import to_square
 from vlm.data.phantom_image import SIZE, draw_chest
 from vlm.data.schema import VitalsSchema
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, finer_stage, label_heats
-from vlm.explanation.check import grown, points_at, shuffle_weights
+from vlm.explanation.check import Case, check, find_cases, grown, points_at, shuffle_weights, table
 from vlm.explanation.explain import explain
 from vlm.explanation.overlay import overlay
 from vlm.explanation.picture import draw
@@ -349,6 +352,64 @@ def test_vitals_that_are_words_cannot_be_explained(tiny_config: Config) -> None:
 
 
 # --------------------------------------------------------------------------------------- the pointing game
+
+
+DEMO = PROJECT / "runs" / "demo" / "adapter"
+
+
+@pytest.fixture
+def pointed(model: ClinicalVLM) -> list[Case]:
+    """Phantom cases as the small model sees them, and a draft that fits."""
+    cases = []
+    for number in range(4):
+        picture, mask = draw_chest("patchy", "left", "lower", np.random.default_rng([7, number]))
+        example = make_example(model.spec, to_square(picture.astype(np.float32), model.spec.image), np.full(4, np.nan))
+        small = cv2.resize(mask.astype(np.uint8), (64, 64), interpolation=cv2.INTER_NEAREST) > 0
+        cases.append(Case(example, small, DRAFT, finding_spans(DRAFT)[0]))
+    return cases
+
+
+def test_the_check_counts_what_it_says(model: ClinicalVLM, pointed: list[Case], monkeypatch) -> None:
+    """With a map that is the mask itself every case is hit; with one that is nowhere none is."""
+    for shown, wanted in ((lambda case: case.mask.astype(float), 4), (lambda case: -case.mask.astype(float), 0)):
+        maps = {
+            "finding words": [shown(case) for case in pointed],
+            "label pathology": [shown(case) for case in pointed],
+        }
+        monkeypatch.setattr("vlm.explanation.check.heats", lambda *_, maps=maps: maps)
+        rates = check(model, pointed)["rates"]["as drawn"]
+        assert rates["finding words"]["hits"] == rates["label pathology"]["hits"] == wanted
+        assert rates["a random point"] == pytest.approx(np.mean([case.mask.mean() for case in pointed]))
+    with pytest.raises(UserError, match="no draft asserts an opacity"):
+        check(model, [])
+
+
+def test_the_check_runs_on_a_real_model(model: ClinicalVLM, pointed: list[Case]) -> None:
+    results = check(model, pointed)
+    margins = {name: row["pixels"] for name, row in results["rates"].items()}
+    assert margins == {"as drawn": 0, "one map cell": 16, "one token cell": 32} and results["map"] == [4, 4]
+    row = results["rates"]["one map cell"]["label pathology, shuffled weights"]
+    assert row["cases"] == 4 and 0 <= row["low"] <= row["hits"] / 4 <= row["high"] <= 1
+    said = table(results).splitlines()
+    assert len(said) == 8 and said[1].startswith("a random point") and "one token cell (32 px)" in said[0]
+
+
+def test_only_drawn_opacities_can_be_checked(model: ClinicalVLM, tiny_config: Config) -> None:
+    with pytest.raises(UserError, match=r"data\.source: only the built-in cohort"):
+        find_cases(model, tiny_config.data, "test", None, 8)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not DEMO.is_dir(), reason="needs the adapter that `make demo` trains")
+def test_the_demos_heat_lies_on_the_opacity_and_not_by_chance() -> None:
+    """All test cases: at least 90 % within one cell of the map; shuffled weights hardly more often than chance."""
+    config, _ = parse_config(["--config", str(PROJECT / "configs" / "demo.yaml")])
+    demo = load(DEMO)
+    cases = find_cases(demo, replace(config.data, root=str(PROJECT / config.data.root)), "test", None, 40)
+    rates = check(demo, cases)["rates"]["one map cell"]
+    for name in ("finding words", "label pathology"):
+        assert rates[name]["hits"] >= 0.9 * len(cases)
+        assert rates[f"{name}, shuffled weights"]["high"] < 0.5
 
 
 def test_the_pointing_game() -> None:
