@@ -261,9 +261,10 @@ def test_it_is_readable_fits_and_asks_no_other_host(
     page.context.close()
 
 
-def test_twenty_users_at_once(browser: Browser, server: Server) -> None:
+@pytest.mark.parametrize("users", [4, pytest.param(20, marks=pytest.mark.soak)])
+def test_users_at_once(browser: Browser, server: Server, users: int) -> None:
     with ExitStack() as stack:  # each with connections of its own: a browser has six for a host
-        pages = [open_page(stack.enter_context(browser.new_context()), server) for _ in range(20)]
+        pages = [open_page(stack.enter_context(browser.new_context()), server) for _ in range(users)]
         for number, page in enumerate(pages):
             page.get_by_label("glucose (mmol/L)").fill(f"{3 + number / 2}")
         for page in pages:
