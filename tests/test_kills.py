@@ -73,9 +73,7 @@ class Run:
         return self.log.is_file() and any(row["step"] >= step for row in read_log(self.log))
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
-        end = time.monotonic() + 120
-        while not happened():
-            assert time.monotonic() < end, self.said.read_text()[-2000:] if self.said.is_file() else "nothing said"
+        while not happened():  # the test's own time limit ends it
             time.sleep(0.002)
 
 
