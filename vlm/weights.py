@@ -62,6 +62,8 @@ def language_model_folder(source: str, sha256: str | None) -> str:
     if is_wheel(source):
         return str(_converted(source, sha256, "llm", _convert_gguf))
     _refuse_missing_path(source, "model.llm.base")
+    if Path(source).is_file():
+        raise UserError(f"model.llm.base: {source} is a file; give the folder that a base model lies in")
     return source
 
 

@@ -44,6 +44,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
     """Everything but weights that it takes to rebuild the model; the content of config.json."""
     return {
         "format": FORMAT,
+        "sealed": True,  # a manifest was saved beside it
         "clinical_vlm_version": vlm.__version__,
         "base_fingerprint": model.base_fingerprint,
         "model": asdict(model.model_config),

@@ -65,8 +65,11 @@ def check_manifest(folder: Path) -> None:
     """
     if (folder / MANIFEST).is_file():
         verify(folder, REQUIRED, editable=("README.md",))
-    else:
-        _say_unsealed(folder)
+        return
+    config = read_json(folder / "config.json", "the adapter's config")
+    if isinstance(config, dict) and config.get("sealed"):
+        raise UserError(f"{folder}: no {MANIFEST}, which was saved with it; not a complete adapter folder")
+    _say_unsealed(folder)
 
 
 def seal_folder(folder: Path) -> Path:
