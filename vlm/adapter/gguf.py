@@ -31,6 +31,7 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     check_tensors(folder)
     config, lora = _base_config(folder, base), read_lora_config(folder)
     tensors = load_file(folder / "adapter_model.safetensors")
+    file.parent.mkdir(parents=True, exist_ok=True)
     staging = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         writer = gguf.GGUFWriter(staging, "llama")
