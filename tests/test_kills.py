@@ -73,9 +73,7 @@ class Run:
         return self.log.is_file() and any(row["step"] >= step for row in read_log(self.log))
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
-        end = time.monotonic() + 120
-        while not happened():
-            assert time.monotonic() < end, self.said.read_text()[-2000:] if self.said.is_file() else "nothing said"
+        while not happened():  # the test's own time limit ends it
             time.sleep(0.002)
 
 
@@ -105,10 +103,10 @@ def kill_once(forks: Forks, run: Run, rng: random.Random, seconds: float) -> str
     """Start or resume a run and kill it: at a random moment, or at one change of its disk; None if it was too quick."""
     options = (*run.argv, *(["--resume"] if run.has_begun() else []))
     if rng.random() < 0.5:
-        code = forks.run(*options, said=run.said, die_at=rng.randint(1, 330))
+        code = forks.run(*options, said=run.said, die_at=rng.randint(1, 180))
         return "at a change of the disk" if code == 137 else None
     process = forks.start(*options, said=run.said)
-    time.sleep(rng.uniform(0, seconds))
+    time.sleep(rng.uniform(0.1, 0.9) * seconds)
     os.kill(process, signal.SIGKILL)  # not waited for until below, so it is still ours if it has ended
     return "at a moment" if forks.wait() == -signal.SIGKILL else None
 
@@ -166,7 +164,7 @@ def test_a_launched_run_is_killed_and_goes_on(whole: Run, config_file: Path) -> 
         run.wait_until(lambda: run.has_made(6))
         os.killpg(launched.pid, signal.SIGKILL)
         launched.wait()
-    assert checkpoints_of(run.folder / "checkpoints") and not (run.folder / "adapter").exists()
+    assert checkpoints_of(run.folder / "checkpoints") and not run.adapter.exists()
     assert (run.folder / ".lock").read_text().startswith("process "), "the lock of a dead process is no obstacle"
     again = subprocess.run([*command, "--resume"], cwd=PROJECT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr[-2000:]

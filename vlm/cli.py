@@ -25,7 +25,7 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; see configs/.")
     parser.add_class_arguments(Config, None)
-    parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint of the run.")
+    parser.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint.")
     parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
     _check_options(argv)
     for file in _config_files(argv):

@@ -40,6 +40,7 @@ class Collator:
     """Longer reports are cut; image and vitals tokens never are."""
     generation: bool = False
     with_ids: bool = False
+    """Give the cases' ids too, for messages."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         rows = [self._row(example) for example in examples]

@@ -41,8 +41,8 @@ class ResumableTrainer(Trainer):
         assert self.optimizer is not None and self.lr_scheduler is not None
         self.store_flos()
         processes = self._of_all_processes(checkpoints.process_state(self._sums()))
+        self._note_state()  # in every process: each of them loads the best at the end
         if self.args.should_save:
-            self._note_state()
             checkpoints.write_checkpoint(
                 checkpoint_folder(self._checkpoints, self.state.global_step),
                 self.accelerator.unwrap_model(self.model).trainable_parameters(),

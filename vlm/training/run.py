@@ -54,6 +54,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         cohort = load_cohort(config.data)
     _say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     checkpoint = folder.check(config, cohort.fingerprint, resume)
+    processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     _say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
     _say(describe_parameters(model))
