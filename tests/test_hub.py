@@ -194,6 +194,10 @@ def change_tensors(file: str, change):
     return apply
 
 
+def change_metadata(folder: Path) -> None:
+    save_file(load_file(folder / "vlm.safetensors"), folder / "vlm.safetensors", {"from": "/home/me/cases.csv"})
+
+
 def rename_first(tensors) -> None:
     tensors["stranger.weight"] = tensors.pop(min(tensors))
 
@@ -207,7 +211,11 @@ def widen_first(tensors) -> None:
     ("spoil", "message"),
     [
         (add("cases.csv", "patient,1"), r"holds cases\.csv, which is no file of an adapter"),
+        (add("scan.png", "\x89PNG"), r"holds scan\.png, which is no file of an adapter"),
         (lambda folder: (folder / "checkpoints").mkdir(), "holds checkpoints, which"),
+        (lambda folder: ((folder / "README.md").unlink(), (folder / "README.md").symlink_to("/etc/passwd")), "out of"),
+        (lambda folder: (folder / "manifest.json").unlink(), r"no manifest\.json; `python -m vlm\.adapter seal"),
+        (change_metadata, r"vlm\.safetensors: names /home/me/cases\.csv, a path of this machine"),
         (lambda folder: (folder / "metrics.json").unlink(), r"no metrics\.json; not a complete"),
         (lambda folder: shutil.rmtree(folder), r"no adapter_config\.json; not a complete"),
         (lambda folder: (folder / "vlm.safetensors").write_bytes(b"\0" * 64), r"vlm\.safetensors: broken"),
