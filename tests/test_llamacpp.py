@@ -66,7 +66,7 @@ def model(tiny_model: ClinicalVLM, tmp_path: Path, monkeypatch) -> ClinicalVLM:
     monkeypatch.setattr(merged_base, "gguf_of_wheel", lambda base, sha256: tmp_path / "tiny.gguf")
     monkeypatch.setattr(merged_base, "load", lambda adapter, **_: tiny_model)  # its wheel cannot be fetched
     monkeypatch.setenv("CLINICAL_VLM_CACHE", str(tmp_path / "cache"))
-    llm = replace(tiny_model.model_config.llm, base="pypi:tiny==1/tiny.gguf")
+    llm = replace(tiny_model.model_config.llm, base="pypi:tiny==1/tiny.gguf", sha256="0" * 64)
     tiny_model.model_config = replace(tiny_model.model_config, llm=llm)
     return tiny_model.eval()
 
