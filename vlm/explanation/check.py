@@ -111,10 +111,13 @@ def grown(mask: np.ndarray, margin: int) -> np.ndarray:
     return np.asarray(outside <= margin)
 
 
+@torch.no_grad()
 def margins(model: ClinicalVLM, heat: np.ndarray) -> dict[str, int]:
-    """Name → pixels: none, a cell of the map, a cell of the image tokens."""
+    """Name → pixels: none, a cell of the map, of the CNN's last grid, of the image tokens."""
     size = model.spec.image.size
-    return {"as drawn": 0, "one map cell": size // len(heat), "one token cell": size // model.model_config.vision.grid}
+    last = model.vision.grid(torch.zeros(1, 3, size, size, device=model.device)).shape[-1]
+    cells = {"map cell": len(heat), "last cell": last, "token cell": model.model_config.vision.grid}
+    return {"as drawn": 0, **{name: size // count for name, count in cells.items()}}
 
 
 def shuffle_weights(model: ClinicalVLM, seed: int = 0) -> None:
