@@ -15,7 +15,7 @@ import torch
 
 from vlm.adapter import load, save
 from vlm.cli import parse_config
-from vlm.config import Config
+from vlm.config import Config, DataConfig, PhantomConfig
 from vlm.data.case import make_example
 from vlm.data.images import to_square
 from vlm.data.phantom_image import SIZE, draw_chest
@@ -396,9 +396,12 @@ def test_the_check_runs_on_a_real_model(model: ClinicalVLM, pointed: list[Case])
     assert len(said) == 8 and said[1].startswith("a random point") and "token cell (32 px)" in said[0]
 
 
-def test_only_drawn_opacities_can_be_checked(model: ClinicalVLM, tiny_config: Config) -> None:
+def test_only_drawn_opacities_can_be_checked(model: ClinicalVLM, tiny_config: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source: only the built-in cohort"):
         find_cases(model, tiny_config.data, "test", None, 8)
+    data = DataConfig(root=str(tmp_path / "phantom"), phantom=PhantomConfig(cases=4))
+    with pytest.raises(UserError, match="trained on other vitals or labels"):
+        find_cases(model, data, "test", None, 8)
 
 
 @pytest.mark.soak
