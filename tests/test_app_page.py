@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from vlm.inference.report import NOTICE
 
@@ -83,8 +84,8 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-def open_page(browser: Browser, server: Server, **options) -> Page:
-    page = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options).new_page()
+def open_page(context: BrowserContext, server: Server) -> Page:
+    page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto(server.address)
     expect(page.get_by_role("button", name="Draft the report")).to_be_visible()
@@ -93,9 +94,9 @@ def open_page(browser: Browser, server: Server, **options) -> Page:
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    opened = open_page(browser, server)
-    yield opened
-    opened.context.close()
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    yield open_page(context, server)
+    context.close()
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,21 @@ def test_a_draft_says_when_the_inputs_are_no_longer_its_own(page: Page) -> None:
     expect(page.locator("#vlm-text")).to_have_count(0)
 
 
+def test_a_draft_is_explained(page: Page) -> None:
+    page.get_by_role("button", name="Synthetic 1").click()
+    expect(page.locator(".vlm-picture img")).to_be_visible()
+    text = draft(page)
+    page.get_by_role("button", name="Explain").click()
+    explanation = page.locator(".vlm-explanation")
+    expect(explanation).to_contain_text("never whether it is right")
+    assert letters(explanation.locator(".vlm-text").text_content()) == letters(text)
+    pictures = explanation.locator("img")
+    assert pictures.count() >= 1 and pictures.first.evaluate("it => it.naturalWidth") == 32
+    page.get_by_role("button", name="Synthetic 3").click()  # another case: nothing of the last one stays
+    expect(explanation).to_have_count(0)
+    expect(page.get_by_role("button", name="Explain")).to_be_hidden()
+
+
 def test_an_image_can_be_taken_away_again(page: Page, image: Path) -> None:
     upload(page, image)
     page.get_by_role("button", name="Remove the image").click()
@@ -233,6 +249,8 @@ def test_it_is_readable_fits_and_asks_no_other_host(
     page.get_by_role("button", name="Synthetic 1").click()
     expect(page.locator(".vlm-picture img")).to_be_visible()
     draft(page)
+    page.get_by_role("button", name="Explain").click()
+    expect(page.locator(".vlm-explanation")).to_be_visible()
     page.wait_for_timeout(600)  # colours fade in
     found = Axe().run(page).response
     assert len(found["passes"]) > 20, "the checker did not run"
@@ -244,8 +262,8 @@ def test_it_is_readable_fits_and_asks_no_other_host(
 
 
 def test_twenty_users_at_once(browser: Browser, server: Server) -> None:
-    pages = [open_page(browser, server) for _ in range(20)]
-    try:
+    with ExitStack() as stack:  # each with connections of its own: a browser has six for a host
+        pages = [open_page(stack.enter_context(browser.new_context()), server) for _ in range(20)]
         for number, page in enumerate(pages):
             page.get_by_label("glucose (mmol/L)").fill(f"{3 + number / 2}")
         for page in pages:
@@ -256,9 +274,6 @@ def test_twenty_users_at_once(browser: Browser, server: Server) -> None:
             vitals = json.dumps({"glucose": 3 + number / 2})
             own = httpx.post(f"{server.address}/v1/report", files={"vitals": (None, vitals)}, timeout=60).json()
             assert letters(page.locator("#vlm-text").text_content()) == letters(own["text"])
-    finally:
-        for page in pages:
-            page.context.close()
 
 
 def test_nothing_of_a_patient_stays(server: Server) -> None:

@@ -96,8 +96,11 @@ def make_app(arguments: argparse.Namespace) -> Any:
     app = make_api(service, adapter)
     app.router.lifespan_context = partial(lifetime, service)
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    from vlm.app.explaining import why_not
     from vlm.app.page import add_page  # after the variables
 
+    if reason := why_not(service.engine):
+        print(f"explanations: off, {reason}", flush=True)
     return add_page(app, service, adapter)
 
 

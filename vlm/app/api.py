@@ -125,8 +125,10 @@ def make_api(service: Service, adapter: Adapter) -> FastAPI:
 
 async def done(job: Job[Any]) -> Any:
     """The result of a job; raises what it raised, or `TooLate` at its deadline. Whoever is cancelled has left."""
+    coming = asyncio.wrap_future(job.result)
+    coming.add_done_callback(lambda it: it.cancelled() or it.exception())  # seen, though nobody may wait any more
     try:
-        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(job.result)), job.seconds_left)
+        return await asyncio.wait_for(asyncio.shield(coming), job.seconds_left)
     except TimeoutError:
         raise TooLate from None
     finally:

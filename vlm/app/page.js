@@ -1,8 +1,10 @@
 // Copies a draft, brings it into view on a phone, marks one as stale when an input is edited after it, and tells
 // screen readers what a group of choices is of.
 document.addEventListener("click", async (event) => {
-  if (event.target.closest("#vlm-draft") && innerWidth < 700) {  // in one column the draft stands far below
-    document.querySelector("#vlm-results").scrollIntoView({ behavior: "smooth" });
+  if (event.target.closest("#vlm-draft")) {
+    const results = document.querySelector("#vlm-results");
+    delete results.dataset.edited;
+    if (innerWidth < 700) results.scrollIntoView({ behavior: "smooth" });  // in one column they stand far below
   }
   const button = event.target.closest("[data-copy]");
   if (!button) return;
@@ -17,9 +19,7 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
 document.addEventListener("input", (event) => {
-  if (event.target.closest("#vlm-inputs")) {
-    document.querySelectorAll(".vlm-stale").forEach((note) => note.classList.add("vlm-shown"));
-  }
+  if (event.target.closest("#vlm-inputs")) document.querySelector("#vlm-results").dataset.edited = "";
 });
 function labelChoices() {
   document.querySelectorAll("#vlm-inputs fieldset").forEach((group) => {

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -14,10 +14,11 @@ from vlm.app import view
 from vlm.app.about import Adapter
 from vlm.app.api import done
 from vlm.app.examples import SyntheticCase, synthetic_cases
+from vlm.app.explaining import explained, show, why_not
 from vlm.app.form import Field, fields, given
 from vlm.app.service import Busy, Failed, Service, TooLate
 from vlm.errors import UserError
-from vlm.inference.report import NOTICE
+from vlm.inference.report import NOTICE, Report
 
 LOOK = 0.08
 """Seconds between two looks at a growing draft: quicker than one reads."""
@@ -45,6 +46,15 @@ def add_page(app: FastAPI, service: Service, adapter: Adapter) -> FastAPI:
     )
 
 
+class Answer(NamedTuple):
+    """A draft that is shown, and the case that it is of."""
+
+    picture: np.ndarray | None
+    vitals: dict[str, str]
+    context: str
+    report: Report
+
+
 class Page:
     """The components and what their events do."""
 
@@ -52,6 +62,7 @@ class Page:
         self.service, self.adapter = service, adapter
         self.spec = adapter.config.spec
         self.form = fields(self.spec.schema)
+        self.unexplained = why_not(service.engine)
 
     def build(self) -> gr.Blocks:
         """The components, in the order of the keyboard."""
@@ -65,6 +76,8 @@ class Page:
                     self._build_inputs()
                 with gr.Column(scale=6, min_width=320, elem_id="vlm-results"):
                     self.result = gr.HTML(view.idle(), js_on_load=None, elem_id="vlm-result")
+                    self.explain = gr.Button("Explain", size="md", visible=False)
+                    self.explanation = gr.HTML("", js_on_load=None)
             self._connect()
             page.load(None, js="() => labelChoices()")
         page.queue(max_size=512, default_concurrency_limit=None)
@@ -91,24 +104,27 @@ class Page:
 
     def _connect(self) -> None:
         image = [self.picture, self.upload, self.preview, self.remove]
-        shown = [self.result, self.answer, self.draft, self.stop]
+        values = [*self.values, self.context]
+        shown = [self.result, self.answer, self.draft, self.stop, self.explain, self.explanation]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.upload.upload(self.read_upload, self.upload, [*image, *shown], api_visibility="private")
-        self.remove.click(lambda: [*_image(None), *self._nothing()], None, [*image, *shown], **quiet)
+        explaining = self.explain.click(self.say_why, self.answer, [self.explain, self.explanation], **quiet)
+        asked = [self.picture, self.context, *self.values]
+        writing = self.draft.click(self.write, asked, shown, cancels=[explaining], **quiet)
+        quiet["cancels"] = [writing, explaining]  # words of another case must not appear beside these inputs
+        self.stop.click(_nothing, None, shown, **quiet)
+        self.remove.click(lambda: [*_image(None), *_nothing()], None, [*image, *shown], **quiet)
+        self.clear.click(self._filler(None), None, [*image, *values, *shown], **quiet)
         for button, case in self.examples:
-            values = [*self.values, self.context]
             button.click(self._filler(case), None, [*image, *values, *shown], **quiet)
-        writing = self.draft.click(self.write, [self.picture, self.context, *self.values], shown, **quiet)
-        self.stop.click(lambda: self._nothing(), None, shown, cancels=[writing], **quiet)
-        everything = [*image, *self.values, self.context, *shown]
-        self.clear.click(self._filler(None), None, everything, cancels=[writing], **quiet)
+        quiet["show_progress"] = "minimal"
+        self.upload.upload(self.read_upload, self.upload, [*image, *shown], **quiet)
 
     # ---------------------------------------------------------------------------------------- events
 
     def read_upload(self, file: str) -> list[Any]:
         """Read an uploaded image and delete the file; a bad one is a message where the draft would be."""
         try:
-            return [*_image(self.service.read_file(Path(file))), *self._nothing()]
+            return [*_image(self.service.read_file(Path(file))), *_nothing()]
         except (UserError, Failed) as error:
             return [*_image(None), *_shown(view.refused(str(error)))]
 
@@ -127,7 +143,7 @@ class Page:
             while not job.result.done() and not job.over:
                 if job.text != before:
                     before = job.text
-                    yield [view.writing(before, 0), gr.skip(), gr.skip(), gr.skip()]
+                    yield [view.writing(before, 0), *[gr.skip()] * 5]
                 await asyncio.sleep(LOOK)
             report = await done(job)
         except (UserError, TooLate, Failed) as error:
@@ -136,16 +152,24 @@ class Page:
         finally:
             job.left = True
         page = view.finished(report, self.adapter, bool(prepared[0]["has_image"]))
-        yield _shown(page, (prepared, report))
+        yield _shown(page, Answer(picture, vitals, context or "", report), explain=not self.unexplained)
 
-    def _nothing(self) -> list[Any]:
-        return _shown(view.idle())
+    async def say_why(self, answer: Answer) -> AsyncIterator[list[Any]]:
+        """Explain the draft that is shown."""
+        yield [gr.Button(visible=False), view.waiting("looking at what the draft rests on …")]
+        try:
+            picture, vitals, context, report = answer
+            prepared = await run_in_threadpool(self.service.prepare, picture, vitals, context)
+            job = self.service.ask(lambda engine: show(explained(engine, prepared, picture, report)))
+            yield [gr.skip(), await done(job)]
+        except (UserError, Busy, TooLate, Failed) as error:
+            yield [gr.Button(visible=True), view.refused(str(error), "No explanation")]
 
     def _filler(self, case: SyntheticCase | None) -> Any:
         """Fills the inputs with an example, or empties them."""
         vitals = [case.vitals.get(field.name, NOT_GIVEN) if case else NOT_GIVEN for field in self.form]
         image = case.picture if case else None
-        return lambda: [*_image(image), *vitals, "", *self._nothing()]
+        return lambda: [*_image(image), *vitals, "", *_nothing()]
 
 
 _ICON = (
@@ -171,9 +195,14 @@ def _image(square: np.ndarray | None) -> list[Any]:
     return [square, gr.File(None, visible=not there), gr.HTML(shown, visible=there), gr.Button(visible=there)]
 
 
-def _shown(page: str, answer: Any = None, busy: bool = False) -> list[Any]:
-    """The result, its answer, and the two buttons, of which one serves."""
-    return [page, answer, gr.Button(interactive=not busy), gr.Button(visible=busy)]
+def _nothing() -> list[Any]:
+    return _shown(view.idle())
+
+
+def _shown(page: str, answer: Answer | None = None, busy: bool = False, explain: bool = False) -> list[Any]:
+    """The result, its answer, the buttons to draft and to stop, of which one serves, and room for an explanation."""
+    buttons = [gr.Button(interactive=not busy), gr.Button(visible=busy)]
+    return [page, answer, *buttons, gr.Button(visible=explain, interactive=True), ""]
 
 
 def _theme() -> gr.themes.Base:

@@ -50,7 +50,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes; all of it can be set on the command line."""
+    """What one server takes."""
 
     upload: int = 64 << 20
     """Bytes of an image file."""

@@ -3,6 +3,7 @@
 import base64
 import json
 from functools import cache
+from html import escape
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +27,7 @@ def _templates() -> jinja2.Environment:
 
 def head(adapter: Adapter) -> str:
     """The page's title, and which adapter it is."""
-    return _templates().get_template("head.html.j2").render(title=adapter.title)
+    return render("head.html.j2", title=adapter.title)
 
 
 def idle() -> str:
@@ -34,15 +35,20 @@ def idle() -> str:
     return _result(state="idle")
 
 
-def refused(message: str) -> str:
-    """In place of a draft: one line that says why."""
-    return _result(state="error", message=message)
+def refused(message: str, title: str = "No draft") -> str:
+    """In place of what was asked for: one line that says why."""
+    return _result(state="error", message=message, title=title)
+
+
+def waiting(message: str) -> str:
+    """In place of what takes its time."""
+    return f'<p class="vlm-soft" role="status">{escape(message)}</p>' if message else ""
 
 
 def writing(text: str, ahead: int) -> str:
     """A draft that is being written, or waits behind others."""
-    waiting = f"waiting; {ahead} asked before" if ahead else "reading the case …"
-    return _result(state="writing", text=text, message="writing …" if text else waiting)
+    before = f"waiting; {ahead} asked before" if ahead else "reading the case …"
+    return _result(state="writing", text=text, message="writing …" if text else before)
 
 
 def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
@@ -91,8 +97,13 @@ def png_link(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()}"
 
 
+def render(template: str, **values: Any) -> str:
+    """One of this package's templates, filled in."""
+    return _templates().get_template(template).render(values)
+
+
 def _result(**values: Any) -> str:
-    return _templates().get_template("result.html.j2").render(values)
+    return render("result.html.j2", **values)
 
 
 def _values(report: Report, schema: VitalsSchema) -> list[str]:
