@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from vlm.errors import UserError, run_program
-from vlm.inference.arguments import parse_arguments
+from vlm.inference.arguments import engine_of, parse_arguments
 
 
 def draft_table(arguments: argparse.Namespace) -> None:
@@ -22,7 +22,7 @@ def draft_table(arguments: argparse.Namespace) -> None:
     images = Path(arguments.images) if arguments.images else table.parent
     columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
     job = TableJob(table, Path(arguments.output), images, columns, arguments.batch_size, arguments.max_new_tokens)
-    counts = draft_table(arguments.adapter, job, arguments.base, arguments.resume, arguments.engine, arguments.revision)
+    counts = draft_table(arguments.adapter, job, arguments.base, arguments.resume, *engine_of(arguments))
     print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
     if counts.errors:
         raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
@@ -44,17 +44,8 @@ def main() -> None:
     from vlm.inference.command import FhirFile, draft_case  # after the arguments: --help need not wait for PyTorch
 
     stream = None if arguments.json else sys.stdout
-    report = draft_case(
-        arguments.adapter,
-        arguments.image,
-        arguments.vitals,
-        arguments.base,
-        arguments.max_new_tokens,
-        stream,
-        arguments.engine,
-        arguments.revision,
-        FhirFile.of(arguments.fhir, arguments.fhir_subject),
-    )
+    case = arguments.adapter, arguments.image, arguments.vitals, arguments.base, arguments.max_new_tokens, stream
+    report = draft_case(*case, *engine_of(arguments), fhir=FhirFile.of(arguments.fhir, arguments.fhir_subject))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

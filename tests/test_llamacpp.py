@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vlm.adapter import save
+from vlm.adapter.gguf import in_pairs
 from vlm.errors import UserError
 from vlm.inference import llamacpp, merged_base
 from vlm.inference.engine import ReportEngine, merged_lora
@@ -46,7 +47,8 @@ def write_gguf(model: ClinicalVLM, file: Path) -> None:
     for name, value in model.base.state_dict().items():
         stem = name.replace(".base_layer", "")
         if "lora_" not in name and name != "lm_head.weight":
-            writer.add_tensor(names.get_name(stem, try_suffixes=(".weight",)), value.float().numpy())
+            rows = in_pairs(value.float(), stem.removesuffix(".weight"), config)  # as llama.cpp's own files have them
+            writer.add_tensor(names.get_name(stem, try_suffixes=(".weight",)), rows.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

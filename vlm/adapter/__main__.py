@@ -20,6 +20,15 @@ def main() -> None:
     push.add_argument("--language", metavar="CODE", help="language of its reports, if it is not English (en)")
     push.add_argument("--base_model", metavar="ID", help="Hub id of the base, where it came from a wheel")
     push.set_defaults(run=push_adapter)
+    merge = commands.add_parser("merge", help="the base with the LoRA folded in, as a plain Transformers folder")
+    merge.set_defaults(run=merge_adapter)
+    gguf = commands.add_parser("gguf", help="the LoRA as a GGUF file that llama.cpp lays beside the base")
+    gguf.set_defaults(run=write_gguf)
+    for command, kind in ((merge, "folder"), (gguf, "file")):
+        command.add_argument("adapter", help="adapter folder or Hub id")
+        command.add_argument("out", type=Path, help=f"{kind} to write, new")
+        command.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
+        command.add_argument("--base", help="base model in place of the one that the adapter names")
     arguments = parser.parse_args()
     arguments.run(arguments)
 
@@ -37,6 +46,23 @@ def push_adapter(arguments: argparse.Namespace) -> None:
         print(f"commit {pushed.commit}" + (f", after {pushed.before}" if pushed.before else ""))
     if pushed.license is None:
         print("its card names no licence, so nobody else may use it; say which with --license")
+
+
+def merge_adapter(arguments: argparse.Namespace) -> None:
+    from vlm.adapter.merge import merge
+
+    parity = merge(arguments.adapter, arguments.out, arguments.base, arguments.revision)
+    print(f"{arguments.out}: a plain language model; {arguments.out / 'adapter'}: the parts before it")
+    print(f"against the base with its LoRA beside it, on {parity.cases} drawn cases: logits differ by "
+          f"{parity.difference:.2g} at most (they spread by {parity.spread:.2g}), "
+          f"{parity.same} of {parity.cases} greedy drafts the same to the letter")  # fmt: skip
+
+
+def write_gguf(arguments: argparse.Namespace) -> None:
+    from vlm.adapter.gguf import write_lora
+
+    layers = write_lora(arguments.adapter, arguments.out, arguments.base, arguments.revision)
+    print(f"{arguments.out}: the LoRA of {layers} layers; lay it beside the base: llama-server --lora {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # the parts without the language model need not wait for it
     from vlm.model.evidence import EvidenceEncoder, Words
 
 
+MERGED = "clinical_vlm_merged"
+"""Key in the config of a base that a LoRA was folded into; its fingerprint is still that of the base."""
+
+
 def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
     """Write the adapter folder as a whole: it appears complete or not at all.
 
@@ -159,7 +163,11 @@ def load(
     if model.base_fingerprint != wanted:
         hashes = f"(fingerprint {wanted}, not {model.base_fingerprint})"
         raise UserError(f"{folder}: trained on another base model than {config.llm.base} {hashes}")
-    load_state(model, *_read_tensors(folder), str(folder))
+    lora, rest = _read_tensors(folder)
+    adds = any(bool(value.any()) for name, value in lora.items() if "lora_B" in name)
+    if adds and getattr(llm.config, MERGED, False):
+        raise UserError(f"{config.llm.base}: a LoRA was folded into it already; the adapter inside it goes with it")
+    load_state(model, lora, rest, str(folder))
     model.calibration = calibration
     return model.to(device).eval()
 

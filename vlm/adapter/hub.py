@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 STARTED = {".gitattributes", "README.md"}
 """What the Hub itself puts into a new repository."""
+ANSWERS = {
+    401: "the token was refused; log in again with `hf auth login`",
+    403: "the token may not do this; it needs the right to write there",
+    412: "it was changed in the meantime; look at it and push again",
+    429: "too many requests; try again later",
+}
+"""Status of an answer → what it means to the user."""
 
 
 class Pushed(NamedTuple):
@@ -173,20 +180,11 @@ def _reason(error: BaseException, revision: str | None) -> str:
         return f"no revision {revision}"
     if isinstance(error, errors.RevisionResolutionError | errors.LocalEntryNotFoundError):
         return "it cannot be reached, and the cache does not hold the whole adapter"
-    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in _STATUS:
-        return _STATUS[error.response.status_code]
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
+    if status in ANSWERS:
+        return ANSWERS[status]
+    if status >= 500:
+        return f"the Hub is out of order ({status}); try again later"
     if isinstance(error, httpx2.TransportError):
         return f"the connection broke ({type(error).__name__}); try again"
     return " ".join(str(error).split())
-
-
-_STATUS = {
-    401: "the token was refused; log in again with `hf auth login`",
-    403: "the token may not do this; it needs the right to write there",
-    412: "it was changed in the meantime; look at it and push again",
-    429: "too many requests; try again later",
-    500: "the Hub is out of order (500); try again later",
-    502: "the Hub is out of order (502); try again later",
-    503: "the Hub is out of order (503); try again later",
-    504: "the Hub is out of order (504); try again later",
-}

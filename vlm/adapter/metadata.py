@@ -38,7 +38,7 @@ def metadata(base: str, metrics: Mapping[str, Any]) -> "ModelCardData":
         language="en",
         tags=["clinical-vlm", "radiology", "medical", "lora"],
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=NAME,
+        model_name=NAME if results else None,
         eval_results=results or None,
     )
 

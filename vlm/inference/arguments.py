@@ -3,6 +3,7 @@
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from vlm.errors import UserError
 
@@ -16,8 +17,11 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
     parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
-    parser.add_argument("--engine", choices=["torch", "llamacpp"], default="torch",
-                        help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`")  # fmt: skip
+    parser.add_argument("--engine", choices=["torch", "llamacpp", "vllm"], default="torch",
+                        help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`; vllm is a "
+                             "server of its own")  # fmt: skip
+    parser.add_argument("--vllm_url", metavar="URL", help="where vLLM serves, such as http://localhost:8000")
+    parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA, or of the merged model, there")
     parser.add_argument("--image", help="image file; leave it away for a case without one")
     parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of these or of FHIR')
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
@@ -41,6 +45,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     for name in ("max_new_tokens", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
+    if (arguments.engine == "vllm") != bool(arguments.vllm_url and arguments.vllm_model):
+        raise UserError("--engine vllm: goes with --vllm_url and --vllm_model, and they with it")
     if arguments.explain_words and not arguments.explain:
         raise UserError("--explain_words: needs --explain FILE, the picture to write")
     if arguments.explain:
@@ -73,3 +79,12 @@ def _check_explain(arguments: argparse.Namespace) -> None:
         raise UserError(f"--explain: {file}: the picture is a PNG; name it so")
     if not file.absolute().parent.is_dir():
         raise UserError(f"--explain: {file}: no such folder {file.parent}")
+
+
+def engine_of(arguments: argparse.Namespace) -> tuple[Any, ...]:
+    """What drafts: the engine, the revision of the adapter, and the server where there is one."""
+    if arguments.engine != "vllm":
+        return arguments.engine, arguments.revision
+    from vlm.inference.vllm import VLLMServer
+
+    return arguments.engine, arguments.revision, VLLMServer(arguments.vllm_url, arguments.vllm_model)

@@ -20,6 +20,7 @@ from vlm.inference.report import Report
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
+    from vlm.inference.vllm import VLLMServer
 
 
 class FhirFile(NamedTuple):
@@ -65,6 +66,7 @@ class OpenedCase(NamedTuple):
         base: str | None,
         engine: str = "torch",
         revision: str | None = None,
+        server: "VLLMServer | None" = None,
     ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
@@ -79,7 +81,7 @@ class OpenedCase(NamedTuple):
         schema.parse(values, "--vitals")
         if image is not None:
             read_image(image)
-        return cls(make_engine(engine, folder, base), folder, image, values, tuple(noted))
+        return cls(make_engine(engine, folder, base, server), folder, image, values, tuple(noted))
 
     def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
         """Draft the report, printing its words to `stream` as they come, and write it to `fhir` as well."""
@@ -101,13 +103,15 @@ def draft_case(
     stream: TextIO | None,
     engine: str = "torch",
     revision: str | None = None,
+    server: "VLLMServer | None" = None,
+    *,
     fhir: FhirFile | None = None,
 ) -> Report:
     """Draft one report, printing its words to `stream` as they come, and write it to `fhir` as well.
 
     Raises `UserError` as `OpenedCase.of` does.
     """
-    return OpenedCase.of(adapter, image, vitals, base, engine, revision).draft(max_new_tokens, stream, fhir)
+    return OpenedCase.of(adapter, image, vitals, base, engine, revision, server).draft(max_new_tokens, stream, fhir)
 
 
 def draft_table(
@@ -117,6 +121,7 @@ def draft_table(
     resume: bool,
     engine: str = "torch",
     revision: str | None = None,
+    server: "VLLMServer | None" = None,
 ) -> "Counts":
     """Draft the report of every row of a table; see `vlm.inference.many`.
 
@@ -125,7 +130,7 @@ def draft_table(
     prepare_libraries()
     folder = resolve(adapter, revision)
     made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    return job.run(make_engine(engine, folder, base), made_by)
+    return job.run(make_engine(engine, folder, base, server), made_by)
 
 
 def prepare_libraries() -> None:

@@ -118,7 +118,7 @@ class ReportEngine(Engine):
     ) -> Iterator[tuple[str, dict[str, float]]]:
         with self.drafting():
             fixed = self.model.read_fixed_words()
-            for batch in _batches(examples, batch_size):
+            for batch in batches(examples, batch_size):
                 inputs = self.to_device(self.collate(batch))
                 texts, logits = self.model.generate(inputs, max_new_tokens, fixed, **options)
                 for text, row in zip(texts, self.model.calibration.probabilities(logits).tolist(), strict=True):
@@ -161,7 +161,8 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
         model.train(was_training)
 
 
-def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+def batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """Lists of at most `size`, in order."""
     batch: list[Example] = []
     for example in examples:
         batch.append(example)

@@ -1,25 +1,37 @@
-"""Which engine drafts: PyTorch, which batches and runs on a GPU, or llama.cpp, which is quick for one case on a CPU."""
+"""Which engine drafts: PyTorch, which batches and runs on a GPU, llama.cpp, which is quick for one case on a CPU, or a
+vLLM server, which serves many.
+"""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlm.adapter import load_evidence
 from vlm.data.case import Example
 from vlm.errors import UserError
-from vlm.inference.engine import Engine
+from vlm.inference.engine import Engine, batches
 from vlm.inference.llamacpp import LlamaCpp
 from vlm.inference.merged_base import MergedBase
 from vlm.model.evidence import EvidenceEncoder
 
+if TYPE_CHECKING:  # only who has a server needs its client
+    from vlm.inference.vllm import VLLMServer
 
-def make_engine(name: str, adapter: Path, base: str | None = None) -> Engine:
-    """`torch` or `llamacpp`, on the adapter in a folder.
 
-    Raises `UserError` as `vlm.adapter.load` does, and where llama.cpp cannot serve the base or is not installed.
+def make_engine(name: str, adapter: Path, base: str | None = None, server: "VLLMServer | None" = None) -> Engine:
+    """`torch`, `llamacpp` or `vllm`, on the adapter in a folder; only the last needs a server.
+
+    Raises `UserError` as `vlm.adapter.load` does, where llama.cpp cannot serve the base or is not installed, and for a
+    server that cannot be reached or has no such model.
     """
+    if name == "vllm":
+        if server is None:
+            raise UserError("--engine vllm: needs --vllm_url and --vllm_model")
+        server.check()
+        return VLLMEngine(_evidence_of(adapter, base), server)
     if name == "llamacpp":
         if base is not None:
             raise UserError("--base: --engine llamacpp takes the base that the adapter names; leave one of them away")
@@ -60,3 +72,47 @@ class LlamaCppEngine(Engine):
             text = str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
             probabilities = model.calibration.probabilities(encoded.logits.float())[0].tolist()
             yield text, dict(zip(model.spec.labels, probabilities, strict=True))
+
+
+class VLLMEngine(Engine):
+    """Image, vitals and head as ever; the language model is that of a vLLM server."""
+
+    def __init__(self, model: EvidenceEncoder, server: "VLLMServer") -> None:
+        super().__init__(model)
+        self.server = server
+
+    @torch.no_grad()
+    def draft(
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        """Draft prepared examples, a batch a request; yields (report, label → probability). Takes a `streamer`."""
+        streamer, model = options.get("streamer"), self.model
+        for cases in batches(examples, batch_size):
+            batch = self.to_device(self.collate(cases))
+            encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+            padded = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)  # B × T × H
+            prompts = [row[mask.bool()] for row, mask in zip(padded, batch["attention_mask"], strict=True)]
+            texts = self.server.complete(prompts, max_new_tokens, model.prompt.end_id)
+            rows = model.calibration.probabilities(encoded.logits.float()).tolist()
+            for text, row in zip(texts, rows, strict=True):
+                if streamer is not None:
+                    streamer.on_finalized_text(text.strip(), stream_end=True)
+                yield text.strip(), dict(zip(model.spec.labels, row, strict=True))
+
+
+def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
+    """The parts before the language model, on the base's words; the base is read for them and let go.
+
+    Its 4-bit values are not made: word embeddings are never quantised, and the fingerprint does not see them.
+    """
+    from vlm.adapter import read_config
+    from vlm.model.llm import fingerprint, load_llm, words_of
+
+    config = read_config(adapter)
+    llm = replace(config.model.llm, quantization="none")
+    if base is not None:
+        llm = replace(llm, base=base, sha256=None, revision=None)
+    model, tokenizer = load_llm(llm, torch.device("cpu"), torch.float32)
+    if fingerprint(model) != config.base_fingerprint:
+        raise UserError(f"{adapter}: trained on another base model than {llm.base}")
+    return load_evidence(adapter, words_of(model, tokenizer))

@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from vlm.adapter import digest, load, read_config
+from vlm.adapter.gguf import gguf_name, in_pairs
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
 from vlm.model.evidence import Words
@@ -70,13 +71,13 @@ class MergedBase:
     def _make(self, model: "ClinicalVLM") -> None:
         from safetensors.torch import save_file
 
+        from vlm.adapter.merge import refuse_packed
         from vlm.model.llm import word_embeddings
 
         llm = model.model_config.llm
         if model.base.config.model_type != "llama":
             raise UserError(f"--engine llamacpp: serves bases of type llama, not {model.base.config.model_type}")
-        if any(type(parameter).__name__ == "Params4bit" for parameter in model.llm.parameters()):
-            raise UserError("--engine llamacpp: the adapter's config keeps the base packed (unpack: never)")
+        refuse_packed(model, "--engine llamacpp")
 
         def write_words(folder: Path) -> None:
             folder.mkdir()
@@ -113,7 +114,7 @@ def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:
             sub_type = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), kind, sub_type=sub_type)
     with merged_lora(model):
-        ours = dict(_merged(model, gguf))
+        ours = dict(_merged(model))
         for tensor in reader.tensors:
             if tensor.name in ours:
                 eight_bits = gguf.GGMLQuantizationType.Q8_0
@@ -129,22 +130,12 @@ def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:
     writer.close()
 
 
-def _merged(model: "ClinicalVLM", gguf: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _merged(model: "ClinicalVLM") -> Iterator[tuple[str, np.ndarray]]:
     """The linear layers of the trunk under GGUF's names, out × in, with LoRA folded in."""
     config = model.base.config
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, module in model.base.named_modules():
         plain = getattr(module, "base_layer", module)
         inside = "lora_" in name or name.endswith("base_layer")  # parts of a layer that is met as a whole
         if isinstance(plain, torch.nn.Linear) and ".layers." in name and not inside:
-            weight = plain.weight.detach().float()
-            for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
-                if name.endswith(part):
-                    weight = _pairs(weight, heads)
-            yield f"{names.get_name(name)}.weight", weight.numpy()
-
-
-def _pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """From halves to pairs: the order in which llama.cpp's rotary embedding finds the rows of a head; out × in."""
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns).contiguous()
+            weight = in_pairs(plain.weight.detach().float(), name, config)
+            yield f"{gguf_name(name, config)}.weight", weight.numpy()

@@ -1,0 +1,99 @@
+"""vLLM as the language model's engine: our image, vitals and head make the prompt's embeddings, its server goes on.
+
+The server keeps the base and the LoRA and is asked over its OpenAI-compatible `/v1/completions` with `prompt_embeds`.
+That protocol wants each tensor as base64 of what `torch.save` writes, which is a pickle; the server reads it with
+`weights_only`. We send it and never load one: what comes back is JSON.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import torch
+
+from vlm.errors import UserError
+
+KEY = "VLLM_API_KEY"
+"""Environment variable of the server's key; on a command line it could be read by others."""
+TIMEOUT = httpx2.Timeout(10, read=600)
+"""Seconds; a busy server may take its time to draft."""
+
+
+@dataclass(frozen=True)
+class VLLMServer:
+    """A running `vllm serve BASE --enable-prompt-embeds --enable-lora --lora-modules MODEL=ADAPTER`."""
+
+    url: str
+    """Without `/v1`."""
+    model: str
+    """Name of the LoRA there, or of a merged model."""
+
+    def check(self) -> None:
+        """Raise `UserError` if the server cannot be reached, refuses the key or does not have the model."""
+        try:
+            names = [str(model["id"]) for model in self._ask("GET", "models")["data"]]
+        except (KeyError, TypeError):
+            raise UserError(f"--vllm_url: {self.url} does not say which models it has; is it vLLM?") from None
+        if self.model not in names:
+            raise UserError(f"--vllm_model: {self.url} serves {', '.join(names) or 'nothing'}, not {self.model}")
+
+    def complete(self, prompts: Sequence[torch.Tensor], most: int, end: int) -> list[str]:
+        """Greedy text after each prompt (T × H), until the token `end` or `most` of them.
+
+        The base's own habits, such as a repetition penalty, are not what was trained and measured: they are off.
+        Raises `UserError` for all that the server refuses or does not answer.
+        """
+        answer = self._ask(
+            "POST",
+            "completions",
+            {
+                "model": self.model,
+                "prompt_embeds": [encode(prompt) for prompt in prompts],
+                "max_tokens": most,
+                "temperature": 0.0,
+                "repetition_penalty": 1.0,
+                "stop_token_ids": [end],
+                "skip_special_tokens": True,
+            },
+        )
+        try:
+            texts = {int(choice["index"]): str(choice["text"]) for choice in answer["choices"]}
+            return [texts[index] for index in range(len(prompts))]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"--vllm_url: {self.url} did not answer with a text for each prompt") from None
+
+    def _ask(self, method: str, what: str, body: Any = None) -> dict[str, Any]:
+        key = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            answer = httpx2.request(
+                method, f"{self.url.rstrip('/')}/v1/{what}", json=body, headers=headers, timeout=TIMEOUT
+            )
+            values = answer.json()
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise UserError(f"--vllm_url: {self.url} does not answer ({type(error).__name__})") from None
+        except ValueError:
+            raise UserError(f"--vllm_url: {self.url} answers {answer.status_code} without JSON; is it vLLM?") from None
+        if answer.status_code == 401:
+            raise UserError(f"--vllm_url: {self.url} wants another key; set {KEY}")
+        if answer.is_error or not isinstance(values, dict):
+            raise UserError(f"--vllm_url: {self.url} refuses ({answer.status_code}): {_said(values)}")
+        return values
+
+
+def encode(prompt: torch.Tensor) -> str:
+    """A prompt's embeddings (T × H) as the protocol wants them; the server turns them into its own precision."""
+    buffer = io.BytesIO()
+    torch.save(prompt.detach().to("cpu", torch.float32).clone(), buffer)  # a view would bring all that it views along
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _said(values: Any) -> str:
+    """The first line of the server's own words; older ones say them outside `error`."""
+    error = values.get("error", values) if isinstance(values, dict) else values
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return (str(message).splitlines() or ["without a word"])[0][:300]
