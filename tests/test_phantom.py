@@ -3,13 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from vlm.config import DataConfig, PhantomConfig
 from vlm.data.examples import compose_report
-from vlm.data.phantom import EVIDENCE, FINDINGS, TABLE, draw_cases, load_phantom, read_facts
+from vlm.data.phantom import EVIDENCE, FINDINGS, TABLE, draw_cases, load_phantom, opacity_masks, read_facts
 from vlm.data.phantom_image import LUNGS, SIZE, ZONES, draw_chest
 from vlm.errors import UserError
 
@@ -43,6 +44,21 @@ def test_the_same_seed_draws_the_same_cohort() -> None:
     assert not draw_cases(config).equals(draw_cases(replace(config, seed=4)))
     first, _ = draw_chest("patchy", "left", "upper", np.random.default_rng([3, 1]))
     assert np.array_equal(first, draw_chest("patchy", "left", "upper", np.random.default_rng([3, 1]))[0])
+
+
+def test_the_opacity_of_a_written_case_is_found_again(tmp_path: Path) -> None:
+    """Where the picture on disk differs from the same chest drawn without an opacity."""
+    data = DataConfig(root=str(tmp_path / "phantom"), phantom=PhantomConfig(cases=12, missing=0.0))
+    load_phantom(data)
+    rows = {row["case"]: (number, row) for number, row in enumerate(draw_cases(data.phantom).to_dict("records"))}
+    masks = opacity_masks(data.phantom, set(rows))
+    assert masks.keys() == rows.keys()
+    for name, (number, row) in rows.items():
+        assert masks[name].any() == (row["finding"] != "none")
+        picture = cv2.imread(str(tmp_path / "phantom" / "images" / row["image"]), cv2.IMREAD_GRAYSCALE).astype(int)
+        clean, _ = draw_chest("none", None, None, np.random.default_rng([data.phantom.seed, number]))
+        if masks[name].any():
+            assert (picture - clean)[masks[name]].mean() > 5 and abs((picture - clean)[~masks[name]].mean()) < 1
 
 
 @pytest.mark.parametrize("finding", [name for name in FINDINGS if name != "none"])

@@ -1,19 +1,23 @@
-"""How much each part of the evidence adds to a word's log-probability, and where a label's logit comes from.
+"""How much each part of the evidence adds to a word's log-probability, and where in the image a word comes from.
 
-A word is judged on four inputs that a model was trained on: everything given, the image withheld, the vitals
+Every word is judged on four inputs that a model was trained on: everything given, the image withheld, the vitals
 withheld, nothing given. What image and vitals add is their Shapley value (Shapley, 1953) over these four, exact and
-of every word in one pass. Integrated gradients (Sundararajan et al., 2017) divide it among the cells of the CNN's last
-grid and among the vitals. They go from the model's own learned "missing" to what is given: through image tokens, vitals
-tokens, z and the label token. Integration is over features, not over raw values: those have jumps at the limits of a
-reference range.
+of all words in one pass.
+
+Chosen words are divided further by integrated gradients (Sundararajan et al., 2017), from the model's own learned
+"missing" to what is given, among the cells of the CNN's last grid and the vitals: through image tokens, vitals tokens,
+z and the label token. Integration is over features, not over raw values: those have jumps at the limits of a reference
+range.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
 
 from vlm.data.case import Example
 from vlm.data.collate import Collator
@@ -24,7 +28,10 @@ TOLERANCE = 0.01
 """Largest completeness error, as a share of what the evidence adds."""
 SMALLEST = 0.1
 """Nats; where the evidence adds less, the error is a share of this."""
-MOST_STEPS = 256
+POINTS = 6
+"""Points of Gauss-Legendre quadrature on a stretch of a path."""
+FIRST_ENDS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1.0)
+MOST_STEPS = 240
 PASS_TOKENS = 1024
 """Tokens read at once."""
 
@@ -38,14 +45,14 @@ Corner = tuple[bool, bool]
 class Parts:
     """What one stretch of the draft drew on, in nats."""
 
-    heat: np.ndarray
-    """h × w; adds up to what the image adds."""
+    cells: np.ndarray
+    """h × w, the CNN's last grid; adds up to what the image adds."""
     vitals: np.ndarray
     """m; adds up to what the vitals add."""
     error: float
-    """Completeness error: a bound on |sum of attributions − (f(given) − f(missing))|, as a share of the latter."""
+    """Completeness error: |sum of attributions − (f(given) − f(missing))|, as a share of the latter."""
     steps: int
-    """Most points on any of the paths."""
+    """Points on the path."""
 
 
 def require_captum() -> None:
@@ -72,7 +79,7 @@ class CaseScorer:
         self.mask = torch.cat([mask, mask.new_zeros(self.draft.shape)], dim=1).to(model.device)
         with torch.no_grad(), model.autocast():
             grid = model.vision.grid(self.pixels)
-            absent = model.vision.missing.view(1, -1, 1, 1).to(grid.dtype).expand_as(grid)
+            absent = model.vision.missing.detach().view(1, -1, 1, 1).to(grid.dtype).expand_as(grid)
             self.given = (grid if self.has_image else absent, *self._read(example["vitals"]))
             self.missing = (absent, *self._read(torch.full_like(example["vitals"], float("nan"))))
 
@@ -81,6 +88,22 @@ class CaseScorer:
 
     def log_probabilities(self, evidence: Evidence, tokens: range) -> torch.Tensor:
         """Those of some tokens of the draft, given the draft before them; B × n, float32."""
+        logits, wanted = self._logits(evidence, tokens)
+        return logits.log_softmax(dim=-1).gather(2, wanted)[..., 0]
+
+    def heat(self, tokens: range) -> np.ndarray:
+        """Where some tokens come from, against all else that the model could say of this image; see `grid_heat`.
+
+        Explained is their log-odds, as a label's logit is: nearly certain words have no gradient in their probability.
+        """
+        grid = self.given[0].clone().requires_grad_()
+        logits, wanted = self._logits((grid, *self.given[1:]), tokens)
+        others = logits.scatter(2, wanted, float("-inf")).logsumexp(dim=-1)
+        odds = (logits.gather(2, wanted)[..., 0] - others).sum()
+        return grid_heat(self.model, self.pixels, torch.autograd.grad(odds, grid)[0])
+
+    def _logits(self, evidence: Evidence, tokens: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vocabulary's logits where some tokens stand (B × n × V, float32), and the tokens (B × n × 1)."""
         model, start, end = self.model, self.prompt_length + tokens.start, self.prompt_length + tokens.stop
         rows = len(evidence[0])
         with model.autocast():
@@ -89,8 +112,7 @@ class CaseScorer:
             read = model.base.base_model(inputs_embeds=model.embed(ids, mask, shown), use_cache=False)
             states = read.last_hidden_state[:, start - 1 :]  # B × n × H; the state at t predicts the token at t + 1
             logits = model.base.get_output_embeddings()(states).float()
-        wanted = self.ids[:, start:end].expand(rows, -1)
-        return logits.log_softmax(dim=-1).gather(2, wanted[..., None])[..., 0]
+        return logits, self.ids[:, start:end, None].expand(rows, -1, -1)
 
     def _evidence_tokens(self, evidence: Evidence) -> torch.Tensor:
         """B × P × H, differentiable along every path."""
@@ -106,7 +128,7 @@ class CaseScorer:
 
     # ------------------------------------------------------------------------------------ four corners
 
-    def at(self, image: bool, vitals: bool) -> Evidence:
+    def _at(self, image: bool, vitals: bool) -> Evidence:
         """The evidence of a corner."""
         grid, values = (self.given if image else self.missing)[:1], (self.given if vitals else self.missing)[1:]
         return *grid, *values
@@ -115,7 +137,7 @@ class CaseScorer:
     def corners(self) -> dict[Corner, np.ndarray]:
         """(image, vitals) given or not → log-probability of each token, T. What is not given anyway is not withheld."""
         distinct = sorted({(i and self.has_image, v and self.has_vitals) for i in (False, True) for v in (False, True)})
-        evidence = tuple(torch.cat(parts) for parts in zip(*(self.at(*key) for key in distinct), strict=True))
+        evidence = tuple(torch.cat(parts) for parts in zip(*(self._at(*key) for key in distinct), strict=True))
         with torch.no_grad():
             rows = self.log_probabilities(evidence, range(self.draft.shape[1])).double().cpu().numpy()
         known = dict(zip(distinct, rows, strict=True))
@@ -132,77 +154,108 @@ class CaseScorer:
 
     # ----------------------------------------------------------------------------- integrated gradients
 
-    def parts(self, tokens: range, most_steps: int = MOST_STEPS, vitals: bool = True) -> Parts:
-        """Divide what image and vitals add to some tokens of the draft; without `vitals` the image's part alone.
+    def parts(self, tokens: range) -> Parts:
+        """Divide what the evidence adds to some tokens of the draft among its parts.
 
-        Image and vitals are each brought in twice, with the other given and with the other missing, and the two are
-        averaged, as their Shapley value is.
+        The straight path goes in stretches, short where it begins: a layer norm turns quickly on the way out of a
+        vector that is nearly nothing, as a learned "missing" may be. The stretch with the largest error is divided
+        until what all miss together is less than `TOLERANCE`, or there are `MOST_STEPS`.
         """
-        change = max(abs(sum(self.shapley(tokens)[:2])), SMALLEST)
-        heat, values = np.zeros(self.given[0].shape[2:]), np.zeros(len(self.given) - 1)
-        error, most = 0.0, 0
-        for start, end in self._legs(vitals):
-            cells, missed, steps = self._path(tokens, start, end, TOLERANCE * change / 2, most_steps)
-            if start[0] != end[0]:
-                heat += cells[0].sum(axis=(0, 1)) / 2
-            else:
-                values += np.array([part.sum() for part in cells]) / 2
-            error, most = error + missed / 2, max(most, steps)
-        return Parts(heat, values, error / change, most)
+        path = _Path(lambda *evidence: self.log_probabilities(evidence, tokens).sum(dim=1), self.given, self.missing,
+                     max(1, PASS_TOKENS // (self.prompt_length + tokens.stop)))  # fmt: skip
+        stretches = [path.stretch(*ends) for ends in pairwise(FIRST_ENDS)]
+        change = max(abs(path.score(1) - path.score(0)), SMALLEST)
+        while abs(missed := sum(part.missed for part in stretches)) > TOLERANCE * change:
+            if (len(stretches) + 1) * POINTS > MOST_STEPS:
+                break
+            worst = max(stretches, key=lambda part: abs(part.missed))
+            stretches.remove(worst)
+            middle = (worst.start * worst.end) ** 0.5 or worst.end / 8
+            stretches += [path.stretch(worst.start, middle), path.stretch(middle, worst.end)]
+        image, *vitals = [sum(parts).double().cpu() for parts in zip(*(s.added for s in stretches), strict=True)]
+        values = np.array([float(part.sum()) for part in vitals])
+        return Parts(image.sum(dim=(0, 1)).numpy(), values, abs(missed) / change, POINTS * len(stretches))
 
-    def _legs(self, vitals: bool) -> list[tuple[Corner, Corner]]:
-        """The paths to integrate along; what is missing moves nothing."""
-        image = [((False, other), (True, other)) for other in (False, True)] if self.has_image else []
-        values = [((other, False), (other, True)) for other in (False, True)] if self.has_vitals and vitals else []
-        return image + values
 
-    def _path(
-        self, tokens: range, start: Corner, end: Corner, allowed: float, most_steps: int
-    ) -> tuple[list[np.ndarray], float, int]:
-        """Attributions to the parts that differ between two corners, their completeness error in nats, and the steps.
+@dataclass(frozen=True)
+class _Stretch:
+    """A part of a path of integration."""
 
-        Steps are doubled until the error is allowed, or there are `most_steps`.
-        """
+    start: float
+    """0 where the path begins, 1 where it ends."""
+    end: float
+    added: Evidence
+    """Attribution of each number of the evidence, nats."""
+    missed: float
+    """What their sum is too large by, nats."""
+
+
+class _Path:
+    """Integrated gradients of a score along the straight path from missing to given, stretch by stretch."""
+
+    def __init__(self, score: Callable[..., torch.Tensor], given: Evidence, missing: Evidence, rows: int) -> None:
+        """`rows` points are read at once."""
         from captum.attr import IntegratedGradients
 
-        image = start[0] != end[0]
-        given, missing = self.at(*end), self.at(*start)
-        moving = slice(0, 1) if image else slice(1, None)
+        self.gradients = IntegratedGradients(score)
+        self.function, self.given, self.missing, self.rows = score, given, missing, rows
+        self.scores: dict[float, float] = {}
 
-        def score(*moved: torch.Tensor) -> torch.Tensor:
-            fixed = given[1:] if image else given[:1]
-            still = tuple(part.expand(len(moved[0]), *part.shape[1:]) for part in fixed)
-            return self.log_probabilities((*moved, *still) if image else (*still, *moved), tokens).sum(dim=1)
+    def stretch(self, start: float, end: float) -> _Stretch:
+        """From one share of the path to another."""
+        added = self.gradients.attribute(
+            self._at(end), self._at(start), n_steps=POINTS, method="gausslegendre", internal_batch_size=self.rows
+        )
+        added = tuple(part.detach() for part in added)
+        total = sum(float(part.double().sum()) for part in added)
+        return _Stretch(start, end, added, total - (self.score(end) - self.score(start)))
 
-        places = slice(tokens.start, tokens.stop)
-        difference = float((self.corners[end][places] - self.corners[start][places]).sum())
-        rows = max(1, PASS_TOKENS // (self.prompt_length + tokens.stop))
-        steps = 8
-        while True:
-            found = IntegratedGradients(score).attribute(
-                given[moving], missing[moving], n_steps=steps, method="gausslegendre", internal_batch_size=rows
-            )
-            cells = [part.detach().double().cpu().numpy() for part in found]
-            error = abs(sum(part.sum() for part in cells) - difference)
-            if error <= allowed or steps >= most_steps:
-                return cells, error, steps
-            steps *= 2
+    def score(self, share: float) -> float:
+        """At a share of the path."""
+        if share not in self.scores:
+            with torch.no_grad():
+                self.scores[share] = float(self.function(*self._at(share)))
+        return self.scores[share]
 
-
-# ---------------------------------------------------------------------------------------------- labels
+    def _at(self, share: float) -> Evidence:
+        return tuple(old + share * (new - old) for old, new in zip(self.missing, self.given, strict=True))
 
 
-def label_heat(model: ClinicalVLM, example: Example) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al., 2017) of each label's logit on the CNN's last grid; K × h × w, at least 0."""
-    from captum.attr import LayerGradCam
+# ----------------------------------------------------------------------------------------------- where
 
+
+def label_heats(model: ClinicalVLM, example: Example) -> list[np.ndarray]:
+    """Where each label's logit comes from; K maps as `grid_heat` gives them."""
     pixels, vitals = (example[name][None].to(model.device) for name in ("pixel_values", "vitals"))
-
-    def logits(image: torch.Tensor) -> torch.Tensor:
-        there = torch.ones(len(image), dtype=torch.bool, device=image.device)
-        return model.encode(image, there, vitals.expand(len(image), -1)).logits
-
-    cam: Callable[..., torch.Tensor] = LayerGradCam(logits, model.vision.cnn).attribute
     with model.autocast():
-        maps = [cam(pixels, target=k, relu_attributions=True)[0, 0] for k in range(len(model.spec.labels))]
-    return np.stack([heat.detach().float().cpu().numpy() for heat in maps]) if maps else np.zeros((0, 1, 1))
+        with torch.no_grad():
+            grid = model.vision.grid(pixels)
+        grid.requires_grad_()
+        there = torch.ones(1, dtype=torch.bool, device=model.device)
+        logits = model.fuse(model.vision(model.vision.pool(grid), there), model.vitals(vitals)).logits[0]
+        slopes = [torch.autograd.grad(logit, grid, retain_graph=True)[0] for logit in logits]
+    return [grid_heat(model, pixels, slope) for slope in slopes]
+
+
+def grid_heat(model: ClinicalVLM, pixels: torch.Tensor, slope: torch.Tensor) -> np.ndarray:
+    """Where in the image a linear function of the CNN's last grid comes from; signed, without a unit.
+
+    `slope` is 1 × C × h × w. HiResCAM (Draelos and Carin, 2020), gradient times feature summed over the channels, on
+    the last stage of twice the last grid's resolution: the last grid itself is coarse, its cells see nearly the whole
+    image, and what they are hot for lies beside them (see docs/explanation.md).
+    """
+    from captum.attr import LayerGradientXActivation
+
+    def score(image: torch.Tensor) -> torch.Tensor:
+        return (model.vision.grid(image) * slope).sum(dim=(1, 2, 3))
+
+    with model.autocast():
+        found = LayerGradientXActivation(score, finer_stage(model.vision.cnn)).attribute(pixels.clone())
+    return found[0].detach().sum(dim=0).double().cpu().numpy()
+
+
+def finer_stage(cnn: nn.Module) -> nn.Module:
+    """The last layer of a timm CNN before its last halving; the CNN itself where it does not say."""
+    stages = list(getattr(cnn, "feature_info", None) or [])
+    finer = [stage["module"] for stage in stages if stage["reduction"] < stages[-1]["reduction"]]
+    return cnn.get_submodule(finer[-1]) if finer else cnn

@@ -22,8 +22,7 @@ from vlm.data.case import Example
 from vlm.data.examples import CaseDataset
 from vlm.data.phantom import load_phantom, opacity_masks
 from vlm.errors import UserError
-from vlm.explanation.alignment import Shift, cell_shift
-from vlm.explanation.attribution import CaseScorer, label_heat, require_captum
+from vlm.explanation.attribution import CaseScorer, label_heats, require_captum
 from vlm.explanation.result import on_picture
 from vlm.explanation.words import Span, finding_spans, token_spans, tokens_of
 from vlm.findings.labeller import label
@@ -32,8 +31,6 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 LABEL, FINDING = "pathology", "opacity"
 """The label whose Grad-CAM is tried, and the finding whose words are."""
-MOST_STEPS = 64
-"""Points on a path; the map's maximum needs fewer than its sum."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,14 @@ def heats(model: ClinicalVLM, cases: Sequence[Case], title: str) -> dict[str, li
         for case in tqdm(cases, desc=title, unit="case"):
             ids, places = token_spans(model.tokenizer, case.draft)
             scorer = CaseScorer(model, case.example, ids)
-            maps["finding words"].append(scorer.parts(tokens_of(case.words, places), MOST_STEPS, vitals=False).heat)
-            maps[f"label {LABEL}"].append(label_heat(model, case.example)[model.spec.labels.index(LABEL)])
+            maps["finding words"].append(scorer.heat(tokens_of(case.words, places)))
+            maps[f"label {LABEL}"].append(label_heats(model, case.example)[model.spec.labels.index(LABEL)])
     return maps
 
 
-def points_at(heat: np.ndarray, region: np.ndarray, shift: Shift = (0.0, 0.0)) -> bool:
+def points_at(heat: np.ndarray, region: np.ndarray) -> bool:
     """Whether the maximum of a map (h × w) lies in a region (S × S); a map that is nowhere positive points nowhere."""
-    shown = on_picture(heat, region.shape, shift)
+    shown = on_picture(heat, region.shape)
     return bool(shown.max() > 0 and region[np.unravel_index(int(shown.argmax()), shown.shape)])
 
 
@@ -138,7 +135,6 @@ def check(model: ClinicalVLM, cases: Sequence[Case]) -> dict[str, Any]:
     require_captum()
     if not cases:
         raise UserError("no draft asserts an opacity: there is nothing to point at")
-    shift = cell_shift(model.vision.cnn, model.spec.image.size)
     trained = heats(model, cases, "explaining")
     shuffle_weights(model)
     shuffled = heats(model, cases, "with shuffled weights")
@@ -149,7 +145,7 @@ def check(model: ClinicalVLM, cases: Sequence[Case]) -> dict[str, Any]:
             "pixels": pixels,
             "a random point": float(np.mean([region.mean() for region in regions])),
             **{
-                f"{method}{suffix}": asdict(Rate.of([*map(points_at, maps, regions, [shift] * len(cases))]))
+                f"{method}{suffix}": asdict(Rate.of([*map(points_at, maps, regions)]))
                 for method in trained
                 for suffix, maps in (("", trained[method]), (", another case's", np.roll(trained[method], 1, axis=0)),
                                      (", shuffled weights", shuffled[method]))

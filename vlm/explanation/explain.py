@@ -9,8 +9,7 @@ import numpy as np
 from vlm.data.case import Example
 from vlm.data.images import Box, read_image, resize, stretch_contrast
 from vlm.errors import UserError
-from vlm.explanation.alignment import cell_shift
-from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heat, require_captum
+from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats, require_captum
 from vlm.explanation.result import Drawn, ExplainedLabel, ExplainedWords, Explanation
 from vlm.explanation.words import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
 from vlm.inference.engine import Engine, ReportEngine, merged_lora
@@ -70,8 +69,7 @@ def explain_example(
         words = tuple(Drawn(*span, *scorer.shapley(tokens_of(span, places))) for span in word_spans(text))
         passages = tuple(_passage(scorer, span, text, places, names) for span in spans)
     labels = _labels(model, example, report)
-    shift = cell_shift(model.vision.cnn, model.spec.image.size) if example["has_image"] else (0.0, 0.0)
-    return Explanation(report, picture, words, passages, labels, names, shift, _notes(example, passages, names))
+    return Explanation(report, picture, words, passages, labels, names, _notes(example, passages, names))
 
 
 def _passage(scorer: CaseScorer, span: Span, text: str, places: list[Span], names: tuple[str, ...]) -> ExplainedWords:
@@ -79,9 +77,12 @@ def _passage(scorer: CaseScorer, span: Span, text: str, places: list[Span], name
     parts = scorer.parts(tokens)
     return ExplainedWords(
         *span,
-        *scorer.shapley(tokens),
+        image=float(parts.cells.sum()),
+        vitals=float(parts.vitals.sum()),
+        alone=scorer.shapley(tokens)[2],
         text=text[slice(*span)],
-        heat=parts.heat if scorer.has_image else None,
+        cells=parts.cells if scorer.has_image else None,
+        heat=scorer.heat(tokens) if scorer.has_image else None,
         by_vital=dict(zip(names, parts.vitals.tolist(), strict=True)),
         completeness_error=parts.error,
         steps=parts.steps,
@@ -89,7 +90,7 @@ def _passage(scorer: CaseScorer, span: Span, text: str, places: list[Span], name
 
 
 def _labels(model: ClinicalVLM, example: Example, report: Report) -> tuple[ExplainedLabel, ...]:
-    heats = label_heat(model, example) if example["has_image"] else [None] * len(model.spec.labels)
+    heats = label_heats(model, example) if example["has_image"] else [None] * len(model.spec.labels)
     rows = zip(model.spec.labels, heats, strict=True)
     return tuple(ExplainedLabel(name, report.probabilities[name], heat) for name, heat in rows)
 

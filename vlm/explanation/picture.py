@@ -82,10 +82,10 @@ def _maps(explanation: Explanation) -> list[tuple[str, np.ndarray | None]]:
     label, words = explanation.leading_label, _most_seen(explanation)
     if label is not None:
         panels.append(
-            (f"{label.name} {label.probability:.1%}\nGrad-CAM of the label", overlay(explanation, label.name))
+            (f"{label.name} {label.probability:.1%}\nwhere the label comes from", overlay(explanation, label.name))
         )
     if words is not None:
-        panels.append((f"“{_short(words.text, 40)}”\nintegrated gradients", overlay(explanation, words.text)))
+        panels.append((f"“{_short(words.text, 40)}”\nwhere the words come from", overlay(explanation, words.text)))
     return panels or [("Image", np.repeat(explanation.picture[..., None], 3, axis=2))]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from vlm.data.images import Box
 from vlm.errors import UserError
-from vlm.explanation.alignment import Shift
 from vlm.inference.report import Report
 
 
@@ -57,15 +56,17 @@ class ExplainedWords(Drawn):
     """Chosen words: where in the image, and which vital."""
 
     text: str
+    cells: np.ndarray | None
+    """h × w, nats of each cell of the CNN's last grid; adds up to `image`. None without an image."""
     heat: np.ndarray | None
-    """h × w, nats of each cell of the CNN's last grid over the square that it saw; adds up to `image`. None without
-    an image."""
+    """What in this image speaks for the words, on the finer grid of an earlier stage; without a unit. None without an
+    image."""
     by_vital: dict[str, float]
     """Nats of each vital; add up to `vitals`, a missing one is exactly 0."""
     completeness_error: float
-    """Bound on what the sums miss, as a share of what the evidence adds."""
+    """What the sums miss, as a share of what the evidence adds."""
     steps: int
-    """Points on the longest path of integration."""
+    """Points on the path of integration."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class ExplainedLabel:
     name: str
     probability: float
     heat: np.ndarray | None
-    """h × w, at least 0, without a unit; None without an image."""
+    """On the grid of the CNN's last stage but one, without a unit; None without an image."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,6 @@ class Explanation:
     labels: tuple[ExplainedLabel, ...]
     vitals: tuple[str, ...]
     """Names of all vitals that the model can read."""
-    shift: Shift = (0.0, 0.0)
-    """How far the cells of the maps look past the middle of their share of the square."""
     notes: tuple[str, ...] = ()
     """What a reader must know: no image, an error that stayed too large."""
 
@@ -109,8 +108,8 @@ class Explanation:
 
     def tinted_words(self) -> list[TintedWord]:
         """The draft in pieces, each with the shares of image, vitals and language."""
-        text, ends = self.report.text, [word.start for word in self.words[1:]]
-        stops = [*ends, len(self.report.text)]
+        text = self.report.text
+        stops = [*(word.start for word in self.words[1:]), len(text)][: len(self.words)]
         return [TintedWord(text[word.start : stop], *word.shares) for word, stop in zip(self.words, stops, strict=True)]
 
     def heat_of(self, name: str | None = None) -> np.ndarray:
@@ -130,7 +129,7 @@ class Explanation:
         heat = known[key]
         if heat is None or self.picture is None:
             raise UserError("no image was read, so there is nothing to lay a heat over")
-        return on_picture(heat, self.picture.shape, self.shift)
+        return on_picture(heat, self.picture.shape)
 
     def lines(self) -> list[str]:
         """One aligned line for each of the chosen words, the completeness error, and the notes."""
@@ -149,7 +148,8 @@ class Explanation:
             "words": [{"text": piece.text, **_shares(piece[1:])} for piece in self.tinted_words()],
             "passages": [
                 {"text": words.text, **_shares(words.shares), "image_nats": words.image, "vitals_nats": words.vitals,
-                 "log_probability_alone": words.alone, "by_vital": words.by_vital, "heat": _rows(words.heat),
+                 "log_probability_alone": words.alone, "by_vital": words.by_vital, "cells": _rows(words.cells),
+                 "heat": _rows(words.heat),
                  "completeness_error": words.completeness_error, "steps": words.steps}
                 for words in self.passages
             ],
@@ -160,21 +160,15 @@ class Explanation:
         }  # fmt: skip
 
 
-def on_picture(heat: np.ndarray, shape: Sequence[int], shift: Shift = (0.0, 0.0)) -> np.ndarray:
+def on_picture(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """A map over the square (h × w cells) → over the image inside it (H × W), what is positive scaled to 0 to 1.
 
-    Each cell lies where it looks, `shift` past the middle of its share. The padding that makes an image square is cut
-    away, and heat that lies in it with it.
+    The padding that makes an image square is cut away, and heat that lies in it with it.
     """
     side = max(shape)
     box = Box.of(tuple(shape), side)
     positive = np.maximum(heat, 0).astype(np.float32)
-    # Pixel → cell, both counted from the middle of the first one.
-    scale = np.array(positive.shape[::-1]) / side  # x, y
-    start = (0.5 - np.array(shift[::-1]) * side) * scale - 0.5
-    to_cell = np.array([[scale[0], 0, start[0]], [0, scale[1], start[1]]])
-    square = cv2.warpAffine(positive, to_cell, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                            borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
+    square = cv2.resize(positive, (side, side), interpolation=cv2.INTER_LINEAR)
     inside = square[box.rows, box.columns]
     return inside / max(float(inside.max()), 1e-12)
 

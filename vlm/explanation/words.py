@@ -37,10 +37,8 @@ def named_spans(text: str, wanted: str) -> list[Span]:
         spelled = r"\s+".join(map(re.escape, words.split()))
         found = [match.span() for match in re.finditer(rf"(?<!\w){spelled}(?!\w)", text, re.IGNORECASE)]
         if not found:
-            words_there = ", ".join(
-                dict.fromkeys(text[a:b].lower() for a, b in word_spans(text) if text[a:b].isalnum())
-            )
-            raise UserError(f"--explain_words: the draft does not say {words!r}; its words: {words_there or 'none'}")
+            said = ", ".join(dict.fromkeys(word.lower() for word in _WORD.findall(text) if word[0].isalnum()))
+            raise UserError(f"--explain_words: the draft does not say {words!r}; it says: {said or 'nothing'}")
         spans.extend(found)
     return sorted(set(spans))
 
