@@ -30,7 +30,7 @@ SMALLEST = 0.1
 """Nats; where the evidence adds less, the error is a share of this."""
 POINTS = 6
 """Points of Gauss-Legendre quadrature on a stretch of a path."""
-FIRST_ENDS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1.0)
+FIRST_ENDS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 MOST_STEPS = 240
 PASS_TOKENS = 1024
 """Tokens read at once."""

@@ -30,7 +30,7 @@ from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
 
 LABEL, FINDING = "pathology", "opacity"
-"""The label whose Grad-CAM is tried, and the finding whose words are."""
+"""The label whose heat is tried, and the finding whose words are."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,13 @@ class Rate:
 def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | None, max_new_tokens: int) -> list[Case]:
     """Cases of a split whose image shows an opacity and whose draft asserts one, in the order of the table.
 
-    Raises `UserError` for data of which nobody knows where the finding is.
+    Raises `UserError` for data of which nobody knows where the finding is, and for an adapter of other data.
     """
     if data.source != "phantom" or data.sources:
         raise UserError("data.source: only the built-in cohort (phantom) knows where its opacities are drawn")
     cohort = load_phantom(data)
+    if (cohort.schema.names, cohort.labels) != (model.spec.schema.names, model.spec.labels):
+        raise UserError("the adapter was trained on other vitals or labels than the built-in cohort has")
     dataset = CaseDataset(cohort.split(split), model.spec, cohort.sections)
     masks = opacity_masks(data.phantom, set(dataset.rows["id"]))
     every = (dataset[index] for index in range(len(dataset)))
@@ -111,10 +113,13 @@ def grown(mask: np.ndarray, margin: int) -> np.ndarray:
     return np.asarray(outside <= margin)
 
 
+@torch.no_grad()
 def margins(model: ClinicalVLM, heat: np.ndarray) -> dict[str, int]:
-    """Name → pixels: none, a cell of the map, a cell of the image tokens."""
+    """Name → pixels: none, a cell of the map, of the CNN's last grid, of the image tokens."""
     size = model.spec.image.size
-    return {"as drawn": 0, "one map cell": size // len(heat), "one token cell": size // model.model_config.vision.grid}
+    last = model.vision.grid(torch.zeros(1, 3, size, size, device=model.device)).shape[-1]
+    cells = {"map cell": len(heat), "last cell": last, "token cell": model.model_config.vision.grid}
+    return {"as drawn": 0, **{name: size // count for name, count in cells.items()}}
 
 
 def shuffle_weights(model: ClinicalVLM, seed: int = 0) -> None:
@@ -132,7 +137,6 @@ def check(model: ClinicalVLM, cases: Sequence[Case]) -> dict[str, Any]:
 
     Raises `UserError` where no draft asserts an opacity.
     """
-    require_captum()
     if not cases:
         raise UserError("no draft asserts an opacity: there is nothing to point at")
     trained = heats(model, cases, "explaining")
@@ -170,10 +174,13 @@ def table(results: dict[str, Any]) -> str:
 def check_adapter(
     adapter: str, data: str, split: str, most: int | None, output: Path, base: str | None, overrides: list[str]
 ) -> None:
-    """Load, measure, print the table and write it as JSON."""
+    """Load, measure, print the table and write it as JSON; raises `UserError` as its parts do, and where it cannot."""
     from vlm.adapter import load, resolve
     from vlm.cli import parse_config
 
+    require_captum()
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output: {output}: no such folder {output.parent}")
     config, _ = parse_config(["--config", data, *overrides])
     model = load(resolve(adapter), base=base)
     cases = find_cases(model, config.data, split, most, config.evaluation.max_new_tokens)

@@ -26,6 +26,9 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     explanation = explain(case.engine, case.image, case.values, report, arguments.explain_words)
     draw(explanation, arguments.explain)
     if stream is None:
-        print(json.dumps({**report.to_dict(), "explanation": explanation.to_dict()}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps({**report.to_dict(), "explanation": explanation.to_dict()}, indent=2, ensure_ascii=False),
+            file=out,
+        )
         return
     print("", *explanation.lines(), f"picture: {arguments.explain}", sep="\n", file=out)

@@ -32,7 +32,7 @@ def explain(
 
     `image` and `vitals` are what `predict` was given, `report` what it gave; without it the case is drafted first.
     `words` are chosen as in `opacity, lower zone`; without them the findings, places and levels that the rules read
-    in the draft are. About 10 s of two CPU cores for each of them with the demo's model.
+    in the draft are. Each of them takes 10 to 30 s of two CPU cores with the demo's model.
 
     Raises `UserError` as `predict` does, for words that the draft does not say, for an engine that is not PyTorch's,
     and where captum is not installed.

@@ -213,7 +213,7 @@ def _draw_vitals(axes: Axes, explanation: Explanation) -> None:
         aside = f"{round(float(value), 2) + 0.0:+.2f}{named}" if name in explanation.report.vitals else "not given"
         axes.text(max(float(value), 0), place, f"  {aside}", va="center", fontsize=8.5, color=FAINT)
     axes.axvline(0, color="0.5", lw=0.8)
-    given = explanation.report.vitals
+    given = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in explanation.report.vitals.items()}
     axes.set_yticks(range(len(names)), [_short(f"{name} {given.get(name, '')}".strip(), 24) for name in names])
     low, high = min(float(sums.min()), 0.0), max(float(sums.max()), 0.1)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(low, high + 0.9 * (high - low)))
@@ -223,7 +223,7 @@ def _draw_vitals(axes: Axes, explanation: Explanation) -> None:
 
 def _draw_labels(axes: Axes, explanation: Explanation) -> None:
     axes.set_title("Probabilities", x=INDENT)
-    labels = sorted(explanation.labels, key=lambda label: -label.probability)[:MOST_LABELS]
+    labels = sorted(explanation.labels, key=lambda label: -round(label.probability, 3))[:MOST_LABELS]
     if not labels:
         axes.text(INDENT, 0.5, "the model has no labels", transform=axes.transAxes, color=FAINT)
         return
