@@ -227,6 +227,8 @@ def test_the_unit_decides_and_a_code_of_another_unit_is_the_same_vital() -> None
             quantity("46098-0", 0, valueCodeableConcept={"coding": [{"code": "female"}]})]  # fmt: skip
     values, warnings = from_fhir(mine, READY)
     assert values.pop("sex") == "F" and warnings == ()
+    coded_elsewhere = {"value": 8, "unit": "mmol/L", "system": "http://snomed.info/sct", "code": "258813002"}
+    assert from_fhir(quantity("14749-6", 0, valueQuantity=coded_elsewhere), READY)[0] == {"glucose": 8}
     wanted = {"glucose": 8.659, "temperature": 37.0, "leukocytes": 9.1, "spo2": 93, "heart_rate": 80}
     assert values == pytest.approx(wanted, rel=1e-4)
 
@@ -260,6 +262,8 @@ def test_what_cannot_count_is_left_out_and_said() -> None:
         "left out 1 of 8 Observations: sex is none of F, M",
         "left out 1 of 8 Observations: sodium is a valueString, not a valueQuantity",
     )
+    requests = {"resourceType": "Bundle", "entry": [{"request": {"method": "DELETE"}}, {"resource": mine[3]}]}
+    assert from_fhir(requests, READY)[1] == ("left out 1 of 1 Observations: no vital of the adapter has such a code",)
     assert from_fhir({"resourceType": "Bundle"}, READY) == ({}, ("there is no Observation in it",))
 
 

@@ -10,7 +10,7 @@ from vlm.data.schema import VitalsSchema
 from vlm.data.units import ucum_conversion, units_of
 from vlm.data.values import read_value
 from vlm.errors import UserError
-from vlm.fhir.codes import LOINC
+from vlm.fhir.codes import LOINC, UCUM
 
 STATUSES = ("final", "preliminary", "amended", "corrected")
 """Observations in another state, such as `entered-in-error`, are not read."""
@@ -39,32 +39,39 @@ def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple
     `code.text`. Raises `UserError` that names `where` and the entry for a broken resource, and for Observations of
     more than one patient.
     """
-    found: dict[str, list[_Value]] = {}
     left_out: Counter[str] = Counter()
     observations = list(_observations(values, where))
     _check_one_patient([observation for _, observation in observations], where)
+    found: dict[str, list[_Value]] = {}
     for place, observation in observations:
-        if observation["status"] not in STATUSES:
-            left_out[f"status {observation['status']}"] += 1
-            continue
-        parts = [observation, *_list(observation, "component", place)]
-        known = [(vital, part) for part in parts if (vital := _vital_of(part, schema, place))]
-        if not known:
-            left_out["no vital of the adapter has such a code"] += 1
-        for vital, part in known:
-            try:
-                value = _read(vital, part, place)
-            except _Unread as reason:
-                left_out[str(reason)] += 1
-                continue
-            if value is not None:
-                found.setdefault(vital.name, []).append(_Value(value, _time(observation, place)))
+        for name, value in _values(observation, schema, place, left_out):
+            found.setdefault(name, []).append(_Value(value, _time(observation, place)))
     warnings = [f"left out {count} of {len(observations)} Observations: {why}" for why, count in left_out.items()]
-    warnings += [
-        f"{name} is there {len(several)} times; the newest was taken" for name, several in found.items() if several[1:]
-    ]
+    warnings += [f"{name} is there {len(several)} times; the newest was taken"
+                 for name, several in found.items() if len(several) > 1]  # fmt: skip
     newest = {name: max(reversed(several), key=lambda one: one.when).value for name, several in found.items()}
     return newest, tuple(warnings if observations else ["there is no Observation in it"])
+
+
+def _values(
+    observation: dict[str, Any], schema: VitalsSchema, place: str, left_out: Counter[str]
+) -> Iterator[tuple[str, Any]]:
+    """(vital, value) of an Observation and its components; counts in `left_out` why there is none."""
+    if observation["status"] not in STATUSES:
+        left_out[f"status {observation['status']}"] += 1
+        return
+    parts = [observation, *_list(observation, "component", place)]
+    known = [(vital, part) for part in parts if (vital := _vital_of(part, schema, place))]
+    if not known:
+        left_out["no vital of the adapter has such a code"] += 1
+    for vital, part in known:
+        try:
+            value = _read(vital, part, place)
+        except _Unread as reason:
+            left_out[str(reason)] += 1
+        else:
+            if value is not None:
+                yield vital.name, value
 
 
 def _observations(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -75,6 +82,8 @@ def _observations(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]
     bundled = [entry.get("resource") for entry in _list(values, "entry", where)] if kind == "Bundle" else []
     for number, resource in enumerate({"list": values, "Bundle": bundled}.get(kind, [values]), 1):
         place = f"{where}: entry {number}"
+        if resource is None and kind == "Bundle":  # an entry of a request alone
+            continue
         if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
             raise UserError(f"{place} is no FHIR resource: it has no resourceType")
         if resource["resourceType"] == "Observation":
@@ -98,7 +107,7 @@ def _vital_of(part: Mapping[str, Any], schema: VitalsSchema, place: str) -> Vita
     named = [vital for vital in schema.vitals if vital.name == code.get("text")]
     if not codes:
         return next((vital for vital in named if not vital.loinc), None)
-    fitting = [vital for vital in schema.vitals if codes & {vital.loinc, *vital.also_loinc}]
+    fitting = [vital for vital in schema.vitals if codes & ({vital.loinc, *vital.also_loinc} - {""})]
     return fitting[0] if len(fitting) == 1 else next((vital for vital in named if vital in fitting), None)
 
 
@@ -116,7 +125,9 @@ def _read(vital: VitalConfig, part: Mapping[str, Any], place: str) -> Any:
     quantity = _mapping(part, "valueQuantity", place)
     if "value" not in quantity:
         return None
-    return _convert(vital, quantity["value"], str(quantity.get("code") or quantity.get("unit") or ""), place)
+    code, unit = quantity.get("code"), quantity.get("unit")
+    written = code or unit if quantity.get("system") == UCUM else unit or code
+    return _convert(vital, quantity["value"], str(written or ""), place)
 
 
 def _convert(vital: VitalConfig, number: Any, unit: str, place: str) -> float:
@@ -132,11 +143,8 @@ def _read_category(vital: VitalConfig, part: Mapping[str, Any], place: str) -> s
     """The first word of the concept that is a category or one of its usual spellings."""
     concept = _mapping(part, "valueCodeableConcept", place)
     codings = _list(concept, "coding", place)
-    words = [
-        part.get("valueString"),
-        concept.get("text"),
-        *(c.get(key) for c in codings for key in ("display", "code")),
-    ]
+    words = [part.get("valueString"), concept.get("text")]
+    words += [coding.get(key) for coding in codings for key in ("display", "code")]
     for word in filter(None, words):
         try:
             return vital.categories[int(read_value(vital, word, place))]

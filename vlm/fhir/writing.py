@@ -76,11 +76,11 @@ def to_fhir(
 
     device = {"reference": address("device"), "display": f"clinical-vlm {about.version}"}
     given = dict(_vitals(report, schema))
-    drawn = {f"probability of {label}": _probability(label, value, report, device, time)
+    estimated = {f"probability of {label}": _probability(label, value, report, device, time)
              for label, value in report.probabilities.items()}  # fmt: skip
-    results = [{"reference": address(part)} for part in (*given, *drawn)]
-    made = [{"reference": address(part)} for part in ("report", *drawn)]
-    resources = {"report": _report(report, image, results, time), **given, **drawn}
+    results = [{"reference": address(part)} for part in (*given, *estimated)]
+    made = [{"reference": address(part)} for part in ("report", *estimated)]
+    resources = {"report": _report(report, image, results, time), **given, **estimated}
     if subject:
         resources = {part: {**resource, "subject": {"reference": subject}} for part, resource in resources.items()}
     resources |= {"device": _device(about), "provenance": _provenance(made, device, time)}
