@@ -20,6 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 SMALL = {
     "data.phantom.cases": 60,
     "train.max_steps": 8,
+    "train.precision": "fp32",  # as drafts are made: a model trained in bf16 may write another word when it is loaded
     "loss.head_only_steps": 2,
     "train.learning_rate": 1e-3,
     "train.lora_learning_rate": 1e-3,
