@@ -72,8 +72,11 @@ class Run:
     def has_made(self, step: int) -> bool:
         return self.log.is_file() and any(row["step"] >= step for row in read_log(self.log))
 
-    def wait_until(self, happened: Callable[[], bool]) -> None:
-        while not happened():  # the test's own time limit ends it
+    def wait_until(self, happened: Callable[[], bool], process: int) -> None:
+        """However long it takes on a busy machine, while the process lives."""
+        while not happened():
+            if " Z " in Path(f"/proc/{process}/stat").read_text():  # dead, and not waited for
+                assert happened(), self.said.read_text()[-2000:]
             time.sleep(0.002)
 
 
@@ -81,8 +84,8 @@ class Run:
 def whole(forks: Forks, config_file: Path) -> Run:
     """A run that nobody disturbs."""
     run, start = Run(config_file, "whole"), time.monotonic()
-    forks.start(*run.argv, said=run.said)
-    run.wait_until(run.adapter.exists)
+    process = forks.start(*run.argv, said=run.said)
+    run.wait_until(run.adapter.exists, process)
     run.seconds = time.monotonic() - start
     assert forks.wait() == 0, run.said.read_text()[-2000:]
     weights, rows = run.result()
@@ -107,7 +110,7 @@ def kill_once(forks: Forks, run: Run, rng: random.Random, seconds: float) -> str
         return "at a change of the disk" if code == 137 else None
     process = forks.start(*options, said=run.said)
     time.sleep(rng.uniform(0.1, 0.9) * seconds)
-    os.kill(process, signal.SIGKILL)  # not waited for until below, so it is still ours if it has ended
+    os.kill(process, signal.SIGKILL)
     return "at a moment" if forks.wait() == -signal.SIGKILL else None
 
 
@@ -117,7 +120,7 @@ def resumes(forks: Forks, run: Run, rng: random.Random) -> bool:
     process = forks.start(*run.argv, *(["--resume"] if run.has_begun() else []), said=run.said)
     if has_adapter or rng.random() < 0.1:
         return forks.wait() == 0
-    run.wait_until(run.adapter.exists)
+    run.wait_until(run.adapter.exists, process)
     os.kill(process, signal.SIGKILL)
     return forks.wait() == -signal.SIGKILL
 
@@ -161,7 +164,7 @@ def test_a_launched_run_is_killed_and_goes_on(whole: Run, config_file: Path) -> 
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "train_lora.py", *run.argv]
     with run.said.open("w") as said:
         launched = subprocess.Popen(command, cwd=PROJECT, stderr=said, start_new_session=True)
-        run.wait_until(lambda: run.has_made(6))
+        run.wait_until(lambda: run.has_made(6), launched.pid)
         os.killpg(launched.pid, signal.SIGKILL)
         launched.wait()
     assert checkpoints_of(run.folder / "checkpoints") and not run.adapter.exists()
@@ -190,7 +193,7 @@ def test_a_signal_saves_and_the_run_goes_on(ranks: int, forks: Forks, config_fil
     undisturbed = request.getfixturevalue("whole" if ranks == 1 else "by_two")
     run, number = Run(config_file, f"stopped-{ranks}"), signal.SIGINT if ranks == 1 else signal.SIGTERM
     process = forks.start(*run.argv, said=run.said, ranks=ranks)
-    run.wait_until(lambda: run.has_made(4))
+    run.wait_until(lambda: run.has_made(4), process)
     os.kill(process, number)
     code, said = forks.wait(), run.said.read_text()
     step = checkpoints_of(run.folder / "checkpoints")[0]
