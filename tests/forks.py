@@ -1,6 +1,6 @@
 """Runs of `train_lora.py` forked from a process that has imported everything: a run without the seconds of a start.
 
-Reads one job a line from stdin, as JSON, and answers with a line when it began and one when it ended.
+Reads a line of JSON from stdin: a job, answered when it began, or an empty one, answered when the last has ended.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -33,9 +34,8 @@ class Forks:
         return self._ask({"argv": argv, "said": str(said), "die_at": die_at, "ranks": ranks, "port": port})[0]
 
     def wait(self) -> int:
-        """The exit code of the run that was started; minus the signal that ended it."""
-        assert self._server.stdout is not None
-        return json.loads(self._server.stdout.readline())
+        """The exit code of the run that was started, minus the signal that ended it; until now its number was taken."""
+        return self._ask({})
 
     def run(self, *argv: str, said: Path, die_at: int = 0, ranks: int = 1) -> int:
         """Start and wait."""
@@ -46,7 +46,7 @@ class Forks:
         """End the process."""
         self._server.communicate()
 
-    def _ask(self, job: dict) -> list[int]:
+    def _ask(self, job: dict) -> Any:
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
@@ -66,11 +66,12 @@ def serve() -> None:
 
     parse_config([])
     torch.set_num_threads(1)
+    processes: list[int] = []
     for line in sys.stdin:
-        job = json.loads(line)
-        processes = [fork(job, rank) for rank in range(job["ranks"])]
-        print(json.dumps(processes), flush=True)
-        if processes:
+        if job := json.loads(line):
+            processes = [fork(job, rank) for rank in range(job["ranks"])]
+            print(json.dumps(processes), flush=True)
+        else:
             codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
             print(max(codes, key=abs), flush=True)
 

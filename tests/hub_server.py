@@ -203,6 +203,8 @@ class Handler(BaseHTTPRequestHandler):
                     return self.answer(200, [entry(path, value) for path, value in files.items()])
                 info = {"id": name, "sha": revision, "private": repo.private, "tags": []}
                 self.answer(200, info | {"siblings": [{"rfilename": path} for path in files]})
+            case ["tree", _, *_]:  # of a folder: no repository here has one
+                self.error(404, "Entry not found", "EntryNotFound")
             case ["branch", branch] if self.writes(user):
                 if branch in repo.branches:
                     return self.error(409, "Reference already exists")

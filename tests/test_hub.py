@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import read_json, table_config, tiny_model_config
-from tests.hub_server import TOKEN, HubServer
+from tests.hub_server import TOKEN, HubServer, Repo
 from vlm.adapter import FILES, load, resolve, save
 from vlm.adapter.checks import check_shareable
 from vlm.adapter.hub import fetch, push
@@ -167,6 +167,20 @@ def test_a_base_that_only_this_machine_has_is_not_named_as_one_of_the_hub(traine
     card = ModelCard((save(trained, tmp_path / "a") / "README.md").read_text())
     assert card.data.base_model is None and card.data.eval_results is None
     assert str(tmp_path.parent) not in str(card)
+
+
+def test_the_commit_of_a_base_on_the_hub_is_kept(hub, tiny_llm: str, table_root: Path, tmp_path: Path) -> None:
+    """What a branch of somebody else's repository holds tomorrow is not what was trained on."""
+    hub.repos["org/base"] = repo = Repo()
+    commit = repo.commit("main", {file.name: file.read_bytes() for file in Path(tiny_llm).iterdir()}, "base")
+    config = tiny_model_config(tiny_llm)
+    config = Config(data=table_config(table_root), model=replace(config, llm=replace(config.llm, base="org/base")))
+    model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
+    folder = save(model, tmp_path / "adapter")
+    assert read_json(folder / "config.json")["model"]["llm"]["revision"] == commit
+    assert read_json(folder / "adapter_config.json")["revision"] == commit
+    repo.commit("main", {"config.json": b"{}"}, "another model")
+    assert load(folder).base_fingerprint == model.base_fingerprint
 
 
 # ------------------------------------------------------------------------------------ before pushing

@@ -75,7 +75,7 @@ class Run:
     def wait_until(self, happened: Callable[[], bool], process: int) -> None:
         """However long it takes on a busy machine, while the process lives."""
         while not happened():
-            if not Path(f"/proc/{process}").exists():
+            if " Z " in Path(f"/proc/{process}/stat").read_text():  # dead, and not waited for
                 assert happened(), self.said.read_text()[-2000:]
             time.sleep(0.002)
 
@@ -110,7 +110,7 @@ def kill_once(forks: Forks, run: Run, rng: random.Random, seconds: float) -> str
         return "at a change of the disk" if code == 137 else None
     process = forks.start(*options, said=run.said)
     time.sleep(rng.uniform(0.1, 0.9) * seconds)
-    os.kill(process, signal.SIGKILL)  # not waited for until below, so it is still ours if it has ended
+    os.kill(process, signal.SIGKILL)
     return "at a moment" if forks.wait() == -signal.SIGKILL else None
 
 

@@ -58,8 +58,8 @@ class ClinicalVLM(EvidenceEncoder):
         tokenizer: PreTrainedTokenizerBase,
         load_vision_weights: bool = True,
     ) -> None:
-        commit = getattr(llm.config, "_commit_hash", None)  # of a base on the Hub, whatever branch was asked for
-        if commit:
+        commit = getattr(llm, "commit", None)
+        if commit:  # whatever branch of the Hub was asked for: its content may change
             config = replace(config, llm=replace(config.llm, revision=commit))
         super().__init__(config, spec, words_of(llm, tokenizer), load_vision_weights)
         self.base_fingerprint = fingerprint(llm)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from vlm.config import LLMConfig
 from vlm.device import Choice
@@ -44,12 +46,14 @@ def load_llm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load, quantise (QLoRA's NF4) and freeze the language model, and load its tokenizer.
 
-    Only what Transformers itself has the code for, from safetensors: a base may be a stranger's as well. Raises
-    `UserError` if `config.base` names nothing that can be loaded so.
+    Only what Transformers itself has the code for, from safetensors: a base may be a stranger's as well. Its `commit`
+    is that of a base on the Hub, else None. Raises `UserError` if `config.base` names nothing that can be loaded so.
     """
     folder = language_model_folder(config.base, config.sha256)
     unpack = choose_unpacking(config, device).value
     try:
+        commit = _commit(folder, config.revision)
+        config = replace(config, revision=commit)
         _refuse_foreign_code(folder, config.revision)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
         if unpack and is_wheel(config.base):
@@ -62,11 +66,20 @@ def load_llm(
         raise UserError(f"model.llm.base: the tokenizer of {config.base} has no end-of-text token")
     _refuse_other_logits(llm, config.base)
     llm.config.use_cache = True
+    llm.commit = commit  # type: ignore[assignment]
     # The base's own habits, such as a repetition penalty, are not the decoding that was trained and measured.
     llm.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return llm.requires_grad_(False).eval(), tokenizer
+
+
+def _commit(base: str, revision: str | None) -> str | None:
+    """The commit that a revision of a base on the Hub is now; None for a folder."""
+    if Path(base).is_dir():
+        return None
+    file = cached_file(base, "config.json", revision=revision)  # of a snapshot, whose folder's name is its commit
+    return Path(str(file)).parent.name
 
 
 def _refuse_foreign_code(folder: str, revision: str | None) -> None:
