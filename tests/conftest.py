@@ -190,6 +190,15 @@ def covid_root() -> Path:
     pytest.skip(f"the {name} is not at hand; set COVID_CXR_ROOT to its folder")
 
 
+OF_THE_MOMENT = ("runtime", "per_second", "_per_s", "step_s", "data_wait", "memory_mib", "_rank", "train_loss")
+"""Parts of the names in a log row that say how fast it went, what a process did, or are of one sitting."""
+
+
+def steady(rows: list[dict]) -> list[dict]:
+    """Log rows as every sitting on every number of processes must write them."""
+    return [{k: v for k, v in row.items() if not any(word in k for word in OF_THE_MOMENT)} for row in rows]
+
+
 def read_json(path: Path):
     """Shorthand."""
     return json.loads(path.read_text())

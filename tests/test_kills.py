@@ -15,14 +15,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import table_config, tiny_model_config
+from tests.conftest import steady, table_config, tiny_model_config
 from tests.forks import PROJECT, Forks
 from vlm.cli import to_yaml
 from vlm.config import Config, DropoutConfig, EvaluationConfig, LossConfig, RunConfig, TrainConfig
 from vlm.run_folder import checkpoints_of, read_log
-
-VOLATILE = ("runtime", "per_second")
-"""What a log row says of the time it took."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +61,7 @@ class Run:
         """The adapter's weights, byte for byte, and the log without times and the last row, which is of a sitting."""
         weights = {file.name: file.read_bytes() for file in sorted(self.adapter.glob("*.safetensors"))}
         rows = [row for row in read_log(self.log) if "train_runtime" not in row]
-        return weights, [{k: v for k, v in row.items() if not any(word in k for word in VOLATILE)} for row in rows]
+        return weights, steady(rows)
 
     def has_begun(self) -> bool:
         return (self.folder / "config.yaml").is_file()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import steady
 from vlm.config import Config, LossConfig
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
@@ -56,12 +57,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tiny_config: Confi
         whole.model.trainable_parameters().items(), resumed.model.trainable_parameters().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    volatile = ("runtime", "per_second", "train_loss")
-
-    def strip(rows):
-        return [{k: v for k, v in row.items() if not any(word in k for word in volatile)} for row in rows]
-
-    assert strip(read_log(folder.log)) == strip(log)
+    assert steady(read_log(folder.log)) == steady(log)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_config: Config) -> None:

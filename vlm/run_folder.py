@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +155,24 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
         except UserError as error:
             broken.append(str(error))
     return None, broken
+
+
+def writer_of(lock: Path) -> str | None:
+    """What a run's lock file says of the process that holds it; None if none does.
+
+    Asks the system who holds the lock: to take it for a moment could turn a run away that starts in that moment.
+    """
+    try:
+        with lock.open("r", encoding="utf-8") as file:
+            if sys.platform == "darwin":
+                shape, free = "qqihh", (0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+            else:
+                shape, free = "hhqqi", (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            asked = struct.unpack(shape, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(shape, *free)))
+            kind = asked[3] if sys.platform == "darwin" else asked[0]
+            return None if kind == fcntl.F_UNLCK else file.read().strip() or "another process"
+    except OSError:  # no lock file, or a file system without locks
+        return None
 
 
 def checkpoints_of(folder: Path) -> list[int]:

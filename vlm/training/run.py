@@ -33,6 +33,7 @@ from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
+from vlm.training.tracking import make_trackers
 from vlm.training.trainer import ReportTrainer, part_of
 
 
@@ -48,6 +49,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
 def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     transformers_logging.set_verbosity_error()
+    make_trackers(config.train.report_to, folder.path)  # a missing one is said before the data are read
     device, dtype = _choices(config)
     processes = PartialState(cpu=device.type == "cpu")
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
@@ -125,6 +127,7 @@ def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: Ru
     if not len(training):
         raise UserError("data.split: no case is left to train on")
     callbacks: list = [RunLog(folder.log), EpochOfDataset(training)]
+    callbacks += make_trackers(config.train.report_to, folder.path)
     if config.train.patience and not len(validation):
         raise UserError("train.patience: no case is left for validation, so nothing can stop the training early")
     if config.train.patience:
@@ -205,7 +208,7 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["targets"],
         use_cpu=device.type == "cpu",
-        report_to=train.report_to or "none",
+        report_to="none",  # those of train.report_to are made beside it
         run_name=config.run.name,
     )
 

@@ -16,9 +16,10 @@ from vlm.data.examples import CaseDataset
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 from vlm.training.resumable import ResumableTrainer
+from vlm.training.throughput import MeasuredTrainer, by_process
 
 
-class ReportTrainer(ResumableTrainer):
+class ReportTrainer(MeasuredTrainer, ResumableTrainer):
     """Joint loss over an accumulated batch, its log and its schedule; no step is taken on a broken number."""
 
     loss_is_scaled_for_ga = True  # both terms are divided by the counts of the whole effective batch
@@ -52,6 +53,7 @@ class ReportTrainer(ResumableTrainer):
         """Equation (5); with alpha = 1 in the first `head_only_steps`, when the language model does not run."""
         ids = inputs.pop("ids", [])
         label_count, token_count = num_items_in_batch if num_items_in_batch is not None else (None, None)
+        self.throughput.count(inputs, text=self.alpha < 1)
         output: VLMOutput = model(**inputs, alpha=self.alpha, label_count=label_count, token_count=token_count)
         self._require_finite(output.loss, "loss", ids)
         self._step_ids += ids
@@ -80,13 +82,16 @@ class ReportTrainer(ResumableTrainer):
         return 1.0 if self.state.global_step < self.loss_config.head_only_steps else self.loss_config.alpha
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Split the training loss of a log row into its two terms."""
+        """Split the training loss of a log row into its two terms, and say how fast its steps were."""
         if "loss" in logs:
-            bce, ce = self.accelerator.reduce(self._terms, "sum").tolist()
-            bce /= max(self.state.global_step - self._terms_since, 1)
+            steps = max(self.state.global_step - self._terms_since, 1)
             text_steps = self.state.global_step - max(self._terms_since, self.loss_config.head_only_steps)
-            ce = ce / text_steps if text_steps > 0 else math.nan  # not 0: nothing was measured
-            logs = {"loss": logs["loss"], "loss_bce": bce, "loss_ce": ce, **logs}
+            bce, ce = self.each_process(self._terms).T.tolist()  # each process's part of the batch's means
+            # Not 0 without a step that reads text: nothing was measured.
+            ce = [value / text_steps if text_steps > 0 else math.nan for value in ce]
+            parts = {"loss_bce": [value / steps for value in bce], "loss_ce": ce}
+            terms = {name: sum(values) for name, values in parts.items()}
+            logs = {"loss": logs["loss"], **terms, **logs, **by_process(parts), **self.row_speeds()}
             self._terms.zero_()
             self._terms_since = self.state.global_step
         super().log(logs, start_time)
