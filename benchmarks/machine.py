@@ -3,33 +3,10 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
+from vlm.plan.measured import Timing, copy_rate, matmul_rate, timed
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one repeat: median, and the spread between the quickest and the slowest."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} s ({self.low:.3f} to {self.high:.3f})"
-
-
-def timed(work: Callable[[], object], repeats: int = 3, warm_up: int = 1) -> Timing:
-    """Run `work` a few times after a warm-up."""
-    for _ in range(warm_up):
-        work()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+__all__ = ["Timing", "copy_rate", "in_turn", "matmul_rate", "timed"]
 
 
 def in_turn(works: dict[str, Callable[[], object]], repeats: int = 3) -> dict[str, Timing]:
@@ -43,16 +20,3 @@ def in_turn(works: dict[str, Callable[[], object]], repeats: int = 3) -> dict[st
             work()
             seconds[name].append(time.perf_counter() - start)
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
-
-
-def matmul_rate(rows: int, inner: int, columns: int) -> float:
-    """fp32 matrix product rate, floating-point operations a second, at the shape of a layer."""
-    a, b = torch.randn(rows, inner), torch.randn(columns, inner)
-    return 2 * rows * inner * columns * 20 / timed(lambda: [torch.nn.functional.linear(a, b) for _ in range(20)]).median
-
-
-def copy_rate(mebibytes: int = 256) -> float:
-    """Bytes a second that a copy reads and writes."""
-    source = torch.randn(mebibytes << 18)
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / timed(lambda: target.copy_(source)).median

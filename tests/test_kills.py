@@ -185,6 +185,18 @@ def test_one_process_equals_two(whole: Run, by_two: Run) -> None:
         )
 
 
+def test_each_of_two_processes_stands_in_the_log(by_two: Run) -> None:
+    rows = [row for row in read_log(by_two.log) if "loss" in row]
+    for row in rows:
+        assert row["loss_bce_rank0"] + row["loss_bce_rank1"] == pytest.approx(row["loss_bce"], rel=1e-6)
+        assert row["memory_mib"] == max(row["memory_mib_rank0"], row["memory_mib_rank1"])
+        assert row["samples_per_s"] == pytest.approx(4 / row["step_s"])
+        assert row["samples_per_s_rank1"] > 0 and 0 < row["data_wait_rank1"] < 1
+    text = rows[-1]
+    assert text["loss_ce_rank0"] + text["loss_ce_rank1"] == pytest.approx(text["loss_ce"], rel=1e-6)
+    assert text["tokens_per_s_rank0"] > 0 and rows[0]["tokens_per_s"] == 0, "no text in the head-only steps"
+
+
 @pytest.mark.parametrize("ranks", [1, 2], ids=["Ctrl-C", "SIGTERM to one of two processes"])
 def test_a_signal_saves_and_the_run_goes_on(ranks: int, forks: Forks, config_file: Path, request) -> None:
     undisturbed = request.getfixturevalue("whole" if ranks == 1 else "by_two")

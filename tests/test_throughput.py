@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import table_config, tiny_model_config
-from tests.forks import Forks
-from vlm.cli import to_yaml
-from vlm.config import Config, EvaluationConfig, LossConfig, RunConfig, TrainConfig
+from vlm.config import Config, LossConfig
 from vlm.data.collate import Collator
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
@@ -123,28 +120,3 @@ def test_a_tracker_that_is_not_there_is_said_before_anything_is_read(tiny_config
 
 def test_no_tracker_is_made_unasked(tmp_path: Path) -> None:
     assert make_trackers([], tmp_path) == []
-
-
-def test_two_processes_log_each_of_them(tiny_llm: str, table_root: Path, tmp_path: Path) -> None:
-    config = Config(
-        run=RunConfig(name="two", folder=str(tmp_path)),
-        data=table_config(table_root),
-        model=tiny_model_config(tiny_llm),
-        train=TrainConfig(max_steps=2, batch_size=4, micro_batch_size=2, log_steps=1, eval_steps=2, threads=1),
-        evaluation=EvaluationConfig(batch_size=8, max_new_tokens=2, bootstrap_draws=5, ablation=False),
-    )
-    (tmp_path / "job.yaml").write_text(to_yaml(config))
-    forks = Forks()
-    try:
-        code = forks.run("--config", str(tmp_path / "job.yaml"), said=tmp_path / "said.txt", ranks=2)
-    finally:
-        forks.close()
-    assert code == 0, (tmp_path / "said.txt").read_text()[-2000:]
-    rows = [row for row in read_log(tmp_path / "two" / "log.jsonl") if "loss" in row]
-    assert len(rows) == 2
-    for row in rows:
-        for term in ("loss_bce", "loss_ce"):
-            assert row[f"{term}_rank0"] + row[f"{term}_rank1"] == pytest.approx(row[term], rel=1e-6)
-        assert row["memory_mib"] == max(row["memory_mib_rank0"], row["memory_mib_rank1"])
-        assert row["samples_per_s"] == pytest.approx(4 / row["step_s"])
-        assert row["images_per_s_rank0"] > 0 and 0 < row["data_wait_rank1"] < 1

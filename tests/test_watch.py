@@ -54,8 +54,8 @@ def test_a_frame_fits_and_says_it_all(run_folder: Path, width: int) -> None:
         return
     text = "\n".join(lines)
     assert "stopped" in lines[0] and "step 8 of 40" in text and "learning rate 0.001" in text
-    for words in ("training CE       0.7500", "validation BCE    0.1250", "4.00", "300", "31%", "2,048",
-                  "last checkpoint: step 8", "best validation at step 8", "--resume", "raise train.workers"):  # fmt: skip
+    for words in ("training CE       0.7500", "validation BCE    0.1250", "4.00", "300", "31%", "2,048", "--resume",
+                  "last checkpoint: step 8", "best validation at step 8", "raise train.workers"):  # fmt: skip
         assert words in text, words
     assert "█" in text and "▁" in text
 

@@ -8,7 +8,6 @@ become in 4 bits and bf16.
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +19,7 @@ from vlm.data.collate import Batch, Collator
 from vlm.data.examples import CaseDataset
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import word_embeddings
-
-MIB, GIB = 2**20, 2**30
-CUDA_CONTEXT = 0.5 * GIB
-"""What CUDA and its libraries hold before the first tensor; varies a little with the driver."""
+from vlm.plan.memory import CUDA_CONTEXT, GIB, MIB, TRAINED_BYTES, StepMemory, nf4_bytes
 
 
 class Allocations(TorchDispatchMode):
@@ -60,24 +56,6 @@ def _has_storage(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided
 
 
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes of a training step on one device."""
-
-    weights: float
-    """All parameters and buffers."""
-    training: float
-    """Gradients and the two states of AdamW, of what trains."""
-    fixed: float
-    """What a step holds beside, whatever its size."""
-    case: float
-    """What each case of it adds."""
-
-    def peak(self, cases: int) -> float:
-        """Bytes at the worst moment of a step over so many cases at once."""
-        return self.weights + self.training + self.fixed + cases * self.case
-
-
 def measure_step(model: ClinicalVLM, batch_of: Callable[[int], Batch], cases: int) -> StepMemory:
     """Run a forward and backward pass over a quarter and a half of `cases`; `batch_of` makes them."""
     few, more = max(1, cases // 4), max(2, cases // 2)
@@ -85,7 +63,7 @@ def measure_step(model: ClinicalVLM, batch_of: Callable[[int], Batch], cases: in
     low, high = (step_peak(model, batch_of(count)) for count in (few, more))
     case = (high - low) / (more - few)
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    training = sum(12 * p.numel() for p in model.trainable_parameters().values())
+    training = sum(TRAINED_BYTES * p.numel() for p in model.trainable_parameters().values())
     gradients = training / 3
     return StepMemory(weights, training, max(low - few * case - gradients, 0), case)
 
@@ -116,12 +94,10 @@ def _step(model: ClinicalVLM, batch: dict[str, Any]) -> None:
 def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepMemory:
     """The same step on a GPU in bf16, with the language model in the precision that the config asks for.
 
-    Activations and the language model take two bytes a value, NF4 half a byte and its constants (QLoRA: 32 bits for
-    64 values, or 8 bits and 32 for 64 · 256 where they are quantised too); what trains stays fp32. A packed layer is
-    unpacked when it is used: one of them is held beside.
+    Activations and the language model take two bytes a value, NF4 half a byte and its constants; what trains stays
+    fp32. A packed layer is unpacked when it is used: one of them is held beside.
     """
     quantised = config.model.llm.quantization == "nf4" and config.model.llm.unpack != "always"
-    constants = 8 / 64 + 32 / (64 * 256) if config.model.llm.double_quantization else 32 / 64  # bits a value
     vocabulary = {id(layer.weight) for layer in (model.base.get_input_embeddings(), model.base.get_output_embeddings())}
     weights, largest = 0.0, 0
     for name, value in model.named_parameters():
@@ -129,7 +105,7 @@ def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepM
         if value.requires_grad:
             weights += 4 * count
         elif name.startswith("llm.") and quantised and value.ndim == 2 and id(value) not in vocabulary:
-            weights += count * (4 + constants) / 8
+            weights += count * nf4_bytes(config.model.llm.double_quantization)
             largest = max(largest, count)
         else:
             weights += (2 if name.startswith("llm.") else 4) * count

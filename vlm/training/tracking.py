@@ -34,9 +34,8 @@ def make_trackers(names: Sequence[str], folder: Path) -> list[TrainerCallback]:
 def _make(name: str) -> TrainerCallback:
     if name not in INTEGRATION_TO_CALLBACK:
         near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
-        way_out = (
-            f"did you mean {near[0]}?" if near else f"Transformers has {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
-        )
+        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+        way_out = f"did you mean {near[0]}?" if near else f"Transformers has {known}"
         raise UserError(f"train.report_to: no tracker {name}; {way_out}")
     try:
         return get_reporting_integration_callbacks(name)[0]()  # type: ignore[no-any-return]

@@ -1,0 +1,39 @@
+"""The memory of a training step: peak(B) = weights + training + fixed + B × case.
+
+`vlm.training.dry_run` measures the terms on a real model; `vlm.plan.cost` makes them of shapes alone.
+"""
+
+from dataclasses import dataclass
+
+MIB, GIB = 2**20, 2**30
+CUDA_CONTEXT = 0.5 * GIB
+"""What CUDA and its libraries hold before the first tensor; varies a little with the driver."""
+TRAINED_BYTES = 12
+"""Bytes of a parameter that trains beside itself: its gradient and the two states of AdamW, in fp32."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step on one device."""
+
+    weights: float
+    """All parameters and buffers."""
+    training: float
+    """Gradients and the two states of AdamW, of what trains."""
+    fixed: float
+    """What a step holds beside, whatever its size."""
+    case: float
+    """What each case of it adds."""
+
+    def peak(self, cases: int) -> float:
+        """Bytes at the worst moment of a step over so many cases at once."""
+        return self.weights + self.training + self.fixed + cases * self.case
+
+
+def nf4_bytes(double_quantization: bool) -> float:
+    """Bytes of a value packed in NF4 (QLoRA): half a byte and its constants.
+
+    32 bits for 64 values, or 8 bits and 32 for 64 · 256 where the constants are quantised too.
+    """
+    constants = 8 / 64 + 32 / (64 * 256) if double_quantization else 32 / 64  # bits a value
+    return (4 + constants) / 8
