@@ -87,7 +87,8 @@ def machine_of(name: str, arguments: argparse.Namespace, job: Job) -> Machine:
     from vlm.plan.measured import measure_cpu
 
     cases = job.config.train.micro_batch_size
-    return measure_cpu(job.base, int(job.read_tokens(cases)), job.config.data.image_size)
+    rows, length = int(job.read_tokens(cases)), int(job.tokens.whole)
+    return measure_cpu(job.base, rows, cases, length, job.config.data.image_size)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ takes 4 n and not 6 n. Attention takes 4 T² of its width forwards and 8 T² bac
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from vlm.config import Config
 from vlm.plan.gpus import Machine
@@ -15,10 +15,14 @@ from vlm.plan.shapes import CNN, READS, Base
 
 TEMPLATE_BEFORE, TEMPLATE_AFTER = 8, 9
 """Tokens of a chat template around the system message, and around the instruction."""
+CONV_PASSES, CONV_PASSES_BACK = 6, 10
+"""Times that each output of a convolution is read or written on its way through norm and activation, and back."""
 LAYER_CALLS, LORA_CALLS = 45, 5
 """Operations that one layer launches forwards, and each of its linear layers with LoRA beside."""
 WORD_PASSES = 8
 """Times that each logit of a supervised token is read or written, forwards and backwards."""
+WORD_BYTES = 12
+"""Bytes that are held of each of them at once: logit, logarithm of its probability, gradient."""
 ADAMW_PASSES = 20
 """Times that each trained value is read or written by clipping and AdamW."""
 
@@ -35,6 +39,8 @@ class Tokens:
     """Of the report in training."""
     padding: float = 0.0
     """Share of further tokens that only fill a batch."""
+    groups: int = 1
+    """Passes through the layers for a micro batch: on a CPU cases of like length run together."""
 
     @property
     def whole(self) -> float:
@@ -47,28 +53,31 @@ class Work:
     """What a piece of work asks of a machine."""
 
     products: float = 0.0
-    """Operations in matrix products."""
-    convolutions: float = 0.0
-    """Operations in convolutions."""
+    """Operations in matrix products and convolutions."""
+    attention: float = 0.0
+    """Operations in attention."""
     moved: float = 0.0
     """Bytes read and written by all that is no product."""
+    large: float = 0.0
+    """The same of large tensors: those of the CNN, and the logits."""
+    weights: float = 0.0
+    """Bytes of weights and keys that come from memory."""
     calls: float = 0.0
     """Operations launched."""
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.products + other.products, self.convolutions + other.convolutions,
-                    self.moved + other.moved, self.calls + other.calls)  # fmt: skip
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> "Work":
-        return Work(self.products * times, self.convolutions * times, self.moved * times, self.calls * times)
+        return Work(*(part * times for part in astuple(self)))
 
-    def seconds(self, machine: Machine, overlapped: bool = False) -> float:
-        """On a machine; `overlapped` where what is moved are the weights that the products read meanwhile."""
-        products = self.products / (machine.flops * machine.mfu)
-        products += self.convolutions / (machine.flops * machine.conv_share)
-        speed = machine.mbu * (machine.bandwidth if overlapped else machine.passing)
-        moved, calls = self.moved / speed, self.calls * machine.call_s
-        busy = max(products, moved) if overlapped else products + moved
+    def seconds(self, machine: Machine, drafts: bool = False) -> float:
+        """On a machine; a GPU reads the weights of a draft's word while it multiplies."""
+        products = (self.products / machine.mfu + self.attention / machine.attention) / machine.flops
+        weights = self.weights / (machine.bandwidth * machine.mbu)
+        moved = (self.moved / machine.passing + self.large / machine.large) / machine.mbu
+        busy = moved + (max(products, weights) if drafts and machine.overlaps else products + weights)
+        calls = self.calls * machine.call_s
         return max(busy, calls) if machine.overlaps else busy + calls
 
 
@@ -120,54 +129,63 @@ class Job:
 
     # ------------------------------------------------------------------------------------ training
 
+    @property
+    def shares(self) -> bool:
+        """Whether the fixed words of a micro batch are read once; see `vlm.model.trunk`."""
+        return not (self.checkpointing or self.config.model.llm.lora_dropout)
+
     def read_tokens(self, cases: int) -> float:
         """Tokens that the layers read of a micro batch: what all share once, and the padding."""
-        shares = not (self.checkpointing or self.config.model.llm.lora_dropout) and cases > 1
-        fixed = self.tokens.fixed if shares else 0.0
+        fixed = self.tokens.fixed if self.shares and cases > 1 else 0.0
         return fixed + cases * (self.tokens.whole * (1 + self.tokens.padding) - fixed)
 
     def trunk(self, cases: int, machine: Machine) -> Work:
         """Forward and backward pass of a micro batch through the layers of the language model."""
         base, read, size = self.base, self.read_tokens(cases), machine.value_bytes
         passes = 3 if self.checkpointing else 2  # forward, backward to the inputs, and forward again
+        groups = self.tokens.groups + (self.shares and cases > 1)
         length = self.tokens.whole * (1 + self.tokens.padding)
         products = 2 * passes * base.linear * read
         products += 2 * (passes + 1) * self.lora * read  # these train: backwards to their weights as well
-        products += 4 * (passes + 1) * base.layers * base.attention * read * length  # backwards twice as much
+        attention = 4 * (passes + 1) * base.layers * base.attention * read * length  # backwards twice as much
         moved = size * base.layers * read * self._passed_values() * (4 / 3 if self.checkpointing else 1)
         adapted = len(base.adapted(self.config.model.llm.lora_targets))
-        calls = (passes + 1) * base.layers * (LAYER_CALLS + LORA_CALLS * adapted)
-        return Work(products, moved=moved + passes * self.unpacking(machine), calls=calls)
+        calls = groups * (passes + 1) * base.layers * (LAYER_CALLS + LORA_CALLS * adapted)
+        weights = groups * passes * self.layer_weights(machine)
+        return Work(products, attention, moved, weights=weights, calls=calls)
 
     def _passed_values(self) -> float:
         """Values that all but the products read and write for a token in a layer, forwards and backwards.
 
         Counted from Transformers' Llama, operation by operation: norms, rotation, residuals, gates, and the sums of
-        gradients where a value goes several ways.
+        gradients where a value goes several ways. LoRA's own products are so narrow that they count as reading too.
         """
         base, adapted = self.base, self.base.adapted(self.config.model.llm.lora_targets)
         own = 61 * base.hidden + 39 * base.attention + 27 * base.keys + 14 * base.intermediate
-        return own + sum(3 * inputs + 7 * outputs for inputs, outputs in adapted.values())
+        return own + sum(6 * inputs + 10 * outputs for inputs, outputs in adapted.values())
 
-    def unpacking(self, machine: Machine) -> float:
-        """Bytes of one pass over packed weights: read in 4 bits, written and read again in the compute precision."""
+    def layer_weights(self, machine: Machine) -> float:
+        """Bytes of one pass over the layers' weights.
+
+        Packed ones are read in 4 bits, written and read again in the compute precision.
+        """
         if not self.packed(machine):
-            return 0.0
+            return self.base.linear * machine.value_bytes
         return self.base.linear * (nf4_bytes(self.config.model.llm.double_quantization) + 2 * machine.value_bytes)
 
     def words(self, cases: int, machine: Machine) -> Work:
         """The vocabulary, on the supervised tokens alone."""
         supervised = cases * self.tokens.report
         logits = self.base.vocabulary * supervised
-        return Work(4 * self.base.hidden * logits, moved=WORD_PASSES * machine.value_bytes * logits, calls=30)
+        return Work(4 * self.base.hidden * logits, large=WORD_PASSES * machine.value_bytes * logits, calls=30)
 
     def image(self, images: float, machine: Machine, learns: bool = True) -> Work:
         """Forward pass of the CNN, and backward through the stages that train."""
-        scale = (self.config.data.image_size / 224) ** 2
-        operations = 2 * sum(products for products, _, _ in self.cnn.stages)
-        if learns:
-            operations += 4 * sum(products for products, _, _ in self.cnn.trained(self.config.model.vision))
-        return Work(convolutions=images * scale * operations, calls=300)
+        scale = images * (self.config.data.image_size / 224) ** 2
+        trained = self.cnn.trained(self.config.model.vision) if learns else ()
+        products = 2 * sum(n for n, _, _ in self.cnn.stages) + 4 * sum(n for n, _, _ in trained)
+        values = CONV_PASSES * sum(n for _, _, n in self.cnn.stages) + CONV_PASSES_BACK * sum(n for _, _, n in trained)
+        return Work(scale * products, large=scale * machine.value_bytes * values, calls=300)
 
     def evidence(self, cases: int) -> Work:
         """Projectors and head, forward and backward."""
@@ -200,20 +218,25 @@ class Job:
 
     def case_memory(self, machine: Machine) -> float:
         """Bytes that the backward pass keeps of one case."""
-        scale = (self.config.data.image_size / 224) ** 2
-        outputs = 0 if self.keeps_features else sum(n for _, _, n in self.cnn.trained(self.config.model.vision))
-        kept = self.layer_memory(machine)
-        whole = kept + machine.value_bytes * self.base.hidden * self.base.layers  # only the layers' inputs, and one
-        layers = whole if self.checkpointing else kept * self.base.layers
-        length = self.tokens.whole * (1 + self.tokens.padding)
-        return length * layers + 2 * 4 * scale * outputs  # a convolution's output, and what its norm makes of it
+        base, size, fixed = self.base, machine.value_bytes, self.tokens.fixed if self.shares else 0.0
+        length = self.tokens.whole * (1 + self.tokens.padding) - fixed
+        layer = length * self.layer_memory(machine) + 2 * size * base.attention * fixed  # every case has its own keys
+        layers = layer + length * size * base.hidden * base.layers if self.checkpointing else layer * base.layers
+        around = 5 * size * base.hidden * length  # what goes in, and comes out through the last norm
+        logits = WORD_BYTES * base.vocabulary * self.tokens.report
+        return layers + around + logits + self.image_memory()
+
+    def image_memory(self) -> float:
+        """Bytes that the CNN keeps of one image: each output of a convolution, and what its norm makes of it."""
+        trained = () if self.keeps_features else self.cnn.trained(self.config.model.vision)
+        return 2 * 4 * (self.config.data.image_size / 224) ** 2 * sum(outputs for _, _, outputs in trained)
 
     def layer_memory(self, machine: Machine) -> float:
         """Bytes that one layer keeps of a token: norms in fp32; what attention, gates and LoRA read as it comes."""
         base, size = self.base, machine.value_bytes
         adapted = base.adapted(self.config.model.llm.lora_targets)
         read = {READS[name]: inputs for name, (inputs, _) in adapted.items()}
-        values = 2 * base.attention + 2 * base.keys + 3 * base.intermediate + sum(read.values())
+        values = 4 * base.attention + 3 * base.intermediate + sum(read.values())  # keys are repeated for each head
         return 2 * 4 * base.hidden + size * values
 
     # ------------------------------------------------------------------------------------ drafting
@@ -224,18 +247,21 @@ class Job:
         products = 2 * base.linear * length * cases + 2 * base.vocabulary * base.hidden * cases
         products += 4 * base.layers * base.attention * length * self.tokens.prompt * cases
         moved = machine.value_bytes * base.layers * cases * length * self._passed_values() / 3
-        work = Work(products, moved=moved + self.unpacking(machine), calls=base.layers * LAYER_CALLS)
+        work = Work(products, moved=moved, weights=self.layer_weights(machine), calls=base.layers * LAYER_CALLS)
         return work + self.image(cases, machine, learns=False) + self.evidence(cases) * (1 / 3)
 
-    def word(self, cases: int, written: float, machine: Machine, packed: bool) -> Work:
-        """One further word of each case, after `written` of them: all weights and all keys are read."""
-        base, size = self.base, machine.value_bytes
+    def word(self, cases: int, written: float, machine: Machine) -> Work:
+        """One further word of each case, after `written` of them: all weights are read, and all keys.
+
+        PyTorch makes a longer copy of the keys for each word.
+        """
+        base, size, context = self.base, machine.value_bytes, self.tokens.prompt + written
         vocabulary = base.vocabulary * base.hidden
-        weights = size * vocabulary + (self.unpacking(machine) if packed else size * base.linear)
-        context = self.tokens.prompt + written
         keys = cases * context * self.key_bytes(machine)
         products = 2 * cases * (base.linear + vocabulary + 2 * base.layers * base.attention * context)
-        return Work(products, moved=weights + keys, calls=base.layers * LAYER_CALLS)
+        moved = size * cases * (base.layers * self._passed_values() / 3 + 4 * base.vocabulary) + 2 * keys
+        weights = self.layer_weights(machine) + size * vocabulary + keys
+        return Work(products, moved=moved, weights=weights, calls=base.layers * LAYER_CALLS)
 
     def key_bytes(self, machine: Machine) -> float:
         """Keys and values of one token in all layers."""

@@ -25,14 +25,16 @@ class Machine:
     """Bytes a second to another device of the same host, one way."""
     passing: float
     """Bytes a second of a step's values, element by element; on a CPU they are still near."""
+    large: float
+    """Bytes a second of the values of large tensors, those of the CNN and the logits, for which memory is fresh."""
     value_bytes: int = 2
     """Of one value in that precision: 2 in bf16, 4 in fp32."""
     mfu: float = 0.5
     """Share of `flops` in matrix products."""
-    conv_share: float = 0.1
-    """Share of `flops` in convolutions, depthwise ones among them, forward and backward."""
+    attention: float = 0.2
+    """Share of `flops` in attention over rows of a few hundred tokens."""
     mbu: float = 0.7
-    """Share of `bandwidth` and `passing`."""
+    """Share of `bandwidth`, `passing` and `large`."""
     call_s: float = 1e-5
     """Seconds to launch one operation from Python."""
     packed: bool = True
@@ -43,7 +45,8 @@ class Machine:
 
 def _gpu(name: str, tflops: float, memory: float, bandwidth: float, link: float, value_bytes: int = 2) -> Machine:
     """In the units of the data sheets: TFLOP/s, GB and GB/s."""
-    return Machine(name, tflops * 1e12, memory * GB, bandwidth * GB, link * GB, bandwidth * GB, value_bytes)
+    rate = bandwidth * GB
+    return Machine(name, tflops * 1e12, memory * GB, rate, link * GB, rate, rate, value_bytes)
 
 
 # Dense rates without sparsity, SXM where there is a choice; links one way: half of what is published for both.

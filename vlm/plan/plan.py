@@ -285,7 +285,7 @@ def pytorch_seconds(job: Job, machine: Machine, terms: Terms, longest: float = L
     if job.memory(machine).weights + keys > _room(machine):
         return 0.0
     reading = job.prompt_reading(cases, machine).seconds(machine)
-    word = job.word(cases, words / 2, machine, job.packed(machine)).seconds(machine, overlapped=True)
+    word = job.word(cases, words / 2, machine).seconds(machine, drafts=True)
     return (reading + max(words - 1, 0) * word) / cases
 
 
@@ -297,7 +297,7 @@ def vllm_seconds(job: Job, machine: Machine, terms: Terms) -> tuple[float, int]:
     """
     if machine.name == CPU:
         return 0.0, 0
-    server = replace(machine, value_bytes=2, call_s=0, packed=False)
+    server = replace(machine, value_bytes=2, call_s=0)
     found = [(_served_seconds(job, server, terms, shards), shards) for shards in SERVERS]
     return min((pair for pair in found if pair[0]), default=(0.0, 0))
 
@@ -307,8 +307,10 @@ def _served_seconds(job: Job, server: Machine, terms: Terms, shards: int) -> flo
     cases = min(SERVED, int(room / (job.key_bytes(server) * (job.tokens.prompt + terms.draft_tokens))))
     if cases < 1:
         return 0.0
-    reading = job.prompt_reading(cases, server).seconds(server)
-    word = job.word(cases, terms.draft_tokens / 2, server, packed=False).seconds(server, overlapped=True)
+    llm = replace(job.config.model.llm, quantization="none")
+    served = replace(job, config=replace(job.config, model=replace(job.config.model, llm=llm)))
+    reading = served.prompt_reading(cases, server).seconds(server)
+    word = served.word(cases, terms.draft_tokens / 2, server).seconds(server, drafts=True)
     return (reading + terms.draft_tokens * word) / cases
 
 
