@@ -27,11 +27,12 @@ from vlm.data.sources import load_cohort
 from vlm.inference.engine import ReportEngine
 from vlm.model.trunk import length_groups
 from vlm.plan.cost import Job, Tokens
+from vlm.plan.drafting import pytorch_seconds
 from vlm.plan.gpus import Machine
 from vlm.plan.measured import measure_cpu, timed
 from vlm.plan.memory import MIB
-from vlm.plan.plan import Terms, pytorch_seconds
 from vlm.plan.shapes import base_of, cnn_of
+from vlm.plan.terms import Terms
 from vlm.training.dry_run import measure_step
 
 CLOCK = time.process_time

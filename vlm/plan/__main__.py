@@ -18,9 +18,10 @@ from vlm.config import Config
 from vlm.errors import UserError, run_program
 from vlm.plan.cost import Job, guessed_tokens
 from vlm.plan.gpus import CPU, GPUS, Machine, find_gpu
-from vlm.plan.plan import Terms, make_plan
+from vlm.plan.plan import make_plan
 from vlm.plan.shapes import base_of, cnn_of
 from vlm.plan.tables import many_lines, plan_lines
+from vlm.plan.terms import Terms
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:

@@ -250,16 +250,16 @@ class Job:
         work = Work(products, moved=moved, weights=self.layer_weights(machine), calls=base.layers * LAYER_CALLS)
         return work + self.image(cases, machine, learns=False) + self.evidence(cases) * (1 / 3)
 
-    def word(self, cases: int, written: float, machine: Machine) -> Work:
+    def word(self, cases: int, written: float, machine: Machine, copies: bool = True) -> Work:
         """One further word of each case, after `written` of them: all weights are read, and all keys.
 
-        PyTorch makes a longer copy of the keys for each word.
+        PyTorch `copies` the keys for each word, to append to them; a server keeps them in pages.
         """
         base, size, context = self.base, machine.value_bytes, self.tokens.prompt + written
         vocabulary = base.vocabulary * base.hidden
         keys = cases * context * self.key_bytes(machine)
         products = 2 * cases * (base.linear + vocabulary + 2 * base.layers * base.attention * context)
-        moved = size * cases * (base.layers * self._passed_values() / 3 + 4 * base.vocabulary) + 2 * keys
+        moved = size * cases * (base.layers * self._passed_values() / 3 + 4 * base.vocabulary) + 2 * keys * copies
         weights = self.layer_weights(machine) + size * vocabulary + keys
         return Work(products, moved=moved, weights=weights, calls=base.layers * LAYER_CALLS)
 

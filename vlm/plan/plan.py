@@ -4,25 +4,13 @@ import math
 from dataclasses import dataclass, replace
 
 from vlm.plan.cost import Job
-from vlm.plan.gpus import CPU, GB, Machine
+from vlm.plan.drafting import Drafting, plan_drafting
+from vlm.plan.gpus import GB, Machine
 from vlm.plan.memory import CUDA_CONTEXT
+from vlm.plan.terms import HOST, Terms, room_of
 
-HOST = 8
-"""Devices in one host."""
 NETWORK = 400e9 / 8
 """Bytes a second between two hosts, shared by the devices of one."""
-ROOM = 0.92
-"""Share of a device's memory that tensors can fill before fragments leave no room."""
-SHORT = 3600.0
-"""Seconds below which drafting with PyTorch is not worth a server."""
-LONGEST = 1.5
-"""Words of a batch's longest draft against their mean: a batch of PyTorch runs until its longest ends."""
-SERVED = 256
-"""Most cases that a server drafts together."""
-SERVERS = (1, 2, 4, HOST)
-"""Devices among which a server shares its weights."""
-SERVER_OWN = 2 * GB
-"""What a server holds on each device beside weights and keys."""
 READ_LATENCY, READERS = 0.02, 32
 """Seconds to open one object of a store, and how many are opened at once by a device's readers."""
 SHARD_ROWS = 1000
@@ -33,26 +21,6 @@ DRAFT_BYTES = 1024
 """Of one line of a table of drafts."""
 SHARDS = (2, 4, 8, 16, 32, 64)
 """Devices among which FSDP shares the weights."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What of a plan is neither the config's nor the machine's."""
-
-    studies: float
-    epochs: float
-    draft_tokens: float = 60
-    """Mean length of a draft."""
-    study_bytes: float = 300e3
-    """Encoded image of a study."""
-    decode_s: float = 0.02
-    """CPU seconds to read and decode it."""
-    cores: int = 8
-    """CPU cores that read images for one device."""
-    days: float = 7.0
-    """Time in which training, and drafting, shall end where the number of devices is free."""
-    gpus: int | None = None
-    """Number of devices; None: as few as end in that time."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +41,6 @@ class Training:
     """CPU cores that keep one device fed."""
     sent_gb: float
     """Between devices, all of them and all steps."""
-
-
-@dataclass(frozen=True)
-class Drafting:
-    """A draft for each study."""
-
-    engine: str
-    reason: str
-    gpus: int
-    gpu_hours: float
-    wall_hours: float
-    pytorch_gpu_hours: float
-    vllm_gpu_hours: float
 
 
 @dataclass(frozen=True)
@@ -178,22 +133,18 @@ def _engine(found: Training, machine: Machine, terms: Terms, shards: int) -> tup
 
 def largest_micro_batch(job: Job, machine: Machine, most: int) -> int:
     """The cases, of `most`, that fit one device at once; 0 where one does not."""
-    memory, room = job.memory(machine), _room(machine)
+    memory, room = job.memory(machine), room_of(machine)
     return next((n for n in range(most, 0, -1) if memory.peak(n) <= room), 0)
 
 
 def smallest_sharding(job: Job, machine: Machine) -> int:
     """Devices among which the weights must be shared for one case to fit; 0 where all are too few."""
-    return next((n for n in SHARDS if _sharded_memory(job, machine, n, 1) <= _room(machine)), 0)
+    return next((n for n in SHARDS if _sharded_memory(job, machine, n, 1) <= room_of(machine)), 0)
 
 
 def _sharded_micro_batch(job: Job, machine: Machine, shards: int) -> int:
-    most, room = job.config.train.micro_batch_size, _room(machine)
+    most, room = job.config.train.micro_batch_size, room_of(machine)
     return next((n for n in range(most, 1, -1) if shards and _sharded_memory(job, machine, shards, n) <= room), 1)
-
-
-def _room(machine: Machine) -> float:
-    return ROOM * machine.memory - CUDA_CONTEXT
 
 
 def _sharded_memory(job: Job, machine: Machine, devices: int, cases: int) -> float:
@@ -247,71 +198,6 @@ def _features_seconds(job: Job, machine: Machine, terms: Terms) -> float:
         return 0.0
     computed = job.image(terms.studies, machine, learns=False).seconds(machine)
     return max(computed, terms.studies * terms.decode_s / terms.cores)
-
-
-# ---------------------------------------------------------------------------------------- drafting
-
-
-def plan_drafting(job: Job, machine: Machine, terms: Terms) -> Drafting:
-    """PyTorch for what is done within the hour, then a server, then many of them."""
-    pytorch = terms.studies * pytorch_seconds(job, machine, terms)
-    served, shards = vllm_seconds(job, machine, terms)
-    server = terms.studies * served
-    deadline = 24 * 3600 * terms.days
-    if pytorch and (pytorch <= SHORT * (terms.gpus or 1) or not served):
-        engine, seconds, devices = "PyTorch", pytorch, terms.gpus or math.ceil(pytorch / deadline)
-        reason = "done within the hour: no server to keep" if served else f"no host of {machine.name} holds a server"
-    elif served:
-        engine, seconds, devices = "vLLM", server, math.ceil((terms.gpus or server / deadline) / shards) * shards
-        faster = f"{pytorch / server:.0f} times as fast" if pytorch else f"the weights fit {shards} devices, not one"
-        reason = f"{faster}: continuous batches of up to {SERVED}, keys in pages"
-        if devices > HOST:
-            engine, reason = "vLLM under Ray Data", f"{devices:,} devices are more than one host; {reason}"
-    else:
-        engine, seconds, devices = "none", 0.0, 0
-        reason = f"the weights fit neither one {machine.name} in 4 bits nor a host of {HOST} in 16"
-    wall = seconds / max(devices, 1) / 3600
-    return Drafting(engine, reason, devices, seconds / 3600, wall, pytorch / 3600, server / 3600)
-
-
-def pytorch_seconds(job: Job, machine: Machine, terms: Terms, longest: float = LONGEST) -> float:
-    """Device seconds a study with `infer.py --input`; 0 where the weights do not fit.
-
-    A batch runs until its longest draft ends.
-    """
-    cases = job.config.evaluation.batch_size
-    words = min(terms.draft_tokens * longest, job.config.evaluation.max_new_tokens)
-    keys = cases * (job.tokens.prompt + words) * job.key_bytes(machine)
-    if job.memory(machine).weights + keys > _room(machine):
-        return 0.0
-    reading = job.prompt_reading(cases, machine).seconds(machine)
-    word = job.word(cases, words / 2, machine).seconds(machine, drafts=True)
-    return (reading + max(words - 1, 0) * word) / cases
-
-
-def vllm_seconds(job: Job, machine: Machine, terms: Terms) -> tuple[float, int]:
-    """Device seconds a study behind a server with 16-bit weights, and the devices that share them; 0 where none do.
-
-    Its operations are recorded once and replayed, so launching takes no time; cases enter and leave one by one. More
-    devices than the weights need leave more room for keys, and so larger batches.
-    """
-    if machine.name == CPU:
-        return 0.0, 0
-    server = replace(machine, value_bytes=2, call_s=0)
-    found = [(_served_seconds(job, server, terms, shards), shards) for shards in SERVERS]
-    return min((pair for pair in found if pair[0]), default=(0.0, 0))
-
-
-def _served_seconds(job: Job, server: Machine, terms: Terms, shards: int) -> float:
-    room = shards * (_room(server) - SERVER_OWN) - server.value_bytes * job.base.parameters
-    cases = min(SERVED, int(room / (job.key_bytes(server) * (job.tokens.prompt + terms.draft_tokens))))
-    if cases < 1:
-        return 0.0
-    llm = replace(job.config.model.llm, quantization="none")
-    served = replace(job, config=replace(job.config, model=replace(job.config.model, llm=llm)))
-    reading = served.prompt_reading(cases, server).seconds(server)
-    word = served.word(cases, terms.draft_tokens / 2, server).seconds(server, drafts=True)
-    return (reading + terms.draft_tokens * word) / cases
 
 
 # -------------------------------------------------------------------------------------------- data

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from vlm.plan.cost import Job
 from vlm.plan.gpus import Machine
-from vlm.plan.plan import Plan, Terms
+from vlm.plan.plan import Plan
+from vlm.plan.terms import Terms
 
 COLUMNS = (
     "base", "GPU", "studies", "training", "GPUs", "GPU hours", "wall", "memory a GPU", "drafting", "GPUs",
