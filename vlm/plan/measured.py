@@ -77,7 +77,7 @@ def layer_rate(base: Base, rows: int, clock: Clock) -> float:
 def passing_rate(values: int, clock: Clock) -> float:
     """Bytes a second that a product element by element reads and writes, on tensors of so many values."""
     a, b = torch.randn(values), torch.randn(values)
-    count = max(1, (1 << 26) // values)
+    count = min(200, max(1, (1 << 26) // values))
     return 3 * 4 * values * count / timed(lambda: [a * b for _ in range(count)], repeats=5, clock=clock).median
 
 
