@@ -164,7 +164,8 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
     make = partial(CaseDataset, cohort.split(split), spec, cohort.sections, tuple(config.data.withhold))
     if split != "train":
         return make()
-    return make(dropout=config.data.dropout, augment=config.data.augment, seed=config.train.seed)
+    data, seed = config.data, config.train.seed
+    return make(dropout=data.dropout, augment=data.augment, seed=seed, lanes=data.lanes)
 
 
 def training_arguments(

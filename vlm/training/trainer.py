@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from vlm.config import LossConfig, TrainConfig
 from vlm.data.collate import IGNORED
 from vlm.data.examples import CaseDataset
+from vlm.data.packed.sampling import ShardSampler, shards_of
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 from vlm.training.resumable import ResumableTrainer
@@ -135,7 +136,12 @@ class ReportTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset or self.train_dataset
         assert isinstance(dataset, CaseDataset)
-        return CaseSampler(dataset, self.train_config.batch_size)
+        shards, batch_size = shards_of(dataset), self.train_config.batch_size
+        if shards is None:
+            return CaseSampler(dataset, batch_size)
+        sampler = ShardSampler(dataset, shards, batch_size, self.args.train_batch_size, self.args.world_size)
+        self._say(sampler.describe())
+        return sampler
 
     @property
     def case_datasets(self) -> list[CaseDataset]:
