@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from vlm.errors import UserError, run_program
-from vlm.inference.arguments import engine_of, parse_arguments
+from vlm.inference.arguments import cluster_of, engine_of, parse_arguments
 
 
 def draft_table(arguments: argparse.Namespace) -> None:
@@ -22,7 +22,7 @@ def draft_table(arguments: argparse.Namespace) -> None:
     images = Path(arguments.images) if arguments.images else table.parent
     columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
     job = TableJob(table, Path(arguments.output), images, columns, arguments.batch_size, arguments.max_new_tokens)
-    counts = draft_table(arguments.adapter, job, arguments.resume, **engine_of(arguments))
+    counts = draft_table(arguments.adapter, job, arguments.resume, cluster_of(arguments), **engine_of(arguments))
     print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
     if counts.errors:
         raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.forks import Forks
 from vlm.config import (
     Config,
     DataConfig,
@@ -202,3 +204,11 @@ def steady(rows: list[dict]) -> list[dict]:
 def read_json(path: Path):
     """Shorthand."""
     return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts real runs of the programs, by one process or several, without the seconds of a Python start."""
+    forks = Forks()
+    yield forks
+    forks.close()

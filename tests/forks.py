@@ -1,8 +1,9 @@
-"""Runs of `train_lora.py` forked from a process that has imported everything: a run without the seconds of a start.
+"""Runs of the programs, forked from a process that has imported everything: a run without the seconds of a start.
 
 Reads a line of JSON from stdin: a job, answered when it began, or an empty one, answered when the last has ended.
 """
 
+import importlib
 import json
 import os
 import socket
@@ -26,20 +27,23 @@ class Forks:
         )
         self._ask({"ranks": 0})  # wait until it is warm
 
-    def start(self, *argv: str, said: Path, die_at: int = 0, ranks: int = 1) -> int:
-        """Start a run whose stderr goes to `said`, and return its process; it dies at a change of its disk if asked."""
+    def start(
+        self, *argv: str, said: Path, die_at: int = 0, ranks: int = 1, program: str = "train_lora", **environment: str
+    ) -> list[int]:
+        """Start a run whose output goes to `said`; returns its processes. It dies at a change of its disk if asked."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        return self._ask({"argv": argv, "said": str(said), "die_at": die_at, "ranks": ranks, "port": port})[0]
+        job = {"argv": argv, "said": str(said), "die_at": die_at, "ranks": ranks, "port": port, "program": program}
+        return self._ask(job | {"environment": environment})
 
     def wait(self) -> int:
         """The exit code of the run that was started, minus the signal that ended it; until now its number was taken."""
         return self._ask({})
 
-    def run(self, *argv: str, said: Path, die_at: int = 0, ranks: int = 1) -> int:
+    def run(self, *argv: str, said: Path, **options: Any) -> int:
         """Start and wait."""
-        self.start(*argv, said=said, die_at=die_at, ranks=ranks)
+        self.start(*argv, said=said, **options)
         return self.wait()
 
     def close(self) -> None:
@@ -61,6 +65,7 @@ def serve() -> None:
     from transformers import LlamaForCausalLM  # noqa: F401
 
     import vlm.evaluation.run
+    import vlm.inference.command
     import vlm.training.run  # noqa: F401
     from vlm.cli import parse_config
 
@@ -89,7 +94,7 @@ def fork(job: dict, rank: int) -> int:
 
 
 def run(job: dict, rank: int) -> None:
-    """What `python train_lora.py` does, and `torchrun` before it where there are several."""
+    """What `python PROGRAM.py` does, and `torchrun` before it where there are several."""
     sys.stdin.close()
     output = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -98,17 +103,17 @@ def run(job: dict, rank: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"]),
                        "LOCAL_WORLD_SIZE": str(job["ranks"]), "MASTER_ADDR": "localhost",
                        "MASTER_PORT": str(job["port"]), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    os.environ |= job["environment"]
     if job["die_at"]:
         from tests.faults import Disk, install
 
         install(Disk(job["die_at"], lambda change: os._exit(137)))
-    import train_lora
     from vlm.errors import run_program
 
-    sys.argv = ["train_lora.py", *job["argv"]]
+    sys.argv = [f"{job['program']}.py", *job["argv"]]
     code = 0
     try:
-        run_program(train_lora.main)
+        run_program(importlib.import_module(job["program"]).main)
     except SystemExit as end:
         code = int(end.code or 0)
     os._exit(code)

@@ -107,6 +107,30 @@ def test_the_same_report_as_fhir(client: httpx.Client, image: bytes) -> None:
     assert "".join(filter(str.isprintable, report["conclusion"])) == kept.strip()
 
 
+def observation(code: str, value: float, unit: str, subject: str = "Patient/1") -> dict[str, Any]:
+    coding = {"system": "http://loinc.org", "code": code}
+    quantity = {"value": value, "unit": unit, "system": "http://unitsofmeasure.org", "code": unit}
+    return {"resourceType": "Observation", "status": "final", "code": {"coding": [coding], "text": "glucose"},
+            "subject": {"reference": subject}, "valueQuantity": quantity}  # fmt: skip
+
+
+def test_observations_stand_in_place_of_vitals(client: httpx.Client) -> None:
+    """The tests' schema has no LOINC codes: what has none is found by its name."""
+    known, unknown = observation("", 8.7, "mmol/L"), observation("8867-4", 80, "/min")
+    known["code"].pop("coding")
+    plain = client.post("/v1/report", json={"vitals": {"glucose": 8.7}}).json()
+    bundle = {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": r} for r in (known, unknown)]}
+    left_out = "left out 1 of 2 Observations: no vital of the adapter has such a code"
+    for request in (
+        {"json": {"observations": bundle}},
+        {"json": {"observations": [known, unknown]}},
+        {"files": {"observations": (None, json.dumps(bundle).encode())}},
+    ):
+        answer = client.post("/v1/report", **request)
+        assert answer.status_code == 200, answer.text
+        assert same(answer.json(), plain | {"warnings": [left_out, *plain["warnings"]]})
+
+
 def test_nothing_given_is_a_case_too(client: httpx.Client, engine: ReportEngine, tmp_path: Path) -> None:
     answer = client.post("/v1/report", json={})
     assert answer.status_code == 200 and same(answer.json(), own_answer(engine, tmp_path, None, {}))
@@ -171,6 +195,14 @@ def test_a_bad_file_is_the_clients_mistake(client: httpx.Client, kind: str, capf
         ({"files": {"glucose": (None, b"1"), "vitals": (None, b'{"glucose": 2}')}}, 422, "glucose is given twice"),
         ({"files": {"vitals": (None, b"glucose=2")}}, 400, "vitals: not valid JSON"),
         ({"files": {"vitals": (None, b"[1]")}}, 422, "vitals: one JSON object"),
+        ({"json": {"vitals": {"glucose": 1}, "observations": []}}, 422, "observations: stand in place of vitals"),
+        ({"json": {"observations": {"resourceType": "Patient"}}}, 422, "observations: a Patient; give a Bundle"),
+        (
+            {"json": {"observations": [observation("1", 1, "", "Patient/1"), observation("1", 1, "", "Patient/2")]}},
+            422,
+            "observations: Observations of 2 subjects",
+        ),
+        ({"files": {"observations": (None, b"{")}}, 400, "observations: not valid JSON"),
         ({"files": {"vitals": (None, b"\xff\xfe")}}, 400, "vitals: not valid JSON"),
         ({"files": {"image": (None, b"text")}}, 422, "image: send it as a file"),
     ],

@@ -248,3 +248,22 @@ def test_no_header_value_reaches_a_message(
     assert said, "some of them were broken"
     for text in [*said, out, err, caplog.text, *(str(w.message) for w in recwarn)]:
         assert "CANARY" not in text and "JANE" not in text
+
+
+def test_a_file_meta_of_either_encoding_is_read_and_none_hides_a_deflated_object(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.dcm").read_bytes()
+    place, implicit = 132, b""  # the same elements without their VR, which pydicom puts up with
+    while data[place : place + 2] == b"\x02\x00":
+        long = data[place + 4 : place + 6] in (b"OB", b"UN")
+        size = int.from_bytes(data[place + 8 : place + 12] if long else data[place + 6 : place + 8], "little")
+        value = place + (12 if long else 8)
+        implicit += data[place : place + 4] + size.to_bytes(4, "little") + data[value : value + size]
+        place = value + size
+    (tmp_path / "implicit.dcm").write_bytes(data[:132] + implicit + data[place:])
+    np.testing.assert_array_equal(read_image(tmp_path / "implicit.dcm"), RAMP)
+    deflated = implicit.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99", 1).replace(
+        b"\x10\0" + (20).to_bytes(4, "little"), b"\x10\0" + (22).to_bytes(4, "little"), 1
+    )
+    (tmp_path / "hidden.dcm").write_bytes(data[:132] + deflated + data[place:])
+    with pytest.raises(UserError, match="Deflated"):
+        read_image(tmp_path / "hidden.dcm")

@@ -8,80 +8,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.conftest import steady, table_config, tiny_model_config
 from tests.forks import PROJECT, Forks
-from vlm.cli import to_yaml
-from vlm.config import Config, DropoutConfig, EvaluationConfig, LossConfig, RunConfig, TrainConfig
+from tests.runs import Run, write_config
 from vlm.run_folder import checkpoints_of, read_log
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.close()
-
-
-@pytest.fixture(scope="module")
 def config_file(tiny_llm: str, table_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps, with a checkpoint every 3 and a log row every 2: rows are half summed when it is saved."""
-    folder = tmp_path_factory.mktemp("kills")
-    config = Config(
-        run=RunConfig(name="whole", folder=str(folder / "runs")),
-        data=replace(table_config(table_root), dropout=DropoutConfig(0.2, 0.2, 0.1)),
-        model=tiny_model_config(tiny_llm),
-        loss=LossConfig(alpha=0.4, head_only_steps=2),
-        train=TrainConfig(max_steps=12, batch_size=4, micro_batch_size=2, log_steps=2, eval_steps=3, warmup_steps=1,
-                          keep_checkpoints=1, threads=1),
-        evaluation=EvaluationConfig(batch_size=8, max_new_tokens=2, bootstrap_draws=5, ablation=False),
-    )  # fmt: skip
-    file = folder / "config.yaml"
-    file.write_text(to_yaml(config))
-    return file
-
-
-class Run:
-    """A run by its name, beside the others."""
-
-    def __init__(self, config_file: Path, name: str) -> None:
-        self.argv = ("--config", str(config_file), "--run.name", name)
-        self.folder = config_file.parent / "runs" / name
-        self.said = config_file.parent / f"{name}.txt"
-        self.log, self.adapter = self.folder / "log.jsonl", self.folder / "adapter"
-        self.seconds = 0.0
-
-    def result(self) -> tuple[dict[str, bytes], list[dict]]:
-        """The adapter's weights, byte for byte, and the log without times and the last row, which is of a sitting."""
-        weights = {file.name: file.read_bytes() for file in sorted(self.adapter.glob("*.safetensors"))}
-        rows = [row for row in read_log(self.log) if "train_runtime" not in row]
-        return weights, steady(rows)
-
-    def has_begun(self) -> bool:
-        return (self.folder / "config.yaml").is_file()
-
-    def has_made(self, step: int) -> bool:
-        return self.log.is_file() and any(row["step"] >= step for row in read_log(self.log))
-
-    def wait_until(self, happened: Callable[[], bool], process: int) -> None:
-        """However long it takes on a busy machine, while the process lives."""
-        while not happened():
-            if " Z " in Path(f"/proc/{process}/stat").read_text():  # dead, and not waited for
-                assert happened(), self.said.read_text()[-2000:]
-            time.sleep(0.002)
+    return write_config(tiny_llm, table_root, tmp_path_factory.mktemp("kills"))
 
 
 @pytest.fixture(scope="module")
 def whole(forks: Forks, config_file: Path) -> Run:
     """A run that nobody disturbs."""
     run, start = Run(config_file, "whole"), time.monotonic()
-    process = forks.start(*run.argv, said=run.said)
+    process, *_ = forks.start(*run.argv, said=run.said)
     run.wait_until(run.adapter.exists, process)
     run.seconds = time.monotonic() - start
     assert forks.wait() == 0, run.said.read_text()[-2000:]
@@ -94,9 +39,7 @@ def whole(forks: Forks, config_file: Path) -> Run:
 @pytest.fixture(scope="module")
 def by_two(forks: Forks, config_file: Path) -> Run:
     """The same by two processes."""
-    run = Run(config_file, "by-two")
-    assert forks.run(*run.argv, said=run.said, ranks=2) == 0, run.said.read_text()[-2000:]
-    return run
+    return Run(config_file, "by-two").to_its_end(forks, ranks=2)
 
 
 def kill_once(forks: Forks, run: Run, rng: random.Random, seconds: float) -> str | None:
@@ -105,7 +48,7 @@ def kill_once(forks: Forks, run: Run, rng: random.Random, seconds: float) -> str
     if rng.random() < 0.5:
         code = forks.run(*options, said=run.said, die_at=rng.randint(1, 180))
         return "at a change of the disk" if code == 137 else None
-    process = forks.start(*options, said=run.said)
+    process, *_ = forks.start(*options, said=run.said)
     time.sleep(rng.uniform(0.1, 0.9) * seconds)
     os.kill(process, signal.SIGKILL)
     return "at a moment" if forks.wait() == -signal.SIGKILL else None
@@ -114,7 +57,7 @@ def kill_once(forks: Forks, run: Run, rng: random.Random, seconds: float) -> str
 def resumes(forks: Forks, run: Run, rng: random.Random) -> bool:
     """Let a run go on; most of them no longer than until the adapter is there, for the test after it is a long one."""
     has_adapter = run.adapter.exists()
-    process = forks.start(*run.argv, *(["--resume"] if run.has_begun() else []), said=run.said)
+    process, *_ = forks.start(*run.argv, *(["--resume"] if run.has_begun() else []), said=run.said)
     if has_adapter or rng.random() < 0.1:
         return forks.wait() == 0
     run.wait_until(run.adapter.exists, process)
@@ -171,20 +114,6 @@ def test_a_launched_run_is_killed_and_goes_on(whole: Run, config_file: Path) -> 
     assert run.result() == whole.result()
 
 
-def test_one_process_equals_two(whole: Run, by_two: Run) -> None:
-    newest = by_two.folder / "checkpoints" / "checkpoint-12"
-    assert len(load_file(newest / "processes.safetensors")["torch"]) == 2, "two processes trained"
-    for name in ("adapter_model.safetensors", "vlm.safetensors"):
-        one, two = load_file(whole.folder / "adapter" / name), load_file(by_two.folder / "adapter" / name)
-        worst = max((one[key] - two[key]).abs().max().item() for key in one)
-        print(f"{name}: largest difference of a weight between one process and two {worst:.1e}")
-        assert worst <= 1e-5
-    for a, b in zip(whole.result()[1], by_two.result()[1], strict=True):
-        assert {k: v for k, v in a.items() if v is not None} == pytest.approx(
-            {k: v for k, v in b.items() if v is not None}, rel=1e-5
-        )
-
-
 def test_each_of_two_processes_stands_in_the_log(by_two: Run) -> None:
     rows = [row for row in read_log(by_two.log) if "loss" in row]
     for row in rows:
@@ -201,7 +130,7 @@ def test_each_of_two_processes_stands_in_the_log(by_two: Run) -> None:
 def test_a_signal_saves_and_the_run_goes_on(ranks: int, forks: Forks, config_file: Path, request) -> None:
     undisturbed = request.getfixturevalue("whole" if ranks == 1 else "by_two")
     run, number = Run(config_file, f"stopped-{ranks}"), signal.SIGINT if ranks == 1 else signal.SIGTERM
-    process = forks.start(*run.argv, said=run.said, ranks=ranks)
+    process, *_ = forks.start(*run.argv, said=run.said, ranks=ranks)
     run.wait_until(lambda: run.has_made(4), process)
     os.kill(process, number)
     code, said = forks.wait(), run.said.read_text()

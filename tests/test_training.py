@@ -277,10 +277,10 @@ def test_a_table_may_lack_any_kind_of_evidence(tiny_config: Config, without: str
 def test_batch_size_must_fit_the_processes(tiny_config: Config, monkeypatch) -> None:
     from vlm.training.run import training_arguments
 
-    monkeypatch.setattr("vlm.training.run._world_size", lambda: 2)
+    monkeypatch.setattr("vlm.training.run.world_size", lambda: 2)
     arguments = training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 1)
-    monkeypatch.setattr("vlm.training.run._world_size", lambda: 3)
+    monkeypatch.setattr("vlm.training.run.world_size", lambda: 3)
     with pytest.raises(UserError, match="not a multiple of micro_batch_size x processes"):
         training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))
 
@@ -298,3 +298,12 @@ def test_resuming_a_finished_run_trains_no_further(tiny_config: Config) -> None:
     longer = replace(tiny_config, train=replace(tiny_config.train, max_steps=tiny_config.train.max_steps + 2))
     train(longer, resume=True)
     assert len(folder.log.read_text()) > len(rows), "more steps were asked for, and they are made"
+
+
+def test_a_finished_run_that_is_made_longer_learns_from_its_first_step_on(tiny_config: Config) -> None:
+    whole = trained(with_train(tiny_config, "longer", schedule="linear", max_steps=4))
+    assert whole.optimizer.param_groups[0]["lr"] == 0
+    longer = with_train(tiny_config, "longer", schedule="linear", max_steps=8, log_steps=1)
+    resumed = trained(longer, str(RunFolder(longer).checkpoints / "checkpoint-4"))
+    rates = {row["step"]: row["learning_rate"] for row in resumed.state.log_history if row.get("learning_rate")}
+    assert rates[5] > rates[6] > rates[7] > 0

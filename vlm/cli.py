@@ -162,6 +162,7 @@ def _check_values(config: Config) -> None:
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
         (32 <= config.data.image_size <= LARGEST_SIDE, "data.image_size", f"32 to {LARGEST_SIDE:,} pixels"),
         *((False, key, meaning) for key, meaning in model_problems(config.model)),
+        (1 <= config.data.lanes <= 16, "data.lanes", "1 to 16"),
         (all(source.weight > 0 for source in config.data.sources), "data.sources", "of weights above 0"),
         (config.run.name not in ("", ".", "..") and "/" not in config.run.name, "run.name", "a plain folder name"),
     ]

@@ -23,11 +23,12 @@ CHUNK = 16 * 2**20
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
     """Give an empty folder to write to; when the block ends, it is sealed and stands at `folder`.
 
-    An earlier folder of that name is replaced then and not before. If the block raises, all is as it was. Raises
-    `UserError` where the disk is full or does not let us write.
+    An earlier folder of that name is replaced then and not before. If the block raises, all is as it was. Without
+    `sealed` no manifest is written, and the block flushes its files itself. Raises `UserError` where the disk is full
+    or does not let us write.
     """
     staging, earlier = _hidden(folder, "partial"), _hidden(folder, "earlier")
     with writing(folder):
@@ -40,7 +41,7 @@ def staged(folder: Path) -> Iterator[Path]:
         os.mkdir(staging)
         try:
             yield staging
-            seal(staging)
+            seal(staging) if sealed else flush(staging)
             if folder.exists():
                 os.rename(folder, earlier)
             os.rename(staging, folder)

@@ -17,14 +17,14 @@ DEEPEST = 16
 """Levels of nesting in it."""
 
 
-def read_json(file: Path, what: str) -> Any:
+def read_json(file: Path, what: str, longest: int = LONGEST_LIST) -> Any:
     """The content of a JSON file; `what` names it in the `UserError` for one that is not as we would write it."""
     try:
         with file.open("rb") as read:
             data = read.read(LARGEST_TEXT + 1)
         if len(data) > LARGEST_TEXT:
             raise ValueError(f"larger than {LARGEST_TEXT >> 20} MiB")
-        return parse_json(data)
+        return parse_json(data, longest)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot read {what}: {error}") from None
 

@@ -1,6 +1,5 @@
 """An adapter on the Hugging Face Hub: fetched at one commit, pushed as one commit."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
 from vlm.adapter.reading import check_files, check_manifest
 from vlm.errors import UserError
+from vlm.untrusted import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -148,10 +148,10 @@ def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
         raise UserError(f"{repo}: holds {min(others)}, which is no file of an adapter; {way_out}")
     if names <= STARTED:
         return
-    ours = "config.json" in names and "clinical_vlm_version" in json.loads(
-        Path(api.hf_hub_download(repo, "config.json", revision=info.sha)).read_text(encoding="utf-8")
-    )
-    if not ours:
+    config = None
+    if "config.json" in names:
+        config = read_json(Path(api.hf_hub_download(repo, "config.json", revision=info.sha)), "what is there already")
+    if not (isinstance(config, dict) and "clinical_vlm_version" in config):
         raise UserError(f"{repo}: holds another model; {way_out}")
 
 

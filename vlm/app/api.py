@@ -6,7 +6,7 @@ import binascii
 import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request
@@ -19,8 +19,9 @@ from starlette.datastructures import FormData, UploadFile
 import vlm
 from vlm.app.about import Adapter
 from vlm.app.service import Busy, Failed, Job, Service, TooLate
+from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.fhir import to_fhir
+from vlm.fhir import from_fhir, to_fhir
 from vlm.inference.report import NOTICE
 
 Format = Literal["report", "fhir"]
@@ -36,6 +37,9 @@ class Case(BaseModel):
     image: str | None = Field(None, description="PNG, JPEG, TIFF, BMP, WebP or DICOM file in base64")
     vitals: dict[str, Value] = Field(
         default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
+    )
+    observations: dict[str, Any] | list[Any] | None = Field(
+        None, description="in place of vitals: FHIR Observations of one patient, as a Bundle or a list"
     )
     context: str = Field("", description="text to show in the prompt, such as an indication")
     format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
@@ -64,6 +68,7 @@ REFUSALS = {400: "not readable as what it says it is", 413: "too large", 415: "n
 _FORM = {"type": "object", "additionalProperties": {"type": "string", "description": "a vital under its own name"},
          "properties": {"image": {"type": "string", "format": "binary"},
                         "vitals": {"type": "string", "description": "JSON object of names and values"},
+                        "observations": {"type": "string", "description": "FHIR Observations as JSON"},
                         "context": {"type": "string"}, "format": {"type": "string"}}}  # fmt: skip
 _BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
                                        "application/json": {"schema": Case.model_json_schema()}}}  # fmt: skip
@@ -89,8 +94,10 @@ def make_api(service: Service, adapter: Adapter) -> FastAPI:
         case, image = await _read(request)
         try:
             picture = await run_in_threadpool(service.read_bytes, image) if image is not None else None
-            prepared = await run_in_threadpool(service.prepare, picture, case.vitals, case.context)
+            vitals, noted = _vitals_of(case, schema)
+            prepared = await run_in_threadpool(service.prepare, picture, vitals, case.context)
             drafted = await done(service.draft(prepared))
+            drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
             if case.format == "fhir":
                 bundle = to_fhir(drafted, schema, adapter.made_by, bool(prepared[0]["has_image"]))
                 return JSONResponse(bundle, media_type="application/fhir+json")
@@ -167,6 +174,15 @@ def _from_base64(text: str) -> bytes:
         raise HTTPException(400, "image: not valid base64") from None
 
 
+def _vitals_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A case's values by name, and warnings on Observations that were left out; raises `UserError` as `from_fhir`."""
+    if case.observations is None:
+        return case.vitals, ()
+    if case.vitals:
+        raise UserError("observations: stand in place of vitals; give one of them")
+    return from_fhir(case.observations, schema, "observations")
+
+
 async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
@@ -177,7 +193,11 @@ async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
         fields[name] = value
     image: UploadFile | None = fields.pop("image", None)
     known: dict[str, Any] = {name: fields.pop(name) for name in ("context", "format") if name in fields}
-    vitals = _vitals_object(fields.pop("vitals", ""))
+    vitals = _json_field("vitals", fields.pop("vitals", ""))
+    if not isinstance(vitals, dict):
+        raise HTTPException(422, 'vitals: one JSON object, such as {"glucose": 8.7, "bp": "145/90"}')
+    if "observations" in fields:
+        known["observations"] = _json_field("observations", fields.pop("observations"))
     for name in fields:
         if name in vitals:
             raise HTTPException(422, f"vitals: {name} is given twice")
@@ -185,14 +205,11 @@ async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
     return case, await image.read() if image is not None else None
 
 
-def _vitals_object(text: str) -> dict[str, Any]:
+def _json_field(name: str, text: str) -> Any:
     try:
-        values = json.loads(text) if text.strip() else {}
+        return json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):
-        raise HTTPException(400, "vitals: not valid JSON") from None
-    if not isinstance(values, dict):
-        raise HTTPException(422, 'vitals: one JSON object, such as {"glucose": 8.7, "bp": "145/90"}')
-    return values
+        raise HTTPException(400, f"{name}: not valid JSON") from None
 
 
 class LimitedBody:

@@ -119,8 +119,10 @@ class MimicCxrConfig:
     """Whose labels: the table `mimic-cxr-2.0.0-chexpert` or `-negbio`."""
 
 
-Source = Literal["phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "image_folder", "table"]
-"""The readers; `table` is your own data."""
+Source = Literal[
+    "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "image_folder", "table", "packed"
+]  # fmt: skip
+"""The readers; `table` is your own data, `packed` what `python -m vlm.data pack` made of any of them."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class SourceConfig:
     source: Source = "table"
     """Which reader."""
     root: str = "."
-    """Folder of the data."""
+    """Folder of the data; of the source `packed` also an address such as `s3://bucket/folder`."""
     name: str = ""
     """What marks its ids and patients; empty: the reader's name."""
     weight: float = 1.0
@@ -192,9 +194,11 @@ class DataConfig:
     """Which cases are read, how they are split and what a training case goes through."""
 
     source: Source = "phantom"
-    """Which reader; `table` is your own data."""
+    """Which reader; `table` is your own data, `packed` what `python -m vlm.data pack` made of any of them."""
     root: str = "data/phantom"
-    """Folder of the data."""
+    """Folder of the data; of the source `packed` also an address such as `s3://bucket/folder`."""
+    lanes: int = 8
+    """Shards of packed data that are read side by side in training, 1 to 16; a process reads its share of them."""
     image_size: int = 224
     """Side of the square image given to the CNN, pixels; the aspect is kept by padding."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

@@ -1,8 +1,9 @@
-"""`python -m vlm.data check TABLE --images DIR`: what a careful colleague would say before anybody trains on it."""
+"""`python -m vlm.data check` and `pack`: look at data before anybody trains on them, and make shards of them."""
 
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlm.errors import UserError, run_program
@@ -11,7 +12,10 @@ from vlm.errors import UserError, run_program
 def main() -> None:
     parser = argparse.ArgumentParser(prog="vlm.data")
     commands = parser.add_subparsers(required=True)
-    check = commands.add_parser("check", help="look at a table and its images", description=__doc__)
+    check = commands.add_parser(
+        "check", help="look at a table and its images", description="What a careful colleague would say of a table."
+    )
+    check.set_defaults(run=run_check)
     check.add_argument("table", type=Path, help="CSV, TSV or Parquet")
     check.add_argument("--images", type=Path, help="folder of the images; without it only the table is looked at")
     check.add_argument("--config", help="config whose data.table, data.split and vitals describe the table")
@@ -20,14 +24,43 @@ def main() -> None:
     check.add_argument("--label", action="append", default=[], metavar="COLUMN", help="label column; may be repeated")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the findings for machines")
     check.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures and thumbnails")
-    arguments = parser.parse_args()
+    pack = commands.add_parser(
+        "pack",
+        help="write a cohort as shards with the images inside",
+        description="Write the cohort of a config as Parquet shards with the images inside. Options of the config, "
+        "such as --data.root DIR, may follow.",
+        allow_abbrev=False,
+    )
+    pack.set_defaults(run=run_pack)
+    pack.add_argument("--config", required=True, help="YAML file whose data are packed")
+    pack.add_argument("--output", required=True, metavar="DIR", help="new folder for the shards")
+    pack.add_argument("--rows_per_shard", type=int, metavar="N", help="at most; 512 if not given")
+    pack.add_argument("--image_side", type=int, metavar="PIXELS",
+                      help="store pixels alone, at most so long a side; without it the files as they are")  # fmt: skip
+    arguments, options = parser.parse_known_args()
+    if options and arguments.run is run_check:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    sys.exit(arguments.run(arguments, options))
+
+
+def run_pack(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+    """Pack and say what was packed."""
+    from vlm.cli import parse_config
+    from vlm.data.packed.writing import PackOptions, pack
+
+    if "://" in arguments.output:
+        raise UserError(f"{arguments.output}: shards are written to a folder of this machine; copy it there when whole")
+    config, _ = parse_config(["--config", arguments.config, *options])
+    given = {"rows": arguments.rows_per_shard, "image_side": arguments.image_side}
+    chosen = PackOptions(**{name: value for name, value in given.items() if value is not None})
+    print("\n".join(pack(config.data, Path(arguments.output), chosen)))
+    return 0
+
+
+def run_check(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """Check and print; returns 1 if there are errors, else 0."""
     if arguments.images and importlib.util.find_spec("imagehash") is None:
         raise UserError("--images: copies are found with ImageHash; pip install 'clinical-vlm[check]'")
-    sys.exit(run_check(arguments))
-
-
-def run_check(arguments: argparse.Namespace) -> int:
-    """Check and print; returns 1 if there are errors, else 0."""
     from vlm.cli import parse_config
     from vlm.data.catalog import resolve_vitals
     from vlm.data.check.report import as_json, as_text, write_html

@@ -30,6 +30,8 @@ Facts = dict[str, str | None]
 class FactReader:
     """How a source's reports can be checked: the facts a report states, and the evidence of each fact."""
 
+    name: str
+    """The source's name, by which a copy of its cases finds the reader again."""
     read: Callable[[str], Facts]
     evidence: dict[str, str]
     """Name of the fact → `image` or `vitals`."""

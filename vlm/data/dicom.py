@@ -7,11 +7,12 @@ A header holds a patient's name: only the elements that a picture needs are read
 reaches an error text.
 """
 
+import contextlib
 import importlib.util
 import logging
 import warnings
 from io import BytesIO
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,43 +36,41 @@ NEEDED = [
 ]  # fmt: skip
 
 
-def is_dicom(head: bytes, path: Path) -> bool:
+def is_dicom(head: bytes, where: str) -> bool:
     """Whether a file says it is DICOM, by its preamble or its name."""
-    return head[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+    return head[128:132] == b"DICM" or PurePath(where).suffix.lower() in (".dcm", ".dicom")
 
 
-def read_dicom(path: Path, data: bytes) -> np.ndarray:
+def read_dicom(where: str, data: bytes) -> np.ndarray:
     """Decode to H × W float32 with bright bone, NaN where the detector saw nothing.
 
-    Raises `UserError` that names the file for anything that is no single-frame image in a known encoding.
+    Raises `UserError` that begins with `where` for anything that is no single-frame image in a known encoding.
     """
     if data[128:132] != b"DICM":
-        raise UserError(f"{path}: not a DICOM file: the mark DICM is missing")
+        raise UserError(f"{where}: not a DICOM file: the mark DICM is missing")
     if importlib.util.find_spec("pydicom") is None:
-        raise UserError(f"{path}: DICOM files need pydicom; pip install 'clinical-vlm[dicom]'")
+        raise UserError(f"{where}: DICOM files need pydicom; pip install 'clinical-vlm[dicom]'")
     for name in ("pydicom", "pylibjpeg", "openjpeg"):
         logging.getLogger(name).disabled = True  # their messages quote header values
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(path, data)
+            return _decode(where, data)
     except UserError:
         raise
     except Exception:  # a broken header can raise nearly anything, with its values in the message
-        raise UserError(f"{path}: not a readable DICOM image: its header or its pixel data are broken") from None
+        raise UserError(f"{where}: not a readable DICOM image: its header or its pixel data are broken") from None
 
 
-def _decode(path: Path, data: bytes) -> np.ndarray:
+def _decode(where: str, data: bytes) -> np.ndarray:
     from pydicom import dcmread
-    from pydicom.filereader import read_file_meta_info
     from pydicom.pixels import pixel_array
     from pydicom.pixels.processing import apply_windowing
     from pydicom.uid import RLELossless
 
-    # From the file meta alone: opening a deflated object inflates all of it, a gigabyte from half a megabyte.
-    _refuse_encoding(path, str(read_file_meta_info(path).get("TransferSyntaxUID", "")))
+    _refuse_encoding(where, _transfer_syntax(data))
     dataset = dcmread(BytesIO(data), specific_tags=NEEDED)
-    _refuse_object(path, dataset)
+    _refuse_object(where, dataset)
     # The Rust decoder of run lengths panics past every `except Exception`; pydicom's own is plain Python.
     plugin = "pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
     stored = pixel_array(dataset, decoding_plugin=plugin)  # H × W, or H × W × 3 as RGB
@@ -94,33 +93,51 @@ def _decode(path: Path, data: bytes) -> np.ndarray:
     return shown
 
 
-def _refuse_encoding(path: Path, syntax: str) -> None:
+def _transfer_syntax(data: bytes) -> str:
+    """From the file meta alone: opening a deflated object inflates all of it, a gigabyte from half a megabyte.
+
+    Read as pydicom will read it: where the first element has no known VR, as if none of them had one.
+    """
+    from pydicom.filereader import read_dataset
+
+    for implicit in (False, True):
+        meta = BytesIO(data)
+        meta.seek(132)
+        elements = read_dataset(meta, implicit, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        with contextlib.suppress(NotImplementedError):
+            for first in list(elements.keys())[:1]:
+                elements[first]  # converted, and so judged, when it is asked for
+            return str(elements.get("TransferSyntaxUID", ""))
+    return ""
+
+
+def _refuse_encoding(where: str, syntax: str) -> None:
     """Raise `UserError` for a transfer syntax that is dangerous, unknown, or wants another decoder."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
     name = _registered(syntax)
     if syntax == DEFLATED:
-        raise UserError(f"{path}: {name} is refused: it may inflate without bound; store it uncompressed")
+        raise UserError(f"{where}: {name} is refused: it may inflate without bound; store it uncompressed")
     try:
         decoder = get_decoder(UID(syntax))
     except NotImplementedError:
-        raise UserError(f"{path}: no still image can be read from the transfer syntax {name}") from None
+        raise UserError(f"{where}: no still image can be read from the transfer syntax {name}") from None
     if not decoder.is_available:
-        raise UserError(f"{path}: {name} needs a decoder that is not installed; pip install python-gdcm") from None
+        raise UserError(f"{where}: {name} needs a decoder that is not installed; pip install python-gdcm") from None
 
 
-def _refuse_object(path: Path, dataset: "Dataset") -> None:
+def _refuse_object(where: str, dataset: "Dataset") -> None:
     """Raise `UserError` for what is no single grey or colour image of a reasonable size."""
     if "PixelData" not in dataset:
-        raise UserError(f"{path}: no image but {_registered(str(dataset.get('SOPClassUID', '')))}")
+        raise UserError(f"{where}: no image but {_registered(str(dataset.get('SOPClassUID', '')))}")
     frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
     if frames != 1:
-        raise UserError(f"{path}: a multi-frame object; export the frame to be read as an image of its own")
+        raise UserError(f"{where}: a multi-frame object; export the frame to be read as an image of its own")
     if int(dataset.Rows) * int(dataset.Columns) * samples > LARGEST_IMAGE:
-        raise UserError(f"{path}: larger than {LARGEST_IMAGE:,} pixels")
+        raise UserError(f"{where}: larger than {LARGEST_IMAGE:,} pixels")
     if dataset.PhotometricInterpretation not in (GREY if samples == 1 else COLOUR):
-        raise UserError(f"{path}: neither a grey nor an RGB or YBR image; export it as greyscale")
+        raise UserError(f"{where}: neither a grey nor an RGB or YBR image; export it as greyscale")
 
 
 def _registered(uid: str) -> str:

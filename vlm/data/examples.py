@@ -13,6 +13,7 @@ import torch
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec, Example, make_example
 from vlm.data.images import augment, is_blank, read_image, to_square
+from vlm.data.packed.shards import is_packed, read_packed
 from vlm.data.storage import column
 
 
@@ -40,8 +41,11 @@ def available_evidence(names: Sequence[str], vitals: np.ndarray, has_image: bool
 
 def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray | None:
     """Decode an image cell to S × S uint8; None for a case without an image and for a blank one."""
-    picture = to_square(read_image(cell["path"]), spec.image) if cell else None
-    return None if picture is None or is_blank(picture) else picture
+    if not cell:
+        return None
+    image = read_packed(cell["path"]) if is_packed(cell["path"]) else read_image(cell["path"])
+    picture = to_square(image, spec.image)
+    return None if is_blank(picture) else picture
 
 
 @dataclass
@@ -61,6 +65,8 @@ class CaseDataset(torch.utils.data.Dataset):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
     epoch: int = 0
+    lanes: int = 1
+    """Shards of packed data that are read side by side in training."""
     features: np.ndarray | None = None
     """What a frozen CNN made of each image, N × places × C; given in place of the pixels, which are then not read."""
 

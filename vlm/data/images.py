@@ -56,22 +56,26 @@ class ImageSpec:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Decode a PNG, JPEG, TIFF, BMP, WebP or DICOM file to greyscale, H × W, as float32 of unscaled values.
+    """`decode_image` of a file; raises `UserError` that names it."""
+    path = Path(path)
+    return decode_image(read_file(path), str(path))
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """Decode a PNG, JPEG, TIFF, BMP, WebP or DICOM file's bytes to greyscale, H × W, as float32 of unscaled values.
 
     Values of any depth are kept as they are; NaN where a file says that there is nothing. Raises `UserError` that
-    names the file.
+    begins with `where`.
     """
-    path = Path(path)
-    data = _read_file(path)
-    if is_dicom(data[:132], path):
-        return read_dicom(path, data)
-    _refuse_pages(path, data)
+    if is_dicom(data[:132], where):
+        return read_dicom(where, data)
+    _refuse_pages(where, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f"{path}: not a readable image (PNG, JPEG, TIFF, BMP, WebP or DICOM)")
+        raise UserError(f"{where}: not a readable image (PNG, JPEG, TIFF, BMP, WebP or DICOM)")
     if image.ndim == 3 and image.shape[2] == 4:
         image = image[:, :, :3]
     if image.ndim == 3 and image.shape[2] == 2:
@@ -81,7 +85,7 @@ def read_image(path: str | Path) -> np.ndarray:
     return image.reshape(image.shape[:2]).astype(np.float32)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """The bytes of a regular file of a reasonable size: a pipe would never end."""
     try:
         status = path.stat()
@@ -94,7 +98,7 @@ def _read_file(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
 
 
-def _refuse_pages(path: Path, data: bytes) -> None:
+def _refuse_pages(where: str, data: bytes) -> None:
     """Raise `UserError` for a TIFF of several pages: to read the first in silence would be to guess."""
     order: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
     if data[:4] not in order:
@@ -104,7 +108,7 @@ def _refuse_pages(path: Path, data: bytes) -> None:
     entries = number(data[first : first + 2])
     end = first + 2 + 12 * entries  # of the first page's directory; the address of the next one follows
     if number(data[end : end + 4]):
-        raise UserError(f"{path}: a TIFF of several pages; export the page to be read as a file of its own")
+        raise UserError(f"{where}: a TIFF of several pages; export the page to be read as a file of its own")
 
 
 def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:

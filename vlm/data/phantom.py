@@ -79,7 +79,7 @@ def load_phantom(data: DataConfig) -> Cohort:
             staging.rename(root)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return replace(load_table(data, TABLE), facts=FactReader(read_facts, EVIDENCE))
+    return replace(load_table(data, TABLE), facts=FACTS)
 
 
 # ------------------------------------------------------------------------------------- drawing cases
@@ -220,3 +220,6 @@ def read_facts(report: str) -> Facts:
                 if value is not None:
                     facts[name] = value if facts[name] in (None, value) else "contradiction"
     return facts
+
+
+FACTS = FactReader("phantom", read_facts, EVIDENCE)

@@ -6,6 +6,7 @@ from vlm.config import DataConfig
 from vlm.data.cohort import Cohort
 from vlm.data.finding_labels import add_finding_labels
 from vlm.data.joined import load_joined
+from vlm.data.packed.reading import load_packed
 from vlm.data.phantom import load_phantom
 from vlm.data.readers.chexpert import load_chexpert
 from vlm.data.readers.covid_cxr import load_covid_cxr
@@ -24,6 +25,7 @@ SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
     "chexpert": load_chexpert,
     "image_folder": load_image_folder,
     "table": load_table,
+    "packed": load_packed,
 }
 
 

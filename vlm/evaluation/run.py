@@ -41,6 +41,7 @@ from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.inference.engine import ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.processes import is_main, joined_shares, own_share
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def evaluate(
     """Measure a model on the test split and write what it did to `folder`; returns the metrics.
 
     `untrained` are the scores before training, `log` the rows of the training log, where there are any; `learned`
-    are loaded by the caller before the work begins, since they may have to be fetched.
+    are loaded by the caller before the work begins, since they may have to be fetched. Of several processes all draft,
+    and the main one measures and writes; the others get an empty answer as soon as they are not needed.
     """
     splits, options = Splits.of(model, cohort, config), config.evaluation
     test = splits.test
@@ -82,6 +84,8 @@ def evaluate(
     arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
     drafted: Drafted = {}
     results = {name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items()}
+    if not is_main():
+        return {}
     given = results["as_given"]
     references = test.reports
     probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits)).double().numpy()  # N × K
@@ -143,15 +147,19 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
 
 
 def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> tuple[list[str], np.ndarray]:
-    """Draft every case of an arm that shows something new; returns the reports and the labels' logits (N × K)."""
+    """Draft every case of an arm that shows something new, several processes each its share.
+
+    Returns the reports and the labels' logits (N × K).
+    """
     engine, options = ReportEngine(model), config.evaluation
     engine.max_seconds = math.inf  # bounded in tokens: what is measured must not depend on how busy the machine is
     new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
-    examples = (cases[index] for index in new.values())
+    places = list(new.values())
+    own = [places[place] for place in own_share(len(new), model.sharded)]
     title = f"drafting: {cases.arm.name.replace('_', ' ')}"
-    drafts = engine.draft(examples, options.batch_size, options.max_new_tokens)
-    progress = tqdm(drafts, total=len(new), desc=title, unit="report", leave=False)
-    for shown, (text, probabilities) in zip(new, progress, strict=True):
+    drafts = engine.draft((cases[index] for index in own), options.batch_size, options.max_new_tokens)
+    progress = tqdm(drafts, total=len(own), desc=title, unit="report", leave=False, disable=not is_main())
+    for shown, (text, probabilities) in zip(new, joined_shares(list(progress), len(new), model.sharded), strict=True):
         said = np.clip(np.array(list(probabilities.values()), dtype=np.float64), 1e-12, 1 - 1e-12)
         drafted[shown] = text, logit(said) * model.calibration.temperature
     both = [drafted[shown] for shown in cases.shown]

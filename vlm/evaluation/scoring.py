@@ -10,6 +10,7 @@ from tqdm import tqdm
 from vlm.data.collate import Collator
 from vlm.evaluation.probability import auroc
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
+from vlm.processes import is_main, joined_shares, own_share
 
 
 @dataclass
@@ -40,26 +41,30 @@ class CaseScores:
 def score_cases(
     model: ClinicalVLM, dataset: torch.utils.data.Dataset, batch_size: int, title: str, text: bool = True
 ) -> CaseScores:
-    """Run the model over cases once; vocabulary logits are never kept.
+    """Run the model over cases once, several processes each over its share; vocabulary logits are never kept.
 
     Without `text` the language model does not run: the labels' logits cost a hundredth of the text loss.
     """
     was_training = model.training
     model.eval()
-    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=Collator(model.prompt))
-    columns, targets = [], []
-    for batch in tqdm(loader, desc=f"scoring: {title}", unit="batch", leave=False):
+    count = len(dataset)  # type: ignore[arg-type]
+    own = torch.utils.data.Subset(dataset, own_share(count, model.sharded))
+    loader = torch.utils.data.DataLoader(own, batch_size=batch_size, collate_fn=Collator(model.prompt))
+    columns: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    for batch in tqdm(loader, desc=f"scoring: {title}", unit="batch", leave=False, disable=not is_main()):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         with model.autocast():
             output: VLMOutput = model(**batch, alpha=0.5 if text else 1)
         parts = [output.logits.float(), output.case_losses[:, None].float(), output.case_tokens[:, None].float()]
-        columns.append(torch.cat(parts, dim=1).cpu())
-        targets.append(batch["targets"].cpu())
+        columns.extend(torch.cat(parts, dim=1).cpu().numpy())
+        targets.extend(batch["targets"].cpu().numpy())
     model.train(was_training)
-    if not columns:
-        labels = len(model.spec.labels)
-        return CaseScores(np.empty((0, labels)), np.empty((0, labels)), np.empty(0), np.empty(0))
-    return CaseScores.from_columns(torch.cat(columns).numpy(), torch.cat(targets).numpy())
+    columns, targets = (joined_shares(values, count, model.sharded) for values in (columns, targets))
+    labels = len(model.spec.labels)
+    return CaseScores.from_columns(
+        np.array(columns).reshape(count, labels + 2), np.array(targets).reshape(count, labels)
+    )
 
 
 def split_metrics(scores: CaseScores, labels: Sequence[str], alpha: float = 0.5) -> dict[str, float]:

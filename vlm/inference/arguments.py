@@ -42,8 +42,12 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     many.add_argument("--context_column", help="column of text to show in the prompt, as in training")
     many.add_argument("--batch_size", type=int, default=32, help="cases drafted together")
     many.add_argument("--resume", action="store_true", help="go on after the last whole line of the output")
+    many.add_argument("--ray", metavar="ADDRESS", nargs="?", const="local", help="draft on a Ray cluster: auto, "
+                      "ray://HOST:10001, or local; extra `ray`. (`accelerate launch infer.py` needs none)")  # fmt: skip
+    many.add_argument("--ray_workers", type=int, default=1, help="engines at work there at the same time")
+    many.add_argument("--ray_gpus", type=float, default=0, help="GPUs of each; a share of one is possible")
     arguments = parser.parse_args()
-    for name in ("max_new_tokens", "batch_size"):
+    for name in ("max_new_tokens", "batch_size", "ray_workers"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
     if not arguments.max_seconds > 0:
@@ -56,6 +60,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
         _check_explain(arguments)
     if arguments.input and (arguments.image or arguments.vitals):
         raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
+    if arguments.ray and not arguments.input:
+        raise UserError("--ray: is for a table of cases; name it with --input")
     _check_fhir(arguments)
     return arguments
 
@@ -68,6 +74,15 @@ def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     from vlm.inference.vllm import VLLMServer
 
     return drafts | {"server": VLLMServer(arguments.vllm_url, arguments.vllm_model)}
+
+
+def cluster_of(arguments: argparse.Namespace) -> Any:
+    """The Ray cluster that was asked for, or None."""
+    if arguments.ray is None:
+        return None
+    from vlm.inference.on_ray import Cluster
+
+    return Cluster(arguments.ray, arguments.ray_workers, arguments.ray_gpus)
 
 
 def _check_fhir(arguments: argparse.Namespace) -> None:

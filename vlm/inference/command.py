@@ -17,11 +17,16 @@ from vlm.fhir import About, from_fhir, is_fhir, to_fhir
 from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.report import Report
-from vlm.untrusted import printable
+from vlm.untrusted import printable, read_json
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
+    from vlm.inference.on_ray import Cluster
     from vlm.inference.vllm import VLLMServer
+
+
+MOST_RESOURCES = 100_000
+"""In one FHIR file of vitals."""
 
 
 class FhirFile(NamedTuple):
@@ -59,32 +64,21 @@ class OpenedCase(NamedTuple):
     """Warnings on what was left out of a FHIR file."""
 
     @classmethod
-    def of(
-        cls,
-        adapter: str,
-        image: str | None,
-        vitals: str,
-        engine: str = "torch",
-        base: str | None = None,
-        revision: str | None = None,
-        server: "VLLMServer | None" = None,
-        max_seconds: float = MAX_SECONDS,
-    ) -> "OpenedCase":
+    def of(cls, adapter: str, image: str | None, vitals: str, **engine: Any) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
-        Raises `UserError` for an unreadable image, an unknown or non-numeric vital, and an adapter that cannot be
-        loaded.
+        What drafts is said as to `open_engine`. Raises `UserError` for an unreadable image, an unknown or non-numeric
+        vital, and an adapter that cannot be loaded.
         """
         prepare_libraries()
-        folder = resolve(adapter, revision)
+        folder = resolve(adapter, engine.get("revision"))
         schema = read_config(folder).spec.schema
         given = read_vitals(vitals)
         values, noted = from_fhir(given, schema, vitals.strip()) if is_fhir(given) else (given, ())
         schema.parse(values, "--vitals")
         if image is not None:
             read_image(image)
-        drafter = make_engine(engine, folder, base, server)
-        drafter.max_seconds = max_seconds
+        drafter = open_engine(adapter, **engine)
         return cls(drafter, folder, image, values, tuple(noted))
 
     def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
@@ -115,25 +109,42 @@ def draft_case(
 
 
 def draft_table(
+    adapter: str, job: "TableJob", resume: bool, cluster: "Cluster | None" = None, **engine: Any
+) -> "Counts":
+    """Draft the report of every row of a table.
+
+    One process does it as in `vlm.inference.many`, several that were launched together as in `vlm.inference.parts`, a
+    `cluster` as in `vlm.inference.on_ray`; what drafts is said as to `open_engine`. The job is checked before a model
+    is loaded. Raises `UserError` as `TableJob.check` and `load` do.
+    """
+    from vlm.inference.parts import Share, SharedJob
+
+    prepare_libraries()
+    folder = resolve(adapter, engine.get("revision"))
+    schema = read_config(folder).spec.schema
+    made_by = job.check(folder, schema, resume)
+    shared = SharedJob(job, Share()) if cluster else SharedJob.needed(job, Share.of_environment())
+    if shared:
+        shared.check(resume)
+    if cluster:
+        from vlm.inference.on_ray import draft_on_ray
+
+        return draft_on_ray(job, adapter, schema, made_by, cluster, engine)
+    return (shared or job).run(open_engine(adapter, **engine), made_by)
+
+
+def open_engine(
     adapter: str,
-    job: "TableJob",
-    resume: bool,
     engine: str = "torch",
     base: str | None = None,
     revision: str | None = None,
     server: "VLLMServer | None" = None,
     max_seconds: float = MAX_SECONDS,
-) -> "Counts":
-    """Draft the report of every row of a table; see `vlm.inference.many`.
-
-    The job is checked before the model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
-    """
-    prepare_libraries()
-    folder = resolve(adapter, revision)
-    made_by = job.check(folder, read_config(folder).spec.schema, resume)
-    drafter = make_engine(engine, folder, base, server)
+) -> Engine:
+    """What drafts, loaded: an adapter folder or Hub id in one of the engines. Raises `UserError` as `load` does."""
+    drafter = make_engine(engine, resolve(adapter, revision), base, server)
     drafter.max_seconds = max_seconds
-    return job.run(drafter, made_by)
+    return drafter
 
 
 def prepare_libraries() -> None:
@@ -177,12 +188,7 @@ def read_vitals(text: str) -> Any:
 
 
 def _read_vitals_file(file: Path) -> Any:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the vitals: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}") from None
+    values = read_json(file, "the vitals", MOST_RESOURCES)
     if not isinstance(values, dict) and not is_fhir(values):
         raise UserError(f'{file}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}, or FHIR resources')
     return values

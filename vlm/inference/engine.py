@@ -174,14 +174,14 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
     """Fold LoRA into the weights while drafting, where they are plain tensors, and restore them bit for bit.
 
     It goes into the unpacked NF4 values that training saw, never into 4-bit or into the original base; packed
-    weights keep LoRA beside them.
+    weights, and those in shards, keep LoRA beside them.
     """
     from peft.tuners.lora import Linear
 
     was_training = model.training
     model.eval()
     layers = [module for module in model.llm.modules() if type(module) is Linear]  # quantised layers are others
-    layers = [layer for layer in layers if not layer.merged_adapters]  # within another `merged_lora` it is done
+    layers = [layer for layer in layers if not (layer.merged_adapters or model.sharded)]  # within another it is done
     weights = [layer.get_parameter("base_layer.weight") for layer in layers]
     kept = [weight.data for weight in weights]
     try:

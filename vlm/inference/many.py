@@ -35,7 +35,9 @@ class TableColumns:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """One case of the table, not read yet."""
+
     number: int
     """As a spreadsheet counts it: the header is row 1."""
     id: str
@@ -48,7 +50,7 @@ class _Row:
 class _Prepared:
     """A row ready to be drafted, or what is wrong with it."""
 
-    row: _Row
+    row: Row
     example: Example | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
@@ -76,6 +78,11 @@ class TableJob:
         """Beside the output: what made it, so that no run goes on with another adapter or other options."""
         return self.output.with_name(f"{self.output.name}.job.json")
 
+    @property
+    def parts(self) -> Path:
+        """Beside the output: where several processes write theirs; see `vlm.inference.parts`."""
+        return self.output.with_name(f"{self.output.name}.parts")
+
     def check(self, adapter: Path, schema: VitalsSchema, resume: bool) -> dict[str, Any]:
         """Find every mistake that can be found before a model is loaded; returns what the stamp must say.
 
@@ -95,7 +102,7 @@ class TableJob:
                    "max_new_tokens": self.max_new_tokens}  # fmt: skip
         if self.output.exists() and not resume:
             raise UserError(f"{self.output}: is there already; go on with --resume, or name another --output")
-        if self.output.exists():
+        if self.output.exists() or self.parts.is_dir():
             before = json.loads(self.stamp.read_text(encoding="utf-8")) if self.stamp.is_file() else {}
             changed = [name for name, value in made_by.items() if before.get(name) != value]
             if changed:
@@ -108,30 +115,36 @@ class TableJob:
 
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.stamp.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
-        counts, last = _cut_to_whole_lines(self.output)
-        rows = self._rows(engine.model.spec.schema)
+        counts, last = cut_to_whole_lines(self.output)
+        rows = self.rows(engine.model.spec.schema)
         self._pass_over(rows, counts.lines, last)
         bar = tqdm(initial=counts.lines, unit="report", desc=self.table.name)
-        with self.output.open("a", encoding="utf-8") as out, engine.drafting(), bar:
-            for window in self._windows(engine, rows):
-                self._draft(engine, window)
-                write_lines(out, [case.line() for case in window])
-                counts.lines += len(window)
-                counts.errors += sum(case.report is None for case in window)
-                bar.update(len(window))
+        with self.output.open("a", encoding="utf-8") as out, bar:
+            for lines in self.draft(engine, rows):
+                write_lines(out, lines)
+                counts.add(lines)
+                bar.update(len(lines))
         return counts
 
-    def _pass_over(self, rows: Iterator[_Row], lines: int, last: Mapping[str, Any]) -> None:
+    def draft(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[dict[str, Any]]]:
+        """The lines of these rows in their order, a window at a time."""
+        with engine.drafting():
+            for window in self._windows(engine, rows):
+                self._draft(engine, window)
+                yield [case.line() for case in window]
+
+    def _pass_over(self, rows: Iterator[Row], lines: int, last: Mapping[str, Any]) -> None:
         done = list(islice(rows, max(lines - 1, 0), lines))
         if lines and (not done or (done[0].number, done[0].id) != (last.get("row"), last.get("id"))):
             raise UserError(f"{self.output}: line {lines} is of row {last.get('row')}, where {self.table} has another")
 
-    def _rows(self, schema: VitalsSchema) -> Iterator[_Row]:
+    def rows(self, schema: VitalsSchema) -> Iterator[Row]:
+        """The rows of the table, as they stand there."""
         for frame in read_chunks(self.table, 1000):
             names = [str(name) for name in frame.columns if schema.names_in(str(name))]
             for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
                 image = _text(cells.get(self.columns.image))
-                yield _Row(
+                yield Row(
                     int(number),
                     _text(cells[self.columns.id]) if self.columns.id else f"row-{number}",
                     self.images / image if image else None,
@@ -139,7 +152,7 @@ class TableJob:
                     _text(cells[self.columns.context]) if self.columns.context else "",
                 )
 
-    def _windows(self, engine: Engine, rows: Iterator[_Row]) -> Iterator[list[_Prepared]]:
+    def _windows(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[_Prepared]]:
         """The next window is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
@@ -168,8 +181,13 @@ class Counts:
     lines: int = 0
     errors: int = 0
 
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Count further lines."""
+        self.lines += len(lines)
+        self.errors += sum("error" in line for line in lines)
 
-def _prepare(engine: Engine, row: _Row) -> _Prepared:
+
+def _prepare(engine: Engine, row: Row) -> _Prepared:
     """An unreadable row costs its own report, not those of the others."""
     try:
         return _Prepared(row, *engine.prepare(row.image, row.vitals, row.context))
@@ -186,7 +204,7 @@ def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:
         raise UserError(f"{out.name}: cannot write: {error.strerror}; go on later with --resume") from None
 
 
-def _cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
+def cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
     """Drop a last line that was cut off; returns what is there, and its last line."""
     counts, last, whole = Counts(), b"", 0
     if not file.is_file():

@@ -64,6 +64,8 @@ class ClinicalVLM(EvidenceEncoder):
         super().__init__(config, spec, words_of(llm, tokenizer), load_vision_weights)
         self.base_fingerprint = fingerprint(llm)
         self.llm = add_lora(llm, config.llm)
+        self.sharded = False
+        """Whether several processes hold the frozen base together: then all must make the same passes through it."""
 
     # ------------------------------------------------------------------------------------ building
 
@@ -167,13 +169,15 @@ class ClinicalVLM(EvidenceEncoder):
     def trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H."""
         shared = self.prompt.fixed_tokens if self._may_share else 0
-        return read_trunk(self.base.base_model, embeddings, attention_mask, shared)
+        # A GPU is not filled by smaller passes, and parameters in shards want as many of them on every process.
+        one_pass = self.sharded or embeddings.device.type != "cpu"
+        return read_trunk(self.base.base_model, embeddings, attention_mask, shared, one_pass)
 
     @property
     def _may_share(self) -> bool:
-        """Dropout must differ from case to case, and recomputed activations allow no cache."""
+        """Dropout must differ from case to case, recomputed activations allow no cache, and shards want one pass."""
         config = self.model_config.llm
-        return not (self.training and (config.lora_dropout or config.activation_checkpointing))
+        return not self.sharded and not (self.training and (config.lora_dropout or config.activation_checkpointing))
 
     # ----------------------------------------------------------------------------------- inference
 

@@ -12,11 +12,13 @@ PASS_COST = 64
 """What a further pass through the layers costs on a CPU, as a number of tokens."""
 
 
-def read_trunk(model: nn.Module, embeddings: torch.Tensor, attention_mask: torch.Tensor, shared: int) -> torch.Tensor:
+def read_trunk(
+    model: nn.Module, embeddings: torch.Tensor, attention_mask: torch.Tensor, shared: int, one_pass: bool
+) -> torch.Tensor:
     """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H, zero beyond a case's group.
 
     The first `shared` tokens, the same in all cases, see nothing of what follows: they are read once, and their
-    gradient is the sum over the cases.
+    gradient is the sum over the cases. The rest is read in `one_pass`, or in groups of like length.
     """
     cases, width = attention_mask.shape
     beginning, start, states = None, 0, []
@@ -25,8 +27,7 @@ def read_trunk(model: nn.Module, embeddings: torch.Tensor, attention_mask: torch
         if all(type(layer) is DynamicLayer for layer in first.past_key_values.layers):
             beginning, start = first, shared
     lengths = attention_mask.sum(dim=1).tolist()
-    # A GPU is not filled by the smaller passes, and parameters in shards want as many on every process.
-    groups = length_groups(lengths) if embeddings.device.type == "cpu" else [list(range(cases))]
+    groups = [list(range(cases))] if one_pass else length_groups(lengths)
     for rows in groups:
         index, end = torch.tensor(rows, device=embeddings.device), max(lengths[row] for row in rows)
         read = None if beginning is None else repeated(beginning.past_key_values, len(rows))

@@ -14,21 +14,27 @@ from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.run_folder import CHECKPOINT_FILES, checkpoint_folder
 from vlm.training import checkpoints
+from vlm.training.sharding import shard_base
 
 
 class ResumableTrainer(Trainer):
     """Writes and reads the folders of `vlm.training.checkpoints`; the best one is kept beside the newest.
 
-    Raises `UserError` where FSDP or DeepSpeed split what trains, which these folders hold whole.
+    Raises `UserError` where DeepSpeed splits what trains, which these folders hold whole.
     """
 
     def __init__(self, model: ClinicalVLM, args: TrainingArguments, keep: int, **options: Any) -> None:
         super().__init__(model, args, **options)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("FSDP and DeepSpeed split what trains, which a checkpoint holds whole; launch without them")
+            raise UserError("DeepSpeed splits what trains, which a checkpoint holds whole; launch with FSDP instead")
         self._keep = keep
         self._terms = torch.zeros(2, device=args.device)  # sums of loss_bce and loss_ce since the last log row
         self._terms_since = 0
+
+    def shard(self) -> None:
+        """Split the frozen base over the processes; the `Trainer` then averages the gradients of what trains."""
+        self._say(shard_base(self.accelerator.unwrap_model(self.model), self.args.device))
+        self.is_distributed_loading_by_transformers = True
 
     @property
     def _checkpoints(self) -> Path:
@@ -112,23 +118,25 @@ class ResumableTrainer(Trainer):
             optimizer, scheduler = checkpoints.read_optimizer(Path(checkpoint))
             self.optimizer.load_state_dict(optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
+            _set_rates(self.optimizer, self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Random generators, and the sums of the log row that was begun; called before the first step."""
         if checkpoint is None:
             return
         processes = checkpoints.read_processes(Path(checkpoint))
-        count = len(processes["sums"])
-        if count != self.args.world_size:
+        sums = processes["sums"].double()  # P × 5
+        count, rank = len(sums), self.args.process_index
+        if count == self.args.world_size:
+            checkpoints.set_random_state({name: value[rank] for name, value in processes.items()})
+            sums = sums[rank]
+        else:
             self._say(f"warning: begun by {count} processes, now {self.args.world_size}: the random draws differ")
-            self._terms_since = self.state.global_step
-            return
-        own = {name: value[self.args.process_index] for name, value in processes.items()}
-        checkpoints.set_random_state(own)
-        bce, ce, loss, terms_since, last_logged = own["sums"].to(torch.float64).tolist()
-        self._terms.copy_(torch.tensor([bce, ce]))
-        self._tr_loss.fill_(loss)
-        self._terms_since, self._globalstep_last_logged = int(terms_since), int(last_logged)
+            terms = sums[:, :2].sum(dim=0) * (rank == 0)  # of all processes the terms are added, the losses averaged
+            sums = torch.cat([terms, sums[:, 2].mean()[None], sums[0, 3:]])
+        self._terms.copy_(sums[:2])
+        self._tr_loss.fill_(sums[2])
+        self._terms_since, self._globalstep_last_logged = map(int, sums[3:].tolist())
 
     def has_finished(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is the last of the run; if it is, the run's best weights are loaded.
@@ -151,6 +159,13 @@ class ResumableTrainer(Trainer):
     def _say(self, line: str) -> None:
         if self.is_world_process_zero():
             print(line, file=sys.stderr, flush=True)
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """The learning rates of this run's length at the step reached: a finished run's own are 0, and it may go on."""
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(schedule.last_epoch)
 
 
 def _callback_states(state: TrainerState) -> dict[str, Any]:

@@ -28,11 +28,13 @@ from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
+from vlm.processes import is_main, world_size
 from vlm.run_folder import RunFolder, read_log
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
+from vlm.training.sharding import asked_to_shard
 from vlm.training.tracking import make_trackers
 from vlm.training.trainer import ReportTrainer, part_of
 
@@ -43,7 +45,7 @@ def train(config: Config, resume: bool = False) -> Path:
     Raises `Stopped` after Ctrl-C or SIGTERM, when the step that ran is saved.
     """
     folder = RunFolder(config)
-    with one_line_endings(folder), folder.locked() if _is_main() else nullcontext():
+    with one_line_endings(folder), folder.locked() if is_main() else nullcontext():
         return _train(config, folder, resume)
 
 
@@ -51,6 +53,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     transformers_logging.set_verbosity_error()
     make_trackers(config.train.report_to, folder.path)  # a missing one is said before the data are read
     device, dtype = _choices(config)
+    shard = asked_to_shard()  # before accelerate reads what was asked
     processes = PartialState(cpu=device.type == "cpu")
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
         cohort = load_cohort(config.data)
@@ -62,14 +65,16 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     _say(describe_parameters(model))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
+    if shard and processes.num_processes > 1:
+        trainer.shard()
     kept = choose_features(config)
     _say(f"keep the CNN's features: {kept.value} ({kept.reason})")
-    learned = load_learned(config.evaluation.learned_metrics) if trainer.is_world_process_zero() else []
+    learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
     loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
     _say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
-    if trainer.is_world_process_zero():  # last: a mistake in config, data or base leaves the folder as it was
+    if is_main():  # last: a mistake in config, data or base leaves the folder as it was
         folder.create(config, cohort.fingerprint, resume)
     processes.wait_for_everyone()
     if start:
@@ -83,15 +88,16 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         trainer.add_callback(stop)
         with stop:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.is_world_process_zero():
+    if is_main():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
-        validation = case_dataset(config, model.spec, cohort, "validation")
-        scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
-        model.calibration = fit_temperature(scores, validation.rows["patient"])
-        metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned)
+    validation = case_dataset(config, model.spec, cohort, "validation")
+    scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
+    model.calibration = fit_temperature(scores, validation.rows["patient"])
+    metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned)
+    if is_main():
         save(model, folder.adapter, metrics)
         _say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
-    trainer.end()
+    processes.destroy_process_group()  # no process waits for the main one, whose measures may take longer than a wait
     return folder.path
 
 
@@ -161,7 +167,8 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
     make = partial(CaseDataset, cohort.split(split), spec, cohort.sections, tuple(config.data.withhold))
     if split != "train":
         return make()
-    return make(dropout=config.data.dropout, augment=config.data.augment, seed=config.train.seed)
+    data, seed = config.data, config.train.seed
+    return make(dropout=data.dropout, augment=data.augment, seed=seed, lanes=data.lanes)
 
 
 def training_arguments(
@@ -169,7 +176,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Our options in the words of Transformers."""
     train = config.train
-    processes = max(1, int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else _world_size())
+    processes = max(1, int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else world_size())
     micro = min(train.micro_batch_size, max(1, train.batch_size // processes))  # many processes need smaller ones
     share = train.batch_size // (micro * processes)
     if share * micro * processes != train.batch_size:
@@ -213,12 +220,6 @@ def training_arguments(
     )
 
 
-def _world_size() -> int:
-    import os
-
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def _cnn_normalisation(name: str) -> tuple[float, float]:
     """Mean and standard deviation that a timm model was trained with, as one grey value each."""
     import timm
@@ -260,12 +261,6 @@ def _unpacked_size(parameter: torch.nn.Parameter) -> int:
 
 
 def _say(*lines: str) -> None:
-    if _is_main():
+    if is_main():
         for line in lines:
             print(line, file=sys.stderr, flush=True)
-
-
-def _is_main() -> bool:
-    import os
-
-    return int(os.environ.get("RANK", 0)) == 0

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from vlm.config import LossConfig, TrainConfig
 from vlm.data.collate import IGNORED
 from vlm.data.examples import CaseDataset
+from vlm.data.packed.sampling import ShardSampler, shards_of
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 from vlm.training.resumable import ResumableTrainer
@@ -32,7 +33,7 @@ class ReportTrainer(MeasuredTrainer, ResumableTrainer):
         options["optimizer_cls_and_kwargs"] = optimizer, settings
         super().__init__(model, args, train.keep_checkpoints, **options)
         self.loss_config, self.train_config = loss, train
-        self._step_ids: list[str] = []  # cases of the optimizer step so far
+        self._step: list[tuple[torch.Tensor, list[str]]] = []  # loss and cases of each batch of the step so far
 
     # ---------------------------------------------------------------------------------------- loss
 
@@ -55,26 +56,29 @@ class ReportTrainer(MeasuredTrainer, ResumableTrainer):
         label_count, token_count = num_items_in_batch if num_items_in_batch is not None else (None, None)
         self.throughput.count(inputs, text=self.alpha < 1)
         output: VLMOutput = model(**inputs, alpha=self.alpha, label_count=label_count, token_count=token_count)
-        self._require_finite(output.loss, "loss", ids)
-        self._step_ids += ids
+        self._step.append((output.loss.detach(), ids))
         self._terms += torch.stack([output.loss_bce, output.loss_ce]).detach()
         # Gradients are averaged over processes, while our counts are of all of them together.
         loss = output.loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The last that is asked before the optimizer's step, which gradients that are not finite must not reach."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        self._require_finite(torch.as_tensor(norm), "gradient", self._step_ids)
-        self._step_ids = []
-        return norm
+        """The last that is asked before the optimizer's step, which no broken number must reach.
 
-    def _require_finite(self, value: torch.Tensor, what: str, ids: list[str]) -> None:
-        if not torch.isfinite(value).all():
-            raise UserError(
-                f"step {self.state.global_step + 1}: the {what} is {value.item()}, so the step is not taken; look at "
-                f"the cases {', '.join(ids)}, or lower the learning rates and go on with --resume"
-            )
+        Losses and gradients are looked at here together: once a step the host waits for the device, and no more.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        step, self._step = self._step, []
+        losses = torch.stack([loss for loss, _ in step]).float()
+        if torch.isfinite(torch.cat([losses, torch.as_tensor(norm).to(losses).reshape(1)])).all():
+            return norm
+        broken = [(loss.item(), ids) for loss, (_, ids) in zip(losses, step, strict=True) if not torch.isfinite(loss)]
+        what, value = ("loss", broken[0][0]) if broken else ("gradient", float(norm))
+        cases = [name for _, ids in broken or step for name in ids]
+        raise UserError(
+            f"step {self.state.global_step + 1}: the {what} is {value}, so the step is not taken; look at "
+            f"the cases {', '.join(cases)}, or lower the learning rates and go on with --resume"
+        )
 
     @property
     def alpha(self) -> float:
@@ -137,7 +141,12 @@ class ReportTrainer(MeasuredTrainer, ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset or self.train_dataset
         assert isinstance(dataset, CaseDataset)
-        return CaseSampler(dataset, self.train_config.batch_size)
+        shards, batch_size = shards_of(dataset), self.train_config.batch_size
+        if shards is None:
+            return CaseSampler(dataset, batch_size)
+        sampler = ShardSampler(dataset, shards, batch_size, self.args.train_batch_size, self.args.world_size)
+        self._say(sampler.describe())
+        return sampler
 
     @property
     def case_datasets(self) -> list[CaseDataset]:

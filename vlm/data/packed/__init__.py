@@ -1,0 +1,1 @@
+"""Cohorts in Parquet shards with their images inside, for data that outgrow one machine."""

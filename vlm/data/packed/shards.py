@@ -1,0 +1,109 @@
+"""Images out of shards: a shard is fetched once, as a whole, checked, and held until each of its images was read.
+
+A cell refers to its image as `row://17::ADDRESS`, in the manner of fsspec's chained addresses. Whoever reads the rows
+of a shard one soon after another (see `vlm.data.packed.sampling`) fetches it once.
+"""
+
+import hashlib
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlm.data.images import decode_image
+from vlm.data.packed.layout import Pack, Shard, opened, read_pack
+from vlm.errors import UserError
+
+SCHEME = "row://"
+_REFERENCE = re.compile(r"row://(\d+)::(.+)", re.DOTALL)
+HELD = 2 << 30
+"""Bytes of shards that a process holds at most, more than 16 lanes take; one that was read through goes before."""
+
+
+def is_packed(path: str) -> bool:
+    """Whether an image cell's path refers to a row of a shard."""
+    return path.startswith(SCHEME)
+
+
+def references(there: pa.BooleanArray, address: str) -> pa.StructArray:
+    """Image cells of a shard's N rows, `there` saying which have an image."""
+    paths = pa.array([f"{SCHEME}{row}::{address}" for row in range(len(there))])
+    nothing = pa.nulls(len(there), pa.binary())
+    return pa.StructArray.from_arrays([nothing, paths], names=["bytes", "path"], mask=pc.invert(there))
+
+
+def addresses(cells: pa.StructArray) -> pa.StringArray:
+    """The shard of each of N image cells; a file's own path where it is in none, null where there is no image."""
+    paths = pc.struct_field(cells, "path")  # of a null cell: null
+    return pc.replace_substring_regex(paths, rf"^{SCHEME}\d+::", "")
+
+
+def read_packed(reference: str) -> np.ndarray:
+    """`decode_image` of a row of a shard; raises `UserError` that names both."""
+    match = _REFERENCE.fullmatch(reference)
+    assert match, reference
+    row, address = int(match[1]), match[2]
+    return decode_image(_held.image(address, row), f"{address}: row {row}")
+
+
+def check_columns(file: pq.ParquetFile, address: str, pack: Pack, shard: Shard) -> None:
+    """Raise `UserError` unless a Parquet file is laid out as we write it, so that nothing in it can unfold."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    same = file.schema_arrow.remove_metadata().equals(pack.features.arrow_schema.remove_metadata())
+    folded = any(chunk.has_dictionary_page or chunk.compression != "UNCOMPRESSED" for chunk in chunks)
+    if not same or folded or file.metadata.num_rows != shard.rows:
+        raise UserError(f"{address}: not the shard that pack.json describes: other columns, rows or encoding")
+
+
+@dataclass
+class _OpenShard:
+    images: pa.BinaryArray
+    unread: set[int]
+    """Rows whose image was not asked for yet."""
+
+
+class HeldShards:
+    """The shards that are being read: the one asked for longest ago goes first, one that was read through at once."""
+
+    def __init__(self, most: int = HELD) -> None:
+        self.most = most
+        self._shards: OrderedDict[str, _OpenShard] = OrderedDict()
+
+    def image(self, address: str, row: int) -> bytes:
+        """The file of an image, as it was packed; raises `UserError` for a shard that is not what was written."""
+        shard = self._shards.pop(address, None) or _fetch(address)
+        data = shard.images[row].as_py() if row < len(shard.images) else None
+        if data is None:
+            raise UserError(f"{address}: row {row} has no image")
+        shard.unread.discard(row)
+        if shard.unread:
+            self._shards[address] = shard
+        while len(self._shards) > 1 and sum(held.images.nbytes for held in self._shards.values()) > self.most:
+            self._shards.popitem(last=False)
+        return data
+
+
+_held = HeldShards()
+
+
+def _fetch(address: str) -> _OpenShard:
+    """Read a shard from end to end and keep its images."""
+    root, _, name = address.rpartition("/")
+    pack = read_pack(root)
+    shard = pack.shards[name]
+    with opened(address) as file:
+        data = file.read(shard.size + 1)
+        if len(data) != shard.size:
+            raise UserError(f"{address}: damaged: not the {shard.size} bytes that were packed")
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise UserError(f"{address}: damaged: its SHA-256 is not that of what was packed")
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            check_columns(parquet, address, pack, shard)
+            images = parquet.read(columns=["image"], use_threads=False)["image"].combine_chunks()
+    files = pc.struct_field(images, "bytes")
+    return _OpenShard(files, set(np.flatnonzero(files.is_valid().to_numpy(zero_copy_only=False)).tolist()))

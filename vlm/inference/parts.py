@@ -1,0 +1,209 @@
+"""One table, many processes: each drafts its share to a part of its own, and the parts become the output once.
+
+Nothing is said between the processes. Whose a row is follows from its number, and whoever finds after its share that
+no row is missing makes the output. So they may be of one `accelerate launch`, on machines that see one disk, or
+started one after the other; when some were killed, any number of them goes on with what is there.
+"""
+
+import fcntl
+import heapq
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+from vlm.data.schema import VitalsSchema
+from vlm.durable import flush
+from vlm.errors import UserError
+from vlm.inference.engine import Engine
+from vlm.inference.many import Counts, Row, TableJob, cut_to_whole_lines, write_lines
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+class Share(NamedTuple):
+    """Which of the processes this one is."""
+
+    rank: int = 0
+    of: int = 1
+
+    @classmethod
+    def of_environment(cls) -> "Share":
+        """As `accelerate launch` and `torchrun` say it."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    def takes(self, row: Row, batch_size: int) -> bool:
+        """Whether a row is in this share: rows of a batch stay together, since neighbours are often alike."""
+        return row.number // batch_size % self.of == self.rank
+
+
+@dataclass(frozen=True)
+class SharedJob:
+    """A table that several processes draft."""
+
+    job: TableJob
+    share: Share
+
+    @property
+    def part(self) -> Path:
+        """What this process writes."""
+        return self.job.parts / f"{self.share.rank:05}-of-{self.share.of:05}.jsonl"
+
+    @classmethod
+    def needed(cls, job: TableJob, share: Share) -> "SharedJob | None":
+        """None where one process writes the output itself: it is alone, and no parts are there."""
+        return cls(job, share) if share.of > 1 or job.parts.is_dir() else None
+
+    def check(self, resume: bool) -> None:
+        """Raise `UserError` where parts are there that must not be written over, or that others still write."""
+        if self.part.exists() and not resume:
+            raise UserError(f"{self.job.parts}: is there already; go on with --resume, or name another --output")
+        for part in self._parts():
+            if not part.name.endswith(self.part.name[5:]):  # begun by another number of processes
+                with part.open("rb") as file:
+                    _lock(file, part)
+
+    def run(self, engine: Engine, made_by: Mapping[str, Any]) -> Counts:
+        """Draft the rows of this share that have no line yet; see `write`."""
+        return self.write(partial(self.job.draft, engine), engine.model.spec.schema, made_by)
+
+    def write(
+        self, draft: Callable[[Iterator[Row]], Iterator[Lines]], schema: VitalsSchema, made_by: Mapping[str, Any]
+    ) -> Counts:
+        """Write what `draft` makes of the rows that are left; then make the output, if none is missing.
+
+        Returns the lines of the output, or those of this share where other processes have not ended theirs.
+        """
+        from tqdm import tqdm
+
+        self._begin(made_by)
+        with self._writing() as out:
+            counts, _ = cut_to_whole_lines(self.part)
+            done = self._done()
+            rows = _Counted(self.job.rows(schema), done)
+            own = (row for row in rows if row.number not in done and self.share.takes(row, self.job.batch_size))
+            title = f"{self.job.table.name} ({self.share.rank + 1} of {self.share.of})"
+            for lines in tqdm(draft(own), unit="window", desc=title, disable=self.share.rank > 0):
+                write_lines(out, lines)
+                counts.add(lines)
+            os.fsync(out.fileno())
+        return self._merge(rows.count) or counts
+
+    def _begin(self, made_by: Mapping[str, Any]) -> None:
+        """The stamp first, then the folder: who sees the folder sees what made it."""
+        self.job.output.parent.mkdir(parents=True, exist_ok=True)
+        staging = self.job.stamp.with_name(f".{self.job.stamp.name}.{self.part.stem}")
+        staging.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
+        staging.replace(self.job.stamp)
+        self.job.parts.mkdir(exist_ok=True)
+
+    # ------------------------------------------------------------------------------------- merging
+
+    def _merge(self, rows: int) -> Counts | None:
+        """Make the output of the parts, under a lock; None where rows are missing, which others are at."""
+        try:
+            lock = (self.job.parts / "merge.lock").open("wb")
+        except FileNotFoundError:  # another process has made it, and the folder is gone
+            return cut_to_whole_lines(self.job.output)[0]
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.job.parts.is_dir():
+                return cut_to_whole_lines(self.job.output)[0]
+            if len(self._done()) < rows:
+                return None
+            staging = self.job.parts / "merged"
+            counts, before = Counts(), -1
+            with staging.open("wb") as out, ExitStack() as opened:
+                parts = [_lines(opened.enter_context(file.open("rb"))) for file in self._sources()]
+                for number, line in heapq.merge(*parts, key=lambda pair: pair[0]):
+                    if number != before:  # a row that two parts hold is written once
+                        out.write(line)
+                        counts.lines += 1
+                        counts.errors += b'"error": ' in line and "error" in json.loads(line)
+                    before = number
+                out.flush()
+                os.fsync(out.fileno())
+            staging.replace(self.job.output)
+            flush(self.job.output.parent)
+            shutil.rmtree(self.job.parts)
+            return counts
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.job.parts.glob("*-of-*.jsonl"))
+
+    def _sources(self) -> list[Path]:
+        """The parts, and what one process alone wrote of the output before."""
+        return [*self._parts(), *([self.job.output] if self.job.output.is_file() else [])]
+
+    def _done(self) -> "_Rows":
+        done = _Rows()
+        for file in self._sources():
+            last = b""
+            with file.open("rb") as opened:
+                for number, line in _lines(opened):
+                    done.add(number)
+                    last = line
+            if last:
+                done.last[json.loads(last)["row"]] = file, json.loads(last)["id"]
+        return done
+
+    @contextmanager
+    def _writing(self) -> Iterator[TextIO]:
+        """This share's part, which no other process may write at the same time."""
+        with self.part.open("a", encoding="utf-8") as out:
+            _lock(out, self.part)
+            yield out
+
+
+class _Rows:
+    """Numbers of rows, a byte each: a set would take sixty."""
+
+    def __init__(self) -> None:
+        self._there = bytearray()
+        self.last: dict[int, tuple[Path, str]] = {}
+        """Number of the last row of each file → the file and the row's id."""
+
+    def add(self, number: int) -> None:
+        if number >= len(self._there):
+            self._there.extend(bytes(max(number + 1 - len(self._there), 1 << 16)))
+        self._there[number] = 1
+
+    def __contains__(self, number: int) -> bool:
+        return number < len(self._there) and bool(self._there[number])
+
+    def __len__(self) -> int:
+        return self._there.count(1)
+
+
+class _Counted:
+    """The rows of a table, and how many there were; raises `UserError` if the table is not that of the lines done."""
+
+    def __init__(self, rows: Iterator[Row], done: _Rows) -> None:
+        self._rows, self._done, self.count = rows, done, 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.count += 1
+            file, name = self._done.last.get(row.number, (None, row.id))
+            if name != row.id:
+                raise UserError(f"{file}: its last line is of row {row.number}, where the table has another case now")
+            yield row
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Row number and line of each whole line; a last one that was cut off, or is still being written, is none."""
+    for line in file:
+        if line.endswith(b"\n"):
+            yield json.loads(line)["row"], line
+
+
+def _lock(file: Any, name: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{name}: another process is writing it; wait for it, or stop it") from None

@@ -1,0 +1,57 @@
+"""FSDP for an adapter: the frozen base in shards, what trains whole on every process.
+
+The base is nearly all of the memory, and never changes: each process holds a part of every layer and gets the others'
+as it comes to that layer (PyTorch's FSDP2). What trains is a few MB: it stays whole, its gradients are averaged as
+in DDP. So a checkpoint, and a resume by another number of processes, are the same with and without shards.
+"""
+
+import os
+
+import torch
+
+from vlm.errors import UserError
+from vlm.model.clinical_vlm import ClinicalVLM
+
+SWITCH = "ACCELERATE_USE_FSDP"
+"""How `accelerate launch` with an FSDP config asks for it."""
+
+
+def asked_to_shard() -> bool:
+    """Whether the launcher's config asks for FSDP; from then on accelerate leaves the sharding to us.
+
+    Its own would split what trains as well, and is for GPUs alone. Raises `UserError` for DeepSpeed and FSDP at once.
+    """
+    if os.environ.get(SWITCH, "false").lower() != "true":
+        return False
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError("FSDP and DeepSpeed were both asked for; launch with one of configs/accelerate")
+    os.environ[SWITCH] = "false"
+    return True
+
+
+def shard_base(model: ClinicalVLM, device: torch.device) -> str:
+    """Split each layer of the frozen base over all processes; what trains and the word embeddings stay whole.
+
+    Returns what each process holds now, in words. Raises `UserError` for a base whose 4-bit values lie in whole
+    numbers, which cannot be split.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    trunk = model.base.base_model
+    layers = [module for module in trunk.modules() if type(module).__name__ in (model.base._no_split_modules or ())]
+    inside = {parameter for layer in layers for parameter in layer.parameters() if not parameter.requires_grad}
+    if not all(parameter.is_floating_point() for parameter in inside):
+        raise UserError("FSDP: 4-bit values in bytes cannot be split; use precision bf16, or model.llm.unpack: always")
+    processes = torch.distributed.get_world_size()
+    before = sum(parameter.nbytes for parameter in inside)
+    mesh = init_device_mesh(device.type, (processes,))
+    whole = set(model.parameters()) - inside
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, ignored_params=whole)
+    fully_shard(trunk, mesh=mesh, ignored_params=whole)  # the root: it fetches the next layer while one computes
+    model.sharded = True
+    held = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
+    split = f"{held / 2**20:,.2f} MiB on each of {processes} processes in place of {before / 2**20:,.2f}"
+    return f"FSDP: the frozen layers are split, {split}; what trains is whole on each"
