@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from tests.conftest import steady
 from vlm.config import Config, LossConfig
@@ -301,9 +303,17 @@ def test_resuming_a_finished_run_trains_no_further(tiny_config: Config) -> None:
 
 
 def test_a_finished_run_that_is_made_longer_learns_from_its_first_step_on(tiny_config: Config) -> None:
+    class Rates(TrainerCallback):
+        seen: ClassVar[list[float]] = []
+
+        def on_pre_optimizer_step(self, args, state, control, optimizer, **options) -> None:
+            self.seen.append(optimizer.param_groups[0]["lr"])
+
     whole = trained(with_train(tiny_config, "longer", schedule="linear", max_steps=4))
     assert whole.optimizer.param_groups[0]["lr"] == 0
-    longer = with_train(tiny_config, "longer", schedule="linear", max_steps=8, log_steps=1)
-    resumed = trained(longer, str(RunFolder(longer).checkpoints / "checkpoint-4"))
-    rates = {row["step"]: row["learning_rate"] for row in resumed.state.log_history if row.get("learning_rate")}
-    assert rates[5] > rates[6] > rates[7] > 0
+    longer = with_train(tiny_config, "longer", schedule="linear", max_steps=8)
+    folder, cohort = RunFolder(longer), load_cohort(longer.data)
+    trainer = build_trainer(longer, build_model(longer, cohort, torch.device("cpu"), torch.float32), cohort, folder)
+    trainer.add_callback(Rates())
+    trainer.train(resume_from_checkpoint=str(folder.checkpoints / "checkpoint-4"))
+    assert len(Rates.seen) == 4 and Rates.seen == sorted(Rates.seen, reverse=True) and Rates.seen[-1] > 0
