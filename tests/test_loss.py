@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vlm.data.collate import IGNORED
+from vlm.model import loss as terms
 from vlm.model.loss import joint_loss, label_loss, text_loss
 
 
@@ -47,3 +48,21 @@ def test_nothing_to_learn_is_zero_and_not_nan() -> None:
 def test_equation_5(alpha: float) -> None:
     total = joint_loss(alpha, torch.tensor(0.7), torch.tensor(2.0))
     assert total.item() == pytest.approx(alpha * 0.7 + (1 - alpha) * 2.0)
+
+
+def test_logits_in_parts_give_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = torch.randn(50, 8, generator=generator)
+    wanted = torch.randint(0, 50, (11,), generator=generator)
+    found, sizes = [], []
+    whole = F.linear_cross_entropy
+    monkeypatch.setattr(F, "linear_cross_entropy", lambda s, *a, **o: sizes.append(len(s)) or whole(s, *a, **o))
+    for largest in (terms.LARGEST_LOGITS, 4 * 4 * 50):  # all at once, and four tokens
+        monkeypatch.setattr(terms, "LARGEST_LOGITS", largest)
+        states = torch.randn(11, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        losses = terms.token_losses(states, vocabulary, wanted)
+        (losses * torch.arange(11)).sum().backward()
+        found.append((losses.detach(), states.grad))
+    assert sizes[0] == 11 and max(sizes[1:]) == 4
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)

@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vlm.data.collate import IGNORED
+
+LARGEST_LOGITS = 256 << 20
+"""Bytes, counted in fp32, of the vocabulary logits that are there at once; with their gradients three times as much."""
 
 
 @dataclass
@@ -45,17 +49,35 @@ def rows_with_text(labels: torch.Tensor, attention_mask: torch.Tensor) -> tuple[
 def text_loss(hidden: torch.Tensor, vocabulary: torch.Tensor, labels: torch.Tensor) -> tuple[LossSum, torch.Tensor]:
     """Cross-entropy of the next token over the supervised tokens.
 
-    `hidden` is B × T × H of the trunk, `vocabulary` V × H of the output layer, `labels` B × T. Vocabulary logits
-    are made for supervised places only, and not kept. Returns the sum, and the loss of each case (B, summed).
+    `hidden` is B × T × H of the trunk, `vocabulary` V × H of the output layer, `labels` B × T. Returns the sum, and
+    the loss of each case (B, summed).
     """
     shifted = labels[:, 1:]  # the state at t predicts the token at t + 1
     places = shifted != IGNORED  # B × (T - 1)
     states, wanted = hidden[:, :-1][places], shifted[places]  # N × H, N
     if not len(wanted):  # a mean over nothing would be NaN
         return LossSum(hidden.sum() * 0.0, places.sum()), hidden.new_zeros(len(labels))
-    losses = F.linear_cross_entropy(states, vocabulary.to(states.dtype), wanted, reduction="none").float()  # N
+    losses = token_losses(states, vocabulary.to(states.dtype), wanted)  # N
     cases = torch.zeros(len(labels), device=losses.device).index_add(0, places.nonzero()[:, 0], losses)
     return LossSum(losses.sum(), places.sum()), cases
+
+
+def token_losses(states: torch.Tensor, vocabulary: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each token, N in fp32; `states` are N × H, `vocabulary` V × H, `wanted` N.
+
+    Vocabulary logits are made for supervised places only, and never for more than `LARGEST_LOGITS` at once: beyond it
+    they are made again on the way back in place of being kept. (PyTorch's own chunks take three times as long here.)
+    """
+
+    def of(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return F.linear_cross_entropy(states, vocabulary, wanted, reduction="none").float()
+
+    size = max(1, LARGEST_LOGITS // (4 * len(vocabulary)))
+    parts = list(zip(states.split(size), wanted.split(size), strict=True))
+    if len(parts) == 1:
+        return of(states, wanted)
+    losses: list[torch.Tensor] = [checkpoint(of, *part, use_reentrant=False) for part in parts]
+    return torch.cat(losses)
 
 
 def joint_loss(alpha: float, label: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
