@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from safetensors.torch import load_file
 
 from tests.forks import PROJECT, Forks
@@ -18,6 +18,8 @@ from vlm.run_folder import checkpoints_of
 from vlm.training.sharding import asked_to_shard
 
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
+ZERO_3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+"""What the configs of `accelerate launch` set."""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,11 @@ def test_one_process_equals_several(processes: int, forks: Forks, config_file: P
     is_that_of(run, one)
 
 
-def test_fsdp_splits_the_frozen_base_alone(forks: Forks, config_file: Path, one: Run) -> None:
-    run = Run(config_file, "fsdp").to_its_end(forks, ranks=2, **FSDP)
-    held = re.search(r"FSDP: the frozen layers are split, ([\d.]+) MiB on each of 2 processes in place of ([\d.]+);",
+@pytest.mark.parametrize("asked", [FSDP, ZERO_3], ids=["fsdp", "zero-3"])
+def test_the_frozen_base_is_split_alone(asked: dict, forks: Forks, config_file: Path, one: Run) -> None:
+    run = Run(config_file, f"split by {len(asked)}").to_its_end(forks, ranks=2, **asked)
+    assert ("in place of DeepSpeed" in run.said.read_text()) == (asked is ZERO_3)
+    held = re.search(r"the frozen layers are split, ([\d.]+) MiB on each of 2 processes in place of ([\d.]+);",
                      run.said.read_text())  # fmt: skip
     assert held and 0.4 < float(held[1]) / float(held[2]) < 0.6
     is_that_of(run, one)
@@ -93,18 +97,27 @@ def test_two_ways_to_split_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match="FSDP and DeepSpeed were both asked for"):
         asked_to_shard()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    with pytest.raises(UserError, match="ZeRO-2 splits only what trains"):
+        asked_to_shard()
 
 
-@pytest.mark.parametrize("name", ["cpu", "single_gpu", "ddp", "fsdp_qlora"])
+@pytest.mark.parametrize("name", ["cpu", "single_gpu", "ddp", "fsdp_qlora", "deepspeed_zero3"])
 def test_accelerate_reads_its_configs(name: str) -> None:
     """As `accelerate launch` itself reads them, up to the environment that it gives the processes."""
     file = PROJECT / "configs" / "accelerate" / f"{name}.yaml"
     arguments = launch_command_parser().parse_args(["--config_file", str(file), "train_lora.py"])
-    arguments, _, _ = _validate_launch_command(arguments)
+    arguments, defaults, _ = _validate_launch_command(arguments)
     if name in ("cpu", "single_gpu"):
         _, environment = prepare_simple_launcher_cmd_env(arguments)
+    elif name == "deepspeed_zero3":
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, environment = prepare_deepspeed_cmd_env(arguments)
+        assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
     else:
         environment = prepare_multi_gpu_env(arguments)
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
     assert (environment.get("ACCELERATE_USE_FSDP") == "true") == (name == "fsdp_qlora")
+    assert (environment.get("ACCELERATE_USE_DEEPSPEED") == "true") == (name == "deepspeed_zero3")
     assert (environment.get("ACCELERATE_USE_CPU", "false").lower() == "true") == (name == "cpu")

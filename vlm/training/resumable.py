@@ -18,15 +18,10 @@ from vlm.training.sharding import shard_base
 
 
 class ResumableTrainer(Trainer):
-    """Writes and reads the folders of `vlm.training.checkpoints`; the best one is kept beside the newest.
-
-    Raises `UserError` where DeepSpeed splits what trains, which these folders hold whole.
-    """
+    """Writes and reads the folders of `vlm.training.checkpoints`; the best one is kept beside the newest."""
 
     def __init__(self, model: ClinicalVLM, args: TrainingArguments, keep: int, **options: Any) -> None:
         super().__init__(model, args, **options)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("DeepSpeed splits what trains, which a checkpoint holds whole; launch with FSDP instead")
         self._keep = keep
         self._terms = torch.zeros(2, device=args.device)  # sums of loss_bce and loss_ce since the last log row
         self._terms_since = 0
@@ -166,6 +161,7 @@ def _set_rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_schedu
     assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = rate * factor(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the log says
 
 
 def _callback_states(state: TrainerState) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     _say(describe_parameters(model))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
-    if shard and processes.num_processes > 1:
+    if shard.value and processes.num_processes > 1:
+        _say(f"split the base: True ({shard.reason})")
         trainer.shard()
     kept = choose_features(config)
     _say(f"keep the CNN's features: {kept.value} ({kept.reason})")

@@ -9,24 +9,33 @@ import os
 
 import torch
 
+from vlm.device import Choice
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 
-SWITCH = "ACCELERATE_USE_FSDP"
-"""How `accelerate launch` with an FSDP config asks for it."""
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+"""How `accelerate launch` says what its config asks for."""
 
 
-def asked_to_shard() -> bool:
-    """Whether the launcher's config asks for FSDP; from then on accelerate leaves the sharding to us.
+def asked_to_shard() -> Choice[bool]:
+    """Whether the launcher's config asks for FSDP or for DeepSpeed ZeRO-3; from then on accelerate leaves it to us.
 
-    Its own would split what trains as well, and is for GPUs alone. Raises `UserError` for DeepSpeed and FSDP at once.
+    Theirs would split what trains as well, FSDP on GPUs alone, and DeepSpeed keeps its state in pickles. Raises
+    `UserError` for both at once, and for a stage of ZeRO that leaves the parameters whole.
     """
-    if os.environ.get(SWITCH, "false").lower() != "true":
-        return False
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    asked = [switch for switch in (FSDP, DEEPSPEED) if os.environ.get(switch, "false").lower() == "true"]
+    if not asked:
+        return Choice(False, "not asked for")
+    if len(asked) > 1:
         raise UserError("FSDP and DeepSpeed were both asked for; launch with one of configs/accelerate")
-    os.environ[SWITCH] = "false"
-    return True
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    if asked == [DEEPSPEED] and stage != "3":
+        raise UserError(
+            f"DeepSpeed: ZeRO-{stage} splits only what trains, some MB; launch with configs/accelerate/ddp.yaml"
+        )
+    os.environ[asked[0]] = "false"
+    reasons = {FSDP: "FSDP", DEEPSPEED: "as ZeRO-3 does, by PyTorch's FSDP2 in place of DeepSpeed"}
+    return Choice(True, reasons[asked[0]])
 
 
 def shard_base(model: ClinicalVLM, device: torch.device) -> str:
@@ -54,4 +63,4 @@ def shard_base(model: ClinicalVLM, device: torch.device) -> str:
     model.sharded = True
     held = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
     split = f"{held / 2**20:,.2f} MiB on each of {processes} processes in place of {before / 2**20:,.2f}"
-    return f"FSDP: the frozen layers are split, {split}; what trains is whole on each"
+    return f"the frozen layers are split, {split}; what trains is whole on each"
