@@ -144,11 +144,11 @@ def compare(config: Config, cohort: Cohort, size: int, repeats: int, check_steps
 
 
 def speedups(timings: dict[str, Timing]) -> dict[str, float]:
-    """How many times as fast: in fp32, in bf16, and as the machine's own choice of precision against plain fp32."""
+    """How many times as fast: in fp32, in bf16, and ours in bf16 against plain fp32."""
     found = {"": timings["plain"].median / timings["ours"].median}
     if "ours_bf16" in timings:
         found["_bf16"] = timings["plain_bf16"].median / timings["ours_bf16"].median
-        found["_as_chosen"] = timings["plain"].median / timings["ours_bf16"].median
+        found["_bf16_to_plain_fp32"] = timings["plain"].median / timings["ours_bf16"].median
     return found
 
 

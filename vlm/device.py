@@ -23,19 +23,20 @@ def choose_device() -> Choice[torch.device]:
     return Choice(torch.device("cpu"), "no GPU found")
 
 
-def choose_precision(wanted: str, device: torch.device, training: bool = False) -> Choice[torch.dtype]:
+def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
     """`torch.bfloat16` or `torch.float32`; never float16, whose range loses gradients silently.
 
-    Drafts on a CPU stay in fp32 even where it multiplies bf16: there a case drafts the same in every batch.
+    A CPU computes in fp32 even where it multiplies bf16: there a case drafts the same in every batch, and the demo
+    trained to better drafts (benchmarks/README.md).
     """
     if wanted != "auto":
         return Choice(torch.bfloat16 if wanted == "bf16" else torch.float32, "set by train.precision")
-    if device.type == "cpu" and training and multiplies_bf16():
-        return Choice(torch.bfloat16, "this CPU multiplies bf16 matrices by itself (AMX)")
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice(torch.bfloat16, "the GPU computes in bf16")
     if device.type == "cuda":
         return Choice(torch.float32, "the GPU has no bf16")
+    if multiplies_bf16():
+        return Choice(torch.float32, "exact on a CPU; this one would train faster with train.precision bf16")
     return Choice(torch.float32, "on a CPU without native bf16, bf16 is many times slower")
 
 

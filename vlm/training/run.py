@@ -199,7 +199,7 @@ def training_arguments(
         lr_scheduler_type=train.schedule,
         max_grad_norm=train.max_grad_norm,
         optim=train.optimizer,
-        bf16=choose_precision(train.precision, device, training=True).value == torch.bfloat16,
+        bf16=choose_precision(train.precision, device).value == torch.bfloat16,
         seed=train.seed,
         data_seed=train.seed,
         logging_steps=train.log_steps,
@@ -234,7 +234,7 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     """Make and print every automatic choice with its reason."""
     threads, device = choose_threads(config.train.threads), choose_device()
     torch.set_num_threads(threads.value)
-    precision = choose_precision(config.train.precision, device.value, training=True)
+    precision = choose_precision(config.train.precision, device.value)
     unpack = choose_unpacking(config.model.llm, device.value)
     choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads, "unpack 4-bit": unpack}
     for name, choice in choices.items():
