@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", default="runs/demo/adapter")
     parser.add_argument("--cases", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=48, help="tokens of a report when decoding is timed")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Weak scaling: the same work for each process, by one and by several on this machine, one thread each.
+"""Weak scaling: the same work for each process, by one and by several on this machine.
 
     python -m benchmarks.processes --processes 1 2 --json processes.json
 
-Training is `train_lora.py` by torchrun over gloo with 8 cases a process and step; its speed is read from the run's log.
-Drafting is `infer.py --input` with as many rows a process; its time is that of the whole command less that of one row.
+Training is `train_lora.py` by torchrun over gloo, with 8 cases a process and step and one thread each; its speed is
+read from the run's log. Drafting is `infer.py --input` with 64 rows a process; its time is that of the whole command
+less that of one row, and one process takes all cores as well as several do.
 """
 
 import argparse
@@ -39,8 +40,9 @@ def training(processes: int, folder: Path, config: str, overrides: list[str]) ->
     launch(processes, "train_lora.py", "--config", config, "--run.folder", str(folder), "--run.name", name,
            "--train.batch_size", str(CASES * processes), "--train.micro_batch_size", str(CASES),
            "--train.max_steps", str(STEPS), "--train.log_steps", "1", "--train.eval_steps", str(STEPS),
-           "--train.threads", "1", "--train.precision", "fp32", "--evaluation.ablation", "false",
-           "--data.phantom.cases", "200", "--data.root", str(folder / "data"), *overrides)  # fmt: skip
+           "--train.threads", "1", "--train.precision", "fp32", "--loss.head_only_steps", "0",
+           "--evaluation.ablation", "false", "--data.phantom.cases", "200", "--data.root", str(folder / "data"),
+           *overrides)  # fmt: skip
     rows = [row["samples_per_s"] for row in read_log(folder / name / "log.jsonl") if "samples_per_s" in row]
     return statistics.median(rows[1:])
 

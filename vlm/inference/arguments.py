@@ -40,7 +40,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     many.add_argument("--image_column", default="image", help="column of the image's file name")
     many.add_argument("--id_column", help="column of the case's id; without it the rows are numbered")
     many.add_argument("--context_column", help="column of text to show in the prompt, as in training")
-    many.add_argument("--batch_size", type=int, default=32, help="cases drafted together")
+    many.add_argument("--batch_size", type=int, default=64, help="cases drafted together")
     many.add_argument("--resume", action="store_true", help="go on after the last whole line of the output")
     many.add_argument("--ray", metavar="ADDRESS", nargs="?", const="local", help="draft on a Ray cluster: auto, "
                       "ray://HOST:10001, or local; extra `ray`. (`accelerate launch infer.py` needs none)")  # fmt: skip
