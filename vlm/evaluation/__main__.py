@@ -23,12 +23,16 @@ def main() -> None:
     parser.add_argument("adapter", help="adapter folder or Hub id")
     parser.add_argument("--data", required=True, help="config (.yaml) that names the cases, or a table of test cases")
     parser.add_argument("--output", required=True, help="folder to write, new or empty")
+    parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
     parser.add_argument("--base", help="base model in place of the one that the adapter names")
     arguments, overrides = parser.parse_known_args()
-    test_adapter(arguments.adapter, arguments.data, Path(arguments.output), arguments.base, overrides)
+    output = Path(arguments.output)
+    test_adapter(arguments.adapter, arguments.revision, arguments.data, output, arguments.base, overrides)
 
 
-def test_adapter(adapter: str, data: str, output: Path, base: str | None, overrides: list[str]) -> None:
+def test_adapter(
+    adapter: str, revision: str | None, data: str, output: Path, base: str | None, overrides: list[str]
+) -> None:
     """Load, check that data and adapter belong together, measure, write; raises `UserError` for what does not fit."""
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: not empty; name a new folder with --output")
@@ -40,7 +44,7 @@ def test_adapter(adapter: str, data: str, output: Path, base: str | None, overri
     from vlm.evaluation.run import evaluate
     from vlm.evaluation.summary import summary_lines
 
-    folder = resolve(adapter)
+    folder = resolve(adapter, revision)
     given = read_config(folder)
     if data.endswith((".yaml", ".yml")):
         config, _ = parse_config(["--config", data, *overrides])
