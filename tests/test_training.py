@@ -317,3 +317,15 @@ def test_a_finished_run_that_is_made_longer_learns_from_its_first_step_on(tiny_c
     trainer.add_callback(Rates())
     trainer.train(resume_from_checkpoint=str(folder.checkpoints / "checkpoint-4"))
     assert len(Rates.seen) == 4 and Rates.seen == sorted(Rates.seen, reverse=True) and Rates.seen[-1] > 0
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_a_new_option_has_its_default(tiny_config: Config) -> None:
+    trained(tiny_config)
+    folder, cases = RunFolder(tiny_config), load_cohort(tiny_config.data).fingerprint
+    text = folder.config.read_text()
+    assert "  lanes: 8\n" in text
+    folder.config.write_text(text.replace("  lanes: 8\n", ""))
+    assert folder.check(tiny_config, cases, resume=True) == folder.checkpoints / "checkpoint-4"
+    other = replace(tiny_config, data=replace(tiny_config.data, lanes=4))
+    with pytest.raises(UserError, match=r"data\.lanes: was 8 when .* began, is 4"):
+        folder.check(other, cases, resume=True)

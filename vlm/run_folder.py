@@ -126,8 +126,9 @@ class RunFolder:
         steps = checkpoints_of(self.checkpoints)
         if not self.config.is_file() or (steps and not self.cases.is_file()):
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
-        before = dotted(yaml.safe_load(self.config.read_text(encoding="utf-8")))
-        now = dotted(yaml.safe_load(to_yaml(config)))
+        now, defaults = (dotted(yaml.safe_load(to_yaml(values))) for values in (config, Config()))
+        written = dotted(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        before = {key: defaults.get(key) for key in now} | written  # an earlier version had fewer options
         for key in before.keys() | now.keys():
             if before.get(key) != now.get(key) and not (key.startswith(MAY_CHANGE) or MAY_MOVE.fullmatch(key)):
                 raise UserError(
