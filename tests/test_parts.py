@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 import random
+import re
 import signal
-import threading
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.forks import Forks
+from tests.forks import PROJECT, Forks
 from vlm.adapter import save
 from vlm.errors import UserError
-from vlm.inference.command import draft_table
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import Counts, TableColumns, TableJob
-from vlm.inference.on_ray import Cluster
 from vlm.inference.parts import Share, SharedJob
 from vlm.model.clinical_vlm import ClinicalVLM
 
@@ -167,35 +167,39 @@ def test_a_worker_killed_at_twenty_moments(forks: Forks, work: Work) -> None:
     kill_workers(forks, work, 20, seed=4)
 
 
-@pytest.fixture
-def cluster() -> Cluster:
+def on_ray(work: Work, *options: str) -> subprocess.Popen:
+    """The command, in a process of its own: Ray ends the one that it runs in when its own processes die."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    return Cluster("local", workers=2)
+    command = [sys.executable, "infer.py", "--adapter", str(work.adapter), "--input", str(work.job.table), "--images",
+               str(work.job.images), "--output", str(work.job.output), "--id_column", "case", "--context_column",
+               "findings", "--batch_size", "1", "--max_new_tokens", str(work.job.max_new_tokens), *options]  # fmt: skip
+    work.job.output.parent.mkdir(exist_ok=True)
+    return subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_ray_cluster_drafts_the_same_though_a_worker_dies(work: Work, alone: list[dict], cluster: Cluster) -> None:
-    work = replace(work, job=replace(work.job, batch_size=1))
-    killed: list[int] = []
-
-    def kill_a_worker() -> None:
-        part = SharedJob(work.job, Share()).part
-        while not killed and not work.job.output.exists():
-            if part.is_file() and part.stat().st_size:
-                workers = [p for p in psutil.Process().children(recursive=True) if "ray::Map" in " ".join(p.cmdline())]
-                for worker in workers[:1]:
-                    worker.kill()
-                    killed.append(worker.pid)
-            time.sleep(0.01)
-
-    threading.Thread(target=kill_a_worker, daemon=True).start()
-    counts = draft_table(str(work.adapter), work.job, False, cluster)
-    assert counts.lines == 24 and killed, "no worker was killed while rows were left"
+@pytest.mark.timeout(240)
+def test_a_ray_cluster_drafts_the_same_though_a_worker_dies(work: Work, alone: list[dict]) -> None:
+    process, killed = on_ray(work, "--ray", "local", "--ray_workers", "2"), False
+    while process.poll() is None and not killed:
+        if drafted_so_far(work.job.output):
+            workers = psutil.Process(process.pid).children(recursive=True)
+            for worker in [one for one in workers if "ray::Map" in " ".join(one.cmdline())][:1]:
+                worker.kill()
+                killed = True
+        time.sleep(0.005)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said[-2000:]
+    assert killed, "no worker was killed while rows were left"
     same(work.lines, alone)
 
 
-def test_what_ray_cannot_do_is_one_line(work: Work, cluster: Cluster) -> None:
-    with pytest.raises(UserError, match=r"--ray: .*/no/such/base"):
-        draft_table(str(work.adapter), work.job, False, cluster, base="/no/such/base")
+@pytest.mark.timeout(240)
+def test_what_ray_cannot_do_is_one_line(work: Work) -> None:
+    for options, message in (
+        (("--ray", "--base", "/no/such/base"), r"error: --ray: .*/no/such/base"),
+        (("--resume", "--ray", "localhost:1"), r"error: --ray localhost:1: "),
+    ):
+        process = on_ray(work, *options)
+        said = process.communicate()[1]
+        assert process.returncode == 2 and re.search(message, said) and "Traceback" not in said, said[-2000:]
     assert work.job.parts.is_dir(), "to go on with --resume"
-    with pytest.raises(UserError, match=r"--ray no-such-host:1: "):
-        draft_table(str(work.adapter), work.job, True, replace(cluster, address="no-such-host:1"))

@@ -27,11 +27,11 @@ def main() -> None:
     parser.add_argument("--base", help="base model in place of the one that the adapter names")
     arguments, overrides = parser.parse_known_args()
     output = Path(arguments.output)
-    test_adapter(arguments.adapter, arguments.revision, arguments.data, output, arguments.base, overrides)
+    test_adapter(arguments.adapter, arguments.data, output, arguments.base, overrides, arguments.revision)
 
 
 def test_adapter(
-    adapter: str, revision: str | None, data: str, output: Path, base: str | None, overrides: list[str]
+    adapter: str, data: str, output: Path, base: str | None, overrides: list[str], revision: str | None = None
 ) -> None:
     """Load, check that data and adapter belong together, measure, write; raises `UserError` for what does not fit."""
     if output.exists() and any(output.iterdir()):
