@@ -1,15 +1,21 @@
 """Several processes at one work: which cases are whose, and how their results become one list again."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 
+def rank() -> int:
+    """The number of this process among those launched together, as `accelerate launch` and `torchrun` say it."""
+    return int(os.environ.get("RANK", 0))
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and speaks."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return rank() == 0
 
 
 def world_size() -> int:
@@ -17,13 +23,20 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def say(*lines: str) -> None:
+    """Print to stderr, once whatever the number of processes."""
+    if is_main():
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+
+
 def own_share(count: int, all_alike: bool = False) -> range:
     """Places of this process among `count` cases, every n-th of them; all of them where all must do the same."""
+    if world_size() == 1 or all_alike:
+        return range(count)
     from accelerate import PartialState
 
-    state = PartialState() if world_size() > 1 else None
-    if state is None or all_alike or state.num_processes == 1:
-        return range(count)
+    state = PartialState()
     return range(state.process_index, count, state.num_processes)
 
 
@@ -36,6 +49,6 @@ def joined_shares(own: Sequence[Result], count: int, all_alike: bool = False) ->
 
     shares: list[Any] = gather_object([list(own)])
     joined: list[Any] = [None] * count
-    for rank, share in enumerate(shares):
-        joined[rank :: PartialState().num_processes] = share
+    for number, share in enumerate(shares):
+        joined[number :: PartialState().num_processes] = share
     return joined

@@ -6,6 +6,7 @@ the table, so a run that was cut off goes on after the last whole line.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.report import Report
+from vlm.processes import rank
 
 WINDOW = 4
 """Batches in a window: enough to sort by length, few enough to hold their images."""
@@ -113,8 +115,7 @@ class TableJob:
         """Draft every row that has no line yet; returns how many there are. Raises `UserError` if the table changed."""
         from tqdm import tqdm
 
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.stamp.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
+        self.write_stamp(made_by)
         counts, last = cut_to_whole_lines(self.output)
         rows = self.rows(engine.model.spec.schema)
         self._pass_over(rows, counts.lines, last)
@@ -125,6 +126,13 @@ class TableJob:
                 counts.add(lines)
                 bar.update(len(lines))
         return counts
+
+    def write_stamp(self, made_by: Mapping[str, Any]) -> None:
+        """Say beside the output what makes it; as a whole, for others may be reading it."""
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        staging = self.stamp.with_name(f".{self.stamp.name}.{rank()}-{os.getpid()}")  # of several machines, perhaps
+        staging.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
+        staging.replace(self.stamp)
 
     def draft(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[dict[str, Any]]]:
         """The lines of these rows in their order, a window at a time."""
@@ -186,6 +194,11 @@ class Counts:
         self.lines += len(lines)
         self.errors += sum("error" in line for line in lines)
 
+    def add_written(self, line: bytes) -> None:
+        """Count a line as it stands in a file."""
+        self.lines += 1
+        self.errors += b'"error": ' in line and "error" in json.loads(line)
+
 
 def _prepare(engine: Engine, row: Row) -> _Prepared:
     """An unreadable row costs its own report, not those of the others."""
@@ -214,8 +227,7 @@ def cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
             if not line.endswith(b"\n"):
                 break
             last, whole = line, whole + len(line)
-            counts.lines += 1
-            counts.errors += b'"error": ' in line and "error" in json.loads(line)
+            counts.add_written(line)
         lines.truncate(whole)
     return counts, json.loads(last) if last else {}
 

@@ -63,7 +63,7 @@ def _drafted(
     context.enable_progress_bars = False  # ours is shown
     drafted = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
         Drafter,
-        fn_constructor_args=(adapter, asdict(job) | {"columns": asdict(job.columns)}, dict(engine)),
+        fn_constructor_args=(adapter, job, engine),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=cluster.workers),
         num_gpus=cluster.gpus,
@@ -86,12 +86,11 @@ class Drafter:
     What the engine refuses is an answer: of a worker that raises, Ray would start another, and again.
     """
 
-    def __init__(self, adapter: str, job: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
+    def __init__(self, adapter: str, job: TableJob, engine: Mapping[str, Any]) -> None:
         from vlm.inference.command import open_engine, prepare_libraries
-        from vlm.inference.many import TableColumns
 
         prepare_libraries()
-        self.job = TableJob(**{**job, "columns": TableColumns(**job["columns"])})
+        self.job = job
         self.refused = ""
         try:
             self.engine = open_engine(adapter, **engine)

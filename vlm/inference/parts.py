@@ -22,6 +22,7 @@ from vlm.durable import flush
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.many import Counts, Row, TableJob, cut_to_whole_lines, write_lines
+from vlm.processes import rank, world_size
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -34,8 +35,8 @@ class Share(NamedTuple):
 
     @classmethod
     def of_environment(cls) -> "Share":
-        """As `accelerate launch` and `torchrun` say it."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        """That of the launcher."""
+        return cls(rank(), world_size())
 
     def takes(self, row: Row, batch_size: int) -> bool:
         """Whether a row is in this share: rows of a batch stay together, since neighbours are often alike."""
@@ -81,7 +82,8 @@ class SharedJob:
         """
         from tqdm import tqdm
 
-        self._begin(made_by)
+        self.job.write_stamp(made_by)  # before the folder: who sees the folder sees what made it
+        self.job.parts.mkdir(exist_ok=True)
         with self._writing() as out:
             counts, _ = cut_to_whole_lines(self.part)
             done = self._done()
@@ -93,14 +95,6 @@ class SharedJob:
                 counts.add(lines)
             os.fsync(out.fileno())
         return self._merge(rows.count) or counts
-
-    def _begin(self, made_by: Mapping[str, Any]) -> None:
-        """The stamp first, then the folder: who sees the folder sees what made it."""
-        self.job.output.parent.mkdir(parents=True, exist_ok=True)
-        staging = self.job.stamp.with_name(f".{self.job.stamp.name}.{self.part.stem}")
-        staging.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
-        staging.replace(self.job.stamp)
-        self.job.parts.mkdir(exist_ok=True)
 
     # ------------------------------------------------------------------------------------- merging
 
@@ -123,8 +117,7 @@ class SharedJob:
                 for number, line in heapq.merge(*parts, key=lambda pair: pair[0]):
                     if number != before:  # a row that two parts hold is written once
                         out.write(line)
-                        counts.lines += 1
-                        counts.errors += b'"error": ' in line and "error" in json.loads(line)
+                        counts.add_written(line)
                     before = number
                 out.flush()
                 os.fsync(out.fileno())

@@ -1,6 +1,5 @@
 """The Transformers `Trainer` with our checkpoints: whole or not there, without a pickle, resumed to the bit."""
 
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 from vlm.durable import verify
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.processes import say
 from vlm.run_folder import CHECKPOINT_FILES, checkpoint_folder
 from vlm.training import checkpoints
 from vlm.training.sharding import shard_base
@@ -28,7 +28,7 @@ class ResumableTrainer(Trainer):
 
     def shard(self) -> None:
         """Split the frozen base over the processes; the `Trainer` then averages the gradients of what trains."""
-        self._say(shard_base(self.accelerator.unwrap_model(self.model), self.args.device))
+        say(shard_base(self.accelerator.unwrap_model(self.model), self.args.device))
         self.is_distributed_loading_by_transformers = True
 
     @property
@@ -104,7 +104,7 @@ class ResumableTrainer(Trainer):
             verify(best, CHECKPOINT_FILES)
             self.state.best_model_checkpoint = str(best)
         except UserError as error:
-            self._say(f"warning: the best checkpoint so far is lost, and the best from here on is taken: {error}")
+            say(f"warning: the best checkpoint so far is lost, and the best from here on is taken: {error}")
             self.state.best_global_step = self.state.best_metric = self.state.best_model_checkpoint = None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -126,7 +126,7 @@ class ResumableTrainer(Trainer):
             checkpoints.set_random_state({name: value[rank] for name, value in processes.items()})
             sums = sums[rank]
         else:
-            self._say(f"warning: begun by {count} processes, now {self.args.world_size}: the random draws differ")
+            say(f"warning: begun by {count} processes, now {self.args.world_size}: the random draws differ")
             terms = sums[:, :2].sum(dim=0) * (rank == 0)  # of all processes the terms are added, the losses averaged
             sums = torch.cat([terms, sums[:, 2].mean()[None], sums[0, 3:]])
         self._terms.copy_(sums[:2])
@@ -150,10 +150,6 @@ class ResumableTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_trainable(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
-
-    def _say(self, line: str) -> None:
-        if self.is_world_process_zero():
-            print(line, file=sys.stderr, flush=True)
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:

@@ -1,6 +1,5 @@
 """One training job from config to adapter: data, model, training, test, figures."""
 
-import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking
-from vlm.processes import is_main, world_size
+from vlm.processes import is_main, say, world_size
 from vlm.run_folder import RunFolder, read_log
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
@@ -57,33 +56,33 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes = PartialState(cpu=device.type == "cpu")
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
         cohort = load_cohort(config.data)
-    _say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     checkpoint = folder.check(config, cohort.fingerprint, resume)
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
-    _say(*(f"warning: {warning}" for warning in folder.warnings))
+    say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
-    _say(describe_parameters(model))
+    say(describe_parameters(model))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
-        _say(f"split the base: True ({shard.reason})")
+        say(f"split the base: True ({shard.reason})")
         trainer.shard()
     kept = choose_features(config)
-    _say(f"keep the CNN's features: {kept.value} ({kept.reason})")
+    say(f"keep the CNN's features: {kept.value} ({kept.reason})")
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
     loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
-    _say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
+    say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
     if is_main():  # last: a mistake in config, data or base leaves the folder as it was
         folder.create(config, cohort.fingerprint, resume)
     processes.wait_for_everyone()
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
-        _say(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
+        say(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
     keep_features(model, config, trainer.case_datasets)
     if checkpoint and trainer.has_finished(checkpoint):
-        _say("every step of this run is made; its best checkpoint is tested again")
+        say("every step of this run is made; its best checkpoint is tested again")
     else:
         stop = StopAtSignal()
         trainer.add_callback(stop)
@@ -97,7 +96,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned)
     if is_main():
         save(model, folder.adapter, metrics)
-        _say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
+        say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
     processes.destroy_process_group()  # no process waits for the main one, whose measures may take longer than a wait
     return folder.path
 
@@ -110,13 +109,13 @@ def try_step(config: Config) -> None:
     transformers_logging.set_verbosity_error()
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
-    _say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     model = build_model(config, cohort, device, dtype)
-    _say(describe_parameters(model))
+    say(describe_parameters(model))
     training = case_dataset(config, model.spec, cohort, "train")
     if not len(training):
         raise UserError("data.split: no case is left to train on")
-    _say(*dry_run(model, config, training))
+    say(*dry_run(model, config, training))
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
@@ -238,7 +237,7 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     unpack = choose_unpacking(config.model.llm, device.value)
     choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads, "unpack 4-bit": unpack}
     for name, choice in choices.items():
-        _say(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
+        say(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
     return device.value, precision.value
 
 
@@ -259,9 +258,3 @@ def _unpacked_size(parameter: torch.nn.Parameter) -> int:
     if type(parameter).__name__ == "Params4bit":
         return parameter.numel() * parameter.element_size() * 2
     return parameter.numel()
-
-
-def _say(*lines: str) -> None:
-    if is_main():
-        for line in lines:
-            print(line, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from vlm.data.examples import CaseDataset
 from vlm.data.packed.sampling import ShardSampler, shards_of
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
+from vlm.processes import say
 from vlm.training.resumable import ResumableTrainer
 from vlm.training.throughput import MeasuredTrainer, by_process
 
@@ -145,7 +146,7 @@ class ReportTrainer(MeasuredTrainer, ResumableTrainer):
         if shards is None:
             return CaseSampler(dataset, batch_size)
         sampler = ShardSampler(dataset, shards, batch_size, self.args.train_batch_size, self.args.world_size)
-        self._say(sampler.describe())
+        say(sampler.describe())
         return sampler
 
     @property
