@@ -17,7 +17,7 @@ import numpy as np
 from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
 from vlm.data.dicom import read_dicom
-from vlm.data.image_kinds import READ, kind_of, seems_to_be
+from vlm.data.image_kinds import kind_of, why_no_image
 from vlm.errors import UserError
 
 cv2.setNumThreads(1)  # the workers and PyTorch share the cores
@@ -73,7 +73,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         if kind == "DICOM":
             return read_dicom(where, data)
         if not kind:
-            raise ValueError("; ".join(filter(None, (seems_to_be(data), READ))))
+            raise ValueError(why_no_image(data))
         header = read_header(data, kind)
         return _shown(_decoded(data), header)
     except UserError:
