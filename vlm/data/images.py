@@ -104,7 +104,7 @@ def _shown(image: np.ndarray, header: ImageHeader) -> np.ndarray:
     if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].any():  # some programs write 0 and mean nothing by it
         transparent = image[..., 3] == 0
     if header.inverted:
-        image = (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 0) - image
+        image = 65_535 - image if image.dtype == np.uint16 else -image.astype(np.float32)
     if image.ndim == 3 and image.shape[2] >= 3:
         if image.dtype not in (np.uint8, np.uint16, np.float32):
             image = image.astype(np.float32)
