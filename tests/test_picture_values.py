@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.picture_files import exif, png_chunk, saved, tiff
-from vlm.data.images import ImageSpec, decode_image, stretch_contrast, to_square
+from vlm.data.images import ImageSpec, decode_image, read_image, stretch_contrast, to_square
 from vlm.errors import UserError
 
 MARKED = np.full((6, 10), 40, np.uint8)
@@ -166,6 +166,23 @@ def test_a_tiff_whose_low_values_are_white_is_shown_so(kind: str) -> None:
         np.testing.assert_array_equal(light, np.iinfo(kind).max - values.astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    "compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4", "tiles"]
+)
+def test_tiffs_of_every_usual_compression(compression: str, tmp_path: Path) -> None:
+    grey = Image.fromarray(np.kron(MARKED, np.ones((16, 16), np.uint8)))
+    if compression == "tiles":
+        pixels = np.array(grey)[:64, :64]
+        tags = [(322, 4, [64]), (323, 4, [64]), (324, 4, [8]), (325, 4, [64 * 64])]
+        np.testing.assert_array_equal(decode_image(tiff(pixels, more=tags), "x"), pixels)
+        return
+    grey = grey.convert("1") if compression == "group4" else grey
+    grey.save(tmp_path / "a.tif", compression=compression)
+    assert np.abs(read_image(tmp_path / "a.tif") - np.array(grey.convert("L"))).max() <= (
+        6 if compression == "jpeg" else 0
+    )
+
+
 def test_bilevel_and_palette_pictures_are_those_that_pillow_shows() -> None:
     grey = Image.fromarray((RAMP * 4).astype(np.uint8))
     bilevel, palette = grey.convert("1"), grey.convert("RGB").quantize(16)
@@ -208,6 +225,7 @@ def test_what_is_transparent_shows_nothing_and_the_rest_its_colour() -> None:
         (tiff(RAMP.astype("u2"), photometric=32803), "its colours are neither grey, RGB"),
         (tiff(RAMP.astype("u2"), more=[(254, 4, [1])]), "a camera's raw file, with a preview"),
         (tiff(RAMP.astype("u1"), more=[(50706, 4, [1])]), "a camera's raw file"),
+        (tiff(RAMP.astype("u1"), more=[(259, 3, [50000])]), "a TIFF compressed by Zstandard"),
         (tiff(RAMP.astype("c8")), "its pixels are broken"),
         (tiff(RAMP.astype("f2")), "its pixels are broken"),
         (tiff(RAMP.astype("u1"), more=[(256, 4, [0])]), "it has no pixels"),
