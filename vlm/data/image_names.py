@@ -92,7 +92,7 @@ class ImageFolder:
         if not _is_below(path, self._root):
             raise self._outside(text)
         try:
-            return path if os.path.lexists(path) else None
+            return path if os.path.lexists(path) and not os.path.isdir(path) else None
         except (OSError, ValueError):  # a name that no file can have
             return None
 
