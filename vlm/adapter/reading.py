@@ -119,9 +119,14 @@ def _check_file(file: Path) -> None:
         raise UserError(f"{file}: is a link that leads out of the folder; put the file itself in its place")
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{file}: is no plain file")
-    largest = LARGEST_TENSORS if file.suffix == ".safetensors" else LARGEST_TEXT
+    largest = largest_size(file.name)
     if status.st_size > largest:
         raise UserError(f"{file}: larger than {largest >> 20:,} MiB")
+
+
+def largest_size(name: str) -> int:
+    """Bytes that a file of an adapter may have."""
+    return LARGEST_TENSORS if name.endswith(".safetensors") else LARGEST_TEXT
 
 
 def check_tensors(folder: Path) -> None:
