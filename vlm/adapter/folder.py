@@ -39,7 +39,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
         raise UserError(f"{folder}: holds other files, such as {min(others)}; save the adapter to a folder of its own")
     with staged(folder) as staging:
         lora, rest = split_state(model)
-        config = copy.copy(model.llm.peft_config["default"])  # type: ignore[index,union-attr,arg-type]
+        config: Any = copy.copy(model.llm.peft_config["default"])  # type: ignore[index,union-attr,arg-type]
         config.target_modules = sorted(config.target_modules)  # PEFT's set has another order in every process
         config.save_pretrained(staging)
         save_file(lora, staging / "adapter_model.safetensors", metadata={"format": "pt"})
