@@ -1,5 +1,6 @@
 """The adapter folder, written from a model and read back into one."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,9 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
         raise UserError(f"{folder}: holds other files, such as {min(others)}; save the adapter to a folder of its own")
     with staged(folder) as staging:
         lora, rest = split_state(model)
-        model.llm.peft_config["default"].save_pretrained(staging)  # type: ignore[index,union-attr]
+        config: Any = copy.copy(model.llm.peft_config["default"])  # type: ignore[index,union-attr,arg-type]
+        config.target_modules = sorted(config.target_modules)  # PEFT's set has another order in every process
+        config.save_pretrained(staging)
         save_file(lora, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         save_file(rest, staging / "vlm.safetensors", metadata={"format": "pt"})
         _write_json(staging / "config.json", describe(model))

@@ -18,7 +18,7 @@ from vlm.data.schema import VitalsSchema, VitalsStatistics
 from vlm.durable import CHUNK, MANIFEST
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
-from vlm.plain import shortened
+from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
 from vlm.weights import check_wheel, is_wheel
 
@@ -105,8 +105,9 @@ def naming(file: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).removeprefix(f"{file}: ")
-        raise UserError(f"{file}: {text if len(text) <= LONGEST else text[:LONGEST] + '…'}") from None
+        text = str(error)
+        named = text if text.startswith(str(file.parent)) else f"{file}: {text}"  # some name another file of it
+        raise UserError(escaped(named, len(str(file)) + LONGEST)) from None
 
 
 def _parse(values: dict[str, Any], where: str) -> AdapterConfig:

@@ -15,6 +15,7 @@ from vlm.config import Config
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
+from vlm.data.contents import contents_fingerprint
 from vlm.data.examples import CaseDataset
 from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
@@ -57,7 +58,8 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
         cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    checkpoint = folder.check(config, cohort.fingerprint, resume)
+    contents = contents_fingerprint(cohort)
+    checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
@@ -75,7 +77,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
     say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
     if is_main():  # last: a mistake in config, data or base leaves the folder as it was
-        folder.create(config, cohort.fingerprint, resume)
+        folder.create(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
