@@ -62,7 +62,7 @@ def arm(name: str):
 
 
 def test_a_second_visit_is_not_another_patient(tiny_config: Config, tmp_path: Path) -> None:
-    _, dataset = table(
+    _, dataset = changed_table(
         tiny_config, tmp_path, lambda frame: frame.assign(patient=[f"p{n // 4}" for n in range(24)], split="test")
     )
     for name in ("image_swapped", "vitals_swapped"):
