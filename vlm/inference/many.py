@@ -193,20 +193,24 @@ class TableJob:
 
 @dataclass
 class Counts:
-    """Lines of the output so far, and those of them that hold an error in place of a report."""
+    """Lines of the output so far, those of them that hold an error in place of a report, and cut drafts."""
 
     lines: int = 0
     errors: int = 0
+    cut: int = 0
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Count further lines."""
         self.lines += len(lines)
         self.errors += sum("error" in line for line in lines)
+        self.cut += sum(not line.get("finished", True) for line in lines)
 
     def add_written(self, line: bytes) -> None:
         """Count a line as it stands in a file."""
-        self.lines += 1
-        self.errors += b'"error": ' in line and "error" in json.loads(line)
+        if b'"error": ' in line or b'"finished": false' in line:  # few are: the others are not parsed
+            self.add([json.loads(line)])
+        else:
+            self.lines += 1
 
 
 def _prepare(engine: Engine, row: Row, images: ImageFolder) -> _Prepared:
