@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlm.errors import UserError
 
+Result = TypeVar("Result")
 MANIFEST = "manifest.json"
 FORMAT = 1
 CHUNK = 16 * 2**20
@@ -70,17 +71,20 @@ def verify(folder: Path, required: Collection[str], editable: Collection[str] = 
     not what was written, and says why.
     """
     for name, written in _read_manifest(folder, required).items():
-        file = folder / name
         if name in editable:
             continue
-        try:
-            found = _entry(file)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-        if found != written:
-            sizes = f"{found['size']} bytes, {written.get('size')} when written"
-            content = "its SHA-256 differs" if found["size"] == written.get("size") else sizes
-            raise UserError(f"{file}: damaged: {content}")
+        size = _read(folder / name, lambda file: file.stat().st_size)  # before any of it is read
+        if size != written.get("size"):
+            raise UserError(f"{folder / name}: damaged: {size} bytes, {written.get('size')} when written")
+        if _read(folder / name, _entry) != written:
+            raise UserError(f"{folder / name}: damaged: its SHA-256 differs")
+
+
+def _read(file: Path, read: Callable[[Path], Result]) -> Result:
+    try:
+        return read(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def write_file(file: Path, data: bytes) -> None:

@@ -18,7 +18,7 @@ from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.given_vitals import read_vitals
 from vlm.inference.report import Report
-from vlm.untrusted import printable
+from vlm.plain import printable
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob

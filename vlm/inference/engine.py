@@ -18,7 +18,7 @@ from vlm.data.schema import describe
 from vlm.data.values import suspected_unit
 from vlm.errors import UserError
 from vlm.inference.report import Report
-from vlm.untrusted import printable
+from vlm.plain import printable
 
 if TYPE_CHECKING:  # another engine drafts without it, and starts sooner
     from vlm.model.clinical_vlm import ClinicalVLM

@@ -24,11 +24,30 @@ def build_cnn(config: VisionConfig, load_weights: bool = True) -> nn.Module:
     pretrained = load_weights and config.weights == "pretrained"
     try:
         cnn = timm.create_model(config.name, pretrained=pretrained, num_classes=0, global_pool="")
-    except (RuntimeError, OSError, TypeError) as error:
+    except (RuntimeError, OSError, TypeError, AssertionError) as error:
         raise UserError(f"model.vision: cannot build {config.name}: {str(error).splitlines()[0]}") from None
+    if config.name.startswith("hf_hub:"):
+        _refuse_options(cnn, config.name)
     if load_weights and config.weights not in ("pretrained", "random"):
         _load_weights(cnn, config)
     return cnn
+
+
+def architecture(cnn: nn.Module) -> str:
+    """timm's own name of a model, whatever repository its options came from."""
+    return str(cnn.pretrained_cfg["architecture"])  # type: ignore[index]
+
+
+def _refuse_options(cnn: nn.Module, name: str) -> None:
+    """Raise `UserError` where a repository's options make another model than the architecture that it names.
+
+    An adapter names the architecture alone: nobody who loads it must ask that repository again.
+    """
+    with torch.device("meta"):
+        plain = timm.create_model(architecture(cnn), num_classes=0, global_pool="").state_dict()
+    given = {tensor: value.shape for tensor, value in cnn.state_dict().items()}
+    if given != {tensor: value.shape for tensor, value in plain.items()}:
+        raise UserError(f"model.vision.name: {name} is no plain {architecture(cnn)}, so no adapter could name it")
 
 
 def _load_weights(cnn: nn.Module, config: VisionConfig) -> None:
