@@ -146,7 +146,7 @@ class ClinicalVLM(EvidenceEncoder):
         losses are means over this one. With alpha = 1 the text has no weight and the LLM does not run.
         """
         encoded = self.encode(pixel_values, has_image, vitals)
-        label = label_loss(encoded.logits.float(), targets)
+        label = label_loss(encoded.logits, targets)
         loss_bce = label.mean(label_count)
         if alpha == 1:
             nothing = torch.zeros(len(vitals), device=vitals.device)
