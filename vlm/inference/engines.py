@@ -110,7 +110,7 @@ def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
 
     Its 4-bit values are not made: word embeddings are never quantised, and the fingerprint does not see them.
     """
-    from vlm.adapter import read_config
+    from vlm.adapter import check_base, read_config
     from vlm.model.llm import fingerprint, load_llm, words_of
 
     config = read_config(adapter)
@@ -118,6 +118,6 @@ def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
     if base is not None:
         llm = replace(llm, base=base, sha256=None, revision=None)
     model, tokenizer = load_llm(llm, torch.device("cpu"), torch.float32)
-    if fingerprint(model) != config.base_fingerprint:
-        raise UserError(f"{adapter}: trained on another base model than {llm.base}")
+    used = config._replace(model=replace(config.model, llm=llm))
+    check_base(used, fingerprint(model), getattr(model, "sha256", None), adapter)
     return load_evidence(adapter, words_of(model, tokenizer))
