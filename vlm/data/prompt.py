@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vlm.config import PromptConfig
 from vlm.data.chat_template import PromptIds, prompt_ids
 from vlm.data.schema import VitalsSchema, in_words
+from vlm.errors import UserError
 
 if TYPE_CHECKING:  # given; its library takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -80,6 +81,21 @@ class Prompt:
     def fixed_tokens(self) -> int:
         """Tokens before the evidence, the same for every case."""
         return len(self.fixed_ids.before)
+
+    def room(self, context: str = "", vitals: Sequence[float] = ()) -> int | None:
+        """Tokens that fit after the prompt of a case; None where the language model has no longest text.
+
+        Raises `UserError` where not one does.
+        """
+        if self.context_length is None:
+            return None
+        length = sum(map(len, self.ids(context, vitals))) + self.evidence_tokens
+        if length >= self.context_length:
+            raise UserError(
+                f"the prompt has {length:,} tokens and the base reads {self.context_length:,}, prompt and report "
+                "together; shorten the context of the case"
+            )
+        return self.context_length - length
 
     def report_ids(self, report: str) -> list[int]:
         """Token ids of a report and the end-of-turn token that stops the generation."""

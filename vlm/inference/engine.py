@@ -75,6 +75,9 @@ class Engine(ABC):
         for (text, probabilities), (example, warnings) in zip(drafts, prepared, strict=True):
             shown = describe(self.model.spec.schema, example["vitals"].tolist())
             calibration = self.model.calibration.describe() if probabilities else ""
+            room = self.room(example)
+            if room is not None and room < max_new_tokens:
+                warnings = (*warnings, f"the draft had room for {room:,} tokens, no more can the base read")
             if self.cut_short:
                 warnings = (*warnings, f"the draft is not finished: it was stopped after {self.max_seconds:g} seconds")
             yield Report(printable(text), probabilities, shown, warnings, calibration)
@@ -83,6 +86,10 @@ class Engine(ABC):
         """Tokens of the prompt around the evidence."""
         return sum(map(len, self.model.prompt.ids(example["context"], example["vitals"].tolist())))
 
+    def room(self, example: Example) -> int | None:
+        """Tokens that a draft may have; raises `UserError` for a prompt that is longer than the base reads."""
+        return self.model.prompt.room(example["context"], example["vitals"].tolist())
+
     def read_picture(self, image: str | Path) -> np.ndarray:
         """An image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
         return to_square(read_image(image), self.model.spec.image)
@@ -90,7 +97,8 @@ class Engine(ABC):
     def prepare(self, image: Picture, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
-        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length.
+        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length
+        or too long for the base.
         """
         if len(context) > LONGEST_CONTEXT:
             raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
@@ -108,6 +116,7 @@ class Engine(ABC):
             warnings.append("no image given")
         picture = self.read_picture(image) if isinstance(image, str | Path) else image
         example = make_example(spec, picture, x, context=context)
+        self.room(example)
         if picture is not None and not example["has_image"]:
             warnings.append("the image is blank and was taken as none")
         return example, tuple(warnings)

@@ -63,8 +63,10 @@ class LlamaCppEngine(Engine):
             prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
             tokens, until = [], time.monotonic() + self.max_seconds
             self.cut_short = False
+            room = self.room(example)
+            most = max_new_tokens if room is None else min(room, max_new_tokens)
             for token in self.llama.generate(
-                prompt.float().numpy(), model.prompt.fixed_tokens, max_new_tokens, model.prompt.end_id
+                prompt.float().numpy(), model.prompt.fixed_tokens, most, model.prompt.end_id
             ):
                 tokens.append(token)
                 self.cut_short = time.monotonic() > until

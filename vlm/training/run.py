@@ -32,6 +32,7 @@ from vlm.run_folder import RunFolder, read_log
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
+from vlm.training.lengths import check_lengths
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
 from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard
@@ -62,7 +63,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model), *self_test(model))
+    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
@@ -112,11 +113,16 @@ def try_step(config: Config) -> None:
     cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model), *self_test(model))
+    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
     training = case_dataset(config, model.spec, cohort, "train")
     if not len(training):
         raise UserError("data.split: no case is left to train on")
     say(*dry_run(model, config, training))
+
+
+def _lengths(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
+    splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
+    return check_lengths(model.prompt, splits, config.evaluation.max_new_tokens)
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
