@@ -7,9 +7,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vlm.plain import escaped
+
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that names the file, row, column or key, and the way out."""
+    """A mistake the user can mend: one line that names the file, row, column or key, and the way out.
+
+    It may quote what a stranger wrote, so it is cut and escaped wherever it is shown.
+    """
+
+    def __str__(self) -> str:
+        return escaped(super().__str__())
 
 
 class Stopped(Exception):

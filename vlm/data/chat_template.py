@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm.errors import UserError
-from vlm.untrusted import shortened
+from vlm.plain import shortened
 
 if TYPE_CHECKING:  # given; its library takes seconds to import
     from multiprocessing.connection import Connection

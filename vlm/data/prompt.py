@@ -97,6 +97,10 @@ class Prompt:
             )
         return self.context_length - length
 
+    def most_new_tokens(self, length: int, wanted: int) -> int:
+        """Tokens that a draft may have after a prompt of this length: as many as are wanted and can be read."""
+        return wanted if self.context_length is None else max(1, min(wanted, self.context_length - length))
+
     def report_ids(self, report: str) -> list[int]:
         """Token ids of a report and the end-of-turn token that stops the generation."""
         return [*self.encode_text(report), self.end_id]

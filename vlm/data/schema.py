@@ -15,7 +15,7 @@ from vlm.config import VitalConfig
 from vlm.data.units import conversion
 from vlm.data.values import is_plausible, read_value, split_pressure
 from vlm.errors import UserError
-from vlm.untrusted import is_clean, shortened
+from vlm.plain import is_clean, shortened
 
 PRESSURE_NAMES = ("bp", "blood_pressure")
 """Names under which `125/80` is read, where a schema has both `systolic` and `diastolic`."""

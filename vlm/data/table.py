@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import starmap
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vlm.data.cohort import (
     rows_to_columns,
     splits_for,
 )
+from vlm.data.image_names import ImageFolder
 from vlm.data.reading import read_chunks, reading_notes, some_of
 from vlm.data.schema import VitalsSchema
 from vlm.data.units import units_of
@@ -54,7 +56,7 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
     dataset = build_dataset(starmap(reader.columns, parts), schema, len(table.labels), len(table.report))
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = doubt_warnings(str(path), schema, reader.doubts, dataset)
+    warnings = [*reader.images.notes(), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)
@@ -69,6 +71,11 @@ class _Reader:
     table: TableConfig
     schema: VitalsSchema
     doubts: Doubts = field(default_factory=dict)
+
+    @cached_property
+    def images(self) -> ImageFolder:
+        """Where the names of images are looked up."""
+        return ImageFolder(Path(self.data.root) / self.table.images)
 
     def columns(self, path: Path, frame: pd.DataFrame) -> Columns:
         """The columns of some rows of the file `path`."""
@@ -85,12 +92,11 @@ class _Reader:
             raise UserError(f"{where}: row {number}: {table.patient} is empty; the split is by patient")
         nothing = [""] * len(frame)
         probabilities = pd.Series(_cells(frame, table.probability) or nothing, index=frame.index)
-        images = Path(self.data.root) / table.images
         return {
             "id": ids,
             "patient": patients,
             "split": splits_for(patients, self.data, frame[table.split] if table.split else None, where),
-            "image": image_cells(frame[table.image], images, where) if table.image else [None] * len(frame),
+            "image": image_cells(frame[table.image], self.images, where) if table.image else [None] * len(frame),
             "vitals": vitals,
             "labels": labels,
             "sections": [list(texts) for texts in zip(*(_cells(frame, s.column) for s in table.report), strict=True)]

@@ -17,7 +17,8 @@ from vlm.fhir import About, from_fhir, is_fhir, to_fhir
 from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
 from vlm.inference.report import Report
-from vlm.untrusted import printable, read_json
+from vlm.plain import printable
+from vlm.untrusted import read_json
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob

@@ -154,7 +154,7 @@ class ClinicalVLM(EvidenceEncoder):
         losses are means over this one. With alpha = 1 the text has no weight and the LLM does not run.
         """
         encoded = self.encode(pixel_values, has_image, vitals)
-        label = label_loss(encoded.logits.float(), targets)
+        label = label_loss(encoded.logits, targets)
         loss_bce = label.mean(label_count)
         if alpha == 1:
             nothing = torch.zeros(len(vitals), device=vitals.device)
@@ -208,16 +208,12 @@ class ClinicalVLM(EvidenceEncoder):
     ) -> tuple[list[str], torch.Tensor]:
         """Draft greedily from a batch of prompts; returns B reports and the labels' logits (B × K).
 
-        A draft ends at `max_new_tokens`, or where the language model cannot read more: with the batch's longest prompt.
         `fixed` is what `read_fixed_words` gave. Further options go to Transformers' `generate`, such as a `streamer`.
         """
         if fixed is not None:
             read = copy.deepcopy(fixed)
             read.batch_repeat_interleave(len(batch["input_ids"]))
             options["past_key_values"] = read
-        if self.prompt.context_length is not None:
-            length = int(batch["attention_mask"].sum(dim=1).max())
-            max_new_tokens = max(1, min(max_new_tokens, self.prompt.context_length - length))
         with self.autocast():
             encoded = self.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
             ids = self.llm.generate(  # type: ignore[operator]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, TrainingArguments, set_seed
+from transformers import EvalPrediction, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import save, starting_weights
@@ -15,6 +15,7 @@ from vlm.config import Config
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
+from vlm.data.contents import contents_fingerprint
 from vlm.data.examples import CaseDataset
 from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
@@ -33,6 +34,7 @@ from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
 from vlm.training.lengths import check_lengths
+from vlm.training.resumable import EarlyStopping
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
 from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard
@@ -59,7 +61,8 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
         cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    checkpoint = folder.check(config, cohort.fingerprint, resume)
+    contents = contents_fingerprint(cohort)
+    checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
@@ -74,10 +77,11 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
-    loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
-    say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
+    if untrained.tokens.any():
+        loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
+        say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
     if is_main():  # last: a mistake in config, data or base leaves the folder as it was
-        folder.create(config, cohort.fingerprint, resume)
+        folder.create(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
@@ -144,7 +148,7 @@ def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: Ru
     if config.train.patience and not len(validation):
         raise UserError("train.patience: no case is left for validation, so nothing can stop the training early")
     if config.train.patience:
-        callbacks.append(EarlyStoppingCallback(config.train.patience))
+        callbacks.append(EarlyStopping(config.train.patience))
     trainer = ReportTrainer(
         model,
         training_arguments(config, folder, has_validation=len(validation) > 0, device=model.device),

@@ -8,13 +8,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
 
-from vlm.adapter import load_state, read_config, save, split_state
+from vlm.adapter import describe, load_state, read_config, save, split_state
 from vlm.adapter.folder import read_tensors
 from vlm.adapter.reading import check_files, check_manifest, check_tensors
 from vlm.data.case import Example, made_up_cases
@@ -167,7 +168,7 @@ def _save_and_load(model: ClinicalVLM) -> None:
             lora, rest = read_tensors(folder, *split_state(model))
         except UserError as error:  # of a folder that nobody finds
             raise ValueError(str(error).replace(f"{work}/", "")) from None
-    if (given.model, given.spec) != (model.model_config, model.spec):
+    if (asdict(given.model), given.spec) != (describe(model)["model"], model.spec):
         raise ValueError("its config is read back otherwise")
     with torch.no_grad():
         for name, parameter in model.trainable_parameters().items():
