@@ -7,7 +7,7 @@ the table, so a run that was cut off goes on after the last whole line.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,8 +17,9 @@ from typing import Any, TextIO
 
 from vlm.adapter import digest
 from vlm.data.case import Example
+from vlm.data.headers import find_column, has_column
 from vlm.data.image_names import ImageFolder
-from vlm.data.reading import read_chunks, some_of
+from vlm.data.reading import TableOptions, read_chunks
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
@@ -36,6 +37,12 @@ class TableColumns:
     image: str = "image"
     id: str | None = None
     context: str | None = None
+
+    def found_in(self, names: Iterable[object], table: Path) -> "TableColumns":
+        """The same as the table writes them; raises `UserError` for a column that it does not have."""
+        image = find_column(names, self.image, str(table)) if has_column(names, self.image) else self.image
+        others = (find_column(names, name, str(table)) if name else None for name in (self.id, self.context))
+        return TableColumns(image, *others)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class TableJob:
     columns: TableColumns = field(default_factory=TableColumns)
     batch_size: int = 32
     max_new_tokens: int = 96
+    options: TableOptions = field(default_factory=TableOptions)
 
     @cached_property
     def image_folder(self) -> ImageFolder:
@@ -99,13 +107,11 @@ class TableJob:
         Raises `UserError` for a missing table, column or folder, and for an output that is there already or is
         that of another job.
         """
-        columns = [str(name) for name in next(read_chunks(self.table, 1)).columns]
-        for name in filter(None, (self.columns.id, self.columns.context)):
-            if name not in columns:
-                raise UserError(f"{self.table}: no column {name}; the table has {some_of(columns)}")
+        columns = [str(name) for name in next(read_chunks(self.table, 1, self.options)).columns]
+        found = self.columns.found_in(columns, self.table)
         if not self.images.is_dir():
             raise UserError(f"{self.images}: no such folder; set --images")
-        if self.columns.image not in columns and not any(schema.names_in(name) for name in columns):
+        if found.image not in columns and not any(schema.names_in(name) for name in columns):
             way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         made_by = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
@@ -157,15 +163,16 @@ class TableJob:
 
     def rows(self, schema: VitalsSchema) -> Iterator[Row]:
         """The rows of the table, as they stand there."""
-        for frame in read_chunks(self.table, 1000):
+        for frame in read_chunks(self.table, 1000, self.options):
+            columns = self.columns.found_in(frame.columns, self.table)
             names = [str(name) for name in frame.columns if schema.names_in(str(name))]
             for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
                 yield Row(
                     int(number),
-                    _text(cells[self.columns.id]) if self.columns.id else f"row-{number}",
-                    _text(cells.get(self.columns.image)),
+                    _text(cells[columns.id]) if columns.id else f"row-{number}",
+                    _text(cells.get(columns.image)),
                     {name: cells[name] for name in names},
-                    _text(cells[self.columns.context]) if self.columns.context else "",
+                    _text(cells[columns.context]) if columns.context else "",
                 )
 
     def _windows(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[_Prepared]]:
