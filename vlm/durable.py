@@ -62,7 +62,8 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
 
 def seal(folder: Path) -> None:
     """Flush every file of a folder and write its manifest; an earlier one and hidden files are left out of it."""
-    files = {file.name: file for file in sorted(folder.glob("[!.]*")) if file.name != MANIFEST}
+    found = (file for file in sorted(folder.glob("[!.]*")) if file.is_file())
+    files = {file.name: file for file in found if file.name != MANIFEST}
     for file in files.values():
         flush(file)
     write_file(folder / MANIFEST, _manifest({name: _entry(file) for name, file in files.items()}))

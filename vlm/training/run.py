@@ -28,14 +28,16 @@ from vlm.evaluation.run import evaluate
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import choose_unpacking
+from vlm.model.llm import choose_unpacking, values_of
 from vlm.processes import is_main, say, world_size
 from vlm.run_folder import RunFolder, read_log
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
+from vlm.training.lengths import check_lengths
 from vlm.training.resumable import EarlyStopping
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
+from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard
 from vlm.training.tracking import make_trackers
 from vlm.training.trainer import ReportTrainer, part_of
@@ -69,7 +71,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model))
+    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
@@ -122,11 +124,16 @@ def try_step(config: Config) -> None:
     seen = glance(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
     say(*(f"warning: {line}" for line in seen))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model))
+    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
     training = case_dataset(config, model.spec, cohort, "train")
     if not len(training):
         raise UserError("data.split: no case is left to train on")
     say(*dry_run(model, config, training))
+
+
+def _lengths(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
+    splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
+    return check_lengths(model.prompt, splits, config.evaluation.max_new_tokens)
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
@@ -259,13 +266,6 @@ def describe_parameters(model: ClinicalVLM) -> str:
         part = {"llm": "LoRA", "cnn": "CNN"}.get(part_of(name), "projectors and head")
         parts[part] = parts.get(part, 0) + value.numel()
     trained = sum(parts.values())
-    total = trained + sum(_unpacked_size(p) for p in model.parameters() if not p.requires_grad)
+    total = trained + sum(values_of(p) for p in model.parameters() if not p.requires_grad)
     shares = ", ".join(f"{part} {count:,}" for part, count in parts.items())
     return f"parameters: trained {trained:,} ({shares}), frozen {total - trained:,}, total {total:,}"
-
-
-def _unpacked_size(parameter: torch.nn.Parameter) -> int:
-    """Number of values: a packed 4-bit tensor holds two in each byte of its storage."""
-    if type(parameter).__name__ == "Params4bit":
-        return parameter.numel() * parameter.element_size() * 2
-    return parameter.numel()
