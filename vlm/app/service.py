@@ -23,7 +23,7 @@ from vlm.app.uploads import Uploads
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Prepared, ReportEngine
 from vlm.inference.report import Report
-from vlm.untrusted import printable
+from vlm.plain import printable
 
 Result = TypeVar("Result")
 LONGEST_PROMPT = 1024

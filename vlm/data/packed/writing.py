@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vlm.config import DataConfig, SourceConfig
 from vlm.data.cohort import Cohort
-from vlm.data.dicom import is_dicom
+from vlm.data.image_kinds import kind_of
 from vlm.data.images import decode_image, read_file
 from vlm.data.packed.layout import FILE, Pack, Shard, shard_name
 from vlm.data.packed.shards import is_packed
@@ -160,7 +160,7 @@ def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool]:
         raise UserError("data.source: packed: shards are not packed again; pack the source that they were made of")
     data = read_file(Path(path))
     image = decode_image(data, path)
-    return (reduced(image, side), False) if side else (data, is_dicom(data[:132], path))
+    return (reduced(image, side), False) if side else (data, kind_of(data) == "DICOM")
 
 
 def reduced(image: np.ndarray, side: int) -> bytes:
