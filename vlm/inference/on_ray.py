@@ -1,22 +1,35 @@
 """A table drafted by a Ray cluster: rows go out in windows, each worker holds an engine, drafts come back in order.
 
-The driver reads the table and writes the output as `vlm.inference.parts` does, so a job that was begun here goes on
-with `accelerate launch`, and the other way round. Adapter, images and table must be seen under one path by all nodes,
-or the adapter be a Hub id. Ray starts a lost worker again and gives its windows to others.
+The table is read and the output written as `vlm.inference.parts` does, so a job that was begun here goes on with
+`accelerate launch`, and the other way round. Adapter, images and table must be seen under one path by all nodes, or the
+adapter be a Hub id. Ray starts a lost worker again and gives its windows to others. Ray itself runs in a process of its
+own, since it ends the one that it runs in when its services fail; that one is started again with the windows left.
 """
 
+import importlib.util
 import json
+import multiprocessing
 import os
+import signal
 import socket
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from vlm.errors import UserError
 from vlm.inference.many import WINDOW, Counts, Row, TableJob
 from vlm.inference.parts import Lines, Share, SharedJob
+
+ATTEMPTS = 3
+"""Ends of Ray's process, without a window drafted in between, after which it is not started again."""
+WORKER_RESTARTS = 10
+"""Deaths of one worker after which Ray gives up: without a limit it would start a hopeless one for ever."""
+SHUTDOWN_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,15 @@ class Cluster:
     gpus: float = 0
     """GPUs of each; a share of one puts several small models on it."""
 
+    def check(self) -> None:
+        """Raise `UserError` for a host that does not answer: Ray itself asks it for minutes."""
+        host, colon, port = self.address.removeprefix("ray://").partition(":")
+        try:
+            if colon:
+                socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(f"--ray {self.address}: {str(error).splitlines()[0]}") from None
+
 
 def draft_on_ray(
     job: TableJob, adapter: str, schema: Any, made_by: Mapping[str, Any], cluster: Cluster, engine: Mapping[str, Any]
@@ -38,41 +60,94 @@ def draft_on_ray(
 
     Raises `UserError` where Ray is missing or cannot be reached, and for what a worker's engine refuses.
     """
-    ray = _connect(cluster)
-    from ray.exceptions import RayError
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--ray: needs Ray; pip install 'clinical-vlm[ray]'")
+    cluster.check()
 
+    def draft(rows: Iterator[Row]) -> Iterator[Lines]:
+        windows = [json.dumps(window) for window in _windows(rows, WINDOW * job.batch_size)]
+        return map(json.loads, answers(_drive, windows, job, adapter, cluster, dict(engine)))
+
+    return SharedJob(job, Share()).write(draft, schema, made_by)
+
+
+def answers(drive: Callable[..., None], windows: list[str], *arguments: Any) -> Iterator[str]:
+    """Call `drive(connection, windows, *arguments)` in a process of its own; yields an answer for each window.
+
+    It sends (`lines`, answer), or (`error`, text) for what the user must mend. A process that fails or dies is started
+    again with the windows left. Raises `UserError` when that does not help.
+    """
+    left, failures = deque(windows), 0
+    while left:
+        with tempfile.NamedTemporaryFile("r", errors="replace") as log:
+            for kind, text in _messages(drive, log.name, list(left), *arguments):
+                if kind == "error":
+                    raise UserError(f"--ray: {text}; go on with --resume")
+                left.popleft()
+                failures = 0
+                yield text
+            failures += bool(left)
+            if failures == ATTEMPTS:
+                said = (log.read().strip().splitlines() or ["Ray's process ended without a word"])[-1][:300]
+                raise UserError(f"--ray: {said}; what was drafted is kept: go on with --resume")
+
+
+def _messages(drive: Callable[..., None], log: str, *arguments: Any) -> Iterator[tuple[str, str]]:
+    """What one process says until it ends, however that is; it is ended with this generator."""
+    context = multiprocessing.get_context("spawn")  # a fork would share the locks of PyTorch's threads
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_quietly, args=(drive, theirs, log, *arguments))
+    process.start()
+    theirs.close()
     try:
-        shared = SharedJob(job, Share())
-        return shared.write(lambda rows: _drafted(ray, job, rows, adapter, cluster, engine), schema, made_by)
-    except RayError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise UserError(f"--ray: {last}; what was drafted is kept: go on with --resume") from None
+        while True:
+            yield ours.recv()
+    except (EOFError, OSError):
+        process.join(SHUTDOWN_SECONDS)
     finally:
-        ray.shutdown()
+        ours.close()
+        for end in (process.terminate, process.kill):  # nothing is lost: whatever was drafted has been said
+            if process.is_alive():
+                end()
+                process.join(SHUTDOWN_SECONDS / 3)
 
 
-def _drafted(
-    ray: Any, job: TableJob, rows: Iterator[Row], adapter: str, cluster: Cluster, engine: Mapping[str, Any]
-) -> Iterator[Lines]:
-    """The pipeline: windows of rows as JSON in, their lines out, in order."""
-    windows = [{"rows": json.dumps(window)} for window in _windows(rows, WINDOW * job.batch_size)]
-    if not windows:
-        return
+def _quietly(drive: Callable[..., None], connection: Connection, log: str, *arguments: Any) -> None:
+    """Call `drive` with all that is printed going to a file: what Ray says of its services is not for the user."""
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the process that started this one ends it
+    try:
+        drive(connection, *arguments)
+    except UserError as error:
+        connection.send(("error", str(error)))
+    connection.close()  # before Ray ends its services, which may end this process
+
+
+def _drive(
+    connection: Connection, windows: list[str], job: TableJob, adapter: str, cluster: Cluster, engine: dict[str, Any]
+) -> None:
+    """Draft windows of rows (JSON) on Ray; sends the lines of each (JSON), in order."""
+    ray = _connect(cluster)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True  # the parts are merged by their order
     context.enable_progress_bars = False  # ours is shown
-    drafted = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
+    rows = [{"rows": window} for window in windows]
+    drafted = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Drafter,
         fn_constructor_args=(adapter, job, engine),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=cluster.workers),
         num_gpus=cluster.gpus,
         num_cpus=1,
+        max_restarts=WORKER_RESTARTS,
+        max_task_retries=WORKER_RESTARTS,
     )
     for window in drafted.iter_rows():
         if window["refused"]:
-            raise UserError(f"--ray: {window['refused']}; go on with --resume")
-        yield json.loads(window["lines"])
+            raise UserError(window["refused"])
+        connection.send(("lines", window["lines"]))
 
 
 def _windows(rows: Iterator[Row], size: int) -> Iterator[list[dict[str, Any]]]:
@@ -113,16 +188,15 @@ def _connect(cluster: Cluster) -> Any:
     try:
         import ray
         import ray.data
-    except ImportError:
-        raise UserError("--ray: needs Ray; pip install 'clinical-vlm[ray]'") from None
+    except ImportError as error:
+        raise UserError(f"needs all of Ray ({error.name} is missing); pip install 'clinical-vlm[ray]'") from None
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if cluster.address == "local":
-        options |= {"include_dashboard": False, "num_cpus": max(cluster.workers, os.cpu_count() or 1)}
+    if cluster.address == "local":  # if it fails, the next attempt may find the machine less busy
+        cores = max(cluster.workers, os.cpu_count() or 1)
+        ray.init(address="local", include_dashboard=False, num_cpus=cores, **options)
+        return ray
     try:
-        host, colon, port = cluster.address.removeprefix("ray://").partition(":")
-        if colon:  # Ray itself asks a host that does not answer for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=cluster.address, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"--ray {cluster.address}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{cluster.address}: {str(error).splitlines()[0]}") from None
     return ray
