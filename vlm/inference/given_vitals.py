@@ -18,7 +18,7 @@ _NEXT = re.compile(r"[;\n]|,(?=\s*(?:$|[;\n,]|[^\d\s,;=:][^,;=:]*[=:]))")
 
 
 def read_vitals(text: str) -> Any:
-    """`name=value, name=value`, JSON, or what a JSON or YAML file holds: an object of names and values, or FHIR resources.
+    """`name=value, name=value`, JSON, or what a JSON or YAML file holds: names and values, or FHIR resources.
 
     `:` stands for `=` and `;` for the comma as well; with `;` a comma in a number is a decimal one. Raises
     `UserError` for anything else.
