@@ -11,6 +11,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from vlm.errors import UserError
@@ -175,20 +176,18 @@ class ImageFolder:
 
     def _names(self, folder: str) -> dict[str, list[str]]:
         """Key → names in a folder that have it, with their extension and without."""
-        if folder not in self._listed:
-            names: dict[str, list[str]] = {}
-            try:
-                entries = sorted(os.listdir(folder))
-            except OSError:
-                entries = []
-            for name in entries:
-                stem, extension = os.path.splitext(name)
-                for key in {_key(name), _key(stem if extension.lower() in EXTENSIONS else name)}:
-                    names.setdefault(key, []).append(name)
+        names = self._listed.get(folder)
+        if names is None:
+            names = {}
+            with suppress(OSError):
+                for name in sorted(os.listdir(folder)):
+                    stem, extension = os.path.splitext(name)
+                    for key in {_key(name), _key(stem if extension.lower() in EXTENSIONS else name)}:
+                        names.setdefault(key, []).append(name)
             if len(self._listed) >= HELD:
-                self._listed.pop(next(iter(self._listed)))
+                self._listed = {}  # a new one: another thread may be looking at the old
             self._listed[folder] = names
-        return self._listed[folder]
+        return names
 
 
 def _key(name: str) -> str:
