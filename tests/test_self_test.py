@@ -121,6 +121,20 @@ def test_training_and_the_dry_run_end_before_their_first_step(bases, tiny_config
     assert not (Path(config.run.folder) / config.run.name).exists(), "nothing was written"
 
 
+def test_the_dry_run_says_what_was_found(bases, tiny_config: Config, capsys) -> None:
+    llm = replace(tiny_config.model.llm, base=bases("phi3"))
+    try_step(replace(tiny_config, model=replace(tiny_config.model, llm=llm)))
+    said = capsys.readouterr().err
+    for line in (
+        "LoRA targets: o_proj, qkv_proj (so this base names its layers)",
+        "weights in 4 bits: 100.0% of the language model's linear weights",
+        "LoRA on 4 layers: o_proj 2, qkv_proj 2",
+        "self-test: a step, a draft and the adapter saved and loaded, in ",
+        "one forward and backward of 2 cases",
+    ):
+        assert line in said
+
+
 def test_the_share_counts_what_is_packed_and_what_was_unpacked(bases, tiny_config: Config) -> None:
     for unpack in ("always", "never"):
         model = model_on(bases("jamba"), tiny_config, unpack=unpack)
