@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.cli import from_dict, parse_config
+from vlm.cli import parse_config
 from vlm.config import VitalConfig
+from vlm.config.strict import from_dict
 from vlm.data.catalog import CATALOG, in_unit, resolve_vitals
 from vlm.data.schema import VitalsSchema
 from vlm.data.units import conversion

@@ -1,8 +1,6 @@
 """From a YAML file and dotted overrides to a `Config`; an unknown key is named with its nearest match."""
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ import yaml
 
 from vlm.config import Config
 from vlm.config.limits import LARGEST_SIDE, model_problems
+from vlm.config.strict import check_keys, check_texts, dotted_names, nearest
 from vlm.errors import UserError
+from vlm.untrusted import read_yaml
 
 
 def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bool]:
@@ -29,7 +29,7 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
     _check_options(argv)
     for file in _config_files(argv):
-        _check_keys(_read_yaml(file), Config, file)
+        _read_config(file)
     try:
         namespace = parser.parse_args(list(argv))
         fields = parser.instantiate(namespace).as_dict()
@@ -48,20 +48,6 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
-    """Build the (nested) dataclass `cls` from plain values, as JSON or YAML gives them.
-
-    Raises `UserError` that names `where` and the key if a key is unknown or a value has the wrong shape.
-    """
-    _check_keys(values, cls, where)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, None)
-    try:
-        return cls(**parser.instantiate(parser.parse_object(values)).as_dict())
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(f"{where}: {_one_line(error)}") from None
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).replace("<class ", "").replace("'>", "'").split())
 
@@ -74,62 +60,24 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
             yield argv[index + 1]
 
 
-def _read_yaml(file: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the config: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {_one_line(error)}") from None
+def _read_config(file: str) -> None:
+    """Raise `UserError` unless a config is a mapping of known keys, and no text in it would be read as YAML again."""
+    values = read_yaml(Path(file), "the config")
     if not isinstance(values, dict):
         raise UserError(f"{file}: a config is a mapping such as `train: {{seed: 1}}`")
-    return values
+    check_keys(values, Config, file)
+    check_texts(values, Config, file)
 
 
 def _check_options(argv: Sequence[str]) -> None:
     """Refuse an unknown `--option` before argparse does, to be able to say what was meant."""
-    known = {f"--{name}" for name in _dotted_names(Config)}
+    known = {f"--{name}" for name in dotted_names(Config)}
     known |= {"--config", "--resume", "--dry-run", "--help", "--print_config"}
     for word in argv:
         option = word.split("=")[0]
         if not option.startswith("--") or option.rstrip("+") in known or option.endswith(".help"):
             continue
-        raise UserError(f"unknown option {option}{_nearest(option, known)}")
-
-
-def _dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
-    for name, kind in typing.get_type_hints(cls).items():
-        yield prefix + name
-        if dataclasses.is_dataclass(kind):
-            yield from _dotted_names(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-
-
-def _check_keys(values: Any, cls: Any, where: str, prefix: str = "") -> None:
-    """Walk the values beside the dataclass; `list[SomeDataclass]` is walked item by item."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.') or 'the config'} is a mapping of keys, not {values!r}")
-    kinds = typing.get_type_hints(cls)
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in kinds:
-            known = [f"{prefix}{k}" for k in kinds]
-            everywhere = known if prefix else [*known, *_dotted_names(cls)]
-            raise UserError(f"{where}: unknown key {name}{_nearest(name, everywhere)}")
-        kind = kinds[key]
-        if dataclasses.is_dataclass(kind) and value is not None:
-            _check_keys(value, kind, where, f"{name}.")
-        item = next(iter(typing.get_args(kind)), None)
-        choices = (item, *typing.get_args(item))  # an item may be a dataclass, or a dataclass or a word
-        described = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
-        if isinstance(value, list) and described:
-            for index, element in enumerate(value):
-                if not (isinstance(element, str) and str in choices):
-                    _check_keys(element, described, where, f"{name}[{index}].")
-
-
-def _nearest(name: str, known: Any) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else "; --help lists them all"
+        raise UserError(f"unknown option {option}{nearest(option, known)}")
 
 
 def _check_values(config: Config) -> None:

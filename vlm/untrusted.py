@@ -1,13 +1,15 @@
-"""Text and JSON that strangers wrote: judged before they are believed or shown."""
+"""Text, JSON and YAML that strangers wrote: judged before they are believed or shown."""
 
 import json
 import math
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vlm.errors import UserError
+from vlm.plain import is_clean, shortened
 
 LARGEST_TEXT = 2 << 20
 """Bytes of a JSON file."""
@@ -15,6 +17,10 @@ LONGEST_LIST = 1024
 """Items of a list or an object in it."""
 DEEPEST = 16
 """Levels of nesting in it."""
+LARGEST_YAML = 512 << 10
+"""Bytes of a YAML file; its parser is slow."""
+MOST_WRITTEN_OUT = 4 << 20
+"""Characters of it, what an alias stands for counted wherever it stands."""
 
 
 def read_json(file: Path, what: str, longest: int = LONGEST_LIST) -> Any:
@@ -50,25 +56,39 @@ def parse_json(data: bytes, longest: int = LONGEST_LIST) -> Any:
     return values
 
 
-def is_clean(text: str, line_breaks: bool = False) -> bool:
-    """Whether a text can be shown in a terminal and on a page: nothing controls, hides or reverses it."""
-    allowed = "\n\t" if line_breaks else ""
-    return not any(
-        unicodedata.category(letter) in ("Cc", "Cs", "Co", "Zl", "Zp")
-        or unicodedata.bidirectional(letter) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-        for letter in text
-        if letter not in allowed
-    )
+def read_yaml(file: Path, what: str) -> Any:
+    """The content of a YAML file, of plain values; raises `UserError` before its aliases take memory or time."""
+    try:
+        with file.open("rb") as read:
+            data = read.read(LARGEST_YAML + 1)
+        if len(data) > LARGEST_YAML:
+            raise UserError(f"{file}: cannot read {what}: larger than {LARGEST_YAML >> 10} KiB")
+        loader = yaml.SafeLoader(data)
+        node = loader.get_single_node()
+        if node is not None and _written_out(node, {}) > MOST_WRITTEN_OUT:
+            raise ValueError(f"its aliases stand for more than {MOST_WRITTEN_OUT:,} characters")
+        return None if node is None else loader.construct_document(node)
+    except OSError as error:
+        raise UserError(f"{file}: cannot read {what}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{file}: not valid YAML: {said}") from None
 
 
-def printable(text: str) -> str:
-    """A text without the characters that `is_clean` refuses, line breaks kept."""
-    return "".join(letter for letter in text if is_clean(letter, line_breaks=True))
-
-
-def shortened(text: str) -> str:
-    """A stranger's text in a message: escaped and cut."""
-    return ascii(text if len(text) <= 60 else f"{text[:60]}…")
+def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """Characters below a node, aliases written out; infinite where an alias stands in what it names."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        if isinstance(node, yaml.ScalarNode):
+            if len(node.value) > 1000 and node.tag != "tag:yaml.org,2002:str":
+                raise ValueError(f"{shortened(node.value)} is too long a number")
+            known[id(node)] = len(node.value) + 1
+        else:
+            parts = (
+                node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+            )
+            known[id(node)] = sum((_written_out(part, known) for part in parts), 1)
+    return known[id(node)]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,10 +127,10 @@ def _strings(values: Any, longest: int) -> Iterator[tuple[str, str]]:
         if depth > DEEPEST:
             raise ValueError(f"nested deeper than {DEEPEST} levels")
         if isinstance(value, dict | list) and len(value) > longest:
-            raise ValueError(f"{shortened(path)}: holds {len(value):,} items, more than {longest:,}")
+            raise ValueError(f"{path!r}: holds {len(value):,} items, more than {longest:,}")
         if isinstance(value, str):
             yield path, value
         elif isinstance(value, dict):
-            rest += [(f"{path}.{key}".lstrip("."), item, depth + 1) for key, item in value.items()]
+            rest += [(f"{path}.{key[:60]}".lstrip("."), item, depth + 1) for key, item in value.items()]
         elif isinstance(value, list):
             rest += [(f"{path}[{number}]", item, depth + 1) for number, item in enumerate(value)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import vlm
 from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
-from vlm.adapter.reading import check_files, check_manifest
+from vlm.adapter.reading import check_files, check_manifest, largest_size
 from vlm.errors import UserError
 from vlm.untrusted import read_json
 
@@ -65,9 +65,31 @@ def fetch(adapter: str, revision: str | None = None) -> Path:
     api = _client()
     with _in_one_line(f"{adapter}: no such folder, and the Hub did not give it", revision):
         commit = api.resolve_revision(adapter, revision=revision)
-        folder = api.snapshot_download(adapter, revision=commit, allow_patterns=list(FILES))
+        reached = _check_sizes(api, adapter, commit)
+        # Where it was not reached nothing is fetched, even if it answers by now: no size was looked at.
+        folder = api.snapshot_download(
+            adapter, revision=commit, allow_patterns=list(FILES), local_files_only=not reached
+        )
     print(f"{adapter}: commit {commit.resolved}", file=sys.stderr)
     return Path(folder)
+
+
+def _check_sizes(api: "HfApi", adapter: str, commit: str) -> bool:
+    """Raise `UserError` for a file that no adapter has in this size, before it is fetched; whether the Hub answered."""
+    from huggingface_hub.errors import DryRunError, RepositoryNotFoundError
+
+    try:
+        files = api.snapshot_download(adapter, revision=commit, allow_patterns=list(FILES), dry_run=True)
+    except DryRunError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise error.__cause__ from None
+        return False
+    for file in files:
+        largest = largest_size(file.filename)
+        if file.will_download and not (file.file_size is not None and file.file_size <= largest):
+            size = "of unknown size" if file.file_size is None else f"{file.file_size >> 20:,} MiB"
+            raise UserError(f"{adapter}: {file.filename}: {size}, more than the {largest >> 20:,} MiB of an adapter")
+    return True
 
 
 def push(

@@ -1,22 +1,25 @@
 """Which files an adapter folder holds, and its config.json: all but weights that it takes to rebuild the model."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import vlm
-from vlm.cli import from_dict
 from vlm.config import ModelConfig, VitalConfig
 from vlm.config.limits import model_problems
+from vlm.config.strict import from_dict
 from vlm.data.case import CaseSpec
+from vlm.data.chat_template import PromptIds
 from vlm.data.images import ImageSpec
 from vlm.data.schema import VitalsSchema, VitalsStatistics
-from vlm.durable import MANIFEST
+from vlm.durable import CHUNK, MANIFEST
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
+from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
 from vlm.weights import check_wheel, is_wheel
 
@@ -36,6 +39,8 @@ FILES = (
 )
 """All files an adapter folder may hold."""
 REQUIRED = FILES[:4]
+MOST_CATEGORIES = 4096
+"""Of all vitals together."""
 LONGEST = 600
 """Characters of what is said of a wrong config."""
 
@@ -47,13 +52,25 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "sealed": True,  # a manifest was saved beside it
         "clinical_vlm_version": vlm.__version__,
         "base_fingerprint": model.base_fingerprint,
-        "model": asdict(model.model_config),
+        "base_sha256": model.base_sha256,
+        "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
+        "model": asdict(_self_contained(model)),
         "image": asdict(model.spec.image),
         "vitals": [asdict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),
         "calibration": asdict(model.calibration),
     }
+
+
+def _self_contained(model: "ClinicalVLM") -> ModelConfig:
+    """The config that rebuilds a model from its adapter alone: a CNN of another repository is saved in it."""
+    from vlm.model.vision import architecture  # what only reads a config need not wait for timm
+
+    config = model.model_config
+    if ":" not in config.vision.name:
+        return config
+    return replace(config, vision=replace(config.vision, name=architecture(model.vision.cnn), weights="random"))
 
 
 class AdapterConfig(NamedTuple):
@@ -63,6 +80,10 @@ class AdapterConfig(NamedTuple):
     spec: CaseSpec
     base_fingerprint: str
     calibration: Calibration
+    base_sha256: str | None = None
+    """Of the base's weights; None in an adapter of an earlier version."""
+    prompt_ids: PromptIds | None = None
+    """What the base's chat template gave in training; None in an adapter of an earlier version."""
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -91,14 +112,19 @@ def naming(file: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).removeprefix(f"{file}: ")
-        raise UserError(f"{file}: {text if len(text) <= LONGEST else text[:LONGEST] + '…'}") from None
+        text = str(error)
+        named = text if text.startswith(str(file.parent)) else f"{file}: {text}"  # some name another file of it
+        raise UserError(escaped(named, len(str(file)) + LONGEST)) from None
 
 
 def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
     model = from_dict(ModelConfig, values["model"], where)
     for key, meaning in model_problems(model):
         raise UserError(f"{key}: must be {meaning}")
+    if not re.fullmatch(r"[\w.-]+", model.vision.name):  # such as hf_hub:OWNER/NAME, whose options anyone may change
+        raise UserError(f"model.vision.name: timm has no model {shortened(model.vision.name)} of its own")
+    if sum(len(vital["categories"]) for vital in values["vitals"] if "categories" in vital) > MOST_CATEGORIES:
+        raise UserError(f"vitals: more than {MOST_CATEGORIES:,} categories")
     if is_wheel(model.llm.base):
         check_wheel(model.llm.base, model.llm.sha256, "model.llm")
     if is_wheel(model.vision.weights):
@@ -113,7 +139,23 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         labels=_words(values["labels"]),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
-    return AdapterConfig(model, spec, str(values["base_fingerprint"]), calibration)
+    sampled, whole, ids = (values.get(key) for key in ("base_fingerprint", "base_sha256", "prompt_ids"))
+    for key, value, digits in (("base_fingerprint", sampled, 16), ("base_sha256", whole, 64)):
+        needed = key == "base_fingerprint" or value is not None
+        if needed and not (isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value)):
+            raise UserError(f"{key}: is {digits} digits from 0 to f, not {value!s:.40}")
+    assert isinstance(sampled, str)
+    return AdapterConfig(model, spec, sampled, calibration, whole, None if ids is None else _prompt_ids(ids))
+
+
+def _prompt_ids(values: Any) -> PromptIds:
+    """Token ids of a prompt's fixed words; that its base has them is checked with the base."""
+    if not isinstance(values, dict) or values.keys() != set(PromptIds._fields):
+        raise TypeError(f"prompt_ids: must hold {', '.join(PromptIds._fields)} and nothing else")
+    for name, ids in values.items():
+        if not isinstance(ids, str) or not re.fullmatch(r"(\d{1,7}( \d{1,7})*)?", ids):
+            raise TypeError(f"prompt_ids.{name}: {ids!s:.40} is no line of token ids")
+    return PromptIds(*(tuple(map(int, values[name].split())) for name in PromptIds._fields))
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
@@ -132,5 +174,7 @@ def digest(folder: Path) -> str:
     """A hash of the weights and the config of an adapter folder: what it would draft, not what is said of it."""
     hashed = hashlib.sha256()
     for name in REQUIRED:
-        hashed.update((folder / name).read_bytes())
+        with (folder / name).open("rb") as read:
+            while chunk := read.read(CHUNK):
+                hashed.update(chunk)
     return hashed.hexdigest()

@@ -17,11 +17,14 @@ from vlm.adapter.layout import FILES, REQUIRED, read_config
 from vlm.config import LLMConfig, ModelConfig
 from vlm.durable import MANIFEST, seal, verify
 from vlm.errors import UserError
-from vlm.untrusted import LARGEST_TEXT, parse_json, read_json, shortened
+from vlm.plain import shortened
+from vlm.untrusted import LARGEST_TEXT, parse_json, read_json
 from vlm.weights import is_wheel
 
 LARGEST_HEADER = 8 << 20
 """Bytes of what stands before the tensors of a safetensors file."""
+LARGEST_TENSORS = 8 << 30
+"""Bytes of such a file, which is hashed when it is loaded."""
 MOST_TENSORS = 50_000
 """In one file."""
 PARTS = ("vision.", "vitals.", "joint.", "evidence.")
@@ -116,8 +119,14 @@ def _check_file(file: Path) -> None:
         raise UserError(f"{file}: is a link that leads out of the folder; put the file itself in its place")
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{file}: is no plain file")
-    if file.suffix != ".safetensors" and status.st_size > LARGEST_TEXT:
-        raise UserError(f"{file}: larger than {LARGEST_TEXT >> 20} MiB")
+    largest = largest_size(file.name)
+    if status.st_size > largest:
+        raise UserError(f"{file}: larger than {largest >> 20:,} MiB")
+
+
+def largest_size(name: str) -> int:
+    """Bytes that a file of an adapter may have."""
+    return LARGEST_TENSORS if name.endswith(".safetensors") else LARGEST_TEXT
 
 
 def check_tensors(folder: Path) -> None:

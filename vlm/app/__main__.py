@@ -2,15 +2,16 @@
 
 import argparse
 import asyncio
-import ipaddress
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.app.failures import report_loop_failure
+from vlm.app.guard import TOKEN_VARIABLE, Access, is_loopback, read_token
 from vlm.errors import UserError, run_program
 
 if TYPE_CHECKING:  # after the arguments: --help need not wait for PyTorch
@@ -26,6 +27,10 @@ def parse_arguments() -> argparse.Namespace:
                         help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+    parser.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME",
+                        help="names by which the server is asked, besides localhost and --host")  # fmt: skip
+    parser.add_argument("--token_file", type=Path,
+                        help=f"file of the token that clients must send; or set {TOKEN_VARIABLE}")  # fmt: skip
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
     parser.add_argument("--max_upload", type=int, default=64, help="largest image file, MiB")
     parser.add_argument("--max_seconds", type=float, default=60, help="from asking to the last word")
@@ -43,20 +48,22 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled
+    access = Access.of(arguments.host, arguments.allowed_hosts, read_token(arguments.token_file))
     reserved = reserve(arguments.host, arguments.port)
+    if not access.token and not is_loopback(reserved.getsockname()[0]):
+        raise UserError(f"--host {arguments.host}: others can reach it, and anybody could use it; set "
+                        f"{TOKEN_VARIABLE} or --token_file, or listen on 127.0.0.1 behind your proxy")  # fmt: skip
     try:
         import uvicorn
 
-        app = make_app(arguments)
+        from vlm.app.connections import server_config
+
+        app = make_app(arguments, access)
     except ImportError as error:
         raise UserError(f"{error.name}: not installed; pip install 'clinical-vlm[app]'") from None
-    if not is_loopback(arguments.host):
-        print(f"warning: {arguments.host} can be reached from outside, and there is no authentication: whoever "
-              "reaches it can use it", file=sys.stderr)  # fmt: skip
-    print(f"http://{arguments.host}:{arguments.port}", flush=True)
-    # No log of uvicorn's: one of requests holds the names of uploaded files, one of errors may quote a case.
-    config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=3)
-    uvicorn.Server(config).run(sockets=[reserved])
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    print(f"http://{host}:{arguments.port}", flush=True)
+    uvicorn.Server(server_config(app)).run(sockets=[reserved])
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -71,7 +78,7 @@ def reserve(host: str, port: int) -> socket.socket:
     return reserved
 
 
-def make_app(arguments: argparse.Namespace) -> Any:
+def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     """Load the adapter and put page and routes on it; raises `UserError` as `vlm.adapter.load` does."""
     from vlm.adapter import resolve
 
@@ -93,7 +100,7 @@ def make_app(arguments: argparse.Namespace) -> Any:
     print(f"loading {arguments.adapter} …", flush=True)
     prepare_libraries()
     service = Service(make_engine(arguments.engine, folder, arguments.base), limits)
-    app = make_api(service, adapter)
+    app = make_api(service, adapter, access)
     app.router.lifespan_context = partial(lifetime, service)
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     from vlm.app.explaining import why_not
@@ -107,6 +114,7 @@ def make_app(arguments: argparse.Namespace) -> Any:
 @asynccontextmanager
 async def lifetime(service: "Service", app: Any) -> AsyncIterator[None]:
     """Sweep while the server runs, and close the service when it ends: uvicorn passes a signal on only afterwards."""
+    asyncio.get_running_loop().set_exception_handler(report_loop_failure)
 
     async def sweep() -> None:
         while True:
@@ -117,14 +125,6 @@ async def lifetime(service: "Service", app: Any) -> AsyncIterator[None]:
     with service:
         yield
     sweeping.cancel()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

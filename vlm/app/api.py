@@ -3,30 +3,45 @@
 import asyncio
 import base64
 import binascii
-import json
 import math
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 import vlm
 from vlm.app.about import Adapter
-from vlm.app.service import Busy, Failed, Job, Service, TooLate
+from vlm.app.bodies import Bodies, read_json
+from vlm.app.failures import Failed, TooLate, named_failures
+from vlm.app.guard import Access, Guard
+from vlm.app.service import Busy, Job, Service
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.fhir import from_fhir, to_fhir
 from vlm.inference.report import NOTICE
 
+LONGEST_VALUE = 200
 Format = Literal["report", "fhir"]
 """Of the answer: our own, or a FHIR Bundle."""
-Value = Annotated[str, Field(max_length=200)] | int | float | None
+
+
+def _check_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no value of a vital; give a number or a text")
+    if not isinstance(value, str | int | float | None):
+        raise ValueError("give a number or a text")
+    if isinstance(value, str) and len(value) > LONGEST_VALUE:
+        raise ValueError(f"longer than {LONGEST_VALUE} characters")
+    return value
+
+
+Value = Annotated[str | int | float | None, BeforeValidator(_check_value)]
 
 
 class Case(BaseModel):
@@ -63,9 +78,11 @@ class Refusal(BaseModel):
     detail: str
 
 
-REFUSALS = {400: "not readable as what it says it is", 413: "too large", 415: "neither multipart nor JSON",
-            422: "a wrong image, vital or field", 429: "the queue is full; see Retry-After",
-            503: "not done within the time limit"}  # fmt: skip
+REFUSALS = {400: "not readable as what it says it is", 401: "the server asks for its token",
+            403: "asked by another web page", 408: "the body came too slowly",
+            413: "too large", 415: "neither multipart nor JSON",
+            422: "a wrong image, vital or field", 421: "not a name of this server",
+            429: "the queue is full; see Retry-After", 503: "not done within the time limit"}  # fmt: skip
 _FORM = {"type": "object", "additionalProperties": {"type": "string", "description": "a vital under its own name"},
          "properties": {"image": {"type": "string", "format": "binary"},
                         "vitals": {"type": "string", "description": "JSON object of names and values"},
@@ -75,13 +92,13 @@ _BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
                                        "application/json": {"schema": Case.model_json_schema()}}}  # fmt: skip
 
 
-def make_api(service: Service, adapter: Adapter) -> FastAPI:
+def make_api(service: Service, adapter: Adapter, access: Access | None = None) -> FastAPI:
     """The routes, documented at `/openapi.json` and, without a CDN, at `/docs`."""
     app = FastAPIOffline(
         title="clinical-vlm", version=vlm.__version__, description=NOTICE, redoc_url=None, debug=False
     )  # fmt: skip
-    app.add_middleware(LimitedBody, most=service.limits.upload * 4 // 3 + (1 << 20))
-
+    app.add_middleware(Guard, access=access or Access())
+    bodies = app.state.bodies = Bodies(service.limits.upload * 4 // 3 + (1 << 20))
     schema = adapter.config.spec.schema
 
     @app.post(
@@ -92,10 +109,12 @@ def make_api(service: Service, adapter: Adapter) -> FastAPI:
         openapi_extra={"requestBody": _BODY},
     )
     async def report(request: Request) -> JSONResponse:
-        case, image = await _read(request)
         try:
-            picture = await run_in_threadpool(service.read_bytes, image) if image is not None else None
-            vitals, noted = _vitals_of(case, schema)
+            service.check_room()
+            async with bodies.reading(request) as counted:
+                case, picture = await _read(counted)
+            with named_failures():
+                vitals, noted = _vitals_of(case, schema)
             prepared = await run_in_threadpool(service.prepare, picture, vitals, case.context)
             drafted = await done(service.draft(prepared))
             drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
@@ -113,11 +132,11 @@ def make_api(service: Service, adapter: Adapter) -> FastAPI:
         except Failed as error:
             raise HTTPException(500, str(error)) from None
 
-    async def _read(request: Request) -> tuple[Case, bytes | None]:
+    async def _read(request: Request) -> tuple[Case, np.ndarray | None]:
         case, image = await read_case(request)
         if image is not None and len(image) > service.limits.upload:
             raise HTTPException(413, f"image: larger than {service.limits.upload >> 20} MiB")
-        return case, image
+        return case, await run_in_threadpool(service.read_bytes, image) if image is not None else None
 
     @app.get("/v1/schema", summary="What the adapter reads and answers")
     async def describe() -> dict[str, Any]:
@@ -150,22 +169,37 @@ async def read_case(request: Request) -> tuple[Case, bytes | None]:
     """The case and the bytes of its image; raises `HTTPException` with one line for what cannot be read."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        case = _validated(await request.body())
-        return case, _from_base64(case.image) if case.image is not None else None
+        return await run_in_threadpool(_read_json_case, await request.body())
     if kind == "multipart/form-data":
         async with request.form(max_files=1, max_fields=500, max_part_size=1 << 18) as form:
             return await _read_form(form)
     raise HTTPException(415, f"send multipart/form-data or application/json, not {kind[:80] or 'an untyped body'}")
 
 
-def _validated(body: bytes | Mapping[str, Any]) -> Case:
+def _read_json_case(body: bytes) -> tuple[Case, bytes | None]:
+    values = _json("body", body)
+    image = values.get("image") if isinstance(values, dict) else None
+    if isinstance(image, str):
+        values["image"] = ""  # the largest part by far is not copied any more
+    case = _validated(values)
+    return case, _from_base64(image) if isinstance(image, str) else None
+
+
+def _json(name: str, text: bytes | str) -> Any:
     try:
-        return Case.model_validate_json(body) if isinstance(body, bytes) else Case.model_validate(body)
+        return read_json(text)
+    except ValueError as error:
+        message = str(error) if name == "body" else str(error).replace("Invalid JSON", "not valid JSON")
+        raise HTTPException(400, f"{name}: {message}") from None
+
+
+def _validated(values: Any) -> Case:
+    try:
+        return Case.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ": ".join(str(part) for part in first["loc"][:2])
-        code = 400 if first["type"] == "json_invalid" else 422
-        raise HTTPException(code, f"{where or 'body'}: {first['msg']}") from None
+        where = ": ".join(str(part)[:80] for part in first["loc"][:2])
+        raise HTTPException(422, f"{where or 'body'}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _from_base64(text: str) -> bytes:
@@ -194,53 +228,13 @@ async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
         fields[name] = value
     image: UploadFile | None = fields.pop("image", None)
     known: dict[str, Any] = {name: fields.pop(name) for name in ("context", "format") if name in fields}
-    vitals = _json_field("vitals", fields.pop("vitals", ""))
+    vitals = _json("vitals", fields.pop("vitals", "").strip() or "{}")
     if not isinstance(vitals, dict):
         raise HTTPException(422, 'vitals: one JSON object, such as {"glucose": 8.7, "bp": "145/90"}')
     if "observations" in fields:
-        known["observations"] = _json_field("observations", fields.pop("observations"))
+        known["observations"] = _json("observations", fields.pop("observations").strip() or "{}")
     for name in fields:
         if name in vitals:
             raise HTTPException(422, f"vitals: {name} is given twice")
     case = _validated({**known, "vitals": {**vitals, **fields}})
     return case, await image.read() if image is not None else None
-
-
-def _json_field(name: str, text: str) -> Any:
-    try:
-        return json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        raise HTTPException(400, f"{name}: not valid JSON") from None
-
-
-class LimitedBody:
-    """Ends a request whose body is larger than `most` bytes, whatever its header says, with 413."""
-
-    def __init__(self, app: Any, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        refusal = f"larger than {self.most >> 20} MiB"
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.most:
-            await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
-            return
-        read = 0
-
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.most:
-                raise HTTPException(413, refusal)
-            return message
-
-        await self.app(scope, counted, send)

@@ -1,7 +1,7 @@
 """The page: an image, the vitals of the adapter's schema, and the draft that is written into it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,14 +9,18 @@ import gradio as gr
 import numpy as np
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Mount
 
 from vlm.app import view
 from vlm.app.about import Adapter
 from vlm.app.api import done
 from vlm.app.examples import SyntheticCase, synthetic_cases
 from vlm.app.explaining import explained, show, why_not
+from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.form import Field, fields, given
-from vlm.app.service import Busy, Failed, Service, TooLate
+from vlm.app.gate import Gate
+from vlm.app.headers import PAGE_SCRIPT
+from vlm.app.service import Busy, Service
 from vlm.errors import UserError
 from vlm.inference.report import NOTICE, Report
 
@@ -24,15 +28,17 @@ LOOK = 0.08
 """Seconds between two looks at a growing draft: quicker than one reads."""
 NOT_GIVEN = ""
 """Value of an empty field and of no choice."""
+MOST_SESSIONS = 256
+"""Pages whose picture and draft are kept; beyond it the one that was used longest ago starts anew."""
 HERE = Path(__file__).parent
 
 
 def add_page(app: FastAPI, service: Service, adapter: Adapter) -> FastAPI:
-    """Mount the page at `/`, below the routes that are there already."""
-    page = Page(service, adapter)
-    return gr.mount_gradio_app(
+    """Mount the page at `/`, below the routes of `make_api`, behind a `Gate`."""
+    blocks = Page(service, adapter).build()
+    gr.mount_gradio_app(
         app,
-        page.build(),
+        blocks,
         path="/",
         footer_links=[],
         run_history=False,  # a browser would keep patients' drafts
@@ -42,8 +48,23 @@ def add_page(app: FastAPI, service: Service, adapter: Adapter) -> FastAPI:
         show_error=True,
         theme=_theme(),
         css_paths=[HERE / "page.css"],
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>{_ICON}",
+        head=f"<script>{PAGE_SCRIPT}</script>{_ICON}",
     )
+    mount = app.routes[-1]
+    assert isinstance(mount, Mount)
+    mount.app = Gate(mount.app, blocks, service, app.state.bodies)
+    return app
+
+
+class Blocks(gr.Blocks):
+    """Gradio's, with one line in place of a traceback, in which Gradio would quote what an event was given."""
+
+    async def process_api(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        try:
+            with named_failures():
+                return await super().process_api(*arguments, **named)
+        except Failed as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
 
 class Answer(NamedTuple):
@@ -66,7 +87,7 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """The components, in the order of the keyboard."""
-        with gr.Blocks(title="Report drafts", analytics_enabled=False) as page:
+        with Blocks(title="Report drafts", analytics_enabled=False) as page:
             gr.HTML(view.head(self.adapter), js_on_load=None)
             gr.HTML(f"<p><strong>{NOTICE}</strong> <span>Never act on it without the evidence itself.</span></p>",
                     elem_id="vlm-notice", js_on_load=None)  # fmt: skip
@@ -80,6 +101,7 @@ class Page:
                     self.explanation = gr.HTML("", js_on_load=None)
             self._connect()
             page.load(None, js="() => labelChoices()")
+        page.state_session_capacity = MOST_SESSIONS
         page.queue(max_size=512, default_concurrency_limit=None)
         return page
 
@@ -117,14 +139,20 @@ class Page:
         for button, case in self.examples:
             button.click(self._filler(case), None, [*image, *values, *shown], **quiet)
         quiet["show_progress"] = "minimal"
-        self.upload.upload(self.read_upload, self.upload, [*image, *shown], **quiet)
+        self.upload.upload(self.read_upload, self.upload, [*image, *shown], preprocess=False, **quiet)
 
     # ---------------------------------------------------------------------------------------- events
 
-    def read_upload(self, file: str) -> list[Any]:
-        """Read an uploaded image and delete the file; a bad one is a message where the draft would be."""
+    def read_upload(self, file: Mapping[str, Any]) -> list[Any]:
+        """Read an uploaded image and forget it; a bad one is a message where the draft would be.
+
+        Its path is of no file: its last part is the name under which the gate has claimed the upload.
+        """
+        data = self.service.uploads.take(Path(file["path"]).name)
+        if data is None:
+            return [*_image(None), *_shown(view.refused("image: not uploaded just now; choose it again"))]
         try:
-            return [*_image(self.service.read_file(Path(file))), *_nothing()]
+            return [*_image(self.service.read_bytes(data)), *_nothing()]
         except (UserError, Failed) as error:
             return [*_image(None), *_shown(view.refused(str(error)))]
 

@@ -1,18 +1,16 @@
 """One loaded engine behind a bounded queue: one worker drafts what waits, together where the engine can.
 
 What comes from outside is bounded here: bytes, characters, tokens, seconds and the number of those who wait.
-Nothing of a case is logged, and an uploaded file is gone as soon as it was read.
+Nothing of a case is logged, and an uploaded image is gone as soon as it was read.
 """
 
-import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,10 +18,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from vlm.app.failures import Failed, TooLate, named_failures
+from vlm.app.uploads import Uploads
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Prepared, ReportEngine
 from vlm.inference.report import Report
-from vlm.untrusted import printable
+from vlm.plain import printable
 
 Result = TypeVar("Result")
 LONGEST_PROMPT = 1024
@@ -31,22 +31,11 @@ LONGEST_PROMPT = 1024
 
 
 FORGOTTEN = 600
-"""Seconds after which a file in the folder is nobody's: one is read as soon as it was sent."""
+"""Seconds after which a file in the folder is nobody's: one is removed as soon as it was decoded."""
 
 
 class Busy(Exception):
     """The queue is full."""
-
-
-class TooLate(Exception):
-    """The time limit came before the end."""
-
-    def __init__(self) -> None:
-        super().__init__("not done within the time limit; try again when fewer drafts wait")
-
-
-class Failed(Exception):
-    """A defect of the program or the machine; what it was is on stderr, without a word of the case."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +95,7 @@ class Service:
         self.limits = limits or Limits()
         self.seconds_a_batch = 1.0
         """What the last batch took: how long a client should wait before it asks again."""
+        self.uploads = Uploads(4 * self.limits.upload)
         self._folder = tempfile.TemporaryDirectory(prefix="clinical-vlm-app-")
         self._jobs: deque[Job[Any]] = deque()
         self._current: list[Job[Any]] = []
@@ -137,7 +127,7 @@ class Service:
 
     @property
     def folder(self) -> Path:
-        """A folder that only this user can read, for uploads; removed in the end."""
+        """A folder that only this user can read, for what is being decoded; removed in the end."""
         return Path(self._folder.name)
 
     @property
@@ -148,28 +138,26 @@ class Service:
     @property
     def waiting(self) -> int:
         """Jobs not yet done."""
-        return len(self._jobs) + len(self._current)
+        return len(self._jobs) + sum(not job.result.done() for job in self._current)
+
+    def check_room(self) -> None:
+        """Raise `Busy` if the queue is full: asked before anything of a case is read."""
+        if self._closed or self.waiting >= self.limits.waiting:
+            raise Busy(f"{self.waiting} drafts are waiting already; try again in a moment")
 
     # --------------------------------------------------------------------------------------- inputs
 
-    def read_file(self, file: Path) -> np.ndarray:
-        """An uploaded image as the model sees it, S × S uint8; the file is removed.
-
-        Raises `UserError` for an unreadable one, in words that do not hold the file's name.
-        """
+    def read_bytes(self, data: bytes) -> np.ndarray:
+        """The content of an image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
+        file = Path(tempfile.mkstemp(dir=self.folder)[1])
         try:
             with self._decoding, named_failures():
+                file.write_bytes(data)
                 return self.engine.read_picture(file)
         except UserError as error:
             raise UserError(f"image: {str(error).removeprefix(f'{file}: ')}") from None
         finally:
             file.unlink(missing_ok=True)
-
-    def read_bytes(self, data: bytes) -> np.ndarray:
-        """The content of an image file as the model sees it; see `read_file`."""
-        with named_failures(), tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-            file.write(data)
-        return self.read_file(Path(file.name))
 
     def prepare(self, picture: np.ndarray | None, vitals: Mapping[str, Any], context: str = "") -> Prepared:
         """One case's inputs for `draft`; raises `UserError` for a wrong vital or too long a context."""
@@ -179,7 +167,8 @@ class Service:
             return self.engine.prepare(picture, vitals, context)
 
     def sweep(self) -> None:
-        """Remove what a client that has gone left in the folder."""
+        """Forget the uploads that nobody came for, and remove what a crash has left in the folder."""
+        self.uploads.sweep()
         for file in self.folder.rglob("*"):
             with suppress(OSError):
                 if file.is_file() and time.time() - file.stat().st_mtime > FORGOTTEN:
@@ -200,8 +189,7 @@ class Service:
 
     def _put(self, job: Any) -> Any:
         with self._changed:
-            if self._closed or self.waiting >= self.limits.waiting:
-                raise Busy(f"{self.waiting} drafts are waiting already; try again in a moment")
+            self.check_room()
             self._jobs.append(job)
             self._changed.notify()
         return job
@@ -290,16 +278,3 @@ def _settle(jobs: Sequence[Job[Any]], error: Exception) -> None:
     for job in jobs:
         if not job.result.done():
             job.result.set_exception(error)
-
-
-@contextmanager
-def named_failures() -> Iterator[None]:
-    """A user's mistake as it is; of anything else the kind and the place, for its message may quote the case."""
-    try:
-        yield
-    except (UserError, TooLate):
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        print(f"error: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}", file=sys.stderr)
-        raise Failed("this failed on our side; the server's log says where") from None

@@ -2,22 +2,22 @@
 
 import os
 
-from vlm.data.dicom import LARGEST_IMAGE, is_dicom, read_dicom
+from vlm.data.image_header import LARGEST_IMAGE, ImageHeader, SeveralPictures, read_header
 
 # OpenCV refuses larger files itself, before it allocates; the variable is read when it is imported.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(LARGEST_IMAGE))
 
 import stat
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
 
 from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
+from vlm.data.dicom import read_dicom
+from vlm.data.image_kinds import kind_of, why_no_image
 from vlm.errors import UserError
 
 cv2.setNumThreads(1)  # the workers and PyTorch share the cores
@@ -62,27 +62,71 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Decode a PNG, JPEG, TIFF, BMP, WebP or DICOM file's bytes to greyscale, H × W, as float32 of unscaled values.
+    """Decode an image file's bytes to greyscale as a viewer shows it, H × W, as float32 of unscaled values.
 
-    Values of any depth are kept as they are; NaN where a file says that there is nothing. Raises `UserError` that
-    begins with `where`.
+    PNG, JPEG, TIFF, BMP, WebP, GIF, PNM and DICOM are told by their bytes, whatever the name says. Values of any
+    depth are kept as they are; NaN where a file says that there is nothing. Raises `UserError` that begins with
+    `where`, for whatever goes wrong: one bad file must not end the work on all.
     """
-    if is_dicom(data[:132], where):
-        return read_dicom(where, data)
-    _refuse_pages(where, data)
+    kind = kind_of(data) or ("DICOM" if PurePath(where).suffix.lower() in (".dcm", ".dicom") and data else "")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    except cv2.error:
-        image = None
+        if kind == "DICOM":
+            return read_dicom(where, data)
+        if not kind:
+            raise ValueError(why_no_image(data))
+        header = read_header(data, kind)
+        return _shown(_decoded(data), header)
+    except UserError:
+        raise
+    except SeveralPictures as error:
+        raise UserError(f"{where}: {error}") from None
+    except ValueError as error:
+        reason = str(error).split("\n")[0]
+    except MemoryError:
+        reason = "there is not enough memory for it"
+    except Exception as error:  # a decoder's own, in words of its own
+        full = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+        reason = "there is not enough memory for it" if full else "its pixels are broken"
+    raise UserError(f"{where}: not a readable image: {reason}")
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    """H × W, or H × W × 3 or 4 as OpenCV orders colours, of the depth that the file has."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise UserError(f"{where}: not a readable image (PNG, JPEG, TIFF, BMP, WebP or DICOM)")
-    if image.ndim == 3 and image.shape[2] == 4:
-        image = image[:, :, :3]
-    if image.ndim == 3 and image.shape[2] == 2:
-        image = image[:, :, 0]
-    if image.ndim == 3 and image.shape[2] == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    return image.reshape(image.shape[:2]).astype(np.float32)
+        raise ValueError("its pixels are broken or cut off, or of a kind that no decoder here knows")
+    return image
+
+
+def _shown(image: np.ndarray, header: ImageHeader) -> np.ndarray:
+    """Decoded pixels → H × W float32: colour as luminance, upright, bright where a viewer shows it bright."""
+    transparent = None
+    if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].any():  # some programs write 0 and mean nothing by it
+        transparent = image[..., 3] == 0
+    if header.inverted:
+        image = 65_535 - image if image.dtype == np.uint16 else -image.astype(np.float32)
+    if image.ndim == 3 and image.shape[2] >= 3:
+        if image.dtype not in (np.uint8, np.uint16, np.float32):
+            image = image.astype(np.float32)
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
+    elif image.ndim == 3:
+        image = image[..., 0]
+    with np.errstate(over="ignore"):
+        grey = image.astype(np.float32)
+    if transparent is not None:
+        grey[transparent] = np.nan
+    return upright(grey, header.orientation)
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror pixels as stored → as they are meant to be seen; `orientation` 1 to 8 as in EXIF."""
+    if orientation > 4:
+        image = image.T
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
 
 
 def read_file(path: Path) -> bytes:
@@ -98,19 +142,6 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
 
 
-def _refuse_pages(where: str, data: bytes) -> None:
-    """Raise `UserError` for a TIFF of several pages: to read the first in silence would be to guess."""
-    order: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
-    if data[:4] not in order:
-        return
-    number = partial(int.from_bytes, byteorder=order[data[:4]])
-    first = number(data[4:8])
-    entries = number(data[first : first + 2])
-    end = first + 2 + 12 * entries  # of the first page's directory; the address of the next one follows
-    if number(data[end : end + 4]):
-        raise UserError(f"{where}: a TIFF of several pages; export the page to be read as a file of its own")
-
-
 def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
     """Stretch the contrast between two percentiles and fit into a square, black beside it and where nothing is.
 
@@ -124,10 +155,18 @@ def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
     """H × W of any scale → H × W, float of 0 (black, and where nothing is) to 255."""
+    if image.dtype != np.float32:
+        image = image.real.astype(np.float32)
     there = np.isfinite(image)
     seen = image if there.all() else image[there]
     low, high = np.percentile(seen, [spec.low_percentile, spec.high_percentile]) if seen.size else (0, 0)
-    return np.where(there, np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255, 0)
+    del seen
+    shown = image - low  # the one copy: a large picture takes 200 MB
+    shown /= max(float(high - low), 1e-6)
+    np.clip(shown, 0, 1, out=shown)
+    shown *= 255
+    shown[~there] = 0
+    return shown
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -166,6 +205,12 @@ class Box:
 def is_blank(square: np.ndarray) -> bool:
     """Whether a picture is one grey value: it shows nothing, and nothing may be asserted from it."""
     return bool(square.min() == square.max())
+
+
+def shows_nothing(image: np.ndarray) -> bool:
+    """Whether a decoded image, H × W, is one value wherever there is any."""
+    there = image[np.isfinite(image)]
+    return not there.size or bool(there.min() == there.max())
 
 
 def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:

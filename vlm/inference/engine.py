@@ -18,7 +18,7 @@ from vlm.data.schema import describe
 from vlm.data.values import suspected_unit
 from vlm.errors import UserError
 from vlm.inference.report import Report
-from vlm.untrusted import printable
+from vlm.plain import printable
 
 if TYPE_CHECKING:  # another engine drafts without it, and starts sooner
     from vlm.model.clinical_vlm import ClinicalVLM
@@ -85,6 +85,9 @@ class Engine(ABC):
             rows = self.model.calibration.probabilities(torch.tensor(draft.logits, dtype=torch.float64)).tolist()
             probabilities = dict(zip(self.model.spec.labels, rows, strict=True))
             calibration = self.model.calibration.describe() if probabilities else ""
+            room = self.room(example)
+            if room is not None and room < max_new_tokens:
+                warnings = (*warnings, f"the draft had room for {room:,} tokens, no more can the base read")
             if draft.cut_at:
                 warnings = (*warnings, f"the draft is not finished: it was cut at {draft.cut_at}")
             finished = not draft.cut_at
@@ -94,6 +97,10 @@ class Engine(ABC):
         """Tokens of the prompt around the evidence."""
         return sum(map(len, self.model.prompt.ids(example["context"], example["vitals"].tolist())))
 
+    def room(self, example: Example) -> int | None:
+        """Tokens that a draft may have; raises `UserError` for a prompt that is longer than the base reads."""
+        return self.model.prompt.room(example["context"], example["vitals"].tolist())
+
     def read_picture(self, image: str | Path) -> np.ndarray:
         """An image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
         return to_square(read_image(image), self.model.spec.image)
@@ -101,7 +108,8 @@ class Engine(ABC):
     def prepare(self, image: Picture, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
-        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length.
+        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length
+        or too long for the base.
         """
         if len(context) > LONGEST_CONTEXT:
             raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
@@ -119,6 +127,7 @@ class Engine(ABC):
             warnings.append("no image given")
         picture = self.read_picture(image) if isinstance(image, str | Path) else image
         example = make_example(spec, picture, x, context=context)
+        self.room(example)
         if picture is not None and not example["has_image"]:
             warnings.append("the image is blank and was taken as none")
         return example, tuple(warnings)
@@ -148,9 +157,11 @@ class ReportEngine(Engine):
             fixed = self.model.read_fixed_words()
             for batch in batches(examples, batch_size):
                 inputs = self.to_device(self.collate(batch))
-                limit = _Limits(self.max_seconds, max_new_tokens, self.model.prompt.end_id)
+                longest = int(inputs["attention_mask"].sum(dim=1).max())
+                most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
+                limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
                 texts, logits = self.model.generate(
-                    inputs, max_new_tokens, fixed, stopping_criteria=StoppingCriteriaList([limit]), **options
+                    inputs, most, fixed, stopping_criteria=StoppingCriteriaList([limit]), **options
                 )
                 for number, (text, row) in enumerate(zip(texts, logits.tolist(), strict=True)):
                     yield Draft(text, row, limit.cut_at if number in limit.unfinished else "")

@@ -62,14 +62,15 @@ class LlamaCppEngine(Engine):
             encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
             prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
             tokens, until, cut_at = [], time.monotonic() + self.max_seconds, ""
+            most = model.prompt.most_new_tokens(prompt.shape[0], max_new_tokens)
             for token in self.llama.generate(
-                prompt.float().numpy(), model.prompt.fixed_tokens, max_new_tokens, model.prompt.end_id
+                prompt.float().numpy(), model.prompt.fixed_tokens, most, model.prompt.end_id
             ):
                 tokens.append(token)
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))
-                if len(tokens) == max_new_tokens:  # the end of the text is not among the tokens
-                    cut_at = f"{max_new_tokens} tokens"
+                if len(tokens) == most:  # the end of the text is not among the tokens
+                    cut_at = f"{most} tokens"
                 elif time.monotonic() > until:
                     cut_at = f"{self.max_seconds:g} seconds"
                     break
@@ -109,7 +110,7 @@ def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
 
     Its 4-bit values are not made: word embeddings are never quantised, and the fingerprint does not see them.
     """
-    from vlm.adapter import read_config
+    from vlm.adapter import check_base, read_config
     from vlm.model.llm import fingerprint, load_llm, words_of
 
     config = read_config(adapter)
@@ -117,6 +118,6 @@ def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
     if base is not None:
         llm = replace(llm, base=base, sha256=None, revision=None)
     model, tokenizer = load_llm(llm, torch.device("cpu"), torch.float32)
-    if fingerprint(model) != config.base_fingerprint:
-        raise UserError(f"{adapter}: trained on another base model than {llm.base}")
+    used = config._replace(model=replace(config.model, llm=llm))
+    check_base(used, fingerprint(model), getattr(model, "sha256", None), adapter)
     return load_evidence(adapter, words_of(model, tokenizer))

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from vlm.errors import UserError
@@ -92,7 +91,7 @@ def _drive(
 
 def _windows(rows: Iterator[Row], size: int) -> Iterator[list[dict[str, Any]]]:
     while window := list(islice(rows, size)):
-        yield [asdict(row) | {"image": str(row.image) if row.image else None} for row in window]
+        yield [asdict(row) for row in window]
 
 
 class Drafter:
@@ -117,7 +116,7 @@ class Drafter:
         if self.refused:
             return {"lines": [""], "refused": [self.refused]}
         (window,) = batch["rows"]
-        rows = (Row(**{**row, "image": row["image"] and Path(row["image"])}) for row in json.loads(window))
+        rows = (Row(**row) for row in json.loads(window))
         lines = [line for part in self.job.draft(self.engine, rows) for line in part]
         return {"lines": [json.dumps(lines)], "refused": [""]}
 

@@ -3,6 +3,10 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vlm.plain import escaped
+
+MOST_LINES, LONGEST = 40, 120
+"""Labels and warnings that are printed, and characters of each: an adapter's author chose their names."""
 NOTICE = "Draft for a clinician's eyes. Not a diagnosis."
 
 
@@ -34,10 +38,18 @@ class Report:
     def after_text(self) -> str:
         """What is printed below the draft."""
         calibration = [f"({self.calibration})"] if self.calibration else []
-        warnings = [f"warning: {warning}" for warning in self.warnings]
+        warnings = [f"warning: {escaped(warning, LONGEST)}" for warning in self.warnings[:MOST_LINES]]
+        if len(self.warnings) > MOST_LINES:
+            warnings.append(f"warning: {len(self.warnings) - MOST_LINES} more; --json holds them all")
         return "\n".join(["", *self.probability_lines(), *calibration, *warnings, "", self.notice])
 
     def probability_lines(self) -> list[str]:
-        """One aligned line a label."""
-        width = max((len(name) for name in self.probabilities), default=0)
-        return [f"{name:<{width}}  {value:6.1%}" for name, value in self.probabilities.items()]
+        """One aligned line a label, the most probable ones where there are many."""
+        shown = list(self.probabilities.items())
+        if len(shown) > MOST_LINES:
+            shown = sorted(shown, key=lambda pair: -pair[1])[:MOST_LINES]
+        names = [escaped(name, LONGEST) for name, _ in shown]
+        width = max(map(len, names), default=0)
+        lines = [f"{name:<{width}}  {value:6.1%}" for name, (_, value) in zip(names, shown, strict=True)]
+        left_out = len(self.probabilities) - len(shown)
+        return [*lines, f"and {left_out} less probable labels; --json holds them all"] if left_out else lines

@@ -59,11 +59,11 @@ class NamedProjector(nn.Module):
 
 
 def name_embeddings(names: Sequence[str], words: "Words") -> torch.Tensor:
-    """Mean word embedding of each name, S × H, float32 on the CPU; `right_lung` is read as two words."""
+    """Mean word embedding of each name, S × H, float32 on PyTorch's default device; `right_lung` is two words."""
     rows, plain = [torch.zeros(0, words.hidden_size)], PlainText(words.tokenizer)
     for name in names:
         ids = plain.ids(" " + name.replace("_", " "))
         with torch.no_grad():
             embedded = words.embed(torch.tensor(ids, device=words.device))  # n × H
-        rows.append(embedded.float().mean(dim=0, keepdim=True).cpu())
+        rows.append(embedded.float().mean(dim=0, keepdim=True).to(rows[0].device))
     return torch.cat(rows)

@@ -24,11 +24,30 @@ def build_cnn(config: VisionConfig, load_weights: bool = True) -> nn.Module:
     pretrained = load_weights and config.weights == "pretrained"
     try:
         cnn = timm.create_model(config.name, pretrained=pretrained, num_classes=0, global_pool="")
-    except (RuntimeError, OSError, TypeError) as error:
+    except (RuntimeError, OSError, TypeError, AssertionError) as error:
         raise UserError(f"model.vision: cannot build {config.name}: {str(error).splitlines()[0]}") from None
+    if config.name.startswith("hf_hub:"):
+        _refuse_options(cnn, config.name)
     if load_weights and config.weights not in ("pretrained", "random"):
         _load_weights(cnn, config)
     return cnn
+
+
+def architecture(cnn: nn.Module) -> str:
+    """timm's own name of a model, whatever repository its options came from."""
+    return str(cnn.pretrained_cfg["architecture"])  # type: ignore[index]
+
+
+def _refuse_options(cnn: nn.Module, name: str) -> None:
+    """Raise `UserError` where a repository's options make another model than the architecture that it names.
+
+    An adapter names the architecture alone: nobody who loads it must ask that repository again.
+    """
+    with torch.device("meta"):
+        plain = timm.create_model(architecture(cnn), num_classes=0, global_pool="").state_dict()
+    given = {tensor: value.shape for tensor, value in cnn.state_dict().items()}
+    if given != {tensor: value.shape for tensor, value in plain.items()}:
+        raise UserError(f"model.vision.name: {name} is no plain {architecture(cnn)}, so no adapter could name it")
 
 
 def _load_weights(cnn: nn.Module, config: VisionConfig) -> None:
@@ -129,8 +148,12 @@ class ImageEncoder(nn.Module):
 
 def _grid_channels(cnn: nn.Module, name: str, image_size: int) -> int:
     """Channels of the feature grid, found by one pass; raises `UserError` if the model gives no grid."""
-    with torch.no_grad():
-        grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))
+    try:
+        with torch.no_grad():
+            grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:  # some take images of one size alone
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.vision.name: {name} takes no images of {image_size} pixels: {reason}") from None
     if grid.ndim != 4 or grid.shape[1] != getattr(cnn, "num_features", grid.shape[1]):
         raise UserError(
             f"model.vision.name: {name} gives features of shape {tuple(grid.shape)}, not a grid; choose a CNN"

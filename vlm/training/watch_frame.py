@@ -9,8 +9,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vlm.plain import printable
 from vlm.training.watch import Row, Run
-from vlm.untrusted import printable
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 STYLES = {"training": "green", "testing": "green", "starting": "cyan", "finished": "bold", "stopped": "yellow"}

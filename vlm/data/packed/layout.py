@@ -18,12 +18,13 @@ import datasets
 import fsspec
 
 import vlm
-from vlm.cli import from_dict
 from vlm.config import SectionConfig, VitalConfig
+from vlm.config.strict import from_dict
 from vlm.data.cohort import features
 from vlm.data.schema import VitalsSchema, check_names
 from vlm.errors import UserError
-from vlm.untrusted import parse_json, shortened
+from vlm.plain import shortened
+from vlm.untrusted import parse_json
 
 FORMAT = 1
 """Raised when a folder of this version could not be read by an older one."""

@@ -1,0 +1,49 @@
+"""What an earlier version wrote stays good: its adapter drafts the same, its run goes on; see tests/golden/make.py."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import read_json
+from vlm.adapter import load
+from vlm.cli import parse_config
+from vlm.inference.engine import ReportEngine
+from vlm.run_folder import read_log
+from vlm.training.run import train
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to write in, as the working folder: the paths of the golden config are relative to it."""
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "golden", ignore=shutil.ignore_patterns("make.py", "__pycache__")))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_golden_adapter_drafts_what_it_drafted(golden: Path) -> None:
+    model = load(golden / "adapter", base=str(golden / "base"), device=torch.device("cpu"), dtype=torch.float32)
+    for case in read_json(golden / "expected.json")["cases"]:
+        image = str(golden / "data" / "images" / case["image"]) if case["image"] else None
+        report = ReportEngine(model).predict([(image, case["vitals"])], max_new_tokens=16)[0]
+        assert report.text == case["text"]
+        assert report.probabilities == pytest.approx(case["probabilities"], abs=1e-4)
+
+
+def test_a_golden_run_goes_on_as_it_would_have(golden: Path) -> None:
+    cnn = {name.removeprefix("vision.cnn."): value for name, value in load_file("adapter/vlm.safetensors").items()
+           if name.startswith("vision.cnn.")}  # fmt: skip
+    save_file({name: value.float() if value.is_floating_point() else value for name, value in cnn.items()},
+              "cnn.safetensors")  # fmt: skip
+    steps = read_json(golden / "expected.json")["steps"]
+    options = ["--config", "run/config.yaml", "--train.max_steps", str(steps[-1]["step"])]
+    config, resume = parse_config([*options, "--resume"])
+    train(config, resume)
+    rows = {row["step"]: row for row in read_log(Path("run/log.jsonl")) if "loss_ce" in row}
+    for step in steps:
+        assert {name: rows[step["step"]][name] for name in step} == pytest.approx(step, abs=1e-4)
+    assert (golden / "run" / "adapter" / "manifest.json").is_file()

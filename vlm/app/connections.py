@@ -1,0 +1,108 @@
+"""Bound what open connections may take: uvicorn has no time limit for a request's head, and none for slow readers."""
+
+import asyncio
+import time
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MOST_CONNECTIONS = 512
+HEAD_SECONDS = 10.0
+"""From a connection, or the last answer, to the end of a request's head."""
+READER_SECONDS = 30.0
+"""While a client does not take what is written to it."""
+_STREAMS = "/gradio_api/"
+"""Paths of the page, whose streams stay open as long as the page does."""
+
+
+def server_config(app: Any, **named: Any) -> uvicorn.Config:
+    """How uvicorn serves the app. No log: one of requests holds what clients sent, one of errors may quote a case."""
+    return uvicorn.Config(app, http=BoundedProtocol, ws="none", log_level="critical", access_log=False,
+                          server_header=False, timeout_graceful_shutdown=3, **named)  # fmt: skip
+
+
+class BoundedProtocol(H11Protocol):
+    """A connection that ends when its client is slow, or when others need its place."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.since = time.monotonic()
+        self._head: asyncio.TimerHandle | None = None
+        self._reader: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= most_connections():
+            _make_room(self.connections)
+        if len(self.connections) >= most_connections():
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head, self._reader):
+            if timer is not None:
+                timer.cancel()
+        if self.transport is not None:
+            super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self._head is not None and not self.is_idle:
+            self._head.cancel()
+            self._head = None
+
+    def on_response_complete(self) -> None:
+        self._await_head()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader = self.loop.call_later(READER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+        super().resume_writing()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the client has not sent a whole request yet."""
+        return self.is_idle or self.cycle.more_body
+
+    @property
+    def is_stream(self) -> bool:
+        return not self.is_idle and self.scope["path"].startswith(_STREAMS)
+
+    def _await_head(self) -> None:
+        """Give the client its time; more bytes of the same head do not renew it."""
+        self.since = time.monotonic()
+        if self._head is not None:
+            self._head.cancel()
+        self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+
+def _make_room(connections: set[Any]) -> None:
+    """End the connection that has waited longest for its client, or else the oldest stream of a page."""
+    for state in ("is_waiting", "is_stream"):
+        if fitting := [each for each in connections if getattr(each, state)]:
+            oldest = min(fitting, key=lambda each: each.since)
+            connections.discard(oldest)
+            oldest.transport.abort()
+            return
+
+
+def most_connections() -> int:
+    """As many as there are descriptors for, with some left for files."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return MOST_CONNECTIONS
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, min(MOST_CONNECTIONS, soft - 128))

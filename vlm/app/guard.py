@@ -1,0 +1,166 @@
+"""Say who may speak to the server: its names, the web page that asks, the token; and mark every answer for browsers."""
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+
+from vlm.app.failures import report_failure
+from vlm.app.headers import Marked
+from vlm.errors import UserError
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+TOKEN_VARIABLE = "CLINICAL_VLM_TOKEN"
+SHORTEST_TOKEN = 16
+OPEN_PATHS = frozenset({"/healthz"})
+"""Paths that need no token: a probe has none, and they say nothing of a case."""
+_NAME = re.compile(r"\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+_HOST = re.compile(rf"({_NAME.pattern})(:\d{{1,5}})?")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may speak to one server."""
+
+    names: frozenset[str] = LOOPBACK_NAMES
+    """Host names and addresses that it answers to, besides the address that a connection came in on."""
+    token: bytes = field(default=b"", repr=False)
+    """Empty where nobody is asked for one."""
+
+    @classmethod
+    def of(cls, host: str, allowed: Iterable[str], token: bytes) -> "Access":
+        """From the options; raises `UserError` for a name that is none."""
+        names = set(LOOPBACK_NAMES)
+        for name in allowed:
+            if not _NAME.fullmatch(name.lower()):
+                raise UserError(f"--allowed_hosts: {name[:80]!r} is no host name; without scheme, port or pattern")
+            names.add(name.lower())
+        if host and not _is_wildcard(host):
+            names.add(f"[{host}]".lower() if ":" in host else host.lower())
+        return cls(frozenset(names), token)
+
+
+class Guard:
+    """ASGI middleware, the outermost: nothing reaches a route unless `access` lets it."""
+
+    def __init__(self, app: Any, access: Access) -> None:
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        marked = Marked(scope, send)
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, marked)
+            return
+        try:
+            await self.app(marked.scope, receive, marked)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            report_failure(error)
+            if not marked.started:
+                await _refused(500, "this failed on our side; the server's log says where")(scope, receive, marked)
+
+    def _refusal(self, scope: Mapping[str, Any]) -> JSONResponse | None:
+        headers = Headers(raw=list(scope["headers"]))
+        host = _HOST.fullmatch(headers.get("host", "").lower())
+        if host is None or len(headers.getlist("host")) != 1 or not self._is_ours(host[1], scope):
+            return _refused(421, "Host: not a name of this server; --allowed_hosts adds one")
+        if not _is_own_page(headers, scope, host[0]):
+            return _refused(403, "asked by another web page: only this server's own page, or a program, may ask")
+        if self.access.token and scope["path"] not in OPEN_PATHS and not self._is_authorised(headers):
+            challenge = {"www-authenticate": 'Basic realm="clinical-vlm", charset="UTF-8"'}
+            return _refused(401, "send the server's token: Authorization: Bearer TOKEN, or as a password", challenge)
+        return None
+
+    def _is_ours(self, name: str, scope: Mapping[str, Any]) -> bool:
+        """Whether a name is allowed, or the very address that the client connected to, which no DNS can forge."""
+        own = str((scope.get("server") or ("",))[0]).lower()
+        return name in self.access.names or name == (f"[{own}]" if ":" in own else own)
+
+    def _is_authorised(self, headers: Headers) -> bool:
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        given = value.strip().encode("latin-1", "replace")
+        if scheme.lower() == "basic":
+            try:
+                given = base64.b64decode(given, validate=True).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(given, self.access.token)
+
+
+def _is_own_page(headers: Headers, scope: Mapping[str, Any], host: str) -> bool:
+    """Whether a request is of no web page, of one of this server, or only opens the page as a link does."""
+    origins = headers.getlist("origin")
+    if origins and (len(origins) > 1 or _netloc(origins[0]) != re.sub(r":(80|443)$", "", host)):
+        return False
+    site = headers.get("sec-fetch-site", "none")
+    opens = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
+    is_whole_page = opens and headers.get("sec-fetch-dest") == "document" and scope["path"] in ("/", "/docs")
+    return site in ("none", "same-origin") or is_whole_page
+
+
+def _netloc(origin: str) -> str:
+    scheme, _, netloc = origin.lower().partition("://")
+    return re.sub(r":(80|443)$", "", netloc) if scheme in ("http", "https") else ""
+
+
+def _refused(code: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, code, headers)
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address that is listened on."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(file: Path | None) -> bytes:
+    """The token of a file, or of the environment, which then forgets it; empty where there is none.
+
+    Raises `UserError` for a file that cannot be read and a token that is too short or has spaces in it.
+    """
+    given = os.environ.pop(TOKEN_VARIABLE, None)
+    where = f"--token_file: {file}" if file else TOKEN_VARIABLE
+    if file:
+        try:
+            with file.open("rb") as read:
+                if os.name == "posix" and os.fstat(read.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                    print(f"warning: {where}: other users of this machine may read it; chmod 600", file=sys.stderr)
+                given = read.read(4096).decode("ascii", "replace").strip()
+        except OSError as error:
+            raise UserError(f"{where}: {error.strerror}") from None
+    if given is None:
+        return b""
+    if len(given) < SHORTEST_TOKEN or not re.fullmatch(r"[!-~]+", given):
+        raise UserError(f"{where}: a token is at least {SHORTEST_TOKEN} letters, digits and signs without spaces, "
+                        "such as `openssl rand -hex 24` writes")  # fmt: skip
+    return given.encode()

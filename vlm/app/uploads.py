@@ -1,0 +1,76 @@
+"""Keep uploaded files in memory, each for the browser session that sent it, until they are read once."""
+
+import secrets
+import threading
+import time
+from typing import NamedTuple
+
+LIFETIME = 60.0
+"""Seconds that an upload is kept: the page reads one as soon as it was sent."""
+
+
+class Full(Exception):
+    """There is no room for another upload."""
+
+
+class _Upload(NamedTuple):
+    session: str
+    data: bytes
+    expires: float
+    """By `time.monotonic`."""
+
+
+class Uploads:
+    """Bytes by a secret name. No file, no path: a client can name nothing but what it sent."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        """Bytes of all of them together."""
+        self._kept: dict[str, _Upload] = {}
+        self._lock = threading.Lock()
+
+    def add(self, session: str, data: bytes) -> str:
+        """Keep an upload in place of the session's last one, and return its name; raises `Full`."""
+        with self._lock:
+            self._drop(session)
+            if self._size() + len(data) > self.total:
+                raise Full("too many uploads at once; try again in a moment")
+            return self._keep(session, data)
+
+    def claim(self, session: str, name: str) -> str | None:
+        """Give an upload of this session a new name that only the server knows; None if there is no such upload."""
+        with self._lock:
+            self._drop()
+            found = self._kept.get(name)
+            if found is None or found.session != session:
+                return None
+            del self._kept[name]
+            return self._keep("", found.data)
+
+    def take(self, name: str) -> bytes | None:
+        """The bytes of a claimed upload, which are forgotten here."""
+        with self._lock:
+            self._drop()
+            found = self._kept.get(name)
+            return self._kept.pop(name).data if found is not None and not found.session else None
+
+    def sweep(self) -> None:
+        """Forget what nobody came for."""
+        with self._lock:
+            self._drop()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _keep(self, session: str, data: bytes) -> str:
+        name = secrets.token_urlsafe(32)
+        self._kept[name] = _Upload(session, data, time.monotonic() + LIFETIME)
+        return name
+
+    def _size(self) -> int:
+        return sum(len(upload.data) for upload in self._kept.values())
+
+    def _drop(self, session: str | None = None) -> None:
+        now = time.monotonic()
+        self._kept = {name: upload for name, upload in self._kept.items()
+                      if upload.expires > now and (not upload.session or upload.session != session)}  # fmt: skip

@@ -1,0 +1,140 @@
+"""Build config dataclasses from JSON that somebody else wrote: every value must have the type of its field."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any, Literal
+
+from vlm.errors import UserError
+from vlm.plain import shortened
+
+NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null",
+         list: "a list", dict: "a mapping of keys"}  # fmt: skip
+"""Types as JSON calls them."""
+LONGEST_SCALAR = 200
+"""Characters of a YAML text for a field that takes none, such as `1e-3`, which YAML 1.1 takes for a text."""
+
+
+def from_dict(cls: type, values: Any, where: str) -> Any:
+    """Build the (nested) dataclass `cls` from JSON values; nothing is converted but whole numbers to floats.
+
+    Raises `UserError` that names `where` and the key if a key is unknown or missing, or a value has the wrong type.
+    """
+    check_keys(values, cls, where)
+    return _build(cls, values, where, "")
+
+
+def _build(kind: Any, value: Any, where: str, key: str) -> Any:
+    kind = next((choice for choice in _choices(kind) if _fits(choice, value)), None) or _refuse(kind, value, where, key)
+    if dataclasses.is_dataclass(kind):
+        return _build_fields(kind, value, where, key)
+    if isinstance(value, list):
+        item = typing.get_args(kind)[0]
+        return [_build(item, element, where, f"{key}[{number}]") for number, element in enumerate(value)]
+    if isinstance(value, dict):
+        item = typing.get_args(kind)[1]
+        return {name: _build(item, element, where, f"{key}.{name}") for name, element in value.items()}
+    return float(value) if kind is float else value
+
+
+def _build_fields(cls: Any, values: dict[str, Any], where: str, key: str) -> Any:
+    kinds, prefix = typing.get_type_hints(cls), f"{key}." if key else ""
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in values:
+            raise UserError(f"{where}: {prefix}{field.name} is missing")
+    return cls(**{name: _build(kinds[name], value, where, f"{prefix}{name}") for name, value in values.items()})
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The members of a union; any other type alone."""
+    origin = typing.get_origin(kind)
+    return (kind,) if origin in (None, list, dict, Literal) else typing.get_args(kind)
+
+
+def _outer(kind: Any) -> type:
+    """The type of JSON value that a field's type is written as."""
+    if dataclasses.is_dataclass(kind):
+        return dict
+    origin = typing.get_origin(kind)
+    return str if origin is Literal else origin or kind
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return type(value) is str and value in typing.get_args(kind)
+    outer = _outer(kind)
+    return type(value) is outer or (outer is float and type(value) is int)
+
+
+def _refuse(kind: Any, value: Any, where: str, key: str) -> typing.NoReturn:
+    words: list[str] = []
+    for choice in _choices(kind):
+        words += typing.get_args(choice) if typing.get_origin(choice) is Literal else [NAMES[_outer(choice)]]
+    found = NAMES[type(value)] if isinstance(value, list | dict) else shortened(str(value))
+    raise UserError(f"{where}: {key}: must be {' or '.join(words)}, not {found}")
+
+
+def check_texts(values: Any, kind: Any, where: str, key: str = "") -> None:
+    """Raise `UserError` for a long text, or one with aliases, where the field takes none.
+
+    jsonargparse reads such a text as YAML once more; of YAML values whose keys are known.
+    """
+    choices = _choices(kind)
+    suspect = isinstance(values, str) and (len(values) > LONGEST_SCALAR or not {"&", "*"}.isdisjoint(values))
+    if suspect and str not in map(_outer, choices):
+        _refuse(kind, values, where, key)
+    for choice in (choice for choice in choices if type(values) is _outer(choice)):
+        if isinstance(values, list):
+            for number, item in enumerate(values):
+                check_texts(item, typing.get_args(choice)[0], where, f"{key}[{number}]")
+        elif isinstance(values, dict):
+            kinds = typing.get_type_hints(choice) if dataclasses.is_dataclass(choice) else {}
+            for name, item in values.items():
+                check_texts(item, kinds.get(name) or typing.get_args(choice)[1], where, f"{key}.{name}".lstrip("."))
+
+
+def check_keys(values: Any, cls: Any, where: str, prefix: str = "") -> None:
+    """Walk the values beside the dataclass, `list[SomeDataclass]` item by item; raise `UserError` for unknown keys."""
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{where}: {prefix.rstrip('.') or 'the config'} is a mapping of keys, not {shortened(str(values))}"
+        )
+    kinds = typing.get_type_hints(cls)
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in kinds:
+            known = [f"{prefix}{k}" for k in kinds]
+            everywhere = known if prefix else [*known, *dotted_names(cls)]
+            raise UserError(f"{where}: unknown key {_named(name)}{nearest(name, everywhere)}")
+        kind = kinds[key]
+        if dataclasses.is_dataclass(kind) and value is not None:
+            check_keys(value, kind, where, f"{name}.")
+        item = next(iter(typing.get_args(kind)), None)
+        choices = (item, *typing.get_args(item))  # an item may be a dataclass, or a dataclass or a word
+        described = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
+        if isinstance(value, list) and described:
+            for index, element in enumerate(value):
+                if not (isinstance(element, str) and str in choices):
+                    check_keys(element, described, where, f"{name}[{index}].")
+
+
+def _named(key: str) -> str:
+    """A key as it is, where it could be one of ours."""
+    return key if len(key) <= 100 and key.isprintable() else shortened(key)
+
+
+def dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
+    """Every option below a dataclass."""
+    for name, kind in typing.get_type_hints(cls).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(kind):
+            yield from dotted_names(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def nearest(name: str, known: Any) -> str:
+    """What was meant by an unknown name, as the end of a message."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) if len(name) <= 100 else []
+    return f"; did you mean {matches[0]}?" if matches else "; --help lists them all"
