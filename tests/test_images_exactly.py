@@ -60,7 +60,7 @@ def test_colours_become_the_grey_of_their_brightness(tmp_path: Path) -> None:
     picture[0] = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]  # blue, green, red, white
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     np.testing.assert_allclose(read_image(tmp_path / "a.png")[0], [29, 150, 76, 255], atol=1)
-    clear = np.dstack([picture, np.array([[0, 255, 0, 128]], np.uint8)])
+    clear = np.dstack([picture, np.full((1, 4), 255, np.uint8)])
     cv2.imwrite(str(tmp_path / "b.png"), clear)
     np.testing.assert_allclose(read_image(tmp_path / "b.png")[0], [29, 150, 76, 255], atol=1)
 
