@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlm.config import FusionConfig, VitalConfig
+from vlm.config import FusionConfig, LLMConfig, VitalConfig
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.fusion import EvidenceTokens, JointVector
-from vlm.model.llm import embedding_rms, embedding_scale, fingerprint
+from vlm.model.llm import choose_unpacking, embedding_rms, embedding_scale, fingerprint
 from vlm.model.loss import LossSum
 from vlm.model.projection import NamedProjector, TokenProjector, name_embeddings
 from vlm.model.vitals import CLIP, VitalFeatures, pressure_state
@@ -126,6 +126,15 @@ def test_the_size_of_words(tiny_model: ClinicalVLM) -> None:
     with torch.no_grad():
         table[0].mul_(2)
     assert fingerprint(tiny_model.base) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "device", "unpacked"),
+    [({}, "cpu", True), ({}, "cuda", False), ({"unpack": "never"}, "cpu", False), ({"unpack": "always"}, "cuda", True),
+     ({"quantization": "none"}, "cpu", False), ({"quantization": "none", "unpack": "always"}, "cpu", False)],
+)  # fmt: skip
+def test_4_bit_values_are_unpacked_on_a_cpu(change: dict, device: str, unpacked: bool) -> None:
+    assert choose_unpacking(LLMConfig(**change), torch.device(device)).value == unpacked
 
 
 def test_a_mean_over_the_count_of_a_larger_batch() -> None:
