@@ -31,7 +31,7 @@ ABANDONED = 60.0
 """Seconds after which such results are dropped."""
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 _HASH = re.compile(r"\w{1,64}", re.ASCII)
-_FIXED = re.compile(r"/(theme\.css|(assets|static)(/[\w-][\w.-]*)+|gradio_api/app_id)?", re.ASCII)
+_FIXED = re.compile(r"/(theme\.css|favicon\.ico|(assets|static)(/[\w-][\w.-]*)+|gradio_api/app_id)?", re.ASCII)
 _HEARTBEAT = re.compile(r"(/gradio_api/heartbeat/)(\w{1,64})", re.ASCII)
 _JOIN, _DATA, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/upload"
 _CANCEL, _PROGRESS = "/gradio_api/cancel", "/gradio_api/upload_progress"
