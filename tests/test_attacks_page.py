@@ -203,7 +203,7 @@ REMOVED = ["/config", "/config/", "/gradio_api/info", "/gradio_api/info/", "/gra
            "/gradio_api/theme.css"]  # fmt: skip
 WRITES = ["/gradio_api/run/predict", "/gradio_api/api/predict", "/gradio_api/call/predict",
           "/gradio_api/call/v2/predict",
-          "/gradio_api/component_server", "/gradio_api/process_recording", "/gradio_api/vibe-edit", "/gradio_api/reset",
+          "/gradio_api/component_server", "/gradio_api/process_recording", "/gradio_api/vibe-edit",
           "/gradio_api/undo-vibe-edit", "/gradio_api/vibe-starter-queries", "/gradio_api/stream/x", "/login", "/",
           "/gradio_api/stream/x/close", "/gradio_api/run-history/connect", "/gradio_api/profiling/clear",
           "/gradio_api/queue/join/", "/gradio_api/queue/data", "/gradio_api/heartbeat/a"]  # fmt: skip
