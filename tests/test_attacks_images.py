@@ -249,10 +249,14 @@ NO_FILES = ["none.png", "sub", ".", "~/x.png", "~root/x.png", "nowhere.png", "lo
 
 @pytest.mark.parametrize("name", [*OUTSIDE, *LINKS, *NO_FILES])
 def test_no_name_of_a_table_leads_out_of_the_folder(name: str, pictures: Path) -> None:
-    message = "leads outside" if name in OUTSIDE + LINKS else "no image file|not a regular file|leads outside"
+    message = (
+        "leads outside"
+        if name in OUTSIDE + LINKS
+        else "no image file|is no image file|not a regular file|leads outside"
+    )
     with pytest.raises(UserError, match=message) as caught:
         ImageFolder(pictures).find(name)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 7000
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 WITHIN = ["a.png", "sub/b.png", "sub/../a.png", "./a.png", "inside.png", "near/b.png", "sub//b.png", "{folder}/a.png",

@@ -12,7 +12,7 @@ from vlm.config import Config
 from vlm.data.schema import VitalsSchema
 from vlm.data.sources import load_cohort
 from vlm.evaluation.agreement import was_read, why_unread
-from vlm.evaluation.intervals import Estimate, patient_bootstrap
+from vlm.evaluation.intervals import Estimate, patient_bootstrap, undefined
 from vlm.evaluation.measures import (
     Bootstrap,
     Reports,
@@ -128,13 +128,13 @@ def test_a_loss_or_a_statement_of_nothing_is_not_defined(tiny_config: Config) ->
     assert text_loss_measure(scores_of(np.zeros(12)), bootstrap)["why"] == "no test case has a reference report"
     schema = VitalsSchema(tuple(tiny_config.data.table.vitals))
     said = number_measures(RUSSIAN * 4, np.full((12, 4), 5.0), schema, bootstrap)
-    assert said == {"consistent": Estimate(None, why="no draft says anything of a vital").plain(), "statements": 0}
+    assert said == {"consistent": undefined("no draft says anything of a vital"), "statements": 0}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_no_number_that_is_no_json(value: float) -> None:
     estimate = patient_bootstrap(lambda weights: np.full(len(weights), value), list("abcdefghijkl"), 20)
-    assert estimate == Estimate(None) and json.dumps(estimate.plain(), allow_nan=False)
+    assert estimate == Estimate(None) and json.dumps(estimate._asdict(), allow_nan=False)
 
 
 def test_an_evaluation_of_nothing_says_so_everywhere(tiny_model: ClinicalVLM, tiny_config: Config, tmp_path) -> None:

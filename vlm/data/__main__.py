@@ -16,11 +16,14 @@ def main() -> None:
         "check", help="look at a table and its images", description="What a careful colleague would say of a table."
     )
     check.set_defaults(run=run_check)
-    check.add_argument("table", type=Path, help="CSV, TSV or Parquet")
+    check.add_argument("table", type=Path, help="CSV, TSV, Excel (.xlsx), JSON Lines or Parquet")
     check.add_argument("--images", type=Path, help="folder of the images; without it only the table is looked at")
     check.add_argument("--config", help="config whose data.table, data.split and vitals describe the table")
     for role in ("patient", "image", "split", "view", "source", "license"):
         check.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}; else recognised by its name")
+    check.add_argument("--encoding", metavar="NAME", help="encoding of the table's text, such as cp1251; else found")
+    check.add_argument("--sheet", metavar="NAME", help="sheet of a workbook; else the only one that holds anything")
+    check.add_argument("--uncertain", choices=["ignore", "positive", "negative"], help="what -1 means in a label")
     check.add_argument("--label", action="append", default=[], metavar="COLUMN", help="label column; may be repeated")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the findings for machines")
     check.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures and thumbnails")
@@ -65,15 +68,20 @@ def run_check(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     from vlm.data.catalog import resolve_vitals
     from vlm.data.check.report import as_json, as_text, write_html
     from vlm.data.check.run import CheckOptions, check_table
+    from vlm.data.reading import TableOptions
 
     given = {role: getattr(arguments, role) for role in ("patient", "image", "split", "view", "source", "license")}
-    options = CheckOptions(arguments.images, given, arguments.label)
+    reading = TableOptions(arguments.encoding, arguments.sheet)
+    options = CheckOptions(arguments.images, given, arguments.label, uncertain=arguments.uncertain, reading=reading)
     if arguments.config:
         data = parse_config(["--config", arguments.config])[0].data
         named = {"patient": data.table.patient, "image": data.table.image, "split": data.table.split}
         columns = {role: given[role] or named.get(role) for role in given}
         labels, vitals = arguments.label or data.table.labels, resolve_vitals(data.table.vitals)
-        options = CheckOptions(arguments.images, columns, labels, vitals, data.split)
+        reading = TableOptions(arguments.encoding or data.table.encoding, arguments.sheet or data.table.sheet)
+        reports = [section.column for section in data.table.report]
+        uncertain = arguments.uncertain or data.table.uncertain
+        options = CheckOptions(arguments.images, columns, labels, vitals, data.split, reports, uncertain, reading)
     result = check_table(arguments.table, options)
     print(as_text(result))
     if arguments.json:

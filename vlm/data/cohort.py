@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from vlm.config import DataConfig, SectionConfig
 from vlm.data.faults import Faults
-from vlm.data.image_names import ImageFolder
+from vlm.data.image_names import ImageFolder, image_name
 from vlm.data.labels import LabelReader
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
@@ -229,10 +229,7 @@ def image_cells(names: pd.Series, folder: Path | ImageFolder, where: str) -> lis
     images = folder if isinstance(folder, ImageFolder) else ImageFolder(folder)
     cells: list[dict | None] = []
     for number, name in zip(names.index + 2, names, strict=True):
-        if isinstance(name, bytes | list | dict):
-            way_out = "save them as files beside the table, and their names in this column"
-            raise UserError(f"{where}: row {number}: column {names.name} holds images, not names of files; {way_out}")
-        text = "" if name is None or name != name else str(name).strip()
+        text = image_name(name, f"{where}: row {number}: column {names.name}")
         try:
             cells.append({"path": images.find(text), "bytes": None} if text else None)
         except UserError as error:

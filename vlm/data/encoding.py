@@ -28,7 +28,7 @@ CANDIDATES = {
     "cp852": "DOS 852", "mac_roman": "Mac Roman", "mac_cyrillic": "Mac Cyrillic",
 }  # fmt: skip
 """Codec → its usual name; of two that read a table alike, the first is taken."""
-MOST_SAMPLE = 1 << 17
+MOST_SAMPLE = 1 << 16
 """Bytes of distinct words that are looked at."""
 LONGEST_WORD = 4096
 SURE = 6.0

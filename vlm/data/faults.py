@@ -15,9 +15,9 @@ class Faults:
         self.count = 0
         self._named: list[str] = []
 
-    def add(self, message: str, count: int = 1) -> None:
-        """Note a fault, or several that one message names; a message begins with its file and row."""
-        self.count += count
+    def add(self, message: str) -> None:
+        """Note a fault; its message begins with its file and row."""
+        self.count += 1
         if len(self._named) < MOST_NAMED:
             self._named.append(message)
 
@@ -29,6 +29,11 @@ class Faults:
         except UserError as error:
             self.add(str(error))
 
+    def lines(self) -> list[str]:
+        """The named faults, and how many more there are."""
+        more = self.count - len(self._named)
+        return [*self._named, *([f"and {more:,} more"] if more else [])]
+
     def raise_any(self) -> None:
         """Raise `UserError` where there is a fault."""
         if not self.count:
@@ -37,6 +42,5 @@ class Faults:
         if not others:
             raise UserError(first)
         where = first.partition(": row ")[0] + ": "
-        said = "; ".join(message.removeprefix(where) for message in self._named)
-        more = self.count - len(self._named)
-        raise UserError(f"{where}{self.count:,} faults: {said}{f'; and {more:,} more' if more > 0 else ''}")
+        said = "; ".join(message.removeprefix(where) for message in self.lines())
+        raise UserError(f"{where}{self.count:,} faults: {said}")

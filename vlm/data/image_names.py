@@ -33,8 +33,18 @@ EXTENSIONS = (
 """Those that a name may leave out."""
 HELD, MOST_FOLDERS = 64, 100_000
 """Folders whose names, and whose real places, are kept at a time."""
+LONGEST_NAME = 1000
+"""Characters."""
 _OUTSIDE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/|(?:file|https?|ftp|s3|gs|data):", re.IGNORECASE)
 """Beginnings of a name that is no place below a folder: a root, a drive, a share, an address."""
+
+
+def image_name(cell: object, where: str) -> str:
+    """The name in a table's cell, empty where it has none; raises `UserError` for a cell that holds an image itself."""
+    if isinstance(cell, bytes | list | dict):
+        way_out = "save them as files beside the table, and their names in this column"
+        raise UserError(f"{where} holds images, not names of files; {way_out}")
+    return "" if cell is None or cell != cell else str(cell).strip()
 
 
 class ImageFolder:
@@ -60,6 +70,8 @@ class ImageFolder:
     def find_with_note(self, name: str) -> tuple[str, str]:
         """`find`, and a sentence on what the name was taken for where its file is not written so, else nothing."""
         text = name.strip()
+        if len(text) > LONGEST_NAME:
+            raise UserError(f"image {text[:60]!r} …: a name of {len(text):,} characters is no image file's")
         path = self._existing(text)
         if path is not None:
             return self._checked(path, text), ""
@@ -92,7 +104,7 @@ class ImageFolder:
         if not _is_below(path, self._root):
             raise self._outside(text)
         try:
-            return path if os.path.lexists(path) else None
+            return path if os.path.lexists(path) and not os.path.isdir(path) else None
         except (OSError, ValueError):  # a name that no file can have
             return None
 

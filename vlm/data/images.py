@@ -207,6 +207,12 @@ def is_blank(square: np.ndarray) -> bool:
     return bool(square.min() == square.max())
 
 
+def shows_nothing(image: np.ndarray) -> bool:
+    """Whether a decoded image, H × W, is one value wherever there is any."""
+    there = image[np.isfinite(image)]
+    return not there.size or bool(there.min() == there.max())
+
+
 def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """Rotate, shift, scale and change the contrast at random; S × S uint8 → S × S uint8."""
     side = square.shape[0]

@@ -67,7 +67,7 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_unique)
     except RecursionError:
-        raise UserError(f"{path}: row {number} is nested too deep") from None
+        raise UserError(f"{path}: row {number} is no JSON object: nested too deep") from None
     except _Twice as twice:
         raise UserError(f"{path}: row {number}: the key {twice} stands there twice") from None
     except ValueError:

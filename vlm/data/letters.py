@@ -3,6 +3,7 @@
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
@@ -68,11 +69,14 @@ def log_likelihood(text: str) -> float:
     Every character above ASCII counts, and the ASCII letters of its word.
     """
     words = [word for word in _WORD.findall(text) if not word.isascii()]
-    signs = [letter for letter in text if not letter.isascii() and unicodedata.category(letter)[0] not in "LM"]
-    scores = [_score(words, script) for script in ("LATIN", *RANKED)]
-    scores += [_ideographs(words, language) for language in IDEOGRAPHS]
+    letters = Counter("".join(words))
+    small = Counter("".join(words).lower())
+    signs = Counter(letter for letter in text if not letter.isascii() and unicodedata.category(letter)[0] not in "LM")
+    shape = sum(map(_misshapen, words)) * STRANGE
+    scores = [_score(small, script) + shape for script in ("LATIN", *RANKED)]
+    scores += [_ideographs(letters, language) for language in IDEOGRAPHS]
     inside = len(_SIGN_IN_WORD.findall(text))
-    return max(scores) + sum(map(_sign, signs)) + STRANGE * inside
+    return max(scores) + sum(count * _sign(sign) for sign, count in signs.items()) + STRANGE * inside
 
 
 def _sign(letter: str) -> float:
@@ -85,18 +89,19 @@ def _script(letter: str) -> str:
     return next((script for script in _SCRIPTS if name.startswith(script)), "")
 
 
-def _score(words: list[str], script: str) -> float:
-    models = [_marked(language) for language in MARKED] if script == "LATIN" else [
-        _ranked(language) for language in RANKED[script]]  # fmt: skip
-    shape = sum(STRANGE * _misshapen(word) for word in words)
-    return max(sum(_letters(word, model, script) for word in words) for model in models) + shape
+def _score(letters: Mapping[str, int], script: str) -> float:
+    """Log-likelihood of letters, each as often as it is there, in the language of a script that fits them best."""
+    models = map(_marked, MARKED) if script == "LATIN" else map(_ranked, RANKED[script])
+    return max(sum(count * _letter(letter, model, script) for letter, count in letters.items()) for model in models)
 
 
-def _letters(word: str, model: Mapping[str, float], script: str) -> float:
-    ascii_score = model[""] if script == "LATIN" else STRANGE  # letters of two scripts make no word
-    return sum(ascii_score if letter.isascii() else model.get(letter, _rare(letter, script)) for letter in word.lower())
+def _letter(letter: str, model: Mapping[str, float], script: str) -> float:
+    if letter.isascii():
+        return model[""] if script == "LATIN" else STRANGE  # letters of two scripts make no word
+    return model.get(letter, _rare(letter, script))
 
 
+@cache
 def _rare(letter: str, script: str) -> float:
     return PLAIN if unicodedata.category(letter)[0] == "M" and _script(letter) == script else STRANGE
 
@@ -134,10 +139,10 @@ _OTHER_LETTERS = {"CYRILLIC": frozenset("абвгдеёжзийклмнопрс�
 """Letters of a script that its encodings hold; of the others all."""
 
 
-def _ideographs(words: list[str], language: str) -> float:
+def _ideographs(letters: Mapping[str, int], language: str) -> float:
     codec, last, count, lists = IDEOGRAPHS[language]
     usual = {letter for name in lists for letter in FREQUENCIES[name]}
-    return sum(_ideograph(letter, codec, last, count, usual) for word in words for letter in word)
+    return sum(times * _ideograph(letter, codec, last, count, usual) for letter, times in letters.items())
 
 
 def _ideograph(letter: str, codec: str, last: int, count: int, usual: set[str]) -> float:

@@ -51,6 +51,8 @@ def _opened(path: Path) -> pq.ParquetFile:
     with pq.ParquetFile(path, **limits) as file:
         _refuse_bombs(path, file.metadata)
         texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+        if _has_prefixes(file.metadata):  # Arrow makes no dictionary of these
+            texts = []
     return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
 
 
@@ -104,10 +106,15 @@ def _batch_size(metadata: pq.FileMetaData, columns: int, rows: int) -> int:
     """Rows whose cells and bytes are few, as far as the file says how long they are."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
+    few = 4 if _has_prefixes(metadata) else rows
+    return max(1, min(rows, MOST_CELLS // max(columns, 1), int(FRAME_TEXT / max(longest, 1.0)), few))
+
+
+def _has_prefixes(metadata: pq.FileMetaData) -> bool:
+    """Whether a text may repeat the one before it, so that nothing says how long they are."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = (group.column(place) for group in groups for place in range(group.num_columns))
-    # Each text of this encoding may repeat the one before it, so that nothing says how long they are.
-    unknown = any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks)
-    return max(1, min(rows, MOST_CELLS // max(columns, 1), int(FRAME_TEXT / max(longest, 1.0)), 4 if unknown else rows))
+    return any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks)
 
 
 def _stand_in(kind: pa.DataType) -> object:
@@ -117,14 +124,17 @@ def _stand_in(kind: pa.DataType) -> object:
 
 def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
     """Bytes of each text of a column, N; 0 for other kinds. Raises `UserError` for a cell that is too long."""
-    if not pa.types.is_dictionary(column.type) or not _is_text(column.type):
+    if not _is_text(column.type):
         return np.zeros(len(column), np.int64)
-    lengths = pc.binary_length(column.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+    folded = pa.types.is_dictionary(column.type)
+    texts = column.dictionary if folded else column
+    lengths = pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     if len(lengths) and lengths.max() > LONGEST_ROW:
         raise UserError(f"{path}: column {name}: a cell is longer than 8 million characters")
-    places = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
-    return np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths[places], 0) if len(lengths) else (
-        np.zeros(len(column), np.int64))  # fmt: skip
+    if not folded:
+        return lengths
+    places = column.indices.fill_null(len(lengths)).to_numpy(zero_copy_only=False)
+    return np.append(lengths, 0)[places]
 
 
 def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:

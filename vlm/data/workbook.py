@@ -18,7 +18,7 @@ from vlm.data.headers import unique_header
 from vlm.data.limits import LONGEST_ROW
 from vlm.errors import UserError
 
-TOO_MUCH = "takes more than 1 GiB of memory or 5 minutes to read; save the sheet as CSV"
+TOO_MUCH = "takes more than 640 MiB of memory or 5 minutes to read; save the sheet as CSV"
 
 
 def read_workbook(path: Path, rows: int, sheet: str | None) -> Iterator[pd.DataFrame]:

@@ -6,12 +6,17 @@ A workbook is a ZIP archive of XML that may unfold without end, so it is read wh
 import json
 import sys
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from typing import Any
+from xml.parsers import expat
 
-MEMORY, SECONDS = 1 << 30, 300
+MEMORY, SECONDS = 640 << 20, 300
 FREE_UNPACKED, MOST_RATIO = 1 << 25, 100
-LARGEST_MERGED = 100_000
+LARGEST_MERGED = 1_000_000
+MOST_COLUMNS = 1 << 14
+"""As Excel has it."""
 
 
 class Refusal(Exception):
@@ -48,28 +53,122 @@ def lines(path: str, wanted: str) -> Any:
     import openpyxl
 
     refuse_bombs(path)
-    book = openpyxl.load_workbook(path)
-    sheet = choose(book, wanted)
-    cells = {place: cell for place, cell in sheet._cells.items() if holds(cell)}  # those that are there alone
-    if any(cell.data_type == "f" for cell in cells.values()):
-        stored = openpyxl.load_workbook(path, data_only=True)[sheet.title]
-        for (row, column), cell in cells.items():
-            if cell.data_type == "f":
-                cell.value = stored.cell(row, column).value
-                if cell.value is None:
-                    raise Refusal(f"row {row}: {cell.coordinate} holds a formula without a stored value; open the "
+    book = openpyxl.load_workbook(path, read_only=True)
+    outlines = {sheet.title: Outline.of(book, sheet) for sheet in book.worksheets}
+    sheet = choose(book, outlines, wanted)
+    outline = outlines.pop(sheet.title)
+    others = [title for title, other in outlines.items() if other.filled]
+    notes = [*outline.notes(), *([f"sheet {sheet.title} is read, not {', '.join(others)}"] if others else [])]
+    yield {"sheet": sheet.title, "filled": sorted(outline.filled), "notes": notes}
+    stored = openpyxl.load_workbook(path, read_only=True, data_only=True)[sheet.title] if outline.formulas else None
+    merged = Merged(outline.merged)
+    for row, cells in values_of(sheet, stored):
+        filled = merged.fill(row, cells)
+        if filled:
+            yield [row, sorted(filled.items())]
+
+
+def values_of(sheet: Any, stored: Any) -> Iterator[tuple[int, dict[int, Any]]]:
+    """(row, column → value) of each row; the value of a formula is the one that `stored`, the same sheet, has."""
+    sheet.reset_dimensions()  # what a writer says of them is not always so
+    rows = enumerate(sheet.iter_rows(), start=1)
+    if stored is None:
+        for number, row in rows:
+            yield number, {column: plain(cell, cell.value) for column, cell in enumerate(row, 1) if holds(cell)}
+        return
+    stored.reset_dimensions()
+    for (number, row), values in zip(rows, stored.iter_rows(values_only=True), strict=False):
+        found = {}
+        for column, cell in enumerate(row, 1):
+            if holds(cell):
+                value = values[column - 1]
+                if value is None:
+                    raise Refusal(f"row {number}: {cell.coordinate} holds a formula without a stored value; open the "
                                   "workbook in Excel and save it, or save the sheet as CSV")  # fmt: skip
-    values = {place: plain(cell) for place, cell in cells.items()}
-    notes = [*fill_merged(sheet, values), *hidden(sheet, values)]
-    others = [other.title for other in book.worksheets if other is not sheet and any(map(holds, other._cells.values()))]
-    if others:
-        notes.append(f"sheet {sheet.title} is read, not {', '.join(others)}")
-    yield {"sheet": sheet.title, "filled": sorted({column for _, column in values}), "notes": notes}
-    rows: dict[int, list[list[Any]]] = {}
-    for row, column in sorted(values):
-        rows.setdefault(row, []).append([column, values[row, column]])
-    for row in list(rows):
-        yield [row, rows.pop(row)]
+                found[column] = plain(cell, value)
+        yield number, found
+
+
+@dataclass
+class Outline:
+    """What the XML of a sheet says besides its values."""
+
+    filled: set[int] = field(default_factory=set)
+    """Columns that hold anything."""
+    merged: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """First column, first row, last column and last row of each merged area."""
+    formulas: int = 0
+    hidden_rows: int = 0
+    hidden_columns: set[int] = field(default_factory=set)
+    _column: int = 0
+
+    @classmethod
+    def of(cls, book: Any, sheet: Any) -> "Outline":
+        """Read the XML of a sheet once, holding nothing of it."""
+        outline, parser = cls(), expat.ParserCreate()
+        parser.StartElementHandler = outline._start
+        parser.EntityDeclHandler = _refuse_entities
+        with book._archive.open(sheet._worksheet_path) as part:
+            parser.ParseFile(part)
+        return outline
+
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        from openpyxl.utils import range_boundaries
+
+        name = tag.rpartition(":")[2]
+        is_hidden = attributes.get("hidden") in ("1", "true")
+        if name == "row":
+            self._column = 0
+            self.hidden_rows += is_hidden
+        elif name == "c":
+            place = attributes.get("r")
+            self._column = range_boundaries(place)[0] if place else self._column + 1
+            if self._column > MOST_COLUMNS:
+                raise Refusal(f"more than {MOST_COLUMNS:,} columns; that is no table")
+        elif name in ("v", "is"):
+            self.filled.add(self._column)
+        elif name == "f":
+            self.formulas += 1
+            self.filled.add(self._column)
+        elif name == "mergeCell":
+            self.merged.append(range_boundaries(attributes["ref"]))
+        elif name == "col" and is_hidden:
+            self.hidden_columns |= set(range(int(attributes["min"]), min(int(attributes["max"]), MOST_COLUMNS) + 1))
+
+    def notes(self) -> list[str]:
+        """Hidden and merged cells are read; say so."""
+        columns = len(self.hidden_columns & self.filled)
+        counts = [(self.hidden_rows, "row"), (columns, "column")]
+        notes = [f"{n:,} hidden {name}{'s' * (n > 1)} read like the others" for n, name in counts if n]
+        merged = f"{len(self.merged):,} merged areas are read as their one value in each of their cells"
+        return [*notes, *([merged] if self.merged else [])]
+
+
+def _refuse_entities(*_: Any) -> None:
+    raise Refusal("cannot read the workbook: its XML declares entities; save the sheet as CSV")
+
+
+@dataclass
+class Merged:
+    """Fill merged areas, which show one value in all of their cells, row by row."""
+
+    areas: list[tuple[int, int, int, int]]
+    _values: dict[int, Any] = field(default_factory=dict)
+    """Number of an area → its value."""
+
+    def __post_init__(self) -> None:
+        size = sum((right - left + 1) * (low - top + 1) for left, top, right, low in self.areas)
+        if size > LARGEST_MERGED:
+            raise Refusal(f"more than {LARGEST_MERGED:,} merged cells; unmerge them")
+
+    def fill(self, row: int, cells: dict[int, Any]) -> dict[int, Any]:
+        """The cells of a row with those of the areas that it crosses."""
+        for number, (left, top, right, low) in enumerate(self.areas):
+            if row == top and left in cells:
+                self._values[number] = cells[left]
+            if top <= row <= low and number in self._values:
+                cells |= dict.fromkeys(range(left, right + 1), self._values[number])
+        return cells
 
 
 def refuse_bombs(path: str) -> None:
@@ -86,7 +185,7 @@ def refuse_bombs(path: str) -> None:
         raise Refusal(f"unpacks to more than {MOST_RATIO} times its size; save the sheet as CSV")
 
 
-def choose(book: Any, wanted: str) -> Any:
+def choose(book: Any, outlines: dict[str, Outline], wanted: str) -> Any:
     """The sheet that is named, else the only visible one that holds anything."""
     names = [sheet.title for sheet in book.worksheets]
     if wanted:
@@ -94,8 +193,7 @@ def choose(book: Any, wanted: str) -> Any:
         if len(alike) != 1:
             raise Refusal(f"no sheet {wanted}; it has {', '.join(names)}")
         return book[alike[0]]
-    full = [sheet for sheet in book.worksheets if any(map(holds, sheet._cells.values()))]
-    shown = [sheet for sheet in full if sheet.sheet_state == "visible"]
+    shown = [sheet for sheet in book.worksheets if outlines[sheet.title].filled and sheet.sheet_state == "visible"]
     if len(shown) > 1:
         names = [sheet.title for sheet in shown]
         raise Refusal(f"has {len(names)} sheets, {', '.join(names)}; name one with data.table.sheet (--sheet)")
@@ -109,9 +207,9 @@ def holds(cell: Any) -> bool:
     return cell.value is not None and not (isinstance(cell.value, str) and not cell.value.strip())
 
 
-def plain(cell: Any) -> Any:
+def plain(cell: Any, value: Any) -> Any:
     """A cell's value as the sheet shows it: percents and leading zeros are in the format, not in the number."""
-    value, form = cell.value, cell.number_format or "General"
+    form = cell.number_format or "General"
     if isinstance(value, datetime | date):
         return [value.isoformat()]
     if isinstance(value, time | timedelta):
@@ -123,29 +221,6 @@ def plain(cell: Any) -> Any:
             return str(value).zfill(len(form))
         return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
     return value if isinstance(value, str | bool) else str(value)
-
-
-def fill_merged(sheet: Any, values: dict[tuple[int, int], Any]) -> list[str]:
-    """Merged cells show their one value in all of them: it is that of each."""
-    areas = [area for area in sheet.merged_cells.ranges if (area.min_row, area.min_col) in values]
-    if sum(area.size["rows"] * area.size["columns"] for area in areas) > LARGEST_MERGED:
-        raise Refusal(f"more than {LARGEST_MERGED:,} merged cells; unmerge them")
-    for area in areas:
-        value = values[area.min_row, area.min_col]
-        values |= {(row, column): value for row, column in area.cells}
-    named = ", ".join(area.coord for area in areas[:3]) + (" …" if len(areas) > 3 else "")
-    return [f"merged cells ({named}) are read as their one value in each of them"] if areas else []
-
-
-def hidden(sheet: Any, values: dict[tuple[int, int], Any]) -> list[str]:
-    """Hidden rows and columns are read like the others, and said."""
-    from openpyxl.utils import column_index_from_string
-
-    rows = {row for row, _ in values if row in sheet.row_dimensions and sheet.row_dimensions[row].hidden}
-    columns = [letters for letters, one in sheet.column_dimensions.items() if one.hidden
-               and any(place == column_index_from_string(letters) for _, place in values)]  # fmt: skip
-    found = [(len(rows), "row"), (len(columns), "column")]
-    return [f"{count:,} hidden {name}{'s' if count > 1 else ''} read like the others" for count, name in found if count]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import numpy as np
 from vlm.evaluation import probability
 from vlm.evaluation.agreement import Agreement, why_unread
 from vlm.evaluation.arms import ArmCases
-from vlm.evaluation.intervals import Statistic, mean, ratio
-from vlm.evaluation.measures import Bootstrap, undefined
+from vlm.evaluation.intervals import Statistic, mean, ratio, undefined
+from vlm.evaluation.measures import Bootstrap
 from vlm.evaluation.scoring import CaseScores, ranked
 
 SMALL = 0.05

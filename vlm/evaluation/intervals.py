@@ -20,23 +20,22 @@ class Estimate(NamedTuple):
     value: float | None
     low: float | None = None
     high: float | None = None
-    why: str = ""
-    """Reason for a value that is not defined, where it is known."""
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Estimate":
-        """Read what `plain` gave, whatever else stands beside it."""
-        return cls(values["value"], values["low"], values["high"], values.get("why", ""))
-
-    def plain(self) -> dict[str, Any]:
-        """Plain values, for JSON: `value`, `low` and `high`, and `why` where there is a reason."""
-        values = self._asdict()
-        return values if self.why else {name: values[name] for name in ("value", "low", "high")}
 
     def __str__(self) -> str:
         if self.value is None:
-            return f"not defined: {self.why}" if self.why else "not defined"
+            return "not defined"
         return f"{self.value:.3f}" + (f" ({self.low:.3f} to {self.high:.3f})" if self.low is not None else "")
+
+
+def undefined(why: str = "") -> dict[str, Any]:
+    """An estimate in plain values where nothing was read: no number, and the reason where it is known."""
+    return Estimate(None)._asdict() | ({"why": why} if why else {})
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """An estimate in plain values, whatever else stands beside it, in words."""
+    estimate = Estimate(values["value"], values["low"], values["high"])
+    return f"{estimate}: {values['why']}" if values.get("why") else str(estimate)
 
 
 def patient_bootstrap(

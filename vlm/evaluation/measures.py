@@ -12,7 +12,7 @@ from vlm.data.schema import VitalsSchema
 from vlm.evaluation import probability
 from vlm.evaluation.agreement import NAMES, NO_REFERENCE, Agreement, was_read, why_unread
 from vlm.evaluation.arms import ArmCases, all_right
-from vlm.evaluation.intervals import Estimate, Statistic, mean, patient_bootstrap, ratio
+from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio, undefined
 from vlm.evaluation.numbers import Claim, check_numbers
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS, TextMetric
@@ -35,12 +35,7 @@ class Bootstrap:
     ) -> dict[str, Any]:
         """Estimate as plain values, over all cases or over the patients of `rows`."""
         patients = self.patients if rows is None else self.patients[rows]
-        return patient_bootstrap(statistic, patients.tolist(), self.draws, classes=classes).plain()
-
-
-def undefined(why: str = "") -> dict[str, Any]:
-    """An estimate that is not defined, as plain values: no number may stand where nothing was read."""
-    return Estimate(None, why=why).plain()
+        return patient_bootstrap(statistic, patients.tolist(), self.draws, classes=classes)._asdict()
 
 
 @dataclass(frozen=True)

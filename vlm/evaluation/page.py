@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 
 from vlm.data.examples import CaseDataset, load_picture
-from vlm.evaluation.intervals import Estimate
+from vlm.evaluation.intervals import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
 
@@ -54,7 +54,7 @@ def show(estimate: Mapping[str, Any] | None) -> str:
     """An estimate with its interval, or a dash."""
     if not estimate or estimate.get("value") is None:
         return "–"
-    return str(Estimate.of(estimate)).replace(" to ", "–")
+    return described(estimate).replace(" to ", "–")
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:

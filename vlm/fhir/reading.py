@@ -1,5 +1,6 @@
 """A patient's vitals from FHIR Observations: found by LOINC code, converted by UCUM unit, the newest of each."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -11,10 +12,10 @@ from vlm.data.units import ucum_conversion, units_of
 from vlm.data.values import read_value
 from vlm.errors import UserError
 from vlm.fhir.codes import LOINC, UCUM
+from vlm.fhir.patient import UNDATED, from_patient
 
 STATUSES = ("final", "preliminary", "amended", "corrected")
 """Observations in another state, such as `entered-in-error`, are not read."""
-_UNDATED = datetime.min.replace(tzinfo=UTC)
 
 
 class _Unread(Exception):
@@ -34,14 +35,16 @@ def is_fhir(values: Any) -> bool:
 def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple[dict[str, Any], tuple[str, ...]]:
     """Vitals by name, in the schema's units, and warnings on what was left out.
 
-    `values` is a Bundle, an Observation or a list of Observations, of R4 or later; other resources are passed over.
-    Of several Observations of one vital the newest counts. A vital without a LOINC code is found by its name in
-    `code.text`. Raises `UserError` that names `where` and the entry for a broken resource, and for Observations of
-    more than one patient.
+    `values` is a Bundle, an Observation or a list of Observations, of R4 or later, with the Patient or without; other
+    resources are passed over. Of several Observations of one vital the newest counts, and before sex and age of the
+    Patient. A vital without a LOINC code is found by its name in `code.text`. Raises `UserError` that names `where`
+    and the entry for a broken resource, and for Observations of more than one patient.
     """
     left_out: Counter[str] = Counter()
-    observations = list(_observations(values, where))
-    _check_one_patient([observation for _, observation in observations], where)
+    resources = list(_resources(values, where))
+    observations = [(place, one) for place, one in resources if one["resourceType"] == "Observation"]
+    patients = [(place, one) for place, one in resources if one["resourceType"] == "Patient"]
+    _check_one_patient([one for _, one in observations], [one for _, one in patients], where)
     found: dict[str, list[_Value]] = {}
     for place, observation in observations:
         for name, value in _values(observation, schema, place, left_out):
@@ -50,7 +53,12 @@ def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple
     warnings += [f"{name} is there {len(several)} times; the newest was taken"
                  for name, several in found.items() if len(several) > 1]  # fmt: skip
     newest = {name: max(reversed(several), key=lambda one: one.when).value for name, several in found.items()}
-    return newest, tuple(warnings if observations else ["there is no Observation in it"])
+    for place, patient in patients:
+        times = [_time(one, where) for where, one in observations]
+        told, notes = from_patient(patient, schema, place, max(times, default=UNDATED))
+        newest = told | newest
+        warnings += notes
+    return newest, tuple(warnings if observations or patients else ["there is no Observation in it"])
 
 
 def _values(
@@ -74,10 +82,14 @@ def _values(
                 yield vital.name, value
 
 
-def _observations(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, Observation) of each; checks what every one of them must have."""
+def _resources(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, resource) of each Observation and Patient; checks what every one of them must have."""
     kind = "list" if isinstance(values, list) else values.get("resourceType")
-    if kind not in ("list", "Bundle", "Observation"):
+    if kind == "Patient" and not values.keys() & {"gender", "birthDate"}:
+        raise UserError(
+            f"{where}: a Patient; give a Bundle, an Observation or a list of these, or its gender or birthDate"
+        )
+    if kind not in ("list", "Bundle", "Observation", "Patient"):
         raise UserError(f"{where}: a {kind}; give a Bundle, an Observation or a list of these")
     bundled = [entry.get("resource") for entry in _list(values, "entry", where)] if kind == "Bundle" else []
     for number, resource in enumerate({"list": values, "Bundle": bundled}.get(kind, [values]), 1):
@@ -91,13 +103,20 @@ def _observations(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]
                 raise UserError(f"{place}: an Observation without a status")
             _mapping(resource, "code", place, required=True)
             yield place, resource
+        elif resource["resourceType"] == "Patient":
+            yield place, resource
 
 
-def _check_one_patient(observations: list[dict[str, Any]], where: str) -> None:
+def _check_one_patient(observations: list[dict[str, Any]], patients: list[dict[str, Any]], where: str) -> None:
     subjects = [_mapping(observation, "subject", where) for observation in observations]
-    patients = {str(subject.get("reference", subject)) for subject in subjects if subject}
+    references = {str(subject.get("reference", subject)) for subject in subjects if subject}
+    if len(references) > 1:
+        raise UserError(f"{where}: Observations of {len(references)} subjects; give those of one patient")
     if len(patients) > 1:
-        raise UserError(f"{where}: Observations of {len(patients)} subjects; give those of one patient")
+        raise UserError(f"{where}: {len(patients)} Patients; give one")
+    named = [reference.rpartition("/")[2] for reference in references if re.search(r"(^|/)Patient/", reference)]
+    if patients and named and patients[0].get("id") not in (None, named[0]):
+        raise UserError(f"{where}: the Observations are of another patient than the Patient that is there")
 
 
 def _vital_of(part: Mapping[str, Any], schema: VitalsSchema, place: str) -> VitalConfig | None:
@@ -160,7 +179,7 @@ def _time(observation: Mapping[str, Any], place: str) -> datetime:
              period.get("start"))  # fmt: skip
     text = next(filter(None, times), None)
     if text is None:
-        return _UNDATED
+        return UNDATED
     try:
         padded = text + "-01-01"[len(text) - 4 :] if len(text) in (4, 7) else text
         time = datetime.fromisoformat(padded)

@@ -16,7 +16,7 @@ from vlm.errors import UserError
 from vlm.fhir import About, from_fhir, is_fhir, to_fhir
 from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
-from vlm.inference.given_vitals import read_vitals
+from vlm.inference.given_vitals import ENDINGS, read_vitals
 from vlm.inference.report import Report
 from vlm.plain import printable
 
@@ -156,7 +156,7 @@ def prepare_libraries() -> None:
 
 def _place(vitals: str) -> str:
     """What an error about FHIR resources names: the file, or the option."""
-    return vitals.strip() if vitals.strip().endswith(".json") else "--vitals"
+    return vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
 
 
 def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:

@@ -6,24 +6,28 @@ from typing import Any
 
 from vlm.errors import UserError
 from vlm.fhir import is_fhir
-from vlm.untrusted import parse_json, read_json
+from vlm.untrusted import parse_json, read_json, read_yaml
 
 MOST_RESOURCES = 100_000
 """In one FHIR file of vitals."""
 LONGEST = 1 << 20
+ENDINGS = (".json", ".yaml", ".yml")
+"""Of a file that stands in place of the values."""
 _NEXT = re.compile(r"[;\n]|,(?=\s*(?:$|[;\n,]|[^\d\s,;=:][^,;=:]*[=:]))")
 """What ends a value: a comma only where another name follows, for it may be a decimal one."""
 
 
 def read_vitals(text: str) -> Any:
-    """`name=value, name=value`, JSON, or what a JSON file holds: an object of names and values, or FHIR resources.
+    """`name=value, name=value`, JSON, or what a JSON or YAML file holds: names and values, or FHIR resources.
 
     `:` stands for `=` and `;` for the comma as well; with `;` a comma in a number is a decimal one. Raises
     `UserError` for anything else.
     """
     text = text.strip()
-    if text.endswith(".json") and not text.startswith(("{", "[")):
-        return _checked(read_json(Path(text), "the vitals", MOST_RESOURCES), text)
+    if text.endswith(ENDINGS) and not text.startswith(("{", "[")):
+        read = read_json(Path(text), "the vitals", MOST_RESOURCES) if text.endswith(".json") else read_yaml(
+            Path(text), "the vitals")  # fmt: skip
+        return _checked(read, text)
     if len(text) > LONGEST:
         raise UserError(f"--vitals: longer than {LONGEST >> 20} MiB; write them to a .json file and name it")
     if text.startswith(("{", "[")):

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from vlm.adapter import digest
 from vlm.data.case import Example
 from vlm.data.headers import find_column, has_column
-from vlm.data.image_names import ImageFolder
+from vlm.data.image_names import ImageFolder, image_name
 from vlm.data.reading import TableOptions, read_chunks
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
@@ -170,7 +170,7 @@ class TableJob:
                 yield Row(
                     int(number),
                     _text(cells[columns.id]) if columns.id else f"row-{number}",
-                    _text(cells.get(columns.image)),
+                    image_name(cells.get(columns.image), f"{self.table}: row {number}: column {columns.image}"),
                     {name: cells[name] for name in names},
                     _text(cells[columns.context]) if columns.context else "",
                 )

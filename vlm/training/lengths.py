@@ -72,6 +72,6 @@ def _bytes(dataset: CaseDataset, name: str) -> np.ndarray:
     """UTF-8 bytes of a column of texts, or of lists of equally many texts; N."""
     sizes = [np.empty(0, np.int64)]
     for chunk in column(dataset.rows, name).chunks:
-        flat = chunk.flatten() if isinstance(chunk, pa.ListArray | pa.LargeListArray) else chunk
+        flat = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
         sizes.append(pc.binary_length(flat).fill_null(0).to_numpy(zero_copy_only=False))
     return np.concatenate(sizes).reshape(len(dataset.rows), -1).sum(axis=1)

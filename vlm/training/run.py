@@ -17,6 +17,7 @@ from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
 from vlm.data.contents import contents_fingerprint
 from vlm.data.examples import CaseDataset
+from vlm.data.glance import glance
 from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
@@ -41,6 +42,9 @@ from vlm.training.sharding import asked_to_shard
 from vlm.training.tracking import make_trackers
 from vlm.training.trainer import ReportTrainer, part_of
 
+MOST_IMAGES, MOST_SECONDS = 5_000, 60.0
+"""Images that a dry run looks at, and for how long: training itself looks at fewer before it begins."""
+
 
 def train(config: Config, resume: bool = False) -> Path:
     """Run the job and return its folder; raises `UserError` for anything the user can mend.
@@ -61,6 +65,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
         cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    say(*(f"warning: {line}" for line in glance(cohort.dataset, ImageSpec(config.data.image_size))))
     contents = contents_fingerprint(cohort)
     checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
@@ -116,6 +121,8 @@ def try_step(config: Config) -> None:
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    seen = glance(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
+    say(*(f"warning: {line}" for line in seen))
     model = build_model(config, cohort, device, dtype)
     say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
     training = case_dataset(config, model.spec, cohort, "train")

@@ -9,9 +9,11 @@ import pandas as pd
 
 from vlm.config import VitalConfig
 from vlm.data.catalog import CATALOG
+from vlm.data.faults import Faults
+from vlm.data.headers import find_column
+from vlm.data.labels import LabelReader, are_labels, parse_labels
 from vlm.data.schema import VitalsSchema
 from vlm.data.values import MISSING_WORDS
-from vlm.errors import UserError
 
 HEADERS = {
     "patient": ("patient", "patientid", "subjectid", "subject", "pid", "mrn"),
@@ -47,8 +49,14 @@ class Roles:
     """Label → N of 1, 0 or NaN."""
     sources_of_labels: tuple[str, ...] = ()
     """Columns from which the labels were read."""
+    reports: tuple[str, ...] = ()
+    """Columns of the reference report, as the user named them."""
     reasons: tuple[str, ...] = ()
     """How each column was recognised."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with the labels that the user named, as training says it."""
+    warnings: tuple[str, ...] = ()
+    """What training says of how labels were read."""
 
 
 def find_roles(
@@ -56,26 +64,36 @@ def find_roles(
     given: dict[str, str | None],
     labels: Sequence[str] = (),
     vitals: Sequence[VitalConfig] = (),
+    reports: Sequence[str] = (),
+    uncertain: str | None = None,
+    where: str = "table",
 ) -> Roles:
     """Take the roles that are given and recognise the others by their headers.
 
-    `given` maps a role to a column, or to None. Raises `UserError` for a column that the table does not have.
+    `given` maps a role to a column, or to None; `where` begins the messages. Raises `UserError` for a column that the
+    table does not have.
     """
     reasons: list[str] = []
-    for column in [*filter(None, given.values()), *labels]:
-        if column not in frame.columns:
-            raise UserError(f"no column {column}; the table has {', '.join(map(str, frame.columns))}")
+    given = {role: find_column(frame.columns, column, where) for role, column in given.items() if column}
+    reports = [find_column(frame.columns, column, where) for column in reports]
     roles = {role: given.get(role) or _recognised(frame, role, reasons) for role in HEADERS}
     found = _vitals(frame, vitals, reasons)
     patients = frame[roles["patient"]].to_numpy(str) if roles["patient"] else np.arange(len(frame)).astype(str)
     taken = {*filter(None, roles.values()), *found}
-    named, read_from = _labels(frame, patients, [c for c in labels or frame.columns if c not in taken], reasons)
-    texts = tuple(c for c in frame.columns if c not in taken and c not in read_from and is_text(frame[c]))
+    faults, warnings = Faults(), list[str]()
+    if labels:
+        named, read_from, warnings = _named_labels(frame, patients, labels, uncertain, where, faults, reasons)
+    else:
+        candidates = [column for column in frame.columns if column not in taken and column not in reports]
+        named, read_from = _labels(frame, patients, candidates, reasons)
+    texts = tuple(dict.fromkeys((*reports, *(
+        c for c in frame.columns if c not in taken and c not in read_from and is_text(frame[c])))))  # fmt: skip
     if texts:
         reasons.append(f"free text: {', '.join(texts)} (long and seldom twice the same)")
     units = {column: VitalsSchema((vital,)).column(column)[1] for column, vital in found.items()}
     return Roles(**roles, texts=texts, vitals=found, units=units, labels=named, sources_of_labels=tuple(read_from),
-                 reasons=tuple(reasons))  # fmt: skip
+                 reports=tuple(reports), reasons=tuple(reasons), faults=tuple(faults.lines()),
+                 warnings=tuple(warnings))  # fmt: skip
 
 
 def missing(column: pd.Series) -> np.ndarray:
@@ -118,26 +136,54 @@ def _vitals(frame: pd.DataFrame, declared: Sequence[VitalConfig], reasons: list[
     return found
 
 
+def _named_labels(
+    frame: pd.DataFrame,
+    patients: np.ndarray,
+    names: Sequence[str],
+    uncertain: str | None,
+    where: str,
+    faults: Faults,
+    reasons: list[str],
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """The labels that the user names, read as training reads them: values, columns and warnings."""
+    labels: dict[str, np.ndarray] = {}
+    read_from, warnings = [], []
+    for name in names:
+        column = find_column(frame.columns, name, where)
+        read_from.append(column)
+        if plain(column) in CLASSES and not are_labels(frame[column]):
+            labels |= _classes_of(frame, column, patients, reasons)
+            continue
+        reader = LabelReader(name, uncertain)
+        labels[name] = reader.read(frame[column], where, faults)
+        warnings += reader.finish(faults)
+        reasons.append(f"label: {column} (1, 0 or nothing, or words for them)")
+    return labels, read_from, warnings
+
+
 def _labels(
     frame: pd.DataFrame, patients: np.ndarray, columns: Sequence[str], reasons: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """0/1 columns as they are; a column of classes as one label for each class with enough patients."""
+    """Columns of labels as they are; a column of classes as one label for each class with enough patients."""
     labels: dict[str, np.ndarray] = {}
     read_from: list[str] = []
     for column in map(str, columns):
-        words = frame[column].fillna("").astype(str).str.strip().str.lower()
-        known = words.map({"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "-1": np.nan, "-1.0": np.nan})
-        if known.notna().any() and words[known.isna()].isin({*UNLABELLED, "-1", "-1.0"}).all() and known.nunique() == 2:
-            labels[column] = known.to_numpy(float)
+        if are_labels(frame[column]):
+            labels[column] = parse_labels(frame[column], column, "ignore")
             read_from.append(column)
-            reasons.append(f"label: {column} (0, 1 or nothing)")
+            reasons.append(f"label: {column} (1, 0 or nothing, or words for them)")
         elif plain(column) in CLASSES and not is_text(frame[column]):
-            classes = _classes(words, frame[column].fillna("").astype(str), patients)
-            labels |= classes
+            labels |= _classes_of(frame, column, patients, reasons)
             read_from.append(column)
-            reasons.append(f"labels: the classes of {column} with at least {FEWEST_PATIENTS} patients, each against "
-                           f"the rest: {', '.join(classes) or 'none'}")  # fmt: skip
     return labels, read_from
+
+
+def _classes_of(frame: pd.DataFrame, column: str, patients: np.ndarray, reasons: list[str]) -> dict[str, np.ndarray]:
+    words = frame[column].fillna("").astype(str).str.strip().str.lower()
+    classes = _classes(words, frame[column].fillna("").astype(str), patients)
+    reasons.append(f"labels: the classes of {column} with at least {FEWEST_PATIENTS} patients, each against "
+                   f"the rest: {', '.join(classes) or 'none'}")  # fmt: skip
+    return classes
 
 
 def _classes(words: pd.Series, cells: pd.Series, patients: np.ndarray) -> dict[str, np.ndarray]:

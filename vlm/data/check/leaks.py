@@ -3,15 +3,19 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from vlm.config import SplitConfig
+from vlm.config import DataConfig, SplitConfig
 from vlm.data.check.columns import Roles
 from vlm.data.check.notice import Level, Notice, counted, listed
 from vlm.data.check.pictures import Pair
+from vlm.data.cohort import SPLIT_WORDS, splits_for
+from vlm.data.faults import Faults
 from vlm.data.splits import assign_splits, deviations
+from vlm.data.words import plain_word
 
 SHORTEST_NOTE = 40
 """Characters; shorter texts are often the same for good reason."""
@@ -82,8 +86,18 @@ def check_shares(roles: Roles, patients: np.ndarray, config: SplitConfig) -> lis
 def splits_of(frame: pd.DataFrame, roles: Roles, patients: np.ndarray, config: SplitConfig) -> np.ndarray:
     """N names: the table's own split, else the one that training would make."""
     if roles.split:
-        return frame[roles.split].fillna("").astype(str).str.strip().str.lower().to_numpy(object)
+        words = [plain_word("" if value is None or value != value else str(value)) for value in frame[roles.split]]
+        return np.array([SPLIT_WORDS.get(word, word) for word in words], dtype=object)
     return np.array(assign_splits(patients.tolist(), config), dtype=object)
+
+
+def check_splits(frame: pd.DataFrame, roles: Roles, table: Path) -> list[Notice]:
+    """Cells of the split column that name no split, as training says it."""
+    if not roles.split:
+        return []
+    faults = Faults()
+    splits_for([], DataConfig(), frame[roles.split], str(table), faults)
+    return [Notice("error", "split", line.removeprefix(f"{table}: ")) for line in faults.lines()]
 
 
 def _rows(pairs: list[tuple[int, int]]) -> str:

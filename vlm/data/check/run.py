@@ -9,10 +9,11 @@ import pandas as pd
 
 from vlm.config import SplitConfig, VitalConfig
 from vlm.data.check.columns import Roles, find_roles, missing
-from vlm.data.check.leaks import check_leaks, check_shares, splits_of
-from vlm.data.check.notice import LEVELS, Notice
+from vlm.data.check.leaks import check_leaks, check_shares, check_splits, splits_of
+from vlm.data.check.notice import LEVELS, Level, Notice
 from vlm.data.check.pictures import Pair, Picture, check_pictures, find_pairs, read_pictures
 from vlm.data.check.shortcuts import check_shortcuts
+from vlm.data.check.substance import check_substance
 from vlm.data.check.table import (
     check_ids,
     check_licences,
@@ -23,7 +24,7 @@ from vlm.data.check.table import (
     read_numbers,
 )
 from vlm.data.image_names import ImageFolder
-from vlm.data.reading import read_table
+from vlm.data.reading import TableOptions, read_table, reading_notes
 from vlm.errors import UserError
 
 
@@ -37,6 +38,11 @@ class CheckOptions:
     labels: Sequence[str] = ()
     vitals: Sequence[VitalConfig] = ()
     split: SplitConfig = field(default_factory=SplitConfig)
+    reports: Sequence[str] = ()
+    """Columns of the reference report."""
+    uncertain: str | None = None
+    """What -1 means in a label; see `data.table.uncertain`."""
+    reading: TableOptions = field(default_factory=TableOptions)
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,13 @@ class CheckResult:
 
 def check_table(table: Path, options: CheckOptions) -> CheckResult:
     """Run every check; raises `UserError` if the table cannot be read or a named column or folder is not there."""
-    frame = read_table(table)
+    frame = read_table(table, options.reading)
     if frame.empty:
         raise UserError(f"{table}: the table has no rows")
     if options.images is not None and not options.images.is_dir():
         raise UserError(f"{options.images}: no such folder of images")
-    try:
-        roles = find_roles(frame, options.columns, options.labels, options.vitals)
-    except UserError as error:
-        raise UserError(f"{table}: {error}") from None
+    roles = find_roles(frame, options.columns, options.labels, options.vitals, options.reports, options.uncertain,
+                       str(table))  # fmt: skip
     patients = (frame[roles.patient].fillna("").astype(str) if roles.patient else frame.index.astype(str)).to_numpy(
         object
     )
@@ -80,6 +84,11 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
     pairs = find_pairs(pictures)
     splits = splits_of(frame, roles, patients, options.split)
     notices = [
+        *_notices("warning", "reading", reading_notes(table, options.reading), table),
+        *_notices("error", "unreadable_label", roles.faults, table),
+        *_notices("warning", "labels", roles.warnings, table),
+        *check_splits(frame, roles, table),
+        *check_substance(frame, roles, numbers, splits),
         *count_labels(frame, roles, patients),
         *count_missing(frame, roles),
         *check_numbers(roles, numbers, broken),
@@ -93,6 +102,11 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
     ]
     notices.sort(key=lambda notice: LEVELS.index(notice.level))
     return CheckResult(table, frame, roles, tuple(notices), numbers, tuple(pictures), tuple(pairs))
+
+
+def _notices(level: Level, check: str, messages: Sequence[str], table: Path) -> list[Notice]:
+    """What training says of a table, as notices."""
+    return [Notice(level, check, message.removeprefix(f"{table}: ")) for message in messages]
 
 
 def _pictures(frame: pd.DataFrame, roles: Roles, images: ImageFolder | None) -> tuple[list[Picture], dict[int, str]]:

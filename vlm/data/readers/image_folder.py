@@ -1,6 +1,5 @@
 """The `ImageFolder` layout of Hugging Face datasets: split folders, a metadata table or class folders."""
 
-import json
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -49,7 +48,7 @@ def _read(folder: Path, root: Path) -> Part:
     for name in METADATA:
         file = folder / name
         if file.is_file():
-            frame = _read_lines(file) if name.endswith("jsonl") else read_table(file)
+            frame = read_table(file)
             if "file_name" not in frame.columns:
                 raise UserError(f"{file}: no column file_name")
             names = [str(image).strip() if image == image and image is not None else "" for image in frame["file_name"]]
@@ -65,22 +64,3 @@ def _placed(frame: pd.DataFrame, images: list[str], here: Path) -> pd.DataFrame:
     """With each row's image below the root, and its split: that of the folder, or of the image's first folder."""
     firsts = [PurePath(here / image).parts[:1] if here == Path() else here.parts for image in images]
     return frame.assign(**{IMAGE: images, SPLIT: [SPLITS.get("".join(first[:1]), "") for first in firsts]})
-
-
-def _read_lines(file: Path) -> pd.DataFrame:
-    """One JSON object a line; the index is such that a message names the line."""
-    rows: dict[int, dict] = {}
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows[number - 2] = json.loads(line)
-                    if not isinstance(rows[number - 2], dict):
-                        raise ValueError
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot read the table: {error}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{file}: row {number} is no JSON object") from None
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    cells = [[row.get(name) for name in columns] for row in rows.values()]
-    return pd.DataFrame(cells, index=pd.Index(list(rows), dtype="int64"), columns=columns, dtype=object)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from vlm.config import DataConfig, TableConfig
 from vlm.data.cohort import Cohort
+from vlm.data.faults import Faults
 from vlm.data.reading import read_table
 from vlm.data.splits import unit_hash
 from vlm.data.table import CHUNK, Part, load_frames
@@ -43,10 +44,11 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def refuse(cells: pd.Series, wrong: pd.Series, path: Path, meaning: str) -> None:
-    """Raise `UserError` for the first of the wrong cells, with its row and column."""
-    if wrong.any():
-        row = cells.index[int(np.argmax(wrong.to_numpy()))]
-        raise UserError(f"{path}: row {row + 2}: {cells.name}: {cells[row]!r} is {meaning}")
+    """Raise `UserError` for the wrong cells, with their rows and column."""
+    faults = Faults()
+    for row in cells.index[wrong.to_numpy(bool)]:
+        faults.add(f"{path}: row {row + 2}: {cells.name}: {cells[row]!r:.60} is {meaning}")
+    faults.raise_any()
 
 
 def cohort_of(

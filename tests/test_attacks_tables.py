@@ -1,0 +1,275 @@
+"""Tables that were made to exhaust whoever reads them: each costs bounded memory and ends in one line."""
+
+import gzip
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vlm.data.limits import LONGEST_ROW
+from vlm.data.reading import read_table
+from vlm.errors import UserError
+
+MIB = 1 << 20
+MOST = 400
+"""MiB above the import, for any of them."""
+SECONDS = 60
+
+WATCHED = """
+import json, os, resource, sys, time
+from pathlib import Path
+from vlm.data.reading import read_chunks, read_table
+from vlm.errors import UserError
+
+def peak():
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        before, start, said = peak(), time.monotonic(), ""
+        try:
+            rows = sum(len(chunk) for chunk in read_chunks(Path(name)))
+        except UserError as error:
+            rows, said = -1, str(error)
+        print(json.dumps([name, rows, said, peak() - before, time.monotonic() - start]), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def gz(path: Path, *pieces: tuple[bytes, int]) -> None:
+    """Write each piece as often as it says, without holding them all."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for piece, times in pieces:
+            for _ in range(times):
+                file.write(piece)
+
+
+def endless_line(path: Path) -> None:
+    gz(path, (b"id,note\n1,", 1), (b"a" * MIB, 150))
+
+
+def endless_quote(path: Path) -> None:
+    gz(path, (b'id,note\n1,"', 1), (b"a,b\n" * (MIB // 4), 150))
+
+
+def endless_rows(path: Path) -> None:
+    gz(path, (b"id,note\n", 1), (b"1,2\n" * (MIB // 4), 150))
+
+
+def endless_blank_lines(path: Path) -> None:
+    gz(path, (b"id,note\n", 1), (b"\n" * MIB, 150))
+
+
+def endless_header(path: Path) -> None:
+    gz(path, (b"a," * (MIB // 2), 150))
+
+
+def plain_endless_line(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b"id,note\n1,")
+        for _ in range(100):
+            file.write(b"a" * MIB)
+
+
+def plain_endless_quote(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b'id,note\n1,"')
+        for _ in range(100):
+            file.write("é\n".encode() * (MIB // 3))
+
+
+def many_columns(path: Path) -> None:
+    names = ",".join(f"c{n}" for n in range(200_000))
+    with path.open("w") as file:
+        file.write(names + "\n")
+        for _ in range(50):
+            file.write("," * 199_998 + ",1\n")
+
+
+def legacy_letters(path: Path) -> None:
+    """Nothing but distinct words of an old encoding."""
+    with path.open("wb") as file:
+        file.write(b"id,note\n")
+        for number in range(200_000):
+            file.write(f"{number},Größe{number}ä Übelkeit{number}ß\n".encode("cp1252"))
+
+
+def dictionary_of_one_giant(path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["a" * (64 * MIB)]))
+    pq.write_table(pa.table({"id": range(5000), "note": texts}), path, compression="zstd")
+
+
+def dictionary_of_one_large(path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["a" * (6 * MIB)]))
+    pq.write_table(pa.table({"id": range(5000), "note": texts}), path, compression="zstd")
+
+
+def delta_strings(path: Path) -> None:
+    pq.write_table(pa.table({"note": ["a" * (2 * MIB)] * 200}), path, use_dictionary=False, compression="zstd",
+                   column_encoding={"note": "DELTA_BYTE_ARRAY"})  # fmt: skip
+
+
+def compressed_strings(path: Path) -> None:
+    pq.write_table(pa.table({"note": ["a" * MIB] * 200}), path, use_dictionary=False, compression="gzip")
+
+
+def run_lengths(path: Path) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), 30_000_000), pa.array(["a"]))
+    pq.write_table(pa.table({"note": column}), path, row_group_size=30_000_000)
+
+
+def nested_lists(path: Path) -> None:
+    giant = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["a" * (30 * MIB)]))
+    column = pa.ListArray.from_arrays(pa.array(range(5001), pa.int32()), giant)
+    pq.write_table(pa.table({"id": range(5000), "note": column}), path, compression="none")
+
+
+def json_endless_line(path: Path) -> None:
+    gz(path, (b'{"id": "', 1), (b"a" * MIB, 150))
+
+
+def json_deep(path: Path) -> None:
+    path.write_bytes(b'{"id": ' + b"[" * (4 * MIB))
+
+
+def json_objects(path: Path) -> None:
+    path.write_bytes(b'{"id": [' + b"{}," * (2 * MIB) + b"{}]}\n")
+
+
+def json_keys(path: Path) -> None:
+    path.write_text("".join(json.dumps({f"k{number}": 1}) + "\n" for number in range(60_000)))
+
+
+def json_number(path: Path) -> None:
+    path.write_text('{"id": 1' + "0" * (4 * MIB) + "}\n")
+
+
+def workbook_of(sheet: bytes, times: int, end: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        book = openpyxl.Workbook()
+        book.active.append(["id"])
+        book.save(path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in parts.items():
+                if name != "xl/worksheets/sheet1.xml":
+                    archive.writestr(name, data)
+            with archive.open("xl/worksheets/sheet1.xml", "w", force_zip64=True) as part:
+                part.write(HEAD)
+                for _ in range(times):
+                    part.write(sheet)
+                part.write(end)
+
+    return write
+
+
+HEAD = b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
+END = b"</sheetData></worksheet>"
+BOMB = b"""<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">
+<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;&c;&c;&c;&c;&c;&c;"><!ENTITY e "&d;&d;&d;&d;&d;&d;&d;">
+<!ENTITY f "&e;&e;&e;&e;&e;">]>"""
+
+
+def workbook_laughs(path: Path) -> None:
+    workbook_of(b"", 0, END)(path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            cell = b'<row r="1"><c r="A1" t="str"><v>' + b"&f;" * 100 + b"</v></c></row>"
+            archive.writestr(name, BOMB + HEAD + cell + END if name.endswith("sheet1.xml") else data)
+
+
+def workbook_merged(path: Path) -> None:
+    end = END.replace(b"</worksheet>", b'<mergeCells><mergeCell ref="A1:XFD1048576"/></mergeCells></worksheet>')
+    workbook_of(b'<row r="1"><c r="A1"><v>1</v></c></row>', 1, end)(path)
+
+
+NO_TABLE = "that is no table"
+ATTACKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "one endless line": ("t.csv.gz", endless_line, "unpacks to more than 100 times its size"),
+    "one endless quote": ("t.csv.gz", endless_quote, "unpacks to more than 100 times its size"),
+    "endless rows": ("t.csv.gz", endless_rows, "unpacks to more than 100 times its size"),
+    "endless blank lines": ("t.tsv.gz", endless_blank_lines, "unpacks to more than 100 times its size"),
+    "endless header": ("t.txt.gz", endless_header, "unpacks to more than 100 times its size"),
+    "a plain endless line": ("t.csv", plain_endless_line, "line 2 is longer than 8 million characters"),
+    "a plain endless quote": ("t.csv", plain_endless_quote, "is longer than 8 million characters"),
+    "very many columns": ("t.csv", many_columns, ""),
+    "distinct words": ("t.csv", legacy_letters, ""),
+    "a dictionary of one giant": ("t.parquet", dictionary_of_one_giant, "column note unpacks to 64 MiB"),
+    "a dictionary of one large": ("t.parquet", dictionary_of_one_large, "its text is more than 1,000 times as long"),
+    "prefixes of prefixes": ("t.parquet", delta_strings, "its text is more than 1,000 times as long"),
+    "compressed texts": ("t.parquet", compressed_strings, "column note unpacks to 200 MiB"),
+    "rows out of nothing": ("t.parquet", run_lengths, "30,000,000 rows in"),
+    "a giant in lists": ("t.parquet", nested_lists, ""),
+    "a JSON line without end": ("t.jsonl.gz", json_endless_line, "line 1 is longer than 8 million characters"),
+    "deep JSON": ("t.jsonl", json_deep, "row 1 is no JSON object"),
+    "very many objects": ("t.jsonl", json_objects, ""),
+    "a key a row": ("t.ndjson", json_keys, NO_TABLE),
+    "a giant number": ("t.jsonl", json_number, "row 1 is no JSON object"),
+    "a workbook that unfolds": ("t.xlsx", workbook_of(b" " * MIB, 300, END), "unpacks to more than 100 times"),
+    "a row of very many cells": ("t.xlsx", workbook_of(b"<row>" + b"<c><v>1</v></c>" * 500_000, 1, b"</row>" + END), "more than 16,384 columns"),
+    "entities of entities": ("t.xlsx", workbook_laughs, "cannot read the workbook"),
+    "one merged sheet": ("t.xlsx", workbook_merged, "more than 1,000,000 merged cells; unmerge them"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, float, float]]:
+    """Name of the attack → rows or -1, the error, MiB above the import, seconds; all in one process's children."""
+    files = {}
+    for number, (name, (file, write, _)) in enumerate(ATTACKS.items()):
+        path = tmp_path_factory.mktemp(f"attack{number}") / file
+        write(path)
+        files[str(path)] = name
+    run = subprocess.run(
+        [sys.executable, "-c", WATCHED, *files], capture_output=True, text=True, timeout=500, check=True
+    )
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    return {files[path]: tuple(outcome) for path, *outcome in lines}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_costs_bounded_memory_and_time(name: str, outcomes) -> None:
+    assert name in outcomes, "the process died of it"
+    rows, error, memory, seconds = outcomes[name]
+    message = ATTACKS[name][2]
+    assert memory < MOST and seconds < SECONDS
+    assert message in error and "\n" not in error and len(error) < 700
+    assert (rows == -1) == bool(message), "what is no bomb is read"
+
+
+def test_texts_below_the_limits_are_read(tmp_path: Path) -> None:
+    long = "a" * (LONGEST_ROW // 2)
+    (tmp_path / "t.csv").write_text(f"id,note\n1,{long}\n")
+    assert read_table(tmp_path / "t.csv")["note"].tolist() == [long]
+    pq.write_table(pa.table({"note": [long, "b"]}), tmp_path / "t.parquet", compression="none")
+    assert read_table(tmp_path / "t.parquet")["note"].tolist() == [long, "b"]
+    rows = "".join(f"{number},0,0,1,0,No acute finding in either lung.\n" for number in range(300_000))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(("id,a,b,c,d,note\n" + rows).encode()))
+    assert len(read_table(tmp_path / "t.csv.gz")) == 300_000, "a table of labels and one sentence is no bomb"
+    many = pa.array(["No acute finding."] * 300_000).dictionary_encode()
+    pq.write_table(pa.table({"id": range(300_000), "note": many}), tmp_path / "t.parquet")
+    assert set(read_table(tmp_path / "t.parquet")["note"]) == {"No acute finding."}
+
+
+def test_a_cell_beyond_the_limit_is_named_by_its_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1], "note": ["a" * (LONGEST_ROW + 1)]}), tmp_path / "t.parquet", compression="none")
+    with pytest.raises(UserError, match="column note: a cell is longer than 8 million characters"):
+        read_table(tmp_path / "t.parquet")
+
+
+def test_a_device_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="no such table"):
+        read_table(tmp_path / "t.csv")
