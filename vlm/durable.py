@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from vlm.errors import UserError
 
@@ -135,10 +135,10 @@ def _beside(file: Path) -> Iterator[Path]:
             raise
 
 
-def open_private(file: Path, mode: str) -> IO[Any]:
+def open_private(file: Path, mode: str) -> Any:
     """Open a file for writing; a new one is its owner's alone."""
     text = {} if "b" in mode else {"encoding": "utf-8"}
-    return open(file, mode, opener=lambda path, flags: os.open(path, flags, 0o600), **text)  # type: ignore[call-overload,no-any-return]
+    return open(file, mode, opener=lambda path, flags: os.open(path, flags, 0o600), **text)  # type: ignore[call-overload]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from vlm.adapter.bounds import check_lora, check_parts, compare, is_ours, shapes
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES, describe, naming, read_config
 from vlm.adapter.reading import check_sources, check_tensors, read_header
-from vlm.durable import staged
+from vlm.durable import staged, write_file
 from vlm.errors import UserError
 
 if TYPE_CHECKING:  # the parts without the language model need not wait for it
@@ -46,7 +46,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
         save_file(rest, staging / "vlm.safetensors", metadata={"format": "pt"})
         _write_json(staging / "config.json", describe(model))
         _write_json(staging / "metrics.json", dict(metrics or {}))
-        (staging / "README.md").write_text(card(model, metrics or {}), encoding="utf-8")
+        write_file(staging / "README.md", card(model, metrics or {}).encode())
     return folder
 
 
@@ -194,4 +194,4 @@ def _read_file(file: Path, wanted: Tensors | None) -> Tensors:
 
 
 def _write_json(file: Path, values: Any) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(file, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

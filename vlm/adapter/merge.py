@@ -5,7 +5,6 @@ before the language model lie beside it, in `adapter/`, as an adapter whose LoRA
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,9 @@ from vlm.adapter.folder import MERGED, load
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES
 from vlm.data.case import Example, make_example
-from vlm.durable import seal
+from vlm.durable import flush, seal, staged
 from vlm.errors import UserError
+from vlm.locks import locked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,8 +65,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     refuse_packed(model, "merge")
     with torch.no_grad():
         watched = [_watch(model.llm, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
-    staging = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with locked(out), staged(out, sealed=False) as staging:
         plain = model.llm.merge_and_unload()  # type: ignore[operator]
         plain.config.update({MERGED: True})
         plain.save_pretrained(staging)
@@ -75,10 +74,8 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
         merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
         with torch.no_grad():
             parity = _compare(merged, model, watched, most)
-        staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        for file in staging.rglob("*"):
+            flush(file)
     return parity
 
 

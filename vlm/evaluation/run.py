@@ -16,6 +16,7 @@ from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.examples import CaseDataset
 from vlm.data.storage import matrix
+from vlm.durable import make_folder, replace_file, writing
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
 from vlm.evaluation.agreement import NAMES
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
@@ -118,8 +119,9 @@ def evaluate(
             name: fact_measures(cases, cohort.facts, results[name].drafts, bootstrap) for name, cases in arms.items()
         }
     metrics["verdicts"] = verdicts(metrics)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with writing(folder):
+        make_folder(folder)
+    replace_file(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     rows = write_predictions(folder, test, scores, given.drafts, references, probabilities, disagreements)
     draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
     write_page(folder, test, rows, metrics, title=config.run.name)

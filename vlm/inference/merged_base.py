@@ -6,6 +6,7 @@ the cache by adapter, so that a second start only maps it and never loads the la
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from vlm.adapter import digest, load, read_config
 from vlm.adapter.gguf import gguf_name, in_pairs
+from vlm.durable import writing
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
 from vlm.model.evidence import Words
@@ -95,12 +97,15 @@ def _as_a_whole(target: Path, write: Callable[[Path], None]) -> None:
     if target.exists():
         return
     staging = target.with_name(f".{target.name}.{os.getpid()}")
-    write(staging)
-    try:
-        staging.rename(target)
-    except OSError:  # another process was first
-        if not target.exists():
-            raise
+    with writing(target):
+        try:
+            write(staging)
+            staging.rename(target)
+        except OSError:
+            if not target.exists():  # by another process, which was first
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True) if staging.is_dir() else staging.unlink(missing_ok=True)
 
 
 def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:
