@@ -195,12 +195,13 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        if error.errno is None:  # no word of the system
+            raise
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     except Exception as error:  # safetensors has the system's number in its words alone
         if not (said := re.search(r"\(os error (\d+)\)", str(error))) or isinstance(error, UserError):
             raise
-        number = int(said[1])
-        raise UserError(f"{path}: cannot be written: {os.strerror(number)}") from OSError(number, os.strerror(number))
+        raise UserError(f"{path}: cannot be written: {os.strerror(int(said[1]))}") from error
 
 
 def _hidden(path: Path, word: str) -> Path:

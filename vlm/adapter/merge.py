@@ -17,7 +17,7 @@ from vlm.adapter.folder import MERGED, load
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES
 from vlm.data.case import Example, make_example
-from vlm.durable import flush, seal, staged
+from vlm.durable import flush, make_folder, seal, staged
 from vlm.errors import UserError
 from vlm.locks import locked
 
@@ -89,7 +89,9 @@ def _write_evidence(adapter: Path, folder: Path, base: Path) -> None:
     """The adapter with a LoRA that adds nothing, on the merged base, whose weights are taken as they are."""
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(adapter, folder, ignore=lambda _, names: set(names) - set(FILES))
+    make_folder(folder)
+    for name in set(FILES) & {path.name for path in adapter.iterdir()}:
+        shutil.copyfile(adapter / name, folder / name)
     lora = load_file(folder / "adapter_model.safetensors")
     nothing = {name: torch.zeros_like(value) if "lora_B" in name else value for name, value in lora.items()}
     save_file(nothing, folder / "adapter_model.safetensors", metadata={"format": "pt"})
