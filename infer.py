@@ -15,15 +15,22 @@ from vlm.inference.arguments import cluster_of, engine_of, parse_arguments
 
 
 def draft_table(arguments: argparse.Namespace) -> None:
+    from vlm.data.reading import TableOptions, reading_notes
     from vlm.inference.command import draft_table
     from vlm.inference.many import TableColumns, TableJob
 
     table = Path(arguments.input)
     images = Path(arguments.images) if arguments.images else table.parent
     columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
-    job = TableJob(table, Path(arguments.output), images, columns, arguments.batch_size, arguments.max_new_tokens)
+    options = TableOptions(arguments.encoding, arguments.sheet)
+    print(*(f"warning: {note}\n" for note in reading_notes(table, options)), sep="", end="", file=sys.stderr)
+    sizes = arguments.batch_size, arguments.max_new_tokens
+    job = TableJob(table, Path(arguments.output), images, columns, *sizes, options)
     counts = draft_table(arguments.adapter, job, arguments.resume, cluster_of(arguments), **engine_of(arguments))
     print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
+    if counts.cut:
+        way_out = f"--max_new_tokens is {job.max_new_tokens}, --max_seconds {arguments.max_seconds:g}"
+        print(f"warning: {counts.cut:,} drafts are not finished, as their lines say; {way_out}", file=sys.stderr)
     if counts.errors:
         raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
 

@@ -58,7 +58,7 @@ def test_a_patient_is_in_one_split_whatever_is_added() -> None:
     [
         (lambda text: text.replace("glucose,", "sugar,"), "no column for the vital glucose"),
         (lambda text: text.replace("findings", "notes"), "no column findings; the table has"),
-        (lambda text: text.replace("121/71", "121-71"), "row 3: blood_pressure: '121-71' is no blood pressure"),
+        (lambda text: text.replace("121/71", "71-121"), "row 3: blood_pressure: '71-121' is no blood pressure"),
         (lambda text: text.replace("0.png", "zero.png", 1), "row 2: no image file"),
         (lambda text: text.replace("0.png", "../../0.png", 1), "row 2: image '../../0.png' leads outside"),
         (lambda text: text.replace("c1,", "c0,"), "two rows have the id 'c0'"),

@@ -62,7 +62,8 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
 
 def seal(folder: Path) -> None:
     """Flush every file of a folder and write its manifest; an earlier one and hidden files are left out of it."""
-    files = {file.name: file for file in sorted(folder.glob("[!.]*")) if file.name != MANIFEST}
+    found = (file for file in sorted(folder.glob("[!.]*")) if file.is_file())
+    files = {file.name: file for file in found if file.name != MANIFEST}
     for file in files.values():
         flush(file)
     write_file(folder / MANIFEST, _manifest({name: _entry(file) for name, file in files.items()}))
@@ -137,7 +138,7 @@ def _beside(file: Path) -> Iterator[Path]:
 
 def open_private(file: Path, mode: str) -> Any:
     """Open a file for writing; a new one is its owner's alone."""
-    text = {} if "b" in mode else {"encoding": "utf-8"}
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
     return open(file, mode, opener=lambda path, flags: os.open(path, flags, 0o600), **text)  # type: ignore[call-overload]
 
 

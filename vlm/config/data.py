@@ -51,7 +51,12 @@ class TableConfig:
     """A user's own CSV or Parquet file, with a folder of images beside it."""
 
     file: str = "cases.csv"
-    """Table, relative to `data.root`: `.csv`, `.tsv`, `.txt` (or gzipped), `.parquet` or a folder of these."""
+    """Table, relative to `data.root`: `.csv`, `.tsv`, `.txt`, `.jsonl` (or gzipped), `.xlsx`, `.parquet` or a folder
+    of these."""
+    encoding: str | None = None
+    """Encoding of a text table, as Python names it: `cp1251`, `gb18030`; null finds it."""
+    sheet: str | None = None
+    """Sheet of a workbook; null takes the only one that holds anything."""
     images: str = "."
     """Folder of the images, relative to `data.root`."""
     image: str | None = "image"
@@ -67,7 +72,9 @@ class TableConfig:
     probability: str | None = None
     """Column of a known probability of pathology, for the correlation figure; null: the first label stands in."""
     labels: list[str] = field(default_factory=list)
-    """Label columns of 0, 1 or nothing; each becomes one output of the head."""
+    """Label columns of 0, 1 or nothing, or words such as yes and no; each becomes one output of the head."""
+    uncertain: Literal["ignore", "positive", "negative"] | None = None
+    """What -1 and words such as `uncertain` mean in a label: unknown, 1 or 0; null: unknown, with a warning."""
     vitals: list[VitalConfig | str] = field(default_factory=list)
     """Clinical values, each described or the name of a ready-made entry, such as glucose; order is kept."""
     report: list[SectionConfig] = field(default_factory=list)

@@ -1,7 +1,6 @@
 """A cohort: cases in one form, whatever their source, as a `datasets.Dataset` with declared features."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,14 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from vlm.config import DataConfig, SectionConfig
+from vlm.data.faults import Faults
+from vlm.data.image_names import ImageFolder
+from vlm.data.labels import LabelReader
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
 from vlm.data.storage import column, hashes, matrix, write_rows
 from vlm.data.values import suspected_unit
+from vlm.data.words import plain_word
 from vlm.errors import UserError
 
 datasets.disable_progress_bars()
@@ -123,8 +126,10 @@ def build_dataset(
     order = np.argsort(ids)
     twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     if len(twice):
-        name = dataset[int(order[twice[0]])]["id"]
-        raise UserError(f"two rows have the id {name!r}; ids name cases and must differ")
+        names = list(dict.fromkeys(dataset[int(order[place])]["id"] for place in twice[:10]))
+        others = ", ".join(map(repr, names[1:]))
+        more = f"; so have {len(twice) - 1:,} further rows ({others})" if len(twice) > 1 else ""
+        raise UserError(f"two rows have the id {names[0]!r}{more}; ids name cases and must differ")
     placed = np.unique(np.stack([hashes(dataset, "patient"), hashes(dataset, "split")], axis=1), axis=0)
     shared = len(placed) - len(np.unique(placed[:, 0]))
     if shared:
@@ -143,23 +148,53 @@ def rows_to_columns(
     vitals_columns: Sequence[str],
     label_columns: Sequence[str],
 ) -> tuple[list[np.ndarray], list[list[float]], Doubts]:
-    """Parse vitals and labels; an error names row and column.
+    """Parse vitals and labels; one error names row and column of each cell that cannot be read.
 
     Rows are counted as a spreadsheet counts them: the header is row 1.
     Returns vitals (N × m), labels (N × K, NaN where unknown) and the values that no living patient has.
     """
+    faults = Faults()
+    vitals, doubts = read_vitals_columns(frame, where, schema, vitals_columns, faults)
+    readers = [LabelReader(name) for name in label_columns]
+    labels = read_label_columns(frame, where, readers, label_columns, faults)
+    for reader in readers:
+        reader.finish(faults)
+    faults.raise_any()
+    return vitals, labels, doubts
+
+
+def read_vitals_columns(
+    frame: pd.DataFrame, where: str, schema: VitalsSchema, columns: Sequence[str], faults: Faults
+) -> tuple[list[np.ndarray], Doubts]:
+    """Vitals (N × m), and the values that no living patient has; what cannot be read goes to `faults`."""
     vitals: list[np.ndarray] = []
     doubts: Doubts = {}
-    cells = [frame[name].astype(object) for name in vitals_columns]
-    for number, *values in zip(frame.index + 2, *cells, strict=True):
-        record = dict(zip(vitals_columns, values, strict=True))
-        x, implausible = schema.parse(record, f"{where}: row {number}")
+    cells = [frame[name].astype(object) for name in columns]
+    for name, values in zip(columns, cells, strict=True):
+        _note_two_languages(schema, name, values, where, faults)
+    for number, *row in zip(frame.index + 2, *cells, strict=True):
+        record = dict(zip(columns, row, strict=True))
+        x, implausible = schema.parse(record, f"{where}: row {number}", faults)
         vitals.append(x)
         for name, value in implausible.items():
             doubts.setdefault(name, []).append((f"{where}: row {number}", value))
-    known = [parse_labels(frame[name], where) for name in label_columns]
-    labels = np.column_stack(known).tolist() if known else [[] for _ in vitals]
-    return vitals, labels, doubts
+    return vitals, doubts
+
+
+def _note_two_languages(schema: VitalsSchema, name: str, cells: pd.Series, where: str, faults: Faults) -> None:
+    """Note a column of sexes that holds both H and M: hombre and mujer, or homme beside male."""
+    vitals = [schema.vitals[schema.position(vital)] for vital in schema.names_in(name)]
+    declared = {plain_word(word) for vital in vitals for word in vital.categories}
+    if declared and "h" not in declared and {"h", "m"} <= {plain_word(str(cell)[:20]) for cell in cells}:
+        faults.add(f"{where}: {name}: H and M stand in one column, so M can be mujer or male; write female and male")
+
+
+def read_label_columns(
+    frame: pd.DataFrame, where: str, readers: Sequence[LabelReader], columns: Sequence[str], faults: Faults
+) -> list[list[float]]:
+    """Labels, N × K, NaN where unknown; what cannot be read goes to `faults`."""
+    known = [reader.read(frame[name], where, faults) for reader, name in zip(readers, columns, strict=True)]
+    return np.column_stack(known).tolist() if known else [[] for _ in range(len(frame))]
 
 
 def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts, dataset: datasets.Dataset) -> list[str]:
@@ -186,50 +221,45 @@ def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, fl
     )
 
 
-LABEL_WORDS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0,
-               **dict.fromkeys(("", "nan", "none", "na", "n/a", "null", "<na>"), float("nan"))}  # fmt: skip
-
-
-def parse_labels(column: pd.Series, where: str) -> np.ndarray:
-    """N of 0, 1 or NaN (unknown); raises `UserError` for anything else."""
-    words = column.astype(object).where(column.notna(), "").astype(str).str.strip().str.lower()
-    strange = ~words.isin(list(LABEL_WORDS))
-    if strange.any():
-        place = int(np.argmax(strange.to_numpy()))
-        row, cell = f"{where}: row {column.index[place] + 2}", repr(column.iloc[place])
-        raise UserError(f"{row}: {column.name}: {cell} is no label; write 1, 0 or nothing for unknown")
-    return words.map(LABEL_WORDS).to_numpy(float)
-
-
-def image_cells(names: pd.Series, folder: Path, where: str) -> list[dict | None]:
+def image_cells(names: pd.Series, folder: Path | ImageFolder, where: str) -> list[dict | None]:
     """File names → `Image` cells; an empty name is a case without an image.
 
-    Raises `UserError` for a name that leads outside the folder or to no file.
+    Raises `UserError` as `ImageFolder.find` does, with the row.
     """
+    images = folder if isinstance(folder, ImageFolder) else ImageFolder(folder)
     cells: list[dict | None] = []
-    root = os.path.realpath(folder)
     for number, name in zip(names.index + 2, names, strict=True):
+        if isinstance(name, bytes | list | dict):
+            way_out = "save them as files beside the table, and their names in this column"
+            raise UserError(f"{where}: row {number}: column {names.name} holds images, not names of files; {way_out}")
         text = "" if name is None or name != name else str(name).strip()
-        if not text:
-            cells.append(None)
-            continue
-        # By the words of the path alone: a link that the user put into the folder may point where they like.
-        path = os.path.normpath(os.path.join(root, text))
-        if not path.startswith(root + os.sep):
-            raise UserError(f"{where}: row {number}: image {text!r} leads outside {folder}")
-        if not os.path.isfile(path):
-            raise UserError(f"{where}: row {number}: no image file {folder / text}")
-        cells.append({"path": path, "bytes": None})
+        try:
+            cells.append({"path": images.find(text), "bytes": None} if text else None)
+        except UserError as error:
+            raise UserError(f"{where}: row {number}: {error}") from None
     return cells
 
 
-def splits_for(patients: Sequence[str], data: DataConfig, fixed: pd.Series | None, where: str) -> list[str]:
-    """The table's own split column where there is one, else a hash of the patient."""
+SPLIT_WORDS = {"train": "train", "training": "train", "trn": "train", "val": "validation", "valid": "validation",
+               "validation": "validation", "validate": "validation", "dev": "validation", "test": "test",
+               "testing": "test", "tst": "test"}  # fmt: skip
+"""What a table may call a split."""
+
+
+def splits_for(
+    patients: Sequence[str], data: DataConfig, fixed: pd.Series | None, where: str, faults: Faults | None = None
+) -> list[str]:
+    """The table's own split column where there is one, else a hash of the patient.
+
+    Raises `UserError` that names the rows of what is no split, or notes them in `faults`.
+    """
     if fixed is None:
         return assign_splits(patients, data.split)
-    names = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-             "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
-    for number, value in zip(fixed.index + 2, fixed, strict=True):
-        if str(value).strip().lower() not in names:
-            raise UserError(f"{where}: row {number}: split {value!r} is none of train, validation, test")
-    return [names[str(value).strip().lower()] for value in fixed]
+    found = faults or Faults()
+    words = [plain_word("" if value is None else str(value)) for value in fixed]
+    for number, value, word in zip(fixed.index + 2, fixed, words, strict=True):
+        if word not in SPLIT_WORDS:
+            found.add(f"{where}: row {number}: split {value!r:.60} is none of train, validation, test")
+    if faults is None:
+        found.raise_any()
+    return [SPLIT_WORDS.get(word, "train") for word in words]

@@ -1,36 +1,49 @@
 """Tables as hospitals export them, row by row: every cell as it is written, every fault with its row and column."""
 
-import contextlib
 import csv
-import io
-import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vlm.data.table_format import LONGEST_CELL, TableFormat, open_bytes, seems_to_be, table_format
+from vlm.data.frames import Record, frames
+from vlm.data.headers import tidy, unique_header
+from vlm.data.json_lines import read_json_lines
+from vlm.data.limits import LONGEST_ROW, TOO_LONG, Lines
+from vlm.data.parquet_table import read_parquet
+from vlm.data.table_format import TableFormat, seems_to_be, table_format
+from vlm.data.workbook import read_workbook, workbook_notes
 from vlm.errors import UserError
 
 _TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-KINDS = "a table is .csv, .tsv or .parquet (or .txt, .csv.gz, or a folder of .parquet files)"
+_JSON = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_WORKBOOK = (".xlsx", ".xlsm")
+KINDS = "a table is .csv, .tsv or .parquet (or .xlsx, .jsonl, .ndjson, .txt, .csv.gz, or a folder of .parquet files)"
 
 
-def read_table(path: Path) -> pd.DataFrame:
+@dataclass(frozen=True)
+class TableOptions:
+    """What a user says of a table that the table does not say itself."""
+
+    encoding: str | None = None
+    """Of a text table; None finds it."""
+    sheet: str | None = None
+    """Of a workbook; None takes the only one that holds anything."""
+
+
+def read_table(path: Path, options: TableOptions = TableOptions()) -> pd.DataFrame:
     """All of `read_chunks` in one frame; raises `UserError` as it does."""
-    chunks = list(read_chunks(path))
+    chunks = list(read_chunks(path, options=options))
     return pd.concat(chunks) if len(chunks) > 1 else chunks[0]
 
 
-def read_chunks(path: Path, rows: int = 50_000) -> Iterator[pd.DataFrame]:
-    """Up to `rows` rows at a time, at least one frame even where there are none.
+def read_chunks(path: Path, rows: int = 50_000, options: TableOptions = TableOptions()) -> Iterator[pd.DataFrame]:
+    """Up to `rows` rows at a time, fewer of long ones; at least one frame even where there are none.
 
-    Cells of a text table are strings as written; those of Parquet are objects, with None for nothing. The index is
-    the row's position in the whole file, so that `index + 2` is the row as a spreadsheet counts it (the header is
+    Cells of a text table are strings as written; those of other kinds are objects, with None for nothing. The index
+    is the row's position in the whole file, so that `index + 2` is the row as a spreadsheet counts it (the header is
     row 1); wholly blank rows are left out and still counted. Raises `UserError` that names the file and, where it
     applies, row and column, for a file that is no such table, a faulty row, and a header that is not unique.
     """
@@ -39,26 +52,25 @@ def read_chunks(path: Path, rows: int = 50_000) -> Iterator[pd.DataFrame]:
         shards = sorted(path.glob("*.parquet"), key=lambda shard: shard.name)
         if not shards:
             raise UserError(f"{path}: a folder without .parquet files; {KINDS}")
-        return _read_shards(shards, rows)
+        return read_parquet(shards, rows)
     if not path.is_file():
         raise UserError(f"{path}: no such table; set data.root and data.table.file")
-    if path.suffix.lower() == ".parquet":
-        return _read_shards([path], rows)
-    if path.name.lower().endswith(_TEXT):
-        return _read_text(path, rows)
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return read_parquet([path], rows)
+    for endings, read in _READERS.items():
+        if name.endswith(endings):
+            return read(path, rows, options)
     raise UserError(f"{path}: {_looks_like(path)}{KINDS}")
 
 
-def reading_notes(path: Path) -> tuple[str, ...]:
+def reading_notes(path: Path, options: TableOptions = TableOptions()) -> tuple[str, ...]:
     """What a reader should be told of choices made in reading a table, each with its reason."""
-    return table_format(path).notes if path.is_file() and path.name.lower().endswith(_TEXT) else ()
-
-
-def some_of(columns: Iterable[object], most: int = 20) -> str:
-    """Column names for a message; of very many the first ones and their number."""
-    names = [str(column) for column in columns]
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    if not path.is_file():
+        return ()
+    if path.name.lower().endswith(_WORKBOOK):
+        return workbook_notes(path, options.sheet)
+    return table_format(path, options.encoding).notes if path.name.lower().endswith(_TEXT) else ()
 
 
 def _looks_like(path: Path) -> str:
@@ -73,36 +85,40 @@ def _looks_like(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- text
 
 
-def _read_text(path: Path, rows: int) -> Iterator[pd.DataFrame]:
-    form = table_format(path)
+def _read_text(path: Path, rows: int, options: TableOptions) -> Iterator[pd.DataFrame]:
+    form = table_format(path, options.encoding)
     records = _records(path, form)
     _, header = next(records, (0, []))
     if not header:
         raise UserError(f"{path}: the file is empty")
-    blank = [place for place, name in enumerate(header) if not _tidy(name)]
-    names = _header(header, _filled(path, form, blank), str(path))
-    yield from _frames(_checked(records, len(header), path), names, rows)
+    blank = [place for place, name in enumerate(header) if not tidy(name)]
+    names = unique_header(header, _filled(path, form, blank), str(path))
+    yield from frames(_checked(records, len(header), path), names, rows)
 
 
 def _records(path: Path, form: TableFormat) -> Iterator[tuple[int, list[str]]]:
     """(row number, cells) of every record that is not blank; one quoted over several lines is one row."""
-    csv.field_size_limit(LONGEST_CELL)
+    csv.field_size_limit(LONGEST_ROW)
     number = 0
     try:
-        with io.TextIOWrapper(open_bytes(path), encoding=form.encoding, newline="") as file:
+        with Lines(path, form.encoding) as lines:
+            text = iter(lines)
             for _ in range(form.skip):
-                file.readline()
-            for number, record in enumerate(csv.reader(file, delimiter=form.separator, strict=True), start=1):
-                if form.has_nul and any("\0" in cell for cell in record):
+                next(text, None)
+            for number, record in enumerate(csv.reader(text, delimiter=form.separator, strict=True), start=1):
+                lines.row_ends()
+                if lines.has_nul and any("\0" in cell for cell in record):
                     column = next(place for place, cell in enumerate(record, start=1) if "\0" in cell)
-                    raise UserError(
-                        f"{path}: row {number}: column {column} holds a NUL character; is the file damaged?"
-                    )
+                    where = f"{path}: row {number}: column {column}"
+                    raise UserError(f"{where} holds a NUL character; is the file damaged?")
                 if any(cell and not cell.isspace() for cell in record):
                     yield number, record
     except csv.Error as error:
         raise UserError(f"{path}: row {number + 1}: {_fault(str(error))}") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        way_out = "set data.table.encoding (--encoding), or save it as UTF-8"
+        raise UserError(f"{path}: row {number + 1} or later is not in {error.encoding}; {way_out}") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot read the table: {str(error).splitlines()[0]}") from None
 
 
@@ -110,15 +126,15 @@ def _fault(message: str) -> str:
     if "end of data" in message:
         return "a quote is opened and never closed"
     if "limit" in message:
-        return "a cell is longer than 16 million characters; is a quote opened and never closed?"
+        return f"a cell {TOO_LONG}"
     return 'a quote inside a quoted cell must be doubled ("")'
 
 
-def _checked(records: Iterator[tuple[int, list[str]]], width: int, path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, record in records:
-        if len(record) != width:
-            raise UserError(f"{path}: row {number} has {len(record)} cells, the header has {width}")
-        yield number, record
+def _checked(records: Iterator[tuple[int, list[str]]], width: int, path: Path) -> Iterator[Record]:
+    for number, cells in records:
+        if len(cells) != width:
+            raise UserError(f"{path}: row {number} has {len(cells)} cells, the header has {width}")
+        yield Record(number, cells, sum(map(len, cells)))
 
 
 def _filled(path: Path, form: TableFormat, blank: list[int]) -> set[int]:
@@ -134,74 +150,8 @@ def _filled(path: Path, form: TableFormat, blank: list[int]) -> set[int]:
     return set(blank) - empty
 
 
-def _tidy(name: object) -> str:
-    """A header without byte order marks, line breaks and spaces around it."""
-    return " ".join(re.sub("[\ufeff\u200b\u00ad]", "", str(name)).split())
-
-
-def _header(header: Sequence[object], filled: set[int], where: str) -> list[str | None]:
-    """Names of the columns, None for one to leave out; raises `UserError` for a name that stands twice."""
-    names = [_tidy(name) or (f"column {place + 1}" if place in filled else None) for place, name in enumerate(header)]
-    seen: dict[str, int] = {}
-    for place, name in enumerate(names, start=1):
-        if name is not None and seen.setdefault(name, place) != place:
-            raise UserError(f"{where}: row 1: column {name} stands twice, as columns {seen[name]} and {place}")
-    return names
-
-
-def _frames(records: Iterator[tuple[int, list[str]]], names: list[str | None], rows: int) -> Iterator[pd.DataFrame]:
-    keep = [place for place, name in enumerate(names) if name is not None]
-    columns = [names[place] for place in keep]
-    index: list[int] = []
-    cells: list[list[str]] = []
-    made = False
-    for number, record in records:
-        index.append(number - 2)
-        cells.append(record if len(keep) == len(names) else [record[place] for place in keep])
-        if len(cells) == rows:
-            yield _frame(cells, index, columns)
-            made, index, cells = True, [], []
-    if cells or not made:
-        yield _frame(cells, index, columns)
-
-
-def _frame(cells: list[list[str]], index: list[int], columns: list[str | None]) -> pd.DataFrame:
-    block = np.array(cells, dtype=object).reshape(len(cells), len(columns))  # one block, also of very many columns
-    return pd.DataFrame(block, index=pd.Index(index, dtype="int64"), columns=columns, dtype=object)
-
-
-# ---------------------------------------------------------------------------------------- Parquet
-
-
-def _read_shards(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
-    start, columns, empty = 0, None, None
-    for path in shards:
-        try:
-            with pq.ParquetFile(path) as file:
-                kept = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
-                names = _header(kept, set(range(len(kept))), str(path))
-                if columns is not None and set(names) != set(columns):
-                    odd = some_of(sorted(map(str, set(names) ^ set(columns))))
-                    raise UserError(f"{path}: its columns differ from those of {shards[0].name}: {odd}")
-                columns = columns or names
-                for batch in file.iter_batches(batch_size=rows, columns=kept):
-                    if not batch.num_rows:
-                        continue
-                    cells = {name: _objects(batch.column(i)) for i, name in enumerate(names)}
-                    index = range(start, start + batch.num_rows)
-                    yield pd.DataFrame(cells, index=index, dtype=object)[columns]
-                    start += batch.num_rows
-                empty = pd.DataFrame(columns=columns, dtype=object)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            kind = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise UserError(f"{path}: cannot read the table: {kind}") from None
-    if start == 0 and empty is not None:
-        yield empty
-
-
-def _objects(column: pa.Array) -> list[object]:
-    """Python objects, None for nothing: a whole number stays whole beside a missing one."""
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        with contextlib.suppress(pa.ArrowInvalid):  # text that an older program wrote as bytes
-            column = column.cast(pa.large_string())
-    return [None if value is None or value != value else value for value in column.to_pylist()]
+_READERS: dict[tuple[str, ...], Callable[[Path, int, TableOptions], Iterator[pd.DataFrame]]] = {
+    _TEXT: _read_text,
+    _JSON: lambda path, rows, _: read_json_lines(path, rows),
+    _WORKBOOK: lambda path, rows, options: read_workbook(path, rows, options.sheet),
+}

@@ -5,6 +5,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlm.config import VitalConfig
+from vlm.data.faults import Faults
 from vlm.data.units import conversion
 from vlm.data.values import is_plausible, read_value, split_pressure
 from vlm.errors import UserError
@@ -111,27 +113,34 @@ class VitalsSchema:
             return ("systolic", "diastolic")
         return ()
 
-    def parse(self, values: Mapping[str, Any], where: str = "vitals") -> tuple[np.ndarray, dict[str, float]]:
+    def parse(
+        self, values: Mapping[str, Any], where: str = "vitals", faults: Faults | None = None
+    ) -> tuple[np.ndarray, dict[str, float]]:
         """Read one patient's values, by name.
 
         Returns x as float32 of shape `m` with NaN where a value is missing, and the values that are not
         physically plausible and were therefore taken as missing, by name.
-        Raises `UserError` for an unknown name, two values for one vital, or text that is no number.
+        Raises `UserError` for an unknown name, two values for one vital, or text that is no number; where there are
+        `faults`, a cell that cannot be read goes there, and its value is missing.
         """
+        gather = faults.gather if faults is not None else nullcontext
         x = np.full(len(self.vitals), np.nan, dtype=np.float32)
         given: dict[int, str] = {}
         implausible: dict[str, float] = {}
         for column, cell in values.items():
             names, unit = self.column(column)
             names = names or (column,)
-            parts = split_pressure(cell, f"{where}: {column}") if len(names) == 2 else (cell,)
+            parts: tuple[Any, ...] = ("",) * len(names)
+            with gather():
+                parts = split_pressure(cell, f"{where}: {column}") if len(names) == 2 else (cell,)
             for name, part in zip(names, parts, strict=True):
                 position = self.position(name, where)
                 if position in given:
                     raise UserError(f"{where}: {given[position]} and {column} both give {self.vitals[position].name}")
                 given[position] = column
                 vital = self.vitals[position]
-                x[position] = read_value(vital, part, f"{where}: {column}", unit)
+                with gather():
+                    x[position] = read_value(vital, part, f"{where}: {column}", unit)
                 if not is_plausible(vital, float(x[position])):
                     implausible[vital.name] = float(x[position])
                     x[position] = math.nan

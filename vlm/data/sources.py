@@ -1,6 +1,7 @@
 """The readers of each kind of data, by name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from vlm.config import DataConfig
 from vlm.data.cohort import Cohort
@@ -14,6 +15,7 @@ from vlm.data.readers.image_folder import load_image_folder
 from vlm.data.readers.indiana import load_indiana
 from vlm.data.readers.mimic_cxr import load_mimic_cxr
 from vlm.data.readers.nih_cxr14 import load_nih_cxr14
+from vlm.data.substance import cohort_notes
 from vlm.data.table import load_table
 
 SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
@@ -32,7 +34,9 @@ SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
 def load_cohort(data: DataConfig) -> Cohort:
     """Read the cases of `data.source`, or of all `data.sources`; raises `UserError` for anything wrong with them."""
     cohort = load_joined(data, _load_one) if data.sources else _load_one(data)
-    return add_finding_labels(cohort, data)
+    cohort = add_finding_labels(cohort, data)
+    # A pack keeps the notes of the day when it was packed.
+    return replace(cohort, warnings=tuple(dict.fromkeys((*cohort.warnings, *cohort_notes(cohort)))))
 
 
 def _load_one(data: DataConfig) -> Cohort:

@@ -2,8 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import starmap
 from pathlib import Path
 
@@ -18,12 +20,19 @@ from vlm.data.cohort import (
     build_dataset,
     doubt_warnings,
     image_cells,
-    rows_to_columns,
+    read_label_columns,
+    read_vitals_columns,
     splits_for,
 )
-from vlm.data.reading import read_chunks, reading_notes, some_of
+from vlm.data.faults import Faults
+from vlm.data.headers import find_column, some_of
+from vlm.data.image_names import ImageFolder
+from vlm.data.labels import LabelReader
+from vlm.data.reading import TableOptions, read_chunks, reading_notes
 from vlm.data.schema import VitalsSchema
 from vlm.data.units import units_of
+from vlm.data.values import quoted
+from vlm.data.words import MISSING, plain_word
 from vlm.errors import UserError
 
 CHUNK = 10_000
@@ -41,9 +50,10 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     root = Path(data.root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
-    path = root / table.file
-    cohort = load_frames(((path, frame) for frame in read_chunks(path, CHUNK)), table, data, path)
-    return replace(cohort, warnings=(*reading_notes(path), *cohort.warnings))
+    path, options = root / table.file, TableOptions(table.encoding, table.sheet)
+    frames = read_chunks(path, CHUNK, options)
+    cohort = load_frames(((path, frame) for frame in frames), table, data, path)
+    return replace(cohort, warnings=(*reading_notes(path, options), *cohort.warnings))
 
 
 def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
@@ -51,10 +61,10 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema)
     reader = _Reader(data, table, schema)
-    dataset = build_dataset(starmap(reader.columns, parts), schema, len(table.labels), len(table.report))
+    dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = doubt_warnings(str(path), schema, reader.doubts, dataset)
+    warnings = [*reader.notes(path), *reader.images.notes(), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)
@@ -63,67 +73,116 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
 
 @dataclass
 class _Reader:
-    """Part of a table → the columns of a cohort; what it doubts on the way, it gathers."""
+    """Part of a table → the columns of a cohort; what it doubts on the way, and what is wrong, it gathers."""
 
     data: DataConfig
     table: TableConfig
     schema: VitalsSchema
     doubts: Doubts = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Name in the config → the column that was taken for it."""
+    labels: list[LabelReader] = field(init=False)
+    label_notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
+
+    def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
+        """The columns of each part; raises one `UserError` at the end that names what cannot be read in any."""
+        yield from starmap(self.columns, parts)
+        self.label_notes = [note for reader in self.labels for note in reader.finish(self.faults)]
+        self.faults.raise_any()
+
+    def notes(self, path: Path) -> list[str]:
+        """What was taken for what, where the table does not say it in so many words."""
+        taken = [f"{name} is read from column {column}" for name, column in self.renamed.items()]
+        return [f"{path}: {note}" for note in ([", ".join(taken)] if taken else []) + self.label_notes]
+
+    @cached_property
+    def images(self) -> ImageFolder:
+        """Where the names of images are looked up."""
+        return ImageFolder(Path(self.data.root) / self.table.images)
 
     def columns(self, path: Path, frame: pd.DataFrame) -> Columns:
         """The columns of some rows of the file `path`."""
         table, where = self.table, str(path)
-        self._check_columns(path, frame)
-        vitals_columns = _vitals_columns(frame, self.schema, path)
-        vitals, labels, doubts = rows_to_columns(frame, where, self.schema, vitals_columns, table.labels)
+        column = self._columns_of(path, frame)
+        vitals, doubts = read_vitals_columns(frame, where, self.schema, _vitals_columns(frame, self.schema, path),
+                                             self.faults)  # fmt: skip
         for name, rows in doubts.items():
             self.doubts.setdefault(name, []).extend(rows)
-        ids = _cells(frame, table.id) or [f"row-{number}" for number in frame.index + 2]
-        patients = _cells(frame, table.patient) or ids
-        if "" in patients:
-            number = frame.index[patients.index("")] + 2
-            raise UserError(f"{where}: row {number}: {table.patient} is empty; the split is by patient")
+        labels = read_label_columns(frame, where, self.labels, [column[name] for name in table.labels], self.faults)
+        ids = _cells(frame, column.get(table.id), where) or [f"row-{number}" for number in frame.index + 2]
+        patients = _cells(frame, column.get(table.patient), where) or ids
+        for number, cells in zip(frame.index + 2, patients, strict=True):
+            if not cells:
+                self.faults.add(f"{where}: row {number}: {table.patient or table.id} is empty; the split is by patient")
         nothing = [""] * len(frame)
-        probabilities = pd.Series(_cells(frame, table.probability) or nothing, index=frame.index)
-        images = Path(self.data.root) / table.images
+        probabilities = pd.Series(_cells(frame, column.get(table.probability), where) or nothing, index=frame.index)
+        sections = [_cells(frame, column[section.column], where) for section in table.report]
+        fixed = frame[column[table.split]] if table.split else None
         return {
             "id": ids,
             "patient": patients,
-            "split": splits_for(patients, self.data, frame[table.split] if table.split else None, where),
-            "image": image_cells(frame[table.image], images, where) if table.image else [None] * len(frame),
+            "split": splits_for(patients, self.data, fixed, where, self.faults),
+            "image": self._images(frame[column[table.image]], where) if table.image else [None] * len(frame),
             "vitals": vitals,
             "labels": labels,
-            "sections": [list(texts) for texts in zip(*(_cells(frame, s.column) for s in table.report), strict=True)]
-            or [[] for _ in ids],
-            "context": _cells(frame, table.context) or nothing,
-            "probability": _probabilities(probabilities, where, table.probability),
+            "sections": [list(texts) for texts in zip(*sections, strict=True)] or [[] for _ in ids],
+            "context": _cells(frame, column.get(table.context), where) or nothing,
+            "probability": _probabilities(probabilities, where, table.probability, self.faults),
         }
 
-    def _check_columns(self, path: Path, frame: pd.DataFrame) -> None:
+    def _images(self, names: pd.Series, where: str) -> list[dict | None]:
+        """Image cells; where one is faulty, row by row, so that all are named."""
+        with suppress(UserError):
+            return image_cells(names, self.images, where)
+        cells: list[dict | None] = []
+        for place in range(len(names)):
+            cell: list[dict | None] = [None]
+            with self.faults.gather():
+                cell = image_cells(names.iloc[place : place + 1], self.images, where)
+            cells += cell
+        return cells
+
+    def _columns_of(self, path: Path, frame: pd.DataFrame) -> dict[str | None, str]:
+        """Name in the config → column of the frame; raises `UserError` for one that it does not have."""
         table = self.table
         single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
-        for name in [*filter(None, single), *table.labels, *(section.column for section in table.report)]:
-            if name not in frame.columns:
-                raise UserError(f"{path}: no column {name}; the table has {some_of(frame.columns)}")
+        wanted = [*filter(None, single), *table.labels, *(section.column for section in table.report)]
+        found: dict[str | None, str] = {name: find_column(frame.columns, name, str(path)) for name in wanted}
+        self.renamed |= {str(name): column for name, column in found.items() if name != column}
+        return found
 
 
-def _cells(frame: pd.DataFrame, name: str | None) -> list[str]:
-    """The texts of a column, or nothing where none is named."""
-    return [_text(value) for value in frame[name]] if name else []
+def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
+    """The texts of a column, or nothing where none is named; raises `UserError` for one of lists or bytes."""
+    if not name:
+        return []
+    for number, value in zip(frame.index + 2, frame[name], strict=True):
+        if isinstance(value, list | dict | bytes):
+            raise UserError(f"{where}: row {number}: {name}: {quoted(value)} is no text")
+    return [_text(value) for value in frame[name]]
 
 
-def _probabilities(cells: pd.Series, path: str, column: str | None) -> list[float | None]:
-    """Numbers from 0 to 1, or nothing."""
+def _probabilities(cells: pd.Series, path: str, column: str | None, faults: Faults) -> list[float | None]:
+    """Numbers from 0 to 1, or nothing; percents are shares of a hundred."""
     values: list[float | None] = []
     for number, text in zip(cells.index + 2, cells, strict=True):
-        try:
-            value = float(text) if text else None
-        except ValueError:
-            value = math.inf
+        value = None if plain_word(text) in MISSING else _share(text)
         if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{path}: row {number}: {column}: {text!r} is no probability; write 0 to 1 or nothing")
+            faults.add(f"{path}: row {number}: {column}: {text!r:.60} is no probability; write 0 to 1 or nothing")
         values.append(value)
     return values
+
+
+def _share(text: str) -> float:
+    """`0.7`, `0,7` and `70 %` → 0.7; infinite for what is no number."""
+    try:
+        return float(text.rstrip("% ").replace(",", ".")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return math.inf
 
 
 def _text(value: object) -> str:

@@ -6,16 +6,17 @@ import unicodedata
 from vlm.config import VitalConfig
 
 _SPELLINGS = {
-    "°C": "Celsius degC degreesC deg_C oC",
+    "°C": "Celsius degC degreesC deg_C oC 摄氏度 град градусов",
     "°F": "Fahrenheit degF degreesF oF",
-    "%": "percent pct",
+    "%": "percent pct prozent процентов процент",
     "fraction": "ratio share proportion 0-1",
-    "years": "y yr yrs year yo",
-    "months": "m mo mos mth mths month",
-    "weeks": "w wk wks week",
-    "days": "d day",
-    "mmHg": "torr",
-    "/min": "bpm 1/min min-1 permin perminute /minute beats/min beats/minute breaths/min breaths/minute rpm",
+    "years": "y yr yrs year yo jahre jahr j. ans an años año anni lat rok let anos roku ára yaş 岁 歲 歳 才 세 سنة г",
+    "months": "m mo mos mth mths month monate monat mois meses mesi 月 个月 か月 개월",
+    "weeks": "w wk wks week wochen woche semaines 周 週",
+    "days": "d day tage tag jours jour días giorni dni 天 日",
+    "mmHg": "torr 毫米汞柱",
+    "/min": "bpm 1/min min-1 permin perminute /minute beats/min beats/minute breaths/min breaths/minute rpm "
+    "/m 次/分 次/min 回/分 schläge/min уд/min вдохов/min дых/min в/min раз/min",
     "cm": "centimetre centimetres centimeter centimeters",
     "m": "metre metres meter meters",
     "in": "inch inches",
@@ -63,9 +64,24 @@ def normal_unit(text: str) -> str:
     return re.sub(r"[^\w%]", "", _lower(text))
 
 
+_CYRILLIC = {
+    "ммоль": "mmol", "мкмоль": "μmol", "нмоль": "nmol", "мг": "mg", "мкг": "μg", "нг": "ng", "пг": "pg", "г": "g",
+    "кг": "kg", "л": "l", "дл": "dl", "мл": "ml", "мкл": "μl", "мм": "mm", "рт": "h", "ст": "g", "см": "cm", "м": "m",
+    "кпа": "kpa", "мэкв": "meq", "ед": "u", "ме": "iu", "мкат": "mkat", "мккат": "μkat",
+    "мин": "min", "с": "c", "ф": "f",
+    "лет": "years", "год": "years", "года": "years", "мес": "months", "месяц": "months", "месяца": "months",
+    "месяцев": "months", "нед": "weeks", "недель": "weeks", "недели": "weeks", "дн": "days", "дней": "days",
+    "дня": "days", "день": "days", "сут": "days", "тыс": "thou", "баллов": "points", "балла": "points",
+}  # fmt: skip
+"""Units as they are written in Russian and its neighbours, each word for itself: `мм рт. ст.` is mm Hg."""
+
+
 def _lower(text: str) -> str:
-    """In small letters, with one micro sign and a slash for every underscore."""
+    """In small Latin letters, with one micro sign and a slash for every underscore, `per` and power of -1."""
     lower = unicodedata.normalize("NFKC", text).lower().replace("_", "/").replace("mcg", "μg")
+    lower = re.sub("[а-яё]+", lambda match: _CYRILLIC.get(match[0], match[0]), lower)
+    lower = re.sub(r"(?<=[a-zμ]) per (?=[a-zμ])", "/", lower)
+    lower = re.sub(r"[ ·*.]*\b(d?l|ml|μl|min)\^?[-−]\^?1\b", r"/\1", lower)
     return re.sub(r"(?<![a-z])u(?=(?:g|mol|kat|l)(?![a-z]))", "μ", lower)
 
 

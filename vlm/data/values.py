@@ -10,18 +10,11 @@ from typing import Any
 
 from vlm.config import VitalConfig
 from vlm.data.units import conversion, units_of
+from vlm.data.words import FEMALE, MALE, MISSING, NO, OTHER, YES, plain_word
 from vlm.errors import UserError
 
-MISSING_WORDS = frozenset(
-    """|na|n/a|#n/a|#na|<na>|nan|none|null|\\n|unknown|unk|missing|-|--|---|?|.|..|*|nd|n.d.|n/d|not done|not measured|
-    not recorded|not available|not tested|not performed|pending|cancelled|canceled|refused|declined|unable to obtain|
-    uto|haemolysed|hemolyzed|clotted|insufficient|qns""".replace("\n    ", "").split("|")
-)
-_PAIRS = (
-    ({"f", "female", "woman", "w", "weiblich", "femme", "girl"}, {"m", "male", "man", "männlich", "homme", "boy"}),
-    ({"yes", "y", "ja", "oui"}, {"no", "n", "nein", "non"}),
-    ({"positive", "pos", "+"}, {"negative", "neg"}),
-)
+MISSING_WORDS = MISSING
+_SIDES = ((FEMALE, MALE), (YES, NO))
 """Words of one meaning, read where a vital has one category of each side; 0 and 1 mean nothing by themselves."""
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 _DIGITS = r"(?:\d+(?:[.,']\d+| \d{3}(?!\d))*[.,]?|[.,]\d+)(?:[eE][+-]?\d+)?"
@@ -80,24 +73,29 @@ def _ascii_digit(letter: str) -> str:
 
 def quoted(cell: Any) -> str:
     """A cell for an error text, cut to what tells a typing error."""
+    if isinstance(cell, bytes | list | dict | tuple):  # a picture, perhaps
+        return f"a {_name(cell)}"
     text = repr(cell if isinstance(cell, str) else str(cell))
     return text if len(text) <= 42 else f"{text[:40]}…'"
 
 
 def _read_category(vital: VitalConfig, cell: Any, where: str) -> float:
     whole = isinstance(cell, numbers.Real) and not isinstance(cell, bool) and float(cell).is_integer()
-    word = clean(str(int(cell) if whole else cell)[: LONGEST + 1]).lower()
-    words = [clean(category).lower() for category in vital.categories]
+    word = plain_word(clean(str(int(cell) if whole else cell)[: LONGEST + 1]))
+    words = [plain_word(clean(category)) for category in vital.categories]
     if word in words:
         return float(words.index(word))
     if is_missing(cell):
         return math.nan
-    for pair in _PAIRS:
+    for pair in _SIDES:
         sides = [[index for index, name in enumerate(words) if name in side] for side in pair]
         if all(len(side) == 1 for side in sides):
             for names, side in zip(pair, sides, strict=True):
                 if word in names:
                     return float(side[0])
+            if pair == (FEMALE, MALE) and word in OTHER:
+                others = [index for index, name in enumerate(words) if name in OTHER]
+                return float(others[0]) if len(others) == 1 else math.nan
     raise UserError(f"{where}: {quoted(cell)} is none of {', '.join(vital.categories)}")
 
 
@@ -182,7 +180,12 @@ def _is_unit(text: str) -> bool:
 def _kind(cell: Any) -> str:
     if isinstance(cell, bool):
         return "true or false"
-    return "a date" if hasattr(cell, "isoformat") else f"of type {type(cell).__name__}"
+    return "a date" if hasattr(cell, "isoformat") else f"of type {_name(cell)}"
+
+
+def _name(cell: Any) -> str:
+    """The type's name, that of the built-in one where it is a kind of it."""
+    return next((kind.__name__ for kind in (bytes, list, dict) if isinstance(cell, kind)), type(cell).__name__)
 
 
 def _in_unit(vital: VitalConfig) -> str:
@@ -204,13 +207,37 @@ def suspected_unit(vital: VitalConfig, implausible: Sequence[float]) -> str | No
 
 
 def split_pressure(cell: Any, where: str) -> tuple[Any, Any]:
-    """`125/80 mmHg` → (`125 mmHg`, `80 mmHg`); a missing value is missing twice."""
+    """`125/80 mmHg` → (`125 mmHg`, `80 mmHg`); a missing value is missing twice.
+
+    Another sign between the two, or a word, does as well where the first number is the larger; a mean pressure in
+    brackets must lie between them.
+    """
     if is_missing(cell):
         return "", ""
-    parts = clean(str(cell)[: LONGEST + 1]).split("/")
+    text = clean(str(cell)[: LONGEST + 1])
+    parts = text.split("/") if text.count("/") == 1 and "(" not in text else _parts_of_pressure(text)
     if len(parts) != 2:
         raise UserError(
             f"{where}: {quoted(cell)} is no blood pressure; write systolic/diastolic in mmHg, such as 125/80"
         )
-    unit = re.fullmatch(r" ?[\d.,]+ ?([A-Za-z].*)", parts[1])
+    unit = re.fullmatch(r" ?[\d.,]+ ?([^\W\d].*)", parts[1])
     return (f"{parts[0]} {unit[1]}" if unit else parts[0]).strip(), parts[1].strip()
+
+
+_TWO = re.compile(
+    r"(\d{2,3}(?:[.,]\d+)?) ?(?:[/\\|:-]|over|auf|на|sur|su|(?<= )(?=\d)) ?(\d{2,3}(?:[.,]\d+)?)"
+    r"( ?[^\W\d][^\d()/]*)??(?: ?\((?:map|mad|mbp|сад|срад)?[ :=]*(\d{2,3}(?:[.,]\d+)?)( ?[^\W\d][^()]*)?\))?"
+    r"( ?[^\W\d][^\d()/]*)?", re.IGNORECASE
+)  # fmt: skip
+
+
+def _parts_of_pressure(text: str) -> list[str]:
+    """Systolic and diastolic with the unit after each, of a cell that does not write them as 125/80; else nothing."""
+    match = _TWO.fullmatch(text)
+    if not match:
+        return []
+    high, low, mean = (float(match[group].replace(",", ".")) if match[group] else math.nan for group in (1, 2, 4))
+    if high <= low or not (math.isnan(mean) or low <= mean <= high):
+        return []
+    unit = (match[3] or match[6] or "").strip()
+    return [match[1], f"{match[2]} {unit}".strip()]

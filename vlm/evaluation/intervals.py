@@ -1,7 +1,7 @@
 """Bootstrap intervals over patients: cases of one patient are not independent."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,22 @@ class Estimate(NamedTuple):
     value: float | None
     low: float | None = None
     high: float | None = None
+    why: str = ""
+    """Reason for a value that is not defined, where it is known."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Estimate":
+        """Read what `plain` gave, whatever else stands beside it."""
+        return cls(values["value"], values["low"], values["high"], values.get("why", ""))
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values, for JSON: `value`, `low` and `high`, and `why` where there is a reason."""
+        values = self._asdict()
+        return values if self.why else {name: values[name] for name in ("value", "low", "high")}
 
     def __str__(self) -> str:
         if self.value is None:
-            return "not defined"
+            return f"not defined: {self.why}" if self.why else "not defined"
         return f"{self.value:.3f}" + (f" ({self.low:.3f} to {self.high:.3f})" if self.low is not None else "")
 
 
@@ -42,7 +54,7 @@ def patient_bootstrap(
     """
     names, group = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     value = float(statistic(np.ones((1, len(group))))[0]) if len(group) else float("nan")
-    if np.isnan(value):
+    if not np.isfinite(value):
         return Estimate(None)
     if draws < 1 or min(len(names), smallest_class(group, classes)) < FEWEST_PATIENTS:
         return Estimate(value)
@@ -51,7 +63,7 @@ def patient_bootstrap(
     for size in _parts(draws, max(1, ROOM // len(group))):
         values.append(statistic(draw_weights(group, size, rng)))
     drawn = np.concatenate(values)
-    drawn = drawn[~np.isnan(drawn)]
+    drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < draws / 2:
         return Estimate(value)
     low, high = np.quantile(drawn, [0.025, 0.975])

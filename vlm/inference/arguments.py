@@ -23,7 +23,9 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--vllm_url", metavar="URL", help="where vLLM serves, such as http://localhost:8000")
     parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA, or of the merged model, there")
     parser.add_argument("--image", help="image file; leave it away for a case without one")
-    parser.add_argument("--vitals", default="", help='"glucose=8.7, bp=145/90", or a JSON file of these or of FHIR')
+    parser.add_argument(
+        "--vitals", default="", help='"glucose=8.7, bp=145/90", a JSON object of these or of FHIR, or a file of one'
+    )
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
     parser.add_argument("--max_seconds", type=float, default=600, help="time for a draft, or for those of a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -34,7 +36,9 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--explain_words", default="", help='words of the draft to explain, as "opacity, lower zone"; '
                         "without it the findings, places and levels in it")  # fmt: skip
     many = parser.add_argument_group("many cases", "a table of them, whose columns of vitals are found by name")
-    many.add_argument("--input", help="table: .csv, .tsv, .parquet or a folder of .parquet files")
+    many.add_argument("--input", help="table: .csv, .tsv, .xlsx, .jsonl, .parquet or a folder of .parquet files")
+    many.add_argument("--encoding", metavar="NAME", help="encoding of the table's text, such as cp1251; else found")
+    many.add_argument("--sheet", metavar="NAME", help="sheet of a workbook; else the only one that holds anything")
     many.add_argument("--output", default="reports.jsonl", help="file of the drafts, in the order of the table")
     many.add_argument("--images", help="folder of the images; without it the table's own")
     many.add_argument("--image_column", default="image", help="column of the image's file name")
@@ -58,6 +62,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
         raise UserError("--explain_words: needs --explain FILE, the picture to write")
     if arguments.explain:
         _check_explain(arguments)
+    if (arguments.encoding or arguments.sheet) and not arguments.input:
+        raise UserError("--encoding and --sheet: are for a table of cases; name it with --input")
     if arguments.input and (arguments.image or arguments.vitals):
         raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
     if arguments.ray and not arguments.input:

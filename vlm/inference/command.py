@@ -12,13 +12,12 @@ from vlm.adapter import read_config, resolve
 from vlm.data.images import read_image
 from vlm.device import choose_threads
 from vlm.durable import replace_file
-from vlm.errors import UserError
 from vlm.fhir import About, from_fhir, is_fhir, to_fhir
 from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
+from vlm.inference.given_vitals import read_vitals
 from vlm.inference.report import Report
 from vlm.plain import printable
-from vlm.untrusted import read_json
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
@@ -26,8 +25,7 @@ if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second
     from vlm.inference.vllm import VLLMServer
 
 
-MOST_RESOURCES = 100_000
-"""In one FHIR file of vitals."""
+__all__ = ["FhirFile", "OpenedCase", "draft_case", "draft_table", "open_engine", "prepare_libraries", "read_vitals"]
 
 
 class FhirFile(NamedTuple):
@@ -68,7 +66,7 @@ class OpenedCase(NamedTuple):
         folder = resolve(adapter, engine.get("revision"))
         schema = read_config(folder).spec.schema
         given = read_vitals(vitals)
-        values, noted = from_fhir(given, schema, vitals.strip()) if is_fhir(given) else (given, ())
+        values, noted = from_fhir(given, schema, _place(vitals)) if is_fhir(given) else (given, ())
         schema.parse(values, "--vitals")
         if image is not None:
             read_image(image)
@@ -148,6 +146,11 @@ def prepare_libraries() -> None:
     torch.set_num_threads(choose_threads(0).value)
 
 
+def _place(vitals: str) -> str:
+    """What an error about FHIR resources names: the file, or the option."""
+    return vitals.strip() if vitals.strip().endswith(".json") else "--vitals"
+
+
 def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
     if stream is None:
         return {}
@@ -158,31 +161,3 @@ def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
             print(printable(text), end="\n" if stream_end else "", flush=True, file=stream)
 
     return {"streamer": Words(engine.model.tokenizer, skip_special_tokens=True)}
-
-
-def read_vitals(text: str) -> Any:
-    """`name=value, name=value`, or what a JSON file holds: one object of names and values, or FHIR resources."""
-    if text.strip().endswith(".json"):
-        return _read_vitals_file(Path(text.strip()))
-    values: dict[str, Any] = {}
-    for part in text.split(","):
-        if not part.strip():
-            continue
-        name, equals, value = part.partition("=")
-        if not equals and values and part.strip()[0].isdigit():
-            last = f"{list(values)[-1]}={list(values.values())[-1]}"
-            way_out = f"write {last}.{part.strip()} with a point, or a thousand without a comma"
-            raise UserError(f"--vitals: {last},{part.strip()}: a comma stands between two values; {way_out}")
-        if not equals or not name.strip():
-            raise UserError(f'--vitals: {part.strip()!r} is no name=value; write "glucose=8.7, bp=145/90"')
-        if name.strip() in values:
-            raise UserError(f"--vitals: {name.strip()} is given twice")
-        values[name.strip()] = value.strip()
-    return values
-
-
-def _read_vitals_file(file: Path) -> Any:
-    values = read_json(file, "the vitals", MOST_RESOURCES)
-    if not isinstance(values, dict) and not is_fhir(values):
-        raise UserError(f'{file}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}, or FHIR resources')
-    return values

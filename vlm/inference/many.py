@@ -7,16 +7,19 @@ the table, so a run that was cut off goes on after the last whole line.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from vlm.adapter import digest
 from vlm.data.case import Example
-from vlm.data.reading import read_chunks, some_of
+from vlm.data.headers import find_column, has_column
+from vlm.data.image_names import ImageFolder
+from vlm.data.reading import TableOptions, read_chunks
 from vlm.data.schema import VitalsSchema
 from vlm.durable import make_folder, open_private, write_file, writing
 from vlm.errors import UserError
@@ -24,7 +27,7 @@ from vlm.inference.engine import Engine
 from vlm.inference.report import Report
 from vlm.inference.stamp import compare_stamps, contents_of
 from vlm.locks import locked
-from vlm.processes import rank
+from vlm.processes import rank, say
 
 WINDOW = 4
 """Batches in a window: enough to sort by length, few enough to hold their images."""
@@ -38,6 +41,12 @@ class TableColumns:
     id: str | None = None
     context: str | None = None
 
+    def found_in(self, names: Iterable[object], table: Path) -> "TableColumns":
+        """The same as the table writes them; raises `UserError` for a column that it does not have."""
+        image = find_column(names, self.image, str(table)) if has_column(names, self.image) else self.image
+        others = (find_column(names, name, str(table)) if name else None for name in (self.id, self.context))
+        return TableColumns(image, *others)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -46,7 +55,8 @@ class Row:
     number: int
     """As a spreadsheet counts it: the header is row 1."""
     id: str
-    image: Path | None
+    image: str
+    """Its name in the folder of images, empty where there is none."""
     vitals: Mapping[str, Any]
     context: str
 
@@ -77,6 +87,12 @@ class TableJob:
     columns: TableColumns = field(default_factory=TableColumns)
     batch_size: int = 32
     max_new_tokens: int = 96
+    options: TableOptions = field(default_factory=TableOptions)
+
+    @cached_property
+    def image_folder(self) -> ImageFolder:
+        """Where the names of images are looked up, as in training."""
+        return ImageFolder(self.images)
 
     @property
     def stamp(self) -> Path:
@@ -94,13 +110,11 @@ class TableJob:
         Raises `UserError` for a missing table, column or folder, and for an output that is there already or is
         that of another job.
         """
-        columns = [str(name) for name in next(read_chunks(self.table, 1)).columns]
-        for name in filter(None, (self.columns.id, self.columns.context)):
-            if name not in columns:
-                raise UserError(f"{self.table}: no column {name}; the table has {some_of(columns)}")
+        columns = [str(name) for name in next(read_chunks(self.table, 1, self.options)).columns]
+        found = self.columns.found_in(columns, self.table)
         if not self.images.is_dir():
             raise UserError(f"{self.images}: no such folder; set --images")
-        if self.columns.image not in columns and not any(schema.names_in(name) for name in columns):
+        if found.image not in columns and not any(schema.names_in(name) for name in columns):
             way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         made_by = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
@@ -162,6 +176,7 @@ class TableJob:
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
                 yield [case.line() for case in window]
+        say(*(f"note: {note}" for note in self.image_folder.notes()))
 
     def _pass_over(self, rows: Iterator[Row], lines: int, last: Mapping[str, Any]) -> None:
         done = list(islice(rows, max(lines - 1, 0), lines))
@@ -170,23 +185,23 @@ class TableJob:
 
     def rows(self, schema: VitalsSchema) -> Iterator[Row]:
         """The rows of the table, as they stand there."""
-        for frame in read_chunks(self.table, 1000):
+        for frame in read_chunks(self.table, 1000, self.options):
+            columns = self.columns.found_in(frame.columns, self.table)
             names = [str(name) for name in frame.columns if schema.names_in(str(name))]
             for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
-                image = _text(cells.get(self.columns.image))
                 yield Row(
                     int(number),
-                    _text(cells[self.columns.id]) if self.columns.id else f"row-{number}",
-                    self.images / image if image else None,
+                    _text(cells[columns.id]) if columns.id else f"row-{number}",
+                    _text(cells.get(columns.image)),
                     {name: cells[name] for name in names},
-                    _text(cells[self.columns.context]) if self.columns.context else "",
+                    _text(cells[columns.context]) if columns.context else "",
                 )
 
     def _windows(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[_Prepared]]:
         """The next window is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
-            return [_prepare(engine, row) for row in islice(rows, WINDOW * self.batch_size)]
+            return [_prepare(engine, row, self.image_folder) for row in islice(rows, WINDOW * self.batch_size)]
 
         with ThreadPoolExecutor(1) as reader:
             upcoming = reader.submit(prepare)
@@ -195,8 +210,9 @@ class TableJob:
                 yield window
 
     def _draft(self, engine: Engine, window: Sequence[_Prepared]) -> None:
-        ready = [(case, case.example) for case in window if case.example is not None]
-        ready.sort(key=lambda pair: engine.prompt_length(pair[1]))
+        lengths = [_prompt_length(engine, case) for case in window]
+        by_length = sorted(zip(lengths, window, strict=True), key=lambda pair: pair[0])
+        ready = [(case, case.example) for _, case in by_length if case.example is not None]
         reports = engine.reports(
             [(example, case.warnings) for case, example in ready], self.batch_size, self.max_new_tokens
         )
@@ -206,28 +222,49 @@ class TableJob:
 
 @dataclass
 class Counts:
-    """Lines of the output so far, and those of them that hold an error in place of a report."""
+    """Lines of the output so far, those of them that hold an error in place of a report, and cut drafts."""
 
     lines: int = 0
     errors: int = 0
+    cut: int = 0
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Count further lines."""
         self.lines += len(lines)
         self.errors += sum("error" in line for line in lines)
+        self.cut += sum(not line.get("finished", True) for line in lines)
 
     def add_written(self, line: bytes) -> None:
         """Count a line as it stands in a file."""
-        self.lines += 1
-        self.errors += b'"error": ' in line and "error" in json.loads(line)
+        if b'"error": ' in line or b'"finished": false' in line:  # few are: the others are not parsed
+            self.add([json.loads(line)])
+        else:
+            self.lines += 1
 
 
-def _prepare(engine: Engine, row: Row) -> _Prepared:
-    """An unreadable row costs its own report, not those of the others."""
+def _prepare(engine: Engine, row: Row, images: ImageFolder) -> _Prepared:
+    """Read one row's inputs; an unreadable row costs its own report, not those of the others, whatever is raised."""
     try:
-        return _Prepared(row, *engine.prepare(row.image, row.vitals, row.context))
-    except UserError as error:
-        return _Prepared(row, error=str(error))
+        path, note = images.find_with_note(row.image) if row.image else (None, "")
+        example, warnings = engine.prepare(path, row.vitals, row.context)
+        return _Prepared(row, example, (*warnings, note) if note else warnings)
+    except Exception as error:
+        return _Prepared(row, error=_in_words(error))
+
+
+def _prompt_length(engine: Engine, case: _Prepared) -> int:
+    """Tokens around a case's evidence; a case whose words cannot be read is not drafted."""
+    try:
+        return engine.prompt_length(case.example) if case.example is not None else 0
+    except Exception as error:
+        case.example, case.error = None, _in_words(error)
+        return 0
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"this row cannot be read: {type(error).__name__}"  # its message may be long, and quote the case
 
 
 def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:

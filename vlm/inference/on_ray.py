@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from vlm.errors import UserError
@@ -77,7 +76,7 @@ def _drafted(
 
 def _windows(rows: Iterator[Row], size: int) -> Iterator[list[dict[str, Any]]]:
     while window := list(islice(rows, size)):
-        yield [asdict(row) | {"image": str(row.image) if row.image else None} for row in window]
+        yield [asdict(row) for row in window]
 
 
 class Drafter:
@@ -102,7 +101,7 @@ class Drafter:
         if self.refused:
             return {"lines": [""], "refused": [self.refused]}
         (window,) = batch["rows"]
-        rows = (Row(**{**row, "image": row["image"] and Path(row["image"])}) for row in json.loads(window))
+        rows = (Row(**row) for row in json.loads(window))
         lines = [line for part in self.job.draft(self.engine, rows) for line in part]
         return {"lines": [json.dumps(lines)], "refused": [""]}
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.data.image_names import ImageFolder
 from vlm.data.schema import VitalsSchema
 from vlm.durable import CHUNK
 from vlm.errors import UserError
@@ -20,12 +21,19 @@ CONTENTS = {"contents": "the table", "pictures": "a size or a name of the images
 
 def contents_of(job: "TableJob", schema: VitalsSchema) -> dict[str, str]:
     """SHA-256 of the table's bytes, and of the names and sizes of its images, which are too many to be read twice."""
-    images = hashlib.sha256()
+    images, folder = hashlib.sha256(), ImageFolder(job.images)
     for row in job.rows(schema):
-        if row.image is not None:
-            size = row.image.stat().st_size if row.image.is_file() else None
-            images.update(f"{row.image.name} {size}\n".encode())
+        if row.image:
+            images.update(f"{row.image} {_size(folder, row.image)}\n".encode("utf-8", "backslashreplace"))
     return {"contents": _table_digest(job.table), "pictures": images.hexdigest()}
+
+
+def _size(folder: ImageFolder, name: str) -> int | None:
+    """Bytes of an image; None where its row will have an error in place of a draft."""
+    try:
+        return Path(folder.find(name)).stat().st_size
+    except (UserError, OSError):
+        return None
 
 
 def _table_digest(table: Path) -> str:

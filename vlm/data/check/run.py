@@ -22,6 +22,7 @@ from vlm.data.check.table import (
     count_missing,
     read_numbers,
 )
+from vlm.data.image_names import ImageFolder
 from vlm.data.reading import read_table
 from vlm.errors import UserError
 
@@ -74,7 +75,8 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
     )
     read = {column: read_numbers(frame[column], vital, roles.units[column]) for column, vital in roles.vitals.items()}
     numbers, broken = {name: x for name, (x, _) in read.items()}, {name: rows for name, (_, rows) in read.items()}
-    pictures, lost = _pictures(frame, roles, options.images)
+    images = ImageFolder(options.images) if options.images is not None else None
+    pictures, lost = _pictures(frame, roles, images)
     pairs = find_pairs(pictures)
     splits = splits_of(frame, roles, patients, options.split)
     notices = [
@@ -84,7 +86,7 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
         *check_ids(frame, roles),
         *check_licences(frame, roles, table),
         *check_words(frame, roles),
-        *check_pictures(pictures, lost, pairs, patients),
+        *check_pictures(pictures, lost, pairs, patients, "; ".join(images.notes(named=False)) if images else ""),
         *check_leaks(frame, roles, patients, splits, pairs),
         *check_shares(roles, patients, options.split),
         *check_shortcuts(frame, roles, patients),
@@ -93,9 +95,9 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
     return CheckResult(table, frame, roles, tuple(notices), numbers, tuple(pictures), tuple(pairs))
 
 
-def _pictures(frame: pd.DataFrame, roles: Roles, folder: Path | None) -> tuple[list[Picture], dict[int, str]]:
-    if folder is None or not roles.image:
+def _pictures(frame: pd.DataFrame, roles: Roles, images: ImageFolder | None) -> tuple[list[Picture], dict[int, str]]:
+    if images is None or not roles.image:
         return [], {}
     empty = missing(frame[roles.image])
     names = {row: str(name).strip() for row, name in enumerate(frame[roles.image]) if not empty[row]}
-    return read_pictures(names, folder)
+    return read_pictures(names, images)

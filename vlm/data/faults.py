@@ -1,0 +1,42 @@
+"""Faults of a table gathered into one line, so that a user mends them all at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vlm.errors import UserError
+
+MOST_NAMED = 10
+
+
+class Faults:
+    """What is wrong with a table: the first ten faults with their rows, and the number of all."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._named: list[str] = []
+
+    def add(self, message: str, count: int = 1) -> None:
+        """Note a fault, or several that one message names; a message begins with its file and row."""
+        self.count += count
+        if len(self._named) < MOST_NAMED:
+            self._named.append(message)
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Note a `UserError` of the block instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            self.add(str(error))
+
+    def raise_any(self) -> None:
+        """Raise `UserError` where there is a fault."""
+        if not self.count:
+            return
+        first, *others = self._named
+        if not others:
+            raise UserError(first)
+        where = first.partition(": row ")[0] + ": "
+        said = "; ".join(message.removeprefix(where) for message in self._named)
+        more = self.count - len(self._named)
+        raise UserError(f"{where}{self.count:,} faults: {said}{f'; and {more:,} more' if more > 0 else ''}")

@@ -1,0 +1,106 @@
+"""Labels as tables write them: yes and no in several languages, 0 and 1, nothing for unknown."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vlm.data.faults import Faults
+from vlm.data.words import MISSING, NO, UNCERTAIN, YES, plain_word
+
+WAY_OUT = "write 1, 0 or nothing for unknown"
+_SAME = str.maketrans({**dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+", "✓": "+", "✔": "+"})
+_VALUE = {"ignore": math.nan, "positive": 1.0, "negative": 0.0, None: math.nan}
+
+
+@dataclass
+class LabelReader:
+    """Read one label column, part by part, and remember what its words mean together."""
+
+    name: str
+    uncertain: str | None = None
+    """What -1 means: `ignore`, `positive` or `negative`; None: unknown, said in a warning."""
+    uncertain_rows: int = 0
+    signs: set[str] = field(default_factory=set)
+    """Of `+`, `-`, `0` and `-1` those that stand there."""
+    first_minus: dict[str, str] = field(default_factory=dict)
+    """`-` and `-1` → the place of the first."""
+
+    def read(self, cells: pd.Series, where: str, faults: Faults) -> np.ndarray:
+        """N of 1, 0 or NaN for unknown; a cell that is none of these goes to `faults` with its row."""
+        meaning = {word: self._meaning(word) for word in {_key(cell) for cell in cells}}
+        values = np.full(len(cells), math.nan)
+        for place, (row, cell) in enumerate(zip(cells.index + 2, cells, strict=True)):
+            word = _key(cell)
+            value = meaning[word]
+            if value is None:
+                faults.add(f"{where}: row {row}: {self.name}: {_shown(cell)} is no label; {WAY_OUT}")
+                continue
+            values[place] = value
+            if word in ("-", "-1"):
+                self.first_minus.setdefault(word, f"{where}: row {row}")
+            self.uncertain_rows += word == "-1" or word in UNCERTAIN
+        return values
+
+    def _meaning(self, word: str) -> float | None:
+        """1, 0 or NaN; None for what is no label."""
+        if word in ("+", "-", "-1", "0"):
+            self.signs.add(word)
+        if word == "-1" or word in UNCERTAIN:
+            return _VALUE[self.uncertain]
+        if word in YES or word == "1":
+            return 1.0
+        if word in NO or word == "0":
+            return 0.0
+        return math.nan if word in MISSING else None
+
+    def finish(self, faults: Faults) -> list[str]:
+        """Warnings on what was guessed; what has two meanings goes to `faults`."""
+        if "-" in self.signs and "+" not in self.signs:
+            faults.add(f"{self.first_minus['-']}: {self.name}: '-' can mean negative or nothing; write 0 or nothing")
+        if "-1" in self.signs and "0" not in self.signs and self.uncertain is None:
+            why = "-1 stands in a column without 0, so it can mean negative or uncertain"
+            way_out = "write 0, or set data.table.uncertain to ignore, positive or negative"
+            faults.add(f"{self.first_minus['-1']}: {self.name}: {why}; {way_out}")
+        if self.uncertain_rows and self.uncertain is None:
+            return [f"{self.name}: -1, or a word for uncertain, in {self.uncertain_rows:,} rows is taken as unknown; "
+                    "data.table.uncertain says otherwise: ignore, positive or negative"]  # fmt: skip
+        return []
+
+
+def parse_labels(column: pd.Series, where: str, uncertain: str | None = None) -> np.ndarray:
+    """N of 0, 1 or NaN (unknown); raises `UserError` that names the rows of anything else."""
+    faults, reader = Faults(), LabelReader(str(column.name), uncertain)
+    values = reader.read(column, where, faults)
+    reader.finish(faults)
+    faults.raise_any()
+    return values
+
+
+def are_labels(cells: Iterable[Any]) -> bool:
+    """Whether a column's cells are labels of both sides, at least one of each."""
+    reader = LabelReader("")
+    found = {reader._meaning(word) for word in {_key(cell) for cell in cells}}
+    return None not in found and {0.0, 1.0} <= found and not ("-" in reader.signs and "+" not in reader.signs)
+
+
+def _key(cell: Any) -> str:
+    """`1`, `0` or `-1` for these numbers however they are written, else the word."""
+    if cell is None or cell != cell or type(cell).__name__ in ("NAType", "NaTType"):
+        return ""
+    if isinstance(cell, list | dict):
+        return "(nested)"
+    word = plain_word(str(cell)[:100].translate(_SAME))
+    try:
+        number = float(word.replace(",", "."))
+    except ValueError:
+        return word
+    return str(int(number)) if number in (0, 1, -1) else word
+
+
+def _shown(cell: Any) -> str:
+    text = repr(cell if isinstance(cell, str) else str(cell))
+    return text if len(text) <= 42 else f"{text[:40]}…'"

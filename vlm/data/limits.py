@@ -1,0 +1,79 @@
+"""Most that one cell, row and table may hold: a file from outside costs bounded memory while it is read."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from vlm.errors import UserError
+
+LONGEST_ROW = 1 << 23
+"""Characters of a row, and so of a cell; a longer one is a quote that nobody closed, or no table."""
+FRAME_TEXT = 1 << 24
+"""Characters after which a frame of rows ends, however few they are."""
+MOST_CELLS = 1 << 22
+"""Cells of a frame of rows."""
+FREE_UNPACKED = 1 << 25
+"""Bytes that any compressed file may unpack to."""
+MOST_RATIO = 100
+"""Times its own size that a larger one may; real tables take 5 to 40."""
+TOO_LONG = "is longer than 8 million characters; is a quote opened and never closed, or is this no table?"
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open the file's bytes, unpacked where it is gzipped; reading raises `UserError` for a gzip bomb."""
+    return cast(BinaryIO, _Gunzip(path) if path.suffix.lower() == ".gz" else path.open("rb"))
+
+
+class _Gunzip(gzip.GzipFile):
+    """Gzip that stops where little has become far too much."""
+
+    def __init__(self, path: Path) -> None:
+        self._packed = path.open("rb")
+        super().__init__(fileobj=self._packed, mode="rb")
+        self._path = path
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def _checked(self, data: bytes) -> bytes:
+        if self.tell() > max(FREE_UNPACKED, MOST_RATIO * self._packed.tell()):
+            raise UserError(f"{self._path}: unpacks to more than {MOST_RATIO} times its size; if it is what you mean, "
+                            "unpack it first")  # fmt: skip
+        return data
+
+
+class Lines:
+    """The lines of a text, line ends kept; raises `UserError` where those of one row grow beyond `LONGEST_ROW`."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        self._path, self._file = path, io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
+        self.number, self.held, self.total, self.has_nul = 0, 0, 0, False
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(LONGEST_ROW + 1):
+            self.number += 1
+            self.held += len(line)
+            if self.held > LONGEST_ROW:
+                raise UserError(f"{self._path}: line {self.number} {TOO_LONG}")
+            self.has_nul = self.has_nul or "\0" in line
+            yield line
+
+    def row_ends(self) -> None:
+        """Start counting the next row."""
+        self.total += self.held
+        self.held = 0
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()

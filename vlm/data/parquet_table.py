@@ -1,0 +1,159 @@
+"""Parquet as tables: cells as Python objects, and files that unfold into far more than they hold refused."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlm.data.headers import some_of, unique_header
+from vlm.data.limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW, MOST_CELLS, MOST_RATIO
+from vlm.errors import UserError
+
+MOST_REPEATED = 1000
+"""Times a file's size that its text may be, for texts stand once in a dictionary and in many rows."""
+
+
+def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
+    """Frames of at most `rows` rows of Parquet files that have the same columns.
+
+    What a column of lists or structures holds is not read. Raises `UserError` as `read_chunks` does.
+    """
+    start, columns, empty = 0, None, None
+    for path in shards:
+        try:
+            with _opened(path) as file:
+                kept = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
+                names = unique_header(kept, range(len(kept)), str(path))
+                if columns is not None and set(names) != set(columns):
+                    odd = some_of(sorted(map(str, set(names) ^ set(columns))))
+                    raise UserError(f"{path}: its columns differ from those of {shards[0].name}: {odd}")
+                columns = columns or names
+                for cells, count in _batches(path, file, kept, rows):
+                    frame = dict(zip(names, cells, strict=True))
+                    yield pd.DataFrame(frame, index=range(start, start + count), dtype=object)[columns]
+                    start += count
+                empty = pd.DataFrame(columns=columns, dtype=object)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            kind = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(f"{path}: cannot read the table: {kind}") from None
+    if start == 0 and empty is not None:
+        yield empty
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    """The file, with texts left in their dictionaries; raises `UserError` for one that says it unfolds too far."""
+    limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
+    with pq.ParquetFile(path, **limits) as file:
+        _refuse_bombs(path, file.metadata)
+        texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
+
+
+def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
+    size = path.stat().st_size
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            unpacked, packed = chunk.total_uncompressed_size, min(chunk.total_compressed_size, size)
+            if unpacked > max(FREE_UNPACKED, MOST_RATIO * packed):
+                column = chunk.path_in_schema[:60]
+                raise UserError(f"{path}: column {column} unpacks to {unpacked >> 20:,} MiB, more than {MOST_RATIO} "
+                                "times its size; if you mean it, write the file without compression")  # fmt: skip
+    if metadata.num_rows > max(1 << 20, MOST_RATIO * size):
+        raise UserError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes; that is no table of cases")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
+    """The cells of each column and their number, as many rows at a time as hold a bounded text."""
+    flat = [name for name in kept if not pa.types.is_nested(file.schema_arrow.field(name).type)]
+    nested = {name: _stand_in(file.schema_arrow.field(name).type) for name in kept if name not in flat}
+    most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
+    total = 0
+    for batch in file.iter_batches(batch_size=_batch_size(file.metadata, len(kept), rows), columns=flat):
+        sizes = sum((_text_sizes(column, name, path) for name, column in zip(flat, batch.columns, strict=True)),
+                    np.zeros(batch.num_rows, np.int64))  # fmt: skip
+        total += int(sizes.sum())
+        if total > most:
+            raise UserError(f"{path}: its text is more than {MOST_REPEATED:,} times as long as the file; that is no "
+                            "table of cases")  # fmt: skip
+        for start, end in _pieces(sizes):
+            piece = batch.slice(start, end - start)
+            cells = {name: _objects(column) for name, column in zip(flat, piece.columns, strict=True)}
+            for name, stand_in in nested.items():  # the first row is enough to say so where the column is used
+                cells[name] = [stand_in, *[None] * (len(piece) - 1)]
+            yield [cells[name] for name in kept], len(piece)
+
+
+def _batch_size(metadata: pq.FileMetaData, columns: int, rows: int) -> int:
+    """Rows whose cells and bytes are few, as far as the file says how long they are."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
+    chunks = (group.column(place) for group in groups for place in range(group.num_columns))
+    # Each text of this encoding may repeat the one before it, so that nothing says how long they are.
+    unknown = any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks)
+    return max(1, min(rows, MOST_CELLS // max(columns, 1), int(FRAME_TEXT / max(longest, 1.0)), 4 if unknown else rows))
+
+
+def _stand_in(kind: pa.DataType) -> object:
+    """What stands for a list or a structure that is not read: its kind alone matters, to say so where it is used."""
+    return {} if pa.types.is_struct(kind) else []
+
+
+def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
+    """Bytes of each text of a column, N; 0 for other kinds. Raises `UserError` for a cell that is too long."""
+    if not pa.types.is_dictionary(column.type) or not _is_text(column.type):
+        return np.zeros(len(column), np.int64)
+    lengths = pc.binary_length(column.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+    if len(lengths) and lengths.max() > LONGEST_ROW:
+        raise UserError(f"{path}: column {name}: a cell is longer than 8 million characters")
+    places = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths[places], 0) if len(lengths) else (
+        np.zeros(len(column), np.int64))  # fmt: skip
+
+
+def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and last row of pieces that hold at most `FRAME_TEXT` bytes of text, or one row."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + FRAME_TEXT, side="right")))
+        yield start, end
+        start = end
+
+
+def _objects(column: pa.Array) -> list[object]:
+    """Python objects, None for nothing: a whole number stays whole beside a missing one, equal texts are one."""
+    if pa.types.is_dictionary(column.type):
+        values = np.array([*_objects(column.dictionary), None], dtype=object)
+        return values[column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)].tolist()
+    if _is_bytes(column.type):
+        try:  # text that an older program wrote as bytes
+            column = column.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            return [None if value is None else Bytes(value) for value in column.to_pylist()]
+    return [None if value is None or value != value else value for value in column.to_pylist()]
+
+
+class Bytes(bytes):
+    """Bytes that no message prints."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} bytes>"
+
+    __str__ = __repr__

@@ -1,0 +1,48 @@
+"""Words of one meaning in several languages: yes and no, the sexes, what is not known."""
+
+import unicodedata
+
+
+def _words(text: str) -> frozenset[str]:
+    """The words of a text in lines, those of several parts joined by underscores."""
+    return frozenset(word.replace("_", " ") for word in text.split())
+
+
+MISSING = _words("""
+    na n/a #n/a #na <na> nan none null \\n unknown unk missing - -- --- ? . .. * nd n.d. n/d not_done not_measured
+    not_recorded not_available not_tested not_performed pending cancelled canceled refused declined unable_to_obtain uto
+    haemolysed hemolyzed clotted insufficient qns not_known not_given not_stated unbekannt nicht_bestimmt k.a. inconnu
+    non_fait desconocido sconosciuto nieznany неизвестно не_известно не_определено не_определялось нет_данных н/д н.д.
+    未知 不详 不詳 未测 未測 不明 미상 غير_معروف άγνωστο
+""") | {""}
+YES = _words("""
+    yes y true t positive pos + present detected ja oui si sí sim да д tak ano igen kyllä evet ναι نعم 是 有 阳性 陽性
+    はい あり 예 있음 양성 положительный положительно положительная имеется есть positiv positif positivo positiva
+    pozitif dodatni vorhanden présent presente
+""")
+NO = _words("""
+    no n false f negative neg - absent nein non não нет н nie ne nem nei nej hayır yok όχι لا 否 无 無 阴性 陰性
+    いいえ なし 아니오 없음 음성 отрицательный отрицательно отрицательная отсутствует negativ négatif
+    negativo negativa negatif ujemny fehlt ausente not_present not_detected keine kein
+""")
+UNCERTAIN = _words("uncertain equivocal indeterminate possible questionable unclear unsicher incertain incierto")
+FEMALE = _words("""
+    f female fem woman w weiblich femme girl frau femenino femenina mujer mulher feminino feminina féminin femmina donna
+    vrouw kvinna kvinde kvinne nainen kobieta k žena ženský nő kadın ж жен жен. женский женская женщина жін жінка
+    女 女性 女子 여 여성 여자 أنثى انثى γυναίκα θήλυ נקבה หญิง
+""")
+MALE = _words("""
+    m male man männlich homme boy h mann herr masculino masculina masculin hombre varón homem maschio uomo mies
+    mężczyzna muž mužský férfi erkek м муж муж. мужской мужская мужчина чол чоловік 男 男性 男子 남 남성 남자 
+    ذكر άνδρας άρρεν זכר ชาย
+""")
+OTHER = _words("""
+    o other x d divers diverse intersex nonbinary non-binary undetermined ambiguous u другой другое 其他
+""")
+"""Of the sexes: neither, or not stated."""
+
+
+def plain_word(text: str) -> str:
+    """In small letters and one Unicode form, without spaces, quotes and byte order marks around it."""
+    word = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return word.strip("\u200b\ufeff'\"")
