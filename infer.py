@@ -28,6 +28,9 @@ def draft_table(arguments: argparse.Namespace) -> None:
     job = TableJob(table, Path(arguments.output), images, columns, *sizes, options)
     counts = draft_table(arguments.adapter, job, arguments.resume, cluster_of(arguments), **engine_of(arguments))
     print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
+    if counts.cut:
+        way_out = f"--max_new_tokens is {job.max_new_tokens}, --max_seconds {arguments.max_seconds:g}"
+        print(f"warning: {counts.cut:,} drafts are not finished, as their lines say; {way_out}", file=sys.stderr)
     if counts.errors:
         raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
 

@@ -110,7 +110,7 @@ def drafts(config: Config, cohort: Cohort, repeats: int, cases: int = 32, words:
     examples, engine = [recipe.dataset[index] for index in range(cases)], ReportEngine(recipe.model.eval())
     job = job_of(config, recipe, Collator(recipe.model.prompt)(examples))
     job = replace(job, config=replace(config, evaluation=replace(config.evaluation, batch_size=cases)))
-    texts = [text for text, _ in engine.draft(examples, cases, words)]
+    texts = [draft.text for draft in engine.draft(examples, cases, words)]
     longest = min(words, 1 + max(len(recipe.model.prompt.encode_text(text)) for text in texts))
     terms = Terms(cases, 1, longest)
     predict = lambda machine: cases * pytorch_seconds(job, machine, terms, longest=1)  # noqa: E731

@@ -8,11 +8,13 @@ from typing import Any
 
 import uvicorn
 
+from vlm.app.connections import server_config
+
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """Serve an app from a thread; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    """Serve an app from a thread, as the program does; gives its address."""
+    server = uvicorn.Server(server_config(app, port=0))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

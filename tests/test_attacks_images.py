@@ -1,12 +1,14 @@
 """A stranger's image: bounded time and memory in this process, and a worker that can be killed for the server."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,9 +16,18 @@ import pytest
 from PIL import Image
 
 from tests.picture_files import empty_png, many_scans, png_chunk, saved, tiff
+from vlm.config import DataConfig, TableConfig
+from vlm.data.catalog import resolve_vitals
+from vlm.data.check.run import CheckOptions, check_table
 from vlm.data.decoding import DecodeLimits, ImageDecoder
+from vlm.data.image_names import ImageFolder
 from vlm.data.images import ImageSpec, decode_image, to_square
+from vlm.data.packed.writing import PackOptions, pack
+from vlm.data.schema import VitalsSchema
+from vlm.data.sources import load_cohort
 from vlm.errors import UserError
+from vlm.inference import many
+from vlm.inference.many import TableJob
 
 GREY = cv2.resize(np.random.default_rng(3).integers(0, 256, (6, 5), dtype=np.uint8), (50, 60))
 
@@ -201,3 +212,84 @@ def test_the_worker_knows_no_secret_and_imports_no_pytorch(monkeypatch: pytest.M
     script = "import sys, vlm.data.decoding; print(sorted({'torch', 'pandas', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --------------------------------------------------------------------------- names that lead out of the folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of images, beside which lies what no table may name."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png", "../secret.png"):
+        (folder / name).write_bytes(saved(Image.fromarray(GREY), "PNG"))
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "c.png").write_bytes(saved(Image.fromarray(GREY), "PNG"))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "relative.png").symlink_to("../secret.png")
+    (folder / "hop.png").symlink_to("link.png")
+    (folder / "away").symlink_to(tmp_path / "outside")
+    (folder / "inside.png").symlink_to("sub/b.png")
+    (folder / "near").symlink_to("sub")
+    (folder / "nowhere.png").symlink_to("none.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+OUTSIDE = ["../secret.png", "sub/../../secret.png", "/etc/passwd", "//server/share/x.png", "\\\\server\\share\\x.png",
+           "C:\\x.png", "c:x.png", "..\\secret.png", "sub\\..\\..\\secret.png", "file:///etc/passwd", "http://host/x.png",
+           "s3://bucket/x.png", "FILE:x.png", "'../secret.png'", '"/etc/passwd"', "./../secret.png", "..",
+           "images/../../secret.png", "\\etc\\passwd", "data:image/png;base64,AAAA"]  # fmt: skip
+LINKS = ["link.png", "relative.png", "hop.png", "away/c.png", "LINK.png", "away\\C.PNG"]
+NO_FILES = ["none.png", "sub", ".", "~/x.png", "~root/x.png", "nowhere.png", "loop.png", "pipe.png", "a.png/x",
+            "a\0.png", "x" * 5000, "\ud800.png", "''", "../images"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, *LINKS, *NO_FILES])
+def test_no_name_of_a_table_leads_out_of_the_folder(name: str, pictures: Path) -> None:
+    message = (
+        "leads outside"
+        if name in OUTSIDE + LINKS
+        else "no image file|is no image file|not a regular file|leads outside"
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        ImageFolder(pictures).find(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+WITHIN = ["a.png", "sub/b.png", "sub/../a.png", "./a.png", "inside.png", "near/b.png", "sub//b.png", "{folder}/a.png",
+          "away/../a.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_names_and_links_within_the_folder_are_found_as_written(name: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(pictures)
+    for folder in (pictures, tmp_path / "alias"):
+        images = ImageFolder(folder)
+        path = images.find(name.format(folder=folder))
+        assert os.path.realpath(path).startswith(f"{pictures}/") and os.path.isfile(path) and not images.notes()
+
+
+def one_column(root: Path, names: list[str]) -> Path:
+    table = root / "cases.csv"
+    table.write_text("image,glucose\n" + "".join(f'"{name}",{5 + i}\n' for i, name in enumerate(names)))
+    return table
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "link.png", "away/c.png", "..\\secret.png"])
+def test_training_drafting_checking_and_packing_refuse_alike(name: str, pictures: Path, tmp_path: Path) -> None:
+    table, rule = one_column(tmp_path, ["a.png", name]), r"leads outside .*images"
+    described = TableConfig(file="cases.csv", image="image", images="images", vitals=["glucose"])
+    data = DataConfig(source="table", root=str(tmp_path), table=described)
+    with pytest.raises(UserError, match=rf"cases\.csv: row 3: image .*{rule}"):
+        load_cohort(data)
+    with pytest.raises(UserError, match=rule):
+        pack(data, tmp_path / "pack", PackOptions())
+    notices = check_table(table, CheckOptions(pictures, {"image": "image"})).notices
+    assert [notice.rows for notice in notices if re.search(rule, notice.message)] == [(3,)]
+    job = TableJob(table, tmp_path / "out.jsonl", pictures)
+    row = next(row for row in job.rows(VitalsSchema(resolve_vitals(["glucose"]))) if row.number == 3)
+    prepared = many._prepare(None, row, job.image_folder)  # type: ignore[arg-type]
+    assert re.search(rule, prepared.error)

@@ -8,11 +8,23 @@ from vlm.device import choose_precision, choose_threads
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize(("tiles", "reason"), [(True, "train.precision bf16"), (False, "slower")])
-def test_a_cpu_computes_in_fp32(monkeypatch, tiles: bool, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("tiles", "products", "faster"),
+    [(True, True, True), (True, False, True), (False, True, True), (False, False, False)],
+)
+def test_a_cpu_computes_in_fp32_and_says_what_bf16_would_do(monkeypatch, tiles, products, faster: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products, raising=False)
     chosen = choose_precision("auto", CPU)
-    assert chosen.value == torch.float32 and reason in chosen.reason
+    assert chosen.value == torch.float32
+    assert ("would train faster with train.precision bf16" in chosen.reason) == faster
+    assert ("bf16 is many times slower" in chosen.reason) == (not faster)
+
+
+def test_a_library_that_cannot_say_what_the_cpu_has(monkeypatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert "many times slower" in choose_precision("auto", CPU).reason
 
 
 def test_a_gpu_computes_in_bf16_where_it_can(monkeypatch) -> None:

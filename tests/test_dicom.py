@@ -267,3 +267,90 @@ def test_a_file_meta_of_either_encoding_is_read_and_none_hides_a_deflated_object
     (tmp_path / "hidden.dcm").write_bytes(data[:132] + deflated + data[place:])
     with pytest.raises(UserError, match="Deflated"):
         read_image(tmp_path / "hidden.dcm")
+
+
+# ------------------------------------------------------------------- what anonymising and exporting leave behind
+
+
+def without_preamble(path: Path, meta: bool = True) -> bytes:
+    """The same object as some devices send it, with or without its file meta."""
+    data = path.read_bytes()[132:]
+    size = int.from_bytes(data[8:12], "little")  # the group's length stands first
+    return data if meta else data[12 + size :]
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowCenter": 1000, "WindowWidth": ""},
+        {"WindowWidth": 1000, "WindowCenter": None},
+        {"WindowCenter": 1000},
+        {"WindowWidth": 1000},
+        {"RescaleSlope": "", "RescaleIntercept": ""},
+        {"RescaleSlope": 2},
+        {"PixelPaddingValue": None, "PixelPaddingRangeLimit": None},
+        {"NumberOfFrames": ""},
+        {"NumberOfFrames": "1 "},
+        {"VOILUTSequence": Sequence(), "ModalityLUTSequence": Sequence()},
+        {"VOILUTFunction": "", "PresentationLUTShape": ""},
+    ],
+)
+def test_an_empty_element_counts_as_none(elements: dict, tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(write(tmp_path / "a.dcm", **elements)), RAMP)
+
+
+@pytest.mark.parametrize(
+    ("center", "width"),
+    [
+        ("2000", "800"), (" 2000 ", "800 "), ("2.0E+3", "+800."), (["2000", "50"], ["800", "10"]),
+        (["", "2000"], ["10", "800"]), (["50", "2000"], ["", "800"]), (["2000"], ["800", "10"]), ("2000", ["800", ""]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("function", ["LINEAR", ""])
+def test_the_first_whole_window_is_applied_however_it_is_written(center, width, function: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.dcm", WindowCenter=center, WindowWidth=width, VOILUTFunction=function)
+    expected = np.clip((RAMP - (2000 - 0.5)) / (800 - 1) + 0.5, 0, 1)
+    np.testing.assert_allclose(read_image(file) / 4095, expected, atol=1e-6)
+
+
+def test_a_padding_limit_left_empty_is_that_of_the_value(tmp_path: Path) -> None:
+    shown = read_image(write(tmp_path / "a.dcm", PixelPaddingValue=64, PixelPaddingRangeLimit=None))
+    assert np.isnan(shown).sum() == 1 and np.isnan(shown[0, 1])
+
+
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("name", ["a.dcm", "a", "a.png", "1.2.840.113619"])
+def test_dicom_without_its_preamble_is_read(meta: bool, name: str, tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.dcm", WindowCenter=2000, WindowWidth=800)
+    (tmp_path / name).write_bytes(without_preamble(whole, meta))
+    np.testing.assert_array_equal(read_image(tmp_path / name), read_image(whole))
+
+
+def test_dicom_without_preamble_in_implicit_vr_is_read_and_compressed_pixels_are_not_guessed(tmp_path: Path) -> None:
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    dataset = dcmread(write(tmp_path / "whole.dcm"))
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset.save_as(tmp_path / "implicit.dcm", implicit_vr=True, little_endian=True)
+    (tmp_path / "bare").write_bytes(without_preamble(tmp_path / "implicit.dcm", meta=False))
+    np.testing.assert_array_equal(read_image(tmp_path / "bare"), RAMP)
+    dataset = dcmread(tmp_path / "whole.dcm")
+    dataset.compress(RLELossless)
+    dataset.save_as(tmp_path / "rle.dcm")
+    (tmp_path / "rle").write_bytes(without_preamble(tmp_path / "rle.dcm", meta=False))
+    with pytest.raises(UserError, match="its pixels are compressed, and it does not say how"):
+        read_image(tmp_path / "rle")
+    (tmp_path / "rle").write_bytes(without_preamble(tmp_path / "rle.dcm"))
+    np.testing.assert_array_equal(read_image(tmp_path / "rle"), RAMP)
+
+
+def test_a_deflated_object_is_refused_without_its_preamble_too(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.dcm").read_bytes()
+    old, new = (str(uid).encode() for uid in (ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian))
+    place = data.index(old) - 2
+    deflated = data[:place] + len(new).to_bytes(2, "little") + new + data[place + 2 + len(old) + len(old) % 2 :]
+    (tmp_path / "bare").write_bytes(deflated[132:])
+    with pytest.raises(UserError, match="Deflated"):
+        read_image(tmp_path / "bare")

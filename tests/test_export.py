@@ -230,16 +230,17 @@ class VLLM(ThreadingHTTPServer):
                 return 400, {"error": {"message": f"`prompt_embeds` of shape {tuple(tensor.shape)}", "code": 400}}
             prompts.append(tensor)
         assert request["temperature"] == 0 and request["repetition_penalty"] == 1, "greedy, without the base's habits"
-        choices = [{"index": n, "text": self.draft(prompt, request)} for n, prompt in enumerate(prompts)]
+        choices = [{"index": n, **self.draft(prompt, request)} for n, prompt in enumerate(prompts)]
         return 200, {"choices": choices[::-1]}
 
-    def draft(self, prompt: torch.Tensor, request: dict) -> str:
+    def draft(self, prompt: torch.Tensor, request: dict) -> dict:
         with torch.no_grad():
             ids = self.model.llm.generate(
                 inputs_embeds=prompt[None], max_new_tokens=request["max_tokens"], do_sample=False,
                 eos_token_id=request["stop_token_ids"][0], pad_token_id=2,
             )  # fmt: skip
-        return self.model.tokenizer.decode(ids[0], skip_special_tokens=request["skip_special_tokens"])
+        text = self.model.tokenizer.decode(ids[0], skip_special_tokens=request["skip_special_tokens"])
+        return {"text": text, "finish_reason": "stop" if request["stop_token_ids"][0] in ids[0] else "length"}
 
 
 class VLLMHandler(BaseHTTPRequestHandler):

@@ -52,6 +52,13 @@ def test_pixel_values_are_scaled_as_the_cnn_was_trained() -> None:
     assert pixels.shape == (3, 64, 64) and pixels.dtype == np.float32 and np.allclose(pixels, 1)
 
 
+def test_mean_and_deviation_are_each_in_their_place() -> None:
+    spec = ImageSpec(size=64, mean=0.449, std=0.226)
+    pixels = to_pixel_values(np.array([[0, 51], [102, 255]], np.uint8), spec)
+    wanted = np.array([[-0.449, 0.2 - 0.449], [0.4 - 0.449, 1 - 0.449]]) / 0.226
+    np.testing.assert_allclose(pixels, np.stack([wanted] * 3), rtol=1e-5)
+
+
 def test_augmentation_off_changes_nothing_and_on_never_mirrors() -> None:
     square = to_square(ramp(64, 64).astype(np.float32), SPEC)
     rng = np.random.default_rng(0)

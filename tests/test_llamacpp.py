@@ -95,6 +95,17 @@ def test_the_logits_are_those_of_the_merged_model(engine: LlamaCppEngine, model:
     assert np.corrcoef(seen, wanted)[0, 1] > 0.995 and first == int(seen.argmax()), "8 bits and no more between them"
 
 
+def test_a_cut_draft_is_said(engine: LlamaCppEngine, monkeypatch) -> None:
+    report = engine.predict(CASES[:1], max_new_tokens=2)[0]
+    assert report.warnings[-1] == "the draft is not finished: it was cut at 2 tokens" and not report.finished
+    first = int(engine.llama.logits().argmax())  # the third token
+    monkeypatch.setattr(type(engine.model.prompt), "end_id", property(lambda _: first))
+    ended = engine.predict(CASES[:1], max_new_tokens=3)[0]
+    assert ended.text == report.text and ended.finished and "not finished" not in str(ended)
+    engine.max_seconds = 1e-9
+    assert engine.predict(CASES[:1], max_new_tokens=3)[0].warnings[-1].endswith("cut at 1e-09 seconds")
+
+
 def test_the_drafts_are_those_of_the_torch_engine(engine: LlamaCppEngine, model: ClinicalVLM) -> None:
     theirs = engine.predict(CASES, max_new_tokens=6)
     ours = ReportEngine(model).predict(CASES, max_new_tokens=6)

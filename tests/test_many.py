@@ -1,18 +1,24 @@
 """A table of cases drafted to a file: the same drafts as one at a time, resumable, nothing lost."""
 
+import itertools
 import json
+import pkgutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
+from tests.picture_files import tiff
 from tests.test_inference import infer
 from vlm.adapter import save
 from vlm.errors import UserError
 from vlm.inference import many
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import TableColumns, TableJob
+from vlm.inference.parts import Share, SharedJob
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -66,6 +72,74 @@ def test_an_unreadable_row_costs_its_own_report_alone(job, tiny_model, adapter, 
     assert set(wrong) == {"c1", "c2"} and len(lines) == 24
     assert "gone.png: cannot read the image" in wrong["c1"] and "'high' is no blood pressure" in wrong["c2"]
     assert all("text" not in line for line in lines if "error" in line)
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "shared"),
+    [
+        ("vlm.inference.engine.read_image", MemoryError(), False),
+        ("vlm.inference.engine.read_image", cv2.error("-215: assertion"), True),
+        ("vlm.inference.engine.to_square", ZeroDivisionError("secret of the case"), False),
+        ("vlm.inference.engine.make_example", RecursionError(), True),
+        ("vlm.data.prompt.Prompt.ids", AssertionError(), False),
+        ("vlm.data.prompt.Prompt.ids", UnicodeError("ascii"), True),
+    ],
+)
+def test_whatever_is_raised_in_reading_a_row_costs_its_own_report_alone(
+    part, error, shared, job, tiny_model, adapter, monkeypatch
+) -> None:
+    whole = run(replace(job, output=job.output.with_name("whole.jsonl")), tiny_model, adapter)
+    original, calls = pkgutil.resolve_name(part), itertools.count()
+
+    def sometimes(*arguments, **named):
+        if next(calls) in (1, 4):
+            raise error
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(part, sometimes)
+    if shared:
+        made_by = job.check(adapter, tiny_model.spec.schema, False)
+        SharedJob(job, Share()).run(ReportEngine(tiny_model), made_by)
+        lines = [json.loads(line) for line in job.output.read_text().splitlines()]
+    else:
+        lines = run(job, tiny_model, adapter)
+    wrong = [line for line in lines if "error" in line]
+    assert len(lines) == len(whole) and [line["id"] for line in lines] == [line["id"] for line in whole]
+    assert [line["error"] for line in wrong] == [f"this row cannot be read: {type(error).__name__}"] * 2
+    for line, expected in zip(lines, whole, strict=True):
+        assert "error" in line or line["text"] == expected["text"]
+
+
+def test_a_table_of_every_odd_image_is_drafted_to_its_end(tiny_model, adapter, tmp_path: Path) -> None:
+    """Those that can be read are, also where the name is written otherwise; of each other one its line says why."""
+    images = tmp_path / "images"
+    images.mkdir()
+    ramp = np.tile(np.linspace(0, 1, 40), (30, 1))
+    files = {
+        "real.tif": tiff(np.dstack([ramp, ramp, ramp])),
+        "deep.png": cv2.imencode(".png", (ramp * 60000).astype("u2"))[1],
+        "signed.tif": tiff((ramp * 900 - 400).astype("i4")), "empty.png": b"", "page.png": b"<html></html>",
+        "cut.png": cv2.imencode(".png", (ramp * 255).astype("u1"))[1].tobytes()[:50], "blank.bmp":
+        cv2.imencode(".bmp", np.zeros((9, 9), np.uint8))[1], "pointer.png": b"version https://git-lfs.github.com/spec/v1",
+    }  # fmt: skip
+    for name, data in files.items():
+        (images / name).write_bytes(bytes(data))
+    names = ["real.tif", "REAL.TIF", "deep", "images\\signed.tif", "empty.png", "page.png", "cut.png", "blank.bmp",
+             "pointer.png", "../cases.csv", "none.png", ""]  # fmt: skip
+    pd.DataFrame({"image": names, "glucose": 6}).to_csv(tmp_path / "cases.csv", index=False)
+    lines = run(TableJob(tmp_path / "cases.csv", tmp_path / "out.jsonl", images, batch_size=2), tiny_model, adapter)
+    said = {name: line.get("error") or "; ".join(line["warnings"]) for name, line in zip(names, lines, strict=True)}
+    assert [name for name, line in zip(names, lines, strict=True) if "error" in line] == [
+        "empty.png", "page.png", "cut.png", "pointer.png", "../cases.csv", "none.png"
+    ]  # fmt: skip
+    expected = {"REAL.TIF": "is read from real.tif", "deep": "is read from deep.png",
+                        "images\\signed.tif": "is read from signed.tif", "empty.png": "the file is empty",
+                        "page.png": "a web page", "cut.png": "cut off", "blank.bmp": "the image is blank",
+                        "pointer.png": "Git LFS", "../cases.csv": "leads outside",
+                        "none.png": "no image file"}  # fmt: skip
+    for name, words in expected.items():
+        assert words in said[name], name
+    assert lines[0]["text"] == lines[1]["text"] and "read from" not in said["real.tif"]
 
 
 def test_only_a_window_is_held(job, tiny_model, adapter, monkeypatch, tmp_path) -> None:

@@ -232,6 +232,30 @@ def test_nf4_packed_and_unpacked_give_the_same_numbers(tiny_config: Config, tiny
     assert not torch.equal(unpacked, exact), "the weights were not quantised"
 
 
+def test_an_evaluation_leaves_the_gradients_of_packed_weights_as_they_were(tiny_config: Config, tiny_batch) -> None:
+    """On a CPU that multiplies bf16, bitsandbytes would repack a layer at its first pass without gradient."""
+    model = rebuild(tiny_config, llm=replace(tiny_config.model.llm, unpack="never"))
+    with torch.no_grad():
+        for name, value in model.trainable_parameters().items():
+            if "lora_B" in name:
+                value.normal_(std=0.3)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train().zero_grad()
+        model(**tiny_batch, alpha=0.0).loss.backward()
+        return {n: p.grad.clone() for n, p in model.trainable_parameters().items() if p.grad is not None}
+
+    before = gradients()
+    assert any("lora_A" in name for name in before)
+    with torch.no_grad():
+        model.eval()(**tiny_batch)
+        model.read_fixed_words()
+    for name, value in gradients().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-7, msg=name)
+    packed = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert len(packed) == 14 and not any(module.support_avx512bf16_for_cpu for module in packed)
+
+
 def test_a_base_whose_logits_are_no_plain_product_is_refused(tiny_config: Config, tiny_llm: str, tmp_path) -> None:
     from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 

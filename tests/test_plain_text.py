@@ -10,7 +10,7 @@ from vlm.config import PromptConfig, VitalConfig
 from vlm.data.prompt import PlainText, Prompt
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.inference.engine import LONGEST_CONTEXT, Engine, ReportEngine
+from vlm.inference.engine import LONGEST_CONTEXT, Draft, Engine, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.projection import name_embeddings
 from vlm.weights import cache_folder
@@ -135,19 +135,17 @@ def test_a_draft_that_takes_too_long_ends_and_says_so(tiny_model: ClinicalVLM, m
     start = time.monotonic()
     reports = engine.predict([(None, {"glucose": 8}), (None, None)], max_new_tokens=100_000)
     assert time.monotonic() - start < 20
-    stopped = "the draft is not finished: it was stopped after 0.2 seconds"
+    stopped = "the draft is not finished: it was cut at 0.2 seconds"
     assert [report.warnings[-1] for report in reports] == [stopped] * 2
-    engine.max_seconds = 600
-    assert not any("not finished" in " ".join(r.warnings) for r in engine.predict([(None, None)], max_new_tokens=3))
 
 
 def test_only_unfinished_drafts_of_a_batch_say_so() -> None:
-    from vlm.inference.engine import _TimeLimit
+    from vlm.inference.engine import _Limits
 
-    limit = _TimeLimit(-1, end=2)
+    limit = _Limits(-1, 9, end=2)
     assert limit(torch.tensor([[5, 2, 2], [5, 6, 7]]), torch.empty(0)).tolist() == [True, True]
     assert limit.unfinished == {1}
-    limit = _TimeLimit(60, end=2)
+    limit = _Limits(60, 9, end=2)
     assert limit(torch.tensor([[5]]), torch.empty(0)).tolist() == [False] and not limit.unfinished
 
 
@@ -156,11 +154,36 @@ def test_a_context_of_book_length_is_refused(tiny_model: ClinicalVLM) -> None:
         ReportEngine(tiny_model).prepare(None, {}, "a" * (LONGEST_CONTEXT + 1))
 
 
+def test_a_prompt_longer_than_the_base_reads_is_refused(tiny_model: ClinicalVLM) -> None:
+    engine = ReportEngine(tiny_model)
+    length = sum(map(len, tiny_model.prompt.ids())) + tiny_model.evidence_tokens
+    letters = 512 - length - 2  # with the line break, one token is left: each Q is a token
+    assert tiny_model.prompt.room("Q" * letters) == 1
+    engine.prepare(None, {}, "Q" * letters)
+    with pytest.raises(UserError, match="the prompt has 512 tokens and the base reads 512, prompt and report together"):
+        engine.prepare(None, {}, "Q" * (letters + 1))
+    tiny_model.prompt.context_length = None  # as of a base that does not say
+    engine.prepare(None, {}, "Q" * (letters + 1))
+
+
+def test_a_draft_ends_where_the_base_cannot_read_more(tiny_model: ClinicalVLM) -> None:
+    engine = ReportEngine(tiny_model)
+    tiny_model.prompt.context_length = 9 + sum(map(len, tiny_model.prompt.ids())) + tiny_model.evidence_tokens
+    short, long = engine.prepare(None, {}), engine.prepare(None, {}, "QQ")  # 9 and 6 tokens are left
+    (alone,) = engine.reports([short], max_new_tokens=50)
+    assert "the draft had room for 9 tokens, no more can the base read" in alone.warnings
+    assert alone.warnings[-1] == "the draft is not finished: it was cut at 9 tokens"
+    both = list(engine.reports([short, long], max_new_tokens=50))
+    assert "the draft had room for 6 tokens, no more can the base read" in both[1].warnings
+    assert [report.warnings[-1] for report in both] == ["the draft is not finished: it was cut at 6 tokens"] * 2
+    assert not any("room" in warning for warning in next(engine.reports([short], max_new_tokens=9)).warnings)
+
+
 def test_a_draft_cannot_steer_the_terminal(tiny_model: ClinicalVLM) -> None:
     class Spoken(Engine):
         def draft(self, examples, batch_size=16, max_new_tokens=96, **options):
             for _ in examples:
-                yield "No\x1b[2J opacity.\n\u202eLeft\x07.", {}
+                yield Draft("No\x1b[2J opacity.\n\u202eLeft\x07.", [0.0, 0.0])
 
     (report,) = Spoken(tiny_model).predict([(None, None)])
     assert report.text == "No[2J opacity.\nLeft."

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
@@ -85,6 +86,14 @@ def test_the_temperature_undoes_overconfidence() -> None:
     assert (calibration.patients, calibration.cases) == (1500, 3000)
     nobody = fit_temperature(CaseScores.from_columns(columns, np.full_like(targets, np.nan)), patients)
     assert nobody == Calibration() and "not calibrated" in nobody.describe()
+
+
+def test_a_temperature_divides_the_logit() -> None:
+    """Above 1 it takes certainty away: a logit of 4 at 2 is one of 2."""
+    logits = torch.tensor([[4.0, -4.0, 0.0]])
+    np.testing.assert_allclose(Calibration(2.0).probabilities(logits)[0], [0.880797, 0.119203, 0.5], atol=1e-6)
+    np.testing.assert_allclose(Calibration(0.5).probabilities(logits)[0], [0.999665, 0.000335, 0.5], atol=1e-6)
+    np.testing.assert_allclose(Calibration().probabilities(logits)[0], expit([4.0, -4, 0]), atol=1e-6)
 
 
 def test_split_metrics_are_exact_means_and_skip_the_unknown() -> None:

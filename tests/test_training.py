@@ -13,9 +13,12 @@ from tests.conftest import steady
 from vlm.config import Config, LossConfig
 from vlm.data.sources import load_cohort
 from vlm.errors import UserError
+from vlm.evaluation.calibration import fit_temperature
+from vlm.evaluation.scoring import score_cases
+from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.run_folder import RunFolder, read_log
 from vlm.training.checkpoints import TRAINABLE
-from vlm.training.run import build_model, build_trainer, train
+from vlm.training.run import _cnn_normalisation, build_model, build_trainer, case_dataset, train
 from vlm.training.trainer import parameter_groups
 
 
@@ -47,8 +50,12 @@ def test_accumulating_1_x_4_equals_4_x_1(tiny_config: Config) -> None:
             assert a[key] == pytest.approx(b[key], rel=1e-4)
 
 
-def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tiny_config: Config) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])
+def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tiny_config: Config, dropout: float) -> None:
+    """With dropout before LoRA the steps draw from PyTorch's generator, whose state must come back too."""
     config = with_train(tiny_config, "whole", max_steps=8)
+    llm = replace(config.model.llm, lora_dropout=dropout)
+    config = replace(config, model=replace(config.model, llm=llm))
     whole = trained(config)
     folder = RunFolder(config)
     log = read_log(folder.log)
@@ -101,6 +108,70 @@ def test_in_the_head_only_steps_the_text_parts_rest(tiny_config: Config) -> None
     assert any(name.startswith("joint.") for name in moved) and any(name.startswith("vision.cnn.") for name in moved)
     assert not any(name.startswith(("llm.", "evidence.", "vision.projector.", "vitals.projector")) for name in moved)
     assert all(row["loss_ce"] is None for row in read_log(RunFolder(config).log) if "loss_ce" in row)
+
+
+def test_a_validation_of_the_head_alone_reads_no_text_and_is_never_the_best(tiny_config: Config, monkeypatch) -> None:
+    config = with_train(tiny_config, "phases", max_steps=6, eval_steps=1, keep_checkpoints=9)
+    config = replace(config, loss=LossConfig(alpha=0.4, head_only_steps=3))
+    passes: list[int] = []
+    trunk = ClinicalVLM.trunk
+    monkeypatch.setattr(ClinicalVLM, "trunk", lambda self, *a: (passes.append(self.training), trunk(self, *a))[1])
+    trainer = trained(config)
+    rows = [row for row in read_log(RunFolder(config).log) if "eval_loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["eval_loss_ce"] is None for row in rows] == [row["eval_loss"] is None for row in rows]
+    assert [row["eval_loss"] is None for row in rows] == [True, True, False, False, False, False]
+    assert all(row["eval_loss_bce"] > 0 for row in rows)
+    assert passes.count(False) == 4, "one validation batch a step, from the end of the head-only steps on"
+    joint = {row["step"]: row["eval_loss"] for row in rows if row["eval_loss"] is not None}
+    assert trainer.state.best_global_step == min(joint, key=joint.__getitem__)
+    assert trainer.state.best_metric == pytest.approx(min(joint.values()))
+    for row in rows[2:]:
+        assert row["eval_loss"] == pytest.approx(0.4 * row["eval_loss_bce"] + 0.6 * row["eval_loss_ce"])
+    again = trained(config, str(RunFolder(config).checkpoints / "checkpoint-2"))
+    assert again.state.best_global_step == trainer.state.best_global_step
+    assert steady([row for row in read_log(RunFolder(config).log) if "eval_loss" in row]) == steady(rows)
+
+
+def test_validations_of_the_head_alone_do_not_stop_a_run_early(tiny_config: Config) -> None:
+    still = dict.fromkeys(("learning_rate", "lora_learning_rate", "vision_learning_rate"), 0.0)
+    config = with_train(tiny_config, "patient", max_steps=40, eval_steps=1, patience=1, **still)
+    config = replace(config, loss=LossConfig(alpha=0.5, head_only_steps=5))
+    trainer = trained(config)
+    assert trainer.state.global_step == 6, "5 is the first that reads text, 6 the first that is no better"
+    assert trainer.state.best_global_step == 5
+    resumed = trained(with_train(config, "patient", max_steps=60), str(RunFolder(config).checkpoints / "checkpoint-6"))
+    assert resumed.state.global_step == 7, "what was counted is counted on"
+
+
+def test_a_run_of_the_head_alone_ends_with_its_last_step(tiny_config: Config) -> None:
+    config = replace(with_train(tiny_config, "head", max_steps=4), loss=LossConfig(alpha=0.5, head_only_steps=9))
+    assert trained(config).state.best_model_checkpoint is None
+    only = trained(replace(with_train(tiny_config, "bce", max_steps=4), loss=LossConfig(alpha=1.0)))
+    rows = [row for row in only.state.log_history if "eval_loss" in row]
+    assert only.state.best_global_step and all(row["eval_loss"] == row["eval_loss_bce"] for row in rows)
+
+
+def test_the_temperature_is_fitted_on_the_validation_split_alone(tiny_config: Config) -> None:
+    train(tiny_config)
+    cohort = load_cohort(tiny_config.data)
+    model = ClinicalVLM.from_pretrained(RunFolder(tiny_config).adapter, device=torch.device("cpu"))
+    fitted = {}
+    for split in ("train", "validation", "test"):
+        cases = replace(case_dataset(tiny_config, model.spec, cohort, split), dropout=None)
+        fitted[split] = fit_temperature(score_cases(model, cases, 4, split, text=False), cases.rows["patient"])
+    assert len({one.temperature for one in fitted.values()}) == 3, "else the test could not tell them apart"
+    assert model.calibration.temperature == pytest.approx(fitted["validation"].temperature, rel=1e-3)
+    assert model.calibration.patients == fitted["validation"].patients
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [("resnet18", 0.449, 0.226), ("tf_efficientnet_lite0", 0.5, 0.5), ("no_such_cnn", 0.5, 0.5)],
+)
+def test_images_are_scaled_as_the_cnn_was_trained(name: str, mean: float, std: float) -> None:
+    """Means of ImageNet's 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225."""
+    assert _cnn_normalisation(name) == pytest.approx((mean, std), abs=1e-6)
 
 
 def test_a_row_that_straddles_the_head_only_steps_averages_the_text_loss_over_its_own_steps(

@@ -1,5 +1,7 @@
 """Files and folders that are there as a whole or not at all, and that say when they are not what was written.
 
+All are for their owner alone, whatever the umask: most hold patients' words or what was made of them.
+
 A folder is written under another name beside its place. Every file of it is flushed to the disk, a manifest of their
 sizes and SHA-256 is written last, one rename puts the folder in its place, and the folder above is flushed. What dies
 on the way leaves a hidden folder that nobody reads and the next writer removes.
@@ -8,11 +10,12 @@ on the way leaves a hidden folder that nobody reads and the next writer removes.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from vlm.errors import UserError
 
@@ -39,9 +42,11 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
         for leftover in (staging, earlier):
             if leftover.exists():
                 shutil.rmtree(leftover)
-        os.mkdir(staging)
+        with private():
+            os.mkdir(staging)
         try:
-            yield staging
+            with private():
+                yield staging
             seal(staging) if sealed else flush(staging)
             if folder.exists():
                 os.rename(folder, earlier)
@@ -57,7 +62,8 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
 
 def seal(folder: Path) -> None:
     """Flush every file of a folder and write its manifest; an earlier one and hidden files are left out of it."""
-    files = {file.name: file for file in sorted(folder.glob("[!.]*")) if file.name != MANIFEST}
+    found = (file for file in sorted(folder.glob("[!.]*")) if file.is_file())
+    files = {file.name: file for file in found if file.name != MANIFEST}
     for file in files.values():
         flush(file)
     write_file(folder / MANIFEST, _manifest({name: _entry(file) for name, file in files.items()}))
@@ -89,7 +95,7 @@ def _read(file: Path, read: Callable[[Path], Result]) -> Result:
 
 def write_file(file: Path, data: bytes) -> None:
     """Write a file and flush it to the disk; its name is on the disk once its folder is flushed."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         rest = memoryview(data)
         while rest:
@@ -99,20 +105,59 @@ def write_file(file: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def replace_file(file: Path, text: str) -> None:
-    """Put a text in place of a file's content, all of it or nothing; raises `UserError` where it cannot be written."""
+def replace_file(file: Path, content: str | bytes) -> None:
+    """Put a content in place of a file's, all of it or nothing; raises `UserError` where it cannot be written."""
+    with _beside(file) as partial:
+        write_file(partial, content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """Give a place to write a file to; when the block ends, it stands at `file`, and not at all if the block raises.
+
+    Raises `UserError` where the disk is full or does not let us write.
+    """
+    with _beside(file) as partial:
+        with private():
+            yield partial
+        flush(partial)
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[Path]:
     partial = _hidden(file, "partial")
     with writing(file):
-        write_file(partial, text.encode())
-        os.rename(partial, file)
-        flush(file.parent)
+        try:
+            yield partial
+            (os.rename if os.name == "posix" else os.replace)(partial, file)  # Windows renames over nothing
+            flush(file.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def open_private(file: Path, mode: str) -> IO[Any]:
+    """Open a file for writing; a new one is its owner's alone."""
+    text = {} if "b" in mode else {"encoding": "utf-8"}
+    return open(file, mode, opener=lambda path, flags: os.open(path, flags, 0o600), **text)  # type: ignore[call-overload,no-any-return]
+
+
+@contextmanager
+def private() -> Iterator[None]:
+    """Let whatever is made within the block, by any library of this process, be its owner's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, and flush their names to the disk."""
     if not folder.is_dir():
         make_folder(folder.parent)
-        os.mkdir(folder)
+        with private():
+            os.mkdir(folder)
         flush(folder.parent)
 
 
@@ -136,6 +181,8 @@ def sweep(folder: Path) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file's content, or a folder's names, are on the disk."""
+    if os.name != "posix" and path.is_dir():  # Windows opens no folder
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -149,7 +196,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except Exception as error:  # safetensors has the system's number in its words alone
+        if not (said := re.search(r"\(os error (\d+)\)", str(error))) or isinstance(error, UserError):
+            raise
+        number = int(said[1])
+        raise UserError(f"{path}: cannot be written: {os.strerror(number)}") from OSError(number, os.strerror(number))
 
 
 def _hidden(path: Path, word: str) -> Path:

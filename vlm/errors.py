@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from vlm.plain import escaped
 
@@ -25,6 +26,20 @@ class Stopped(Exception):
     def __init__(self, line: str, signal: int) -> None:
         super().__init__(line)
         self.exit_code = 128 + signal
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn any exception of a library into a `UserError` that begins with `what`; memory that runs out stays itself."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a base or a CNN of a stranger can make a library raise nearly anything
+        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"{what}: {reason if len(reason) <= 300 else reason[:300] + '…'}") from None
 
 
 def run_program(main: Callable[[], None]) -> None:

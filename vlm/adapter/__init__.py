@@ -9,7 +9,7 @@ metrics.json, README.md                          what it was measured to do, and
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.adapter.folder import load, load_evidence, load_state, save, split_state, starting_weights
+    from vlm.adapter.folder import check_base, load, load_evidence, load_state, save, split_state, starting_weights
     from vlm.adapter.hub import resolve
     from vlm.adapter.layout import FILES, FORMAT, REQUIRED, AdapterConfig, describe, digest, read_config
 
@@ -18,6 +18,7 @@ __all__ = [
     "FORMAT",
     "REQUIRED",
     "AdapterConfig",
+    "check_base",
     "describe",
     "digest",
     "load",

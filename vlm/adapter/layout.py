@@ -13,12 +13,13 @@ from vlm.config import ModelConfig, VitalConfig
 from vlm.config.limits import model_problems
 from vlm.config.strict import from_dict
 from vlm.data.case import CaseSpec
+from vlm.data.chat_template import PromptIds
 from vlm.data.images import ImageSpec
 from vlm.data.schema import VitalsSchema, VitalsStatistics
 from vlm.durable import CHUNK, MANIFEST
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
-from vlm.plain import shortened
+from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
 from vlm.weights import check_wheel, is_wheel
 
@@ -51,6 +52,8 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "sealed": True,  # a manifest was saved beside it
         "clinical_vlm_version": vlm.__version__,
         "base_fingerprint": model.base_fingerprint,
+        "base_sha256": model.base_sha256,
+        "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
         "model": asdict(_self_contained(model)),
         "image": asdict(model.spec.image),
         "vitals": [asdict(vital) for vital in model.spec.schema.vitals],
@@ -77,6 +80,10 @@ class AdapterConfig(NamedTuple):
     spec: CaseSpec
     base_fingerprint: str
     calibration: Calibration
+    base_sha256: str | None = None
+    """Of the base's weights; None in an adapter of an earlier version."""
+    prompt_ids: PromptIds | None = None
+    """What the base's chat template gave in training; None in an adapter of an earlier version."""
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -105,8 +112,9 @@ def naming(file: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).removeprefix(f"{file}: ")
-        raise UserError(f"{file}: {text if len(text) <= LONGEST else text[:LONGEST] + '…'}") from None
+        text = str(error)
+        named = text if text.startswith(str(file.parent)) else f"{file}: {text}"  # some name another file of it
+        raise UserError(escaped(named, len(str(file)) + LONGEST)) from None
 
 
 def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
@@ -131,10 +139,23 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         labels=_words(values["labels"]),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
-    fingerprint = values["base_fingerprint"]
-    if not isinstance(fingerprint, str):
-        raise TypeError(f"base_fingerprint: {fingerprint!s:.40} is no text")
-    return AdapterConfig(model, spec, fingerprint, calibration)
+    sampled, whole, ids = (values.get(key) for key in ("base_fingerprint", "base_sha256", "prompt_ids"))
+    for key, value, digits in (("base_fingerprint", sampled, 16), ("base_sha256", whole, 64)):
+        needed = key == "base_fingerprint" or value is not None
+        if needed and not (isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value)):
+            raise UserError(f"{key}: is {digits} digits from 0 to f, not {value!s:.40}")
+    assert isinstance(sampled, str)
+    return AdapterConfig(model, spec, sampled, calibration, whole, None if ids is None else _prompt_ids(ids))
+
+
+def _prompt_ids(values: Any) -> PromptIds:
+    """Token ids of a prompt's fixed words; that its base has them is checked with the base."""
+    if not isinstance(values, dict) or values.keys() != set(PromptIds._fields):
+        raise TypeError(f"prompt_ids: must hold {', '.join(PromptIds._fields)} and nothing else")
+    for name, ids in values.items():
+        if not isinstance(ids, str) or not re.fullmatch(r"(\d{1,7}( \d{1,7})*)?", ids):
+            raise TypeError(f"prompt_ids.{name}: {ids!s:.40} is no line of token ids")
+    return PromptIds(*(tuple(map(int, values[name].split())) for name in PromptIds._fields))
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
 from vlm.adapter.folder import MERGED, load
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES
-from vlm.data.case import Example, make_example
+from vlm.data.case import made_up_cases
 from vlm.durable import seal
 from vlm.errors import UserError
 
@@ -58,6 +57,8 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     """
     from transformers import AutoModelForCausalLM
 
+    from vlm.model.base_files import base_digest
+
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
     folder = resolve(adapter, revision)
@@ -71,7 +72,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
         plain.config.update({MERGED: True})
         plain.save_pretrained(staging)
         model.tokenizer.save_pretrained(staging)
-        _write_evidence(folder, staging / "adapter", out)
+        _write_evidence(folder, staging / "adapter", out, base_digest(str(staging), None))
         merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
         with torch.no_grad():
             parity = _compare(merged, model, watched, most)
@@ -88,7 +89,7 @@ def refuse_packed(model: "ClinicalVLM", what: str) -> None:
         raise UserError(f"{what}: the adapter's config keeps the base packed (unpack: never)")
 
 
-def _write_evidence(adapter: Path, folder: Path, base: Path) -> None:
+def _write_evidence(adapter: Path, folder: Path, base: Path, sha256: str) -> None:
     """The adapter with a LoRA that adds nothing, on the merged base, whose weights are taken as they are."""
     from safetensors.torch import load_file, save_file
 
@@ -102,6 +103,8 @@ def _write_evidence(adapter: Path, folder: Path, base: Path) -> None:
     ):
         values = json.loads((folder / name).read_text(encoding="utf-8"))
         (values["model"]["llm"] if name == "config.json" else values).update(change)
+        if name == "config.json":
+            values["base_sha256"] = sha256
         (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     seal(folder)
 
@@ -110,23 +113,10 @@ def _prompts(model: "ClinicalVLM") -> Iterator[torch.Tensor]:
     """The embeddings (T × H) of the adapter's own prompts on cases that are drawn, so that no patient is needed."""
     from vlm.data.collate import Collator
 
-    for example in _cases(model):
+    for example in made_up_cases(model.spec, CASES):
         batch = Collator(model.prompt, generation=True)([example])
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         yield model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]
-
-
-def _cases(model: "ClinicalVLM") -> Iterator[Example]:
-    """Vitals about the training median, pictures of soft shadows; every fourth case has none."""
-    spec, rng = model.spec, np.random.default_rng(0)
-    centre, scale = np.array(spec.statistics.centre), np.array(spec.statistics.scale)
-    numbers = np.array([not vital.categories for vital in spec.schema.vitals], dtype=bool)
-    for number in range(CASES):
-        x = np.where(numbers, centre + scale * rng.normal(size=len(centre)), rng.integers(0, 2, len(centre)))
-        coarse = rng.integers(0, 256, (4, 4), dtype=np.uint8)
-        size = spec.image.size
-        picture = np.kron(coarse, np.ones((-(-size // 4),) * 2, np.uint8))[:size, :size]
-        yield make_example(spec, picture if number % 4 != 3 else None, x)
 
 
 def _watch(llm: "PreTrainedModel", model: "ClinicalVLM", prompt: torch.Tensor, most: int) -> _Watched:

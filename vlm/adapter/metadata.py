@@ -57,7 +57,7 @@ def eval_results(metrics: Mapping[str, Any]) -> Iterator["EvalResult"]:
     chief += [("f1", "F1 of the findings in the reports", metrics.get("findings", {}).get("f1"))]
     chief += [("rouge", "ROUGE-L", metrics.get("text", {}).get("rougel"))]
     for kind, name, measure in chief:
-        estimate = Estimate(**measure) if measure else Estimate(None)
+        estimate = Estimate(measure["value"], measure["low"], measure["high"]) if measure else Estimate(None)
         if estimate.value is not None:
             yield EvalResult(
                 task_type=TASK,

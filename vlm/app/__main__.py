@@ -56,17 +56,14 @@ def main() -> None:
     try:
         import uvicorn
 
-        from vlm.app.connections import BoundedProtocol
+        from vlm.app.connections import server_config
 
         app = make_app(arguments, access)
     except ImportError as error:
         raise UserError(f"{error.name}: not installed; pip install 'clinical-vlm[app]'") from None
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     print(f"http://{host}:{arguments.port}", flush=True)
-    # No log of uvicorn's: one of requests holds the names of uploaded files, one of errors may quote a case.
-    config = uvicorn.Config(app, http=BoundedProtocol, ws="none", log_level="critical", access_log=False,
-                            server_header=False, timeout_graceful_shutdown=3)  # fmt: skip
-    uvicorn.Server(config).run(sockets=[reserved])
+    uvicorn.Server(server_config(app)).run(sockets=[reserved])
 
 
 def reserve(host: str, port: int) -> socket.socket:

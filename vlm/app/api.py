@@ -69,6 +69,7 @@ class Answer(BaseModel):
     warnings: list[str] = Field(description="missing or implausible inputs")
     calibration: str = Field(description="on whom the probabilities were calibrated")
     notice: str
+    finished: bool = Field(description="false for a draft that was cut, which a warning says too")
 
 
 class Refusal(BaseModel):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 512
@@ -13,6 +14,12 @@ READER_SECONDS = 30.0
 """While a client does not take what is written to it."""
 _STREAMS = "/gradio_api/"
 """Paths of the page, whose streams stay open as long as the page does."""
+
+
+def server_config(app: Any, **named: Any) -> uvicorn.Config:
+    """How uvicorn serves the app. No log: one of requests holds what clients sent, one of errors may quote a case."""
+    return uvicorn.Config(app, http=BoundedProtocol, ws="none", log_level="critical", access_log=False,
+                          server_header=False, timeout_graceful_shutdown=3, **named)  # fmt: skip
 
 
 class BoundedProtocol(H11Protocol):

@@ -1,5 +1,6 @@
 """The form of the vitals, made from an adapter's schema."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,8 +41,15 @@ def _field(vital: VitalConfig) -> Field:
     field = Field(vital.name, _label(vital.name, vital.unit), "")
     if vital.categories:
         return replace(field, choices=tuple(vital.categories))
-    others = [f"or in {', '.join(vital.accepts)}, the unit written beside the number"] if vital.accepts else []
+    others = (
+        [f"or in {', '.join(map(_plain, vital.accepts))}, the unit written beside the number"] if vital.accepts else []
+    )
     return replace(field, help="; ".join([*_ranges(vital), *others]))
+
+
+def _plain(text: str) -> str:
+    """A stranger's word so that Gradio, which reads a help text as Markdown, shows it as it is."""
+    return re.sub(r"([!-/:-@[-`{-~])", r"\\\1", text)
 
 
 def _label(name: str, unit: str) -> str:

@@ -137,9 +137,9 @@ class Gate:
             event = read_json(body)
         except ValueError as error:
             raise HTTPException(400, f"body: {error}") from None
-        if not isinstance(event, dict) or not _HASH.fullmatch(str(event.get("session_hash"))):
-            raise HTTPException(422, "session_hash: missing")
-        page = _page(session, event["session_hash"])
+        if not isinstance(event, dict):
+            raise HTTPException(422, "body: not an event")
+        page = _page(session, event.get("session_hash"))
         if request.url.path == _JOIN:
             await self._make_room(page)
             known = self._joined(event, session)
@@ -173,7 +173,9 @@ class Gate:
 
     async def _listen(self, request: Request, send: Any) -> None:
         """The results of a page's events, for as long as it listens."""
-        page = _page(_session(request), request.query_params.get("session_hash", ""))
+        page = _page(_session(request), request.query_params.get("session_hash"))
+        if page not in self.blocks._queue.pending_messages_per_session:
+            raise HTTPException(404, "nothing was asked by this page")
         self._active[page] = float("inf")
         try:
             await self._pass(request, send, query=f"session_hash={page}")
@@ -215,9 +217,9 @@ def _session(request: Request) -> str:
     return session
 
 
-def _page(session: str, name: str) -> str:
+def _page(session: str, name: Any) -> str:
     """The name by which Gradio knows a page of a session: nobody else can say it."""
-    if not _HASH.fullmatch(name):
+    if not isinstance(name, str) or not _HASH.fullmatch(name):
         raise HTTPException(422, "session_hash: missing")
     return hashlib.sha256(f"{session} {name}".encode()).hexdigest()
 

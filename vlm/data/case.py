@@ -1,5 +1,6 @@
 """One case as a model is given it, whatever table, request or file it came from."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,3 +69,16 @@ def make_example(
         "report": report,
         "context": context,
     }
+
+
+def made_up_cases(spec: CaseSpec, count: int) -> Iterator[Example]:
+    """Cases of no patient: vitals about the training median, pictures of soft shadows; every fourth has none."""
+    rng = np.random.default_rng(0)
+    centre, scale = np.array(spec.statistics.centre), np.array(spec.statistics.scale)
+    numbers = np.array([not vital.categories for vital in spec.schema.vitals], dtype=bool)
+    for number in range(count):
+        x = np.where(numbers, centre + scale * rng.normal(size=len(centre)), rng.integers(0, 2, len(centre)))
+        coarse = rng.integers(0, 256, (4, 4), dtype=np.uint8)
+        size = spec.image.size
+        picture = np.kron(coarse, np.ones((-(-size // 4),) * 2, np.uint8))[:size, :size]
+        yield make_example(spec, picture if number % 4 != 3 else None, x)

@@ -1,7 +1,6 @@
 """A cohort: cases in one form, whatever their source, as a `datasets.Dataset` with declared features."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from vlm.config import DataConfig, SectionConfig
 from vlm.data.faults import Faults
+from vlm.data.image_names import ImageFolder, image_name
 from vlm.data.labels import LabelReader
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
@@ -221,25 +221,19 @@ def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, fl
     )
 
 
-def image_cells(names: pd.Series, folder: Path, where: str) -> list[dict | None]:
+def image_cells(names: pd.Series, folder: Path | ImageFolder, where: str) -> list[dict | None]:
     """File names → `Image` cells; an empty name is a case without an image.
 
-    Raises `UserError` for a name that leads outside the folder or to no file.
+    Raises `UserError` as `ImageFolder.find` does, with the row.
     """
+    images = folder if isinstance(folder, ImageFolder) else ImageFolder(folder)
     cells: list[dict | None] = []
-    root = os.path.realpath(folder)
     for number, name in zip(names.index + 2, names, strict=True):
-        text = "" if name is None or name != name else str(name).strip()
-        if not text:
-            cells.append(None)
-            continue
-        # By the words of the path alone: a link that the user put into the folder may point where they like.
-        path = os.path.normpath(os.path.join(root, text))
-        if not path.startswith(root + os.sep):
-            raise UserError(f"{where}: row {number}: image {text!r} leads outside {folder}")
-        if not os.path.isfile(path):
-            raise UserError(f"{where}: row {number}: no image file {folder / text}")
-        cells.append({"path": path, "bytes": None})
+        text = image_name(name, f"{where}: row {number}: column {names.name}")
+        try:
+            cells.append({"path": images.find(text), "bytes": None} if text else None)
+        except UserError as error:
+            raise UserError(f"{where}: row {number}: {error}") from None
     return cells
 
 

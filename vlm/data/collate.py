@@ -9,6 +9,8 @@ import torch
 from vlm.data.case import Example
 from vlm.data.prompt import Prompt
 
+LONGEST_REPORT = 1024
+"""Tokens."""
 IGNORED = -100
 """Label of a token that the text loss passes over."""
 
@@ -36,8 +38,8 @@ class Collator:
     """
 
     prompt: Prompt
-    max_report_tokens: int = 1024
-    """Longer reports are cut; image and vitals tokens never are."""
+    max_report_tokens: int = LONGEST_REPORT
+    """Longer reports are cut, and those that the language model has no room for; image and vitals tokens never are."""
     generation: bool = False
     with_ids: bool = False
     """Give the cases' ids too, for messages."""
@@ -69,15 +71,17 @@ class Collator:
     def _row(self, example: Example) -> tuple[list[int], list[int], list[int]]:
         """Token ids, evidence mask and labels of one case."""
         before, after = self.prompt.ids(example["context"], example["vitals"].tolist())
-        report = self._report_ids(example["report"])
+        report = self._report_ids(example)
         evidence = self.prompt.evidence_tokens
         ids = [*before, *[self.prompt.pad_id] * evidence, *after, *report]
         mask = [0] * len(before) + [1] * evidence + [0] * (len(after) + len(report))
         labels = [IGNORED] * (len(ids) - len(report)) + report
         return ids, mask, labels
 
-    def _report_ids(self, report: str) -> list[int]:
+    def _report_ids(self, example: Example) -> list[int]:
         """A case without a report has no text target. The end is a target too, unless it was cut off."""
-        if self.generation or not report:
+        if self.generation or not example["report"]:
             return []
-        return self.prompt.report_ids(report)[: self.max_report_tokens]
+        room = self.prompt.room(example["context"], example["vitals"].tolist())
+        longest = self.max_report_tokens if room is None else min(room, self.max_report_tokens)
+        return self.prompt.report_ids(example["report"])[:longest]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlm.data.image_header import LARGEST_DECODED, LARGEST_IMAGE, read_header
-from vlm.data.image_kinds import kind_of, seems_to_be
+from vlm.data.image_kinds import kind_of, why_no_image
 from vlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def read_dicom(where: str, data: bytes) -> np.ndarray:
     """
     if data[128:132] != b"DICM":
         if kind_of(data) != "DICOM":
-            said = seems_to_be(data)
-            raise UserError(f"{where}: not a DICOM file: the mark DICM is missing{said and f'; {said}'}")
+            raise UserError(f"{where}: not a DICOM file: the mark DICM is missing; {why_no_image(data)}")
         data = PREAMBLE + data
     if importlib.util.find_spec("pydicom") is None:
         raise UserError(f"{where}: DICOM files need pydicom; pip install 'clinical-vlm[dicom]'")

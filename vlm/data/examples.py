@@ -12,9 +12,11 @@ import torch
 
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec, Example, make_example
-from vlm.data.images import augment, is_blank, read_image, to_square
+from vlm.data.images import ImageSpec, augment, is_blank, read_image, to_square
 from vlm.data.packed.shards import is_packed, read_packed
 from vlm.data.storage import column
+from vlm.errors import UserError
+from vlm.processes import say
 
 
 def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig], available: Collection[str]) -> str:
@@ -43,9 +45,18 @@ def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray |
     """Decode an image cell to S × S uint8; None for a case without an image and for a blank one."""
     if not cell:
         return None
-    image = read_packed(cell["path"]) if is_packed(cell["path"]) else read_image(cell["path"])
-    picture = to_square(image, spec.image)
+    picture = read_square(cell["path"], spec.image)
     return None if is_blank(picture) else picture
+
+
+def read_square(path: str, spec: ImageSpec) -> np.ndarray:
+    """The image of a cell, in a file or in a shard, as S × S uint8; raises `UserError` that names it, for any fault."""
+    try:
+        return to_square(read_packed(path) if is_packed(path) else read_image(path), spec)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot read the image: {type(error).__name__}") from None
 
 
 @dataclass
@@ -69,6 +80,8 @@ class CaseDataset(torch.utils.data.Dataset):
     """Shards of packed data that are read side by side in training."""
     features: np.ndarray | None = None
     """What a frozen CNN made of each image, N × places × C; given in place of the pixels, which are then not read."""
+    _said: bool = field(default=False, init=False, repr=False)
+    """Whether a blank image was spoken of."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of each epoch."""
@@ -146,6 +159,10 @@ class CaseDataset(torch.utils.data.Dataset):
     def _picture(self, index: int, row: Mapping[str, Any]) -> np.ndarray | None:
         picture = load_picture(row["image"], self.spec)
         self._shows[index] = picture is not None
+        if row["image"] and picture is None and not self._said:
+            self._said = True
+            way = "shows one grey value alone and counts as no image; further ones are not named"
+            say(f"warning: {row['image']['path']}: {way}")
         return picture
 
     def report(self, index: int) -> str:

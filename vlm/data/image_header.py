@@ -202,12 +202,15 @@ def _tiff(data: bytes) -> ImageHeader:
         raise ValueError("it seems to be a camera's raw file, with a preview in front; export the picture")
     if photometric not in tiff.SHOWN:
         raise ValueError("its colours are neither grey, RGB, CMYK, YCbCr nor a palette; save it as RGB")
+    compression = directory.value(tiff.COMPRESSION, 1)
+    if compression in tiff.UNKNOWN:
+        raise ValueError(f"a TIFF compressed by {tiff.UNKNOWN[compression]}; save it with LZW or uncompressed")
     if samples == 2 and bits > 8:
         raise ValueError(f"a grey TIFF of {bits} bits with a second channel; save it without that channel")
     offsets, sizes, pixels = tiff.parts(directory, width, height)
     if pixels * header.channels * max(bits // 8, 1) > LARGEST_DECODED:
         raise ValueError("its header is broken: its strips or tiles are too large")
-    if directory.value(tiff.COMPRESSION, 1) in tiff.JPEG:
+    if compression in tiff.JPEG:
         streams = tiff.jpeg_streams(directory, offsets, sizes)
         header.scans = max(stream.count(b"\xff\xda") for stream in streams)
         header.scanned = pixels * len(sizes)

@@ -74,14 +74,16 @@ def _is_bare_dicom(data: bytes) -> bool:
     return group in (2, 8) and len(data) > 16 and (data[4:6] in _VR or (size <= 256 and not size % 2))
 
 
-def seems_to_be(data: bytes) -> str:
-    """What a file is that is no image we read, in words; empty where nobody knows."""
+def why_no_image(data: bytes) -> str:
+    """What a file is that is no image we read, in words, and which images are."""
     if not data:
         return "the file is empty"
     if not data.strip(b"\0"):
         return "the file holds nothing but zeros; was it copied whole?"
     kind = next((kind for magic, kind in _OTHERS if data.startswith(magic)), "") or _by_structure(data[:4096])
-    return f"it seems to be {kind}" if kind else ""
+    if ";" in kind:  # that says what to do
+        return f"it seems to be {kind}"
+    return f"it seems to be {kind}; {READ}" if kind else READ
 
 
 def _by_structure(head: bytes) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
 from vlm.data.dicom import read_dicom
-from vlm.data.image_kinds import READ, kind_of, seems_to_be
+from vlm.data.image_kinds import kind_of, why_no_image
 from vlm.errors import UserError
 
 cv2.setNumThreads(1)  # the workers and PyTorch share the cores
@@ -73,7 +73,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         if kind == "DICOM":
             return read_dicom(where, data)
         if not kind:
-            raise ValueError("; ".join(filter(None, (seems_to_be(data), READ))))
+            raise ValueError(why_no_image(data))
         header = read_header(data, kind)
         return _shown(_decoded(data), header)
     except UserError:
@@ -104,7 +104,7 @@ def _shown(image: np.ndarray, header: ImageHeader) -> np.ndarray:
     if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].any():  # some programs write 0 and mean nothing by it
         transparent = image[..., 3] == 0
     if header.inverted:
-        image = (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 0) - image
+        image = 65_535 - image if image.dtype == np.uint16 else -image.astype(np.float32)
     if image.ndim == 3 and image.shape[2] >= 3:
         if image.dtype not in (np.uint8, np.uint16, np.float32):
             image = image.astype(np.float32)
@@ -205,6 +205,12 @@ class Box:
 def is_blank(square: np.ndarray) -> bool:
     """Whether a picture is one grey value: it shows nothing, and nothing may be asserted from it."""
     return bool(square.min() == square.max())
+
+
+def shows_nothing(image: np.ndarray) -> bool:
+    """Whether a decoded image, H × W, is one value wherever there is any."""
+    there = image[np.isfinite(image)]
+    return not there.size or bool(there.min() == there.max())
 
 
 def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:

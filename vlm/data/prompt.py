@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from vlm.config import PromptConfig
+from vlm.data.chat_template import PromptIds, prompt_ids
 from vlm.data.schema import VitalsSchema, in_words
+from vlm.errors import UserError
 
 if TYPE_CHECKING:  # given; its library takes seconds to import
     from transformers import PreTrainedTokenizerBase
-
-_EVIDENCE, _WORDS = "\ue000", "\ue001"
-"""Private-use characters that mark the two gaps while the template is rendered; no user text passes it."""
 
 
 class PlainText:
@@ -58,19 +55,51 @@ class Prompt:
     """Length of the prefix of image, vitals, z and label tokens."""
     written: VitalsSchema | None = None
     """The vitals to write out before the context; None where they are tokens."""
+    pieces: PromptIds | None = None
+    """What an adapter kept of its base's chat template; None renders it."""
+    context_length: int | None = None
+    """Tokens that the language model was made to read; None if it does not say."""
+
+    def __post_init__(self) -> None:
+        self.pieces = self.pieces or prompt_ids(self.tokenizer, self.config.system)
 
     def ids(self, context: str = "", vitals: Sequence[float] = ()) -> tuple[list[int], list[int]]:
         """Token ids before and after the evidence, for a case with this context and these vitals (m)."""
         if self.written is not None:
             context = f"{in_words(self.written, vitals)}\n{context.strip()}"
         words = f"{context.strip()}\n{self.config.instruction}" if context.strip() else self.config.instruction
-        before, between, after = self._pieces
-        return before, [*between, *self.encode_text(words), *after]
+        before, between, after = self.fixed_ids
+        return list(before), [*between, *self.encode_text(words), *after]
+
+    @property
+    def fixed_ids(self) -> PromptIds:
+        """What stands around the evidence and the words of every case."""
+        assert self.pieces is not None
+        return self.pieces
 
     @property
     def fixed_tokens(self) -> int:
         """Tokens before the evidence, the same for every case."""
-        return len(self._pieces[0])
+        return len(self.fixed_ids.before)
+
+    def room(self, context: str = "", vitals: Sequence[float] = ()) -> int | None:
+        """Tokens that fit after the prompt of a case; None where the language model has no longest text.
+
+        Raises `UserError` where not one does.
+        """
+        if self.context_length is None:
+            return None
+        length = sum(map(len, self.ids(context, vitals))) + self.evidence_tokens
+        if length >= self.context_length:
+            raise UserError(
+                f"the prompt has {length:,} tokens and the base reads {self.context_length:,}, prompt and report "
+                "together; shorten the context of the case"
+            )
+        return self.context_length - length
+
+    def most_new_tokens(self, length: int, wanted: int) -> int:
+        """Tokens that a draft may have after a prompt of this length: as many as are wanted and can be read."""
+        return wanted if self.context_length is None else max(1, min(wanted, self.context_length - length))
 
     def report_ids(self, report: str) -> list[int]:
         """Token ids of a report and the end-of-turn token that stops the generation."""
@@ -93,20 +122,3 @@ class Prompt:
     def pad_id(self) -> int:
         """Token in padded places; the attention mask hides it, so any id serves."""
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)
-
-    def _templated(self, gap: str) -> str:
-        """The chat template around the gaps; a template without a system role gets its words in the user's turn."""
-        render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-        try:
-            return str(render([{"role": "system", "content": self.config.system}, {"role": "user", "content": gap}]))
-        except TemplateError:
-            return str(render([{"role": "user", "content": f"{self.config.system}\n{gap}"}]))
-
-    @cached_property
-    def _pieces(self) -> tuple[list[int], list[int], list[int]]:
-        """Token ids of the template before, between and after the two gaps."""
-        gap = _EVIDENCE + _WORDS
-        text = self._templated(gap) if self.tokenizer.chat_template else f"{self.config.system}\n{gap}\n"
-        before, rest = text.split(_EVIDENCE)
-        between, after = rest.split(_WORDS)
-        return tuple(self.tokenizer(piece, add_special_tokens=False).input_ids for piece in (before, between, after))

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import starmap
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from vlm.data.cohort import (
 )
 from vlm.data.faults import Faults
 from vlm.data.headers import find_column, some_of
+from vlm.data.image_names import ImageFolder
 from vlm.data.labels import LabelReader
 from vlm.data.reading import TableOptions, read_chunks, reading_notes
 from vlm.data.schema import VitalsSchema
@@ -62,7 +64,7 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
     dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = [*reader.notes(path), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
+    warnings = [*reader.notes(path), *reader.images.notes(), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)
@@ -97,6 +99,11 @@ class _Reader:
         taken = [f"{name} is read from column {column}" for name, column in self.renamed.items()]
         return [f"{path}: {note}" for note in ([", ".join(taken)] if taken else []) + self.label_notes]
 
+    @cached_property
+    def images(self) -> ImageFolder:
+        """Where the names of images are looked up."""
+        return ImageFolder(Path(self.data.root) / self.table.images)
+
     def columns(self, path: Path, frame: pd.DataFrame) -> Columns:
         """The columns of some rows of the file `path`."""
         table, where = self.table, str(path)
@@ -129,14 +136,13 @@ class _Reader:
 
     def _images(self, names: pd.Series, where: str) -> list[dict | None]:
         """Image cells; where one is faulty, row by row, so that all are named."""
-        folder = Path(self.data.root) / self.table.images
         with suppress(UserError):
-            return image_cells(names, folder, where)
+            return image_cells(names, self.images, where)
         cells: list[dict | None] = []
         for place in range(len(names)):
             cell: list[dict | None] = [None]
             with self.faults.gather():
-                cell = image_cells(names.iloc[place : place + 1], folder, where)
+                cell = image_cells(names.iloc[place : place + 1], self.images, where)
             cells += cell
         return cells
 

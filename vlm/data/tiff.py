@@ -14,6 +14,8 @@ SHOWN = {WHITE_IS_ZERO: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6:
 """Photometric interpretations that are decoded to what a viewer shows."""
 JPEG = (6, 7)
 """Compressions whose strips and tiles are JPEG streams."""
+UNKNOWN = {34712: "JPEG 2000", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL"}
+"""Compressions that no decoder here knows."""
 MOST_ENTRIES, MOST_PARTS = 65_535, 1_000_000
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 """Whole numbers; the other types hold nothing that is asked for."""

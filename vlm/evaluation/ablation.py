@@ -1,19 +1,21 @@
 """Does the model use its input? What changes when evidence is swapped, blanked or withheld."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlm.evaluation import probability
-from vlm.evaluation.agreement import Agreement
-from vlm.evaluation.intervals import Statistic, mean, ratio
+from vlm.evaluation.agreement import Agreement, why_unread
+from vlm.evaluation.arms import ArmCases
+from vlm.evaluation.intervals import Statistic, mean, ratio, undefined
 from vlm.evaluation.measures import Bootstrap
 from vlm.evaluation.scoring import CaseScores, ranked
 
 SMALL = 0.05
-"""Below this share of changed drafts a model is said to ignore what was changed."""
+"""Below this share of changed drafts, of the cases that were shown something else, a model ignores what it is shown."""
+CHANGES = ("text_loss_change", "auroc_change", "finding_f1_change", "drafts_changed")
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,30 @@ class ArmResult:
     """N × K."""
     losses: np.ndarray
     """M, text loss summed over the report's tokens, of the first M cases."""
+    cut: Sequence[bool] = ()
+    """Whether each draft was cut before it ended."""
 
 
 def ablation_measures(
-    arms: Mapping[str, ArmResult], scores: CaseScores, references: Sequence[str], bootstrap: Bootstrap
+    arms: Mapping[str, ArmResult],
+    cases: Mapping[str, ArmCases],
+    scores: CaseScores,
+    references: Sequence[str],
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    """Each arm less the cases as given, on the same cases: text loss, AUROC, finding F1; and how many drafts change."""
-    given = arms["as_given"]
-    measures = {}
-    for name, arm in arms.items():
+    """Each arm less the cases as given, on the same cases: text loss, AUROC, finding F1; and how many drafts change.
+
+    An arm that could show no case what it promises has no result, and measures that say why.
+    """
+    given, unread = arms["as_given"], why_unread(list(filter(None, references)))
+    measures: dict[str, Any] = {}
+    for name, shown in cases.items():
         if name == "as_given":
             continue
+        if shown.undefined:
+            measures[name] = {key: undefined(shown.undefined) for key in CHANGES} | {"changed_cases": 0}
+            continue
+        arm = arms[name]
         first = np.arange(len(arm.losses))
         tokens = scores.tokens[first].astype(np.float64)
         changed = np.array([a != b for a, b in zip(arm.drafts, given.drafts, strict=True)])
@@ -45,9 +60,12 @@ def ablation_measures(
             "auroc_change": bootstrap(
                 minus(macro_auroc(arm.logits, scores.targets), macro_auroc(given.logits, scores.targets))
             ),
-            "finding_f1_change": bootstrap(minus(_f1(arm.drafts, references), _f1(given.drafts, references))),
+            "finding_f1_change": undefined(unread)
+            if unread
+            else bootstrap(minus(_f1(arm.drafts, references), _f1(given.drafts, references))),
             "drafts_changed": bootstrap(mean(changed)),
             "text_loss_cases": len(first),
+            "changed_cases": int(shown.changed.sum()),
         }
     return measures
 
@@ -81,19 +99,23 @@ def minus(a: Statistic, b: Statistic) -> Statistic:
 
 
 def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a reviewer would say of these numbers, in sentences; `good` is false where it is a fault."""
+    """What a reviewer would say of these numbers, in sentences; `good` is false for a fault, null for a gap."""
     said: list[dict[str, Any]] = []
 
-    def say(good: bool, text: str) -> None:
+    def say(good: bool | None, text: str) -> None:
         said.append({"good": good, "text": text})
 
     distinct, cases = metrics["distinct_reports"], metrics["cases"]
     if cases > 1 and distinct / cases <= 0.02:
         say(False, f"Constant report: {distinct} distinct drafts for {cases} cases.")
+    cut = metrics.get("cut_drafts", {})
+    if cut.get("cases"):
+        say(False, f"{cut['cases']} of {cases} drafts were cut at {cut['max_new_tokens']} tokens "
+                   "(evaluation.max_new_tokens): what they did not come to say counts as missing.")  # fmt: skip
     ablation = metrics.get("ablation", {})
     for kind, swapped in (("image", "image_swapped"), ("vitals", "vitals_swapped")):
         if swapped in ablation:
-            say(*_dependence(kind, ablation[swapped]))
+            say(*_dependence(kind, ablation[swapped], cases))
     baselines = metrics.get("baselines", {})
     ours = metrics.get("findings", {}).get("f1", {}).get("value")
     for name, title in (("constant", "a constant report"), ("nearest", "the nearest training case's report")):
@@ -107,12 +129,32 @@ def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             theirs = baselines.get(name, {}).get(label, {}).get("value")
             if area is not None and theirs is not None and area <= theirs:
                 say(False, f"AUROC of {label}, {area:.3f}, is not above a classifier that sees {title}, {theirs:.3f}.")
+    for text in _gaps(metrics):
+        say(None, text)
     return said
 
 
-def _dependence(kind: str, change: Mapping[str, Any]) -> tuple[bool, str]:
+def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each reason why measures are not defined, with their names."""
+    names: dict[str, list[str]] = {}
+
+    def walk(values: Mapping[str, Any], above: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping) and value.get("why"):
+                names.setdefault(value["why"], []).append(f"{above}{key}".replace("_", " "))
+            elif isinstance(value, Mapping) and key not in ("ablation", "baselines", "facts"):
+                walk(value, f"{above}{key} ")
+
+    walk(metrics, "")
+    for why, measures in names.items():
+        yield f"Not defined: {', '.join(measures)}: {why}."
+
+
+def _dependence(kind: str, change: Mapping[str, Any], cases: int) -> tuple[bool | None, str]:
     """Whether showing another patient's image or vitals changes anything."""
     share, loss, area = change["drafts_changed"], change["text_loss_change"], change["auroc_change"]
+    if share["value"] is None:
+        return None, f"Use of the {kind} was not tested: {share['why']}."
     worse_text = loss["low"] is not None and loss["low"] > 0
     worse_area = area["high"] is not None and area["high"] < 0
     facts = f"{share['value']:.0%} of the drafts change"
@@ -120,7 +162,7 @@ def _dependence(kind: str, change: Mapping[str, Any]) -> tuple[bool, str]:
         facts += f", the text loss by {loss['value']:+.3f}"
     if area["value"] is not None:
         facts += f", the AUROC by {area['value']:+.3f}"
-    if share["value"] < SMALL and not worse_area and not worse_text:
+    if share["value"] * cases < SMALL * change["changed_cases"] and not worse_area and not worse_text:
         return False, f"Ignores the {kind}: with another patient's, {facts}."
     uses = [name for name, holds in (("text", worse_text), ("probability", worse_area)) if holds]
     if not uses:

@@ -1,5 +1,6 @@
 """Drafts against references, finding by finding: what is right, invented, missed, flipped."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,16 @@ from vlm.findings.labeller import Mention, label
 from vlm.findings.vocabulary import FINDINGS
 
 NAMES = tuple(FINDINGS)
+NO_REFERENCE = "no test case has a reference report"
+LEAST_READ = 0.1
+"""Share of the references in which the labeller must find something; below it, what it counts means nothing."""
+_ENGLISH = re.compile(r"\b(?:the|of|and|is|are|in|on|with|there|at|both|either|left|right|lungs?|heart|clear|seen)\b")
+_FOREIGN = re.compile(
+    r"\b(?:der|die|das|und|ist|im|keine?[rsmn]?|nicht|mit|ohne|links|rechts|"  # German
+    r"le|les|du|des|et|est|pas|sans|avec|gauche|droite?|el|los|las|del|con|sin|hay|izquierd[oa]|derech[oa]|"
+    r"il|della?|di|non|senza|sinistr[oa]|destr[oa]|não|sem|com|esquerd[oa]|direit[oa]|"  # and Romance languages
+    r"het|een|van|geen|zonder|och|ej|inga?|nie|bez|oraz)\b"  # Dutch, Swedish, Polish
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,26 @@ class Agreement:
     @staticmethod
     def _sum(counts: np.ndarray, finding: int | None = None) -> np.ndarray:
         return (counts.sum(1) if finding is None else counts[:, finding]).astype(np.float64)
+
+
+def was_read(report: str) -> bool:
+    """Whether the labeller finds anything in a report that is not plainly of another language than its own.
+
+    Its words for findings stand in reports of other languages too, where it does not know those that deny them.
+    """
+    text = report.lower()
+    return bool(label(report)) and len(_FOREIGN.findall(text)) <= len(_ENGLISH.findall(text))
+
+
+def why_unread(references: Sequence[str]) -> str:
+    """Why nothing that the labeller counts against these references is a measure; empty where it is one."""
+    if not references:
+        return NO_REFERENCE
+    read = sum(map(was_read, references))
+    if read and read >= LEAST_READ * len(references):
+        return ""
+    found = f"a finding in only {read} of" if read else "nothing in"
+    return f"the labeller reads English chest reports and found {found} {len(references)} references"
 
 
 def _compare(draft: dict[str, Mention], reference: dict[str, Mention]) -> list[tuple[bool, ...]]:

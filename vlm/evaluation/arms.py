@@ -36,6 +36,9 @@ ARMS = (
 )
 
 
+_ONE = {"image": "an image", "vitals": "vitals"}
+
+
 class ArmCases(torch.utils.data.Dataset):
     """The cases of a split as one arm shows them: the evidence is the arm's, report and labels are the case's own."""
 
@@ -44,9 +47,23 @@ class ArmCases(torch.utils.data.Dataset):
         rows = dataset.rows
         self.has_image = np.array([dataset.shows_image(index) for index in range(len(rows))], dtype=bool)
         self.vitals = matrix(rows, "vitals", len(dataset.spec.schema))
-        self.image_donor = _donors(self.has_image, arm.image, seed)
         has_vitals = np.array([not np.isnan(x).all() for x in self.vitals], dtype=bool)
-        self.vitals_donor = _donors(has_vitals, arm.vitals, seed + 1)
+        _, patients = np.unique(np.array(rows["patient"], dtype=object).astype(str), return_inverse=True)
+        self.image_donor = _donors(self.has_image, patients, arm.image, seed)
+        self.vitals_donor = _donors(has_vitals, patients, arm.vitals, seed + 1)
+        changed = [has for has, shown in ((self.has_image, arm.image), (has_vitals, arm.vitals)) if shown != "own"]
+        self.changed = np.logical_or.reduce(changed) if changed else np.zeros(len(rows), dtype=bool)
+        """N, bool: cases that are shown something else than their own. The others have nothing to swap or withhold."""
+        self.undefined = self._undefined(has_vitals, patients)
+        """Why the arm measures nothing, if so: no case can be shown what it promises."""
+
+    def _undefined(self, has_vitals: np.ndarray, patients: np.ndarray) -> str:
+        for kind, shown, has in (("image", self.arm.image, self.has_image), ("vitals", self.arm.vitals, has_vitals)):
+            if shown == "swapped" and len(np.unique(patients[has])) == 1:
+                return f"all {has.sum()} test cases with {_ONE[kind]} are of one patient: there is no other's to show"
+        if self.arm == ARMS[0] or self.changed.any():
+            return ""
+        return f"no test case has {' or '.join(_ONE[kind] for kind in _ONE if getattr(self.arm, kind) != 'own')}"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -106,15 +123,27 @@ class ArmCases(torch.utils.data.Dataset):
         return self.vitals[donor]
 
 
-def _donors(has: np.ndarray, shown: Shown, seed: int) -> np.ndarray:
-    """Row whose evidence each row is shown; -1 for none. No row that has evidence keeps its own when swapped."""
+def _donors(has: np.ndarray, patients: np.ndarray, shown: Shown, seed: int) -> np.ndarray:
+    """Row whose evidence each row is shown; -1 for none. `patients` is each row's patient, numbered from 0.
+
+    When swapped, a row that has evidence is shown that of another patient, each row's once. Where one patient has
+    more than half of the rows, those of the others are shown several times; where all are one patient's, none is.
+    """
     rows = np.where(has, np.arange(len(has)), -1)
     if shown == "own":
         return rows
     if shown in ("none", "blank"):
         return np.full(len(has), -1)
     owners = np.random.default_rng(seed).permutation(np.flatnonzero(has))
-    rows[owners] = np.roll(owners, 1)  # one cycle through all: everybody gets another's
+    _, first, sizes = np.unique(patients[owners], return_index=True, return_counts=True)
+    if len(sizes) < 2:
+        return np.full(len(has), -1)
+    place = {patients[owners[start]]: start for start in first.tolist()}
+    owners = owners[np.argsort([place[patient] for patient in patients[owners]], kind="stable")]  # patient by patient
+    rows[owners] = np.roll(owners, sizes.max())  # beyond the end of every patient's own rows
+    left = owners[patients[rows[owners]] == patients[owners]]  # of a patient with more than half of the rows
+    if len(left):
+        rows[left] = np.resize(owners[patients[owners] != patients[left[0]]], len(left))
     return rows
 
 

@@ -11,7 +11,7 @@ import yaml
 from vlm.errors import UserError
 from vlm.evaluation import probability
 from vlm.evaluation.ablation import minus
-from vlm.evaluation.agreement import Agreement
+from vlm.evaluation.agreement import Agreement, why_unread
 from vlm.evaluation.intervals import Estimate, Statistic, patient_bootstrap, ratio
 from vlm.evaluation.text import RougeL
 
@@ -77,19 +77,22 @@ def _measures(rows: list[dict[str, Any]]) -> dict[str, Statistic]:
     drafts, references = [row["report"] for row in rows], [row["reference"] for row in rows]
     written = np.array([bool(text) for text in references])
     shown = [draft if has else "" for draft, has in zip(drafts, written, strict=True)]
-    f1, rouge = Agreement.of(shown, references).f1(), RougeL().statistic(shown, references)
+    metric = RougeL()
+    f1, rouge = Agreement.of(shown, references).f1(), metric.statistic(shown, references)
+    read = not why_unread([text for text in references if text]), metric.reads(references)
     measures: dict[str, Statistic] = {
         "text loss per token": ratio(
-            np.array([row["text_loss"] for row in rows]), np.array([row["tokens"] for row in rows], dtype=np.float64)
+            *(np.array([row[name] for row in rows], dtype=np.float64) for name in ("text_loss", "tokens"))
         ),
-        "finding F1": lambda weights: f1(weights * written),
-        "ROUGE-L": lambda weights: rouge(weights * written),
+        "finding F1": lambda weights: f1(weights * written * (1 if read[0] else np.nan)),
+        "ROUGE-L": lambda weights: rouge(weights * written * (1 if read[1] else np.nan)),
     }
     for label in rows[0]["labels"]:
         targets = np.array([row["labels"][label] for row in rows], dtype=np.float64)  # None becomes NaN
         known = np.flatnonzero(~np.isnan(targets))
-        scores = np.array([row["probabilities"][label] for row in rows])
-        if len(np.unique(targets[known])) == 2:
+        # An earlier version kept no logits: of its probabilities those near 0 and 1 are ties.
+        scores = np.array([row.get("logits", {}).get(label, row["probabilities"][label]) for row in rows], np.float64)
+        if len(np.unique(targets[known])) == 2 and np.isfinite(scores[known]).all():
             area = probability.auroc(targets[known], scores[known].round(4))
             measures[f"AUROC {label}"] = lambda weights, area=area, known=known: area(weights[:, known])  # type: ignore[misc]
     return measures

@@ -1,7 +1,7 @@
 """Bootstrap intervals over patients: cases of one patient are not independent."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,17 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f}" + (f" ({self.low:.3f} to {self.high:.3f})" if self.low is not None else "")
 
 
+def undefined(why: str = "") -> dict[str, Any]:
+    """An estimate in plain values where nothing was read: no number, and the reason where it is known."""
+    return Estimate(None)._asdict() | ({"why": why} if why else {})
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """An estimate in plain values, whatever else stands beside it, in words."""
+    estimate = Estimate(values["value"], values["low"], values["high"])
+    return f"{estimate}: {values['why']}" if values.get("why") else str(estimate)
+
+
 def patient_bootstrap(
     statistic: Statistic,
     patients: Sequence[str],
@@ -42,7 +53,7 @@ def patient_bootstrap(
     """
     names, group = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     value = float(statistic(np.ones((1, len(group))))[0]) if len(group) else float("nan")
-    if np.isnan(value):
+    if not np.isfinite(value):
         return Estimate(None)
     if draws < 1 or min(len(names), smallest_class(group, classes)) < FEWEST_PATIENTS:
         return Estimate(value)
@@ -51,7 +62,7 @@ def patient_bootstrap(
     for size in _parts(draws, max(1, ROOM // len(group))):
         values.append(statistic(draw_weights(group, size, rng)))
     drawn = np.concatenate(values)
-    drawn = drawn[~np.isnan(drawn)]
+    drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < draws / 2:
         return Estimate(value)
     low, high = np.quantile(drawn, [0.025, 0.975])

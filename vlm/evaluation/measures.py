@@ -10,15 +10,16 @@ import numpy as np
 from vlm.data.cohort import FactReader
 from vlm.data.schema import VitalsSchema
 from vlm.evaluation import probability
-from vlm.evaluation.agreement import NAMES, Agreement
+from vlm.evaluation.agreement import NAMES, NO_REFERENCE, Agreement, was_read, why_unread
 from vlm.evaluation.arms import ArmCases, all_right
-from vlm.evaluation.intervals import Estimate, Statistic, mean, patient_bootstrap, ratio
+from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio, undefined
 from vlm.evaluation.numbers import Claim, check_numbers
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS, TextMetric
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 """At which net benefit is stated."""
+OF_TWO_CLASSES = ("auroc", "auprc", "calibration_slope", "calibration_intercept")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Reports:
 
 def text_loss_measure(scores: CaseScores, bootstrap: Bootstrap) -> dict[str, Any]:
     """Cross-entropy per token of the reference reports, nats."""
+    if not scores.tokens.any():
+        return undefined(NO_REFERENCE)
     return bootstrap(ratio(scores.losses, scores.tokens))
 
 
@@ -69,26 +72,33 @@ def text_measures(reports: Reports, bootstrap: Bootstrap, learned: Sequence[Text
     if not len(reports.rows):
         return {}
     metrics = [*(metric() for metric in METRICS), *learned]
-    return {metric.key: bootstrap(metric.statistic(*reports.pairs), reports.rows) for metric in metrics}
+    drafts, references = reports.pairs
+    return {
+        metric.key: bootstrap(metric.statistic(drafts, references), reports.rows)
+        if metric.reads(references)
+        else undefined(f"the {len(references)} references hold nothing that it counts")
+        for metric in metrics
+    }
 
 
 def finding_measures(reports: Reports, bootstrap: Bootstrap) -> dict[str, Any]:
     """Finding precision, recall and F1 over all findings and for each, and the rates of each kind of error."""
     if not len(reports.rows):
         return {}
-    agreement, rows = reports.agreement, reports.rows
-    over_all = {
-        "f1": bootstrap(agreement.f1(), rows),
-        "precision": bootstrap(agreement.precision(), rows),
-        "recall": bootstrap(agreement.recall(), rows),
-        **{name: bootstrap(rate, rows) for name, rate in agreement.rates().items()},
-    }
+    agreement, rows, (drafts, references) = reports.agreement, reports.rows, reports.pairs
+    statistics = {"f1": agreement.f1(), "precision": agreement.precision(), "recall": agreement.recall()}
+    statistics |= agreement.rates()
+    if why := why_unread(references):
+        return {name: undefined(why) for name in statistics} | {"each": {}}
+    over_all = {name: bootstrap(statistic, rows) for name, statistic in statistics.items()}
+    if not any(map(was_read, drafts)):
+        over_all["hallucination_rate"] = undefined(f"the labeller found nothing in {len(drafts)} drafts")
     each = {}
     for k, name in enumerate(NAMES):
         in_references = int((agreement.right[:, k] | agreement.missed[:, k]).sum())
         in_drafts = int((agreement.right[:, k] | agreement.invented[:, k]).sum())
         if in_references or in_drafts:
-            f1 = bootstrap(agreement.f1(k), rows) if in_references >= 10 else Estimate(None)._asdict()
+            f1 = bootstrap(agreement.f1(k), rows) if in_references >= 10 else undefined()
             each[name] = {"f1": f1, "in_references": in_references, "in_drafts": in_drafts}
     return {**over_all, "each": each}
 
@@ -100,7 +110,9 @@ def number_measures(
     claims = [claims_of(draft, row, schema) for draft, row in zip(drafts, vitals, strict=True)]
     made = np.array([len(row) for row in claims], dtype=np.float64)
     right = np.array([sum(claim.consistent for claim in row) for row in claims], dtype=np.float64)
-    return {"consistent": bootstrap(ratio(right, made)), "statements": int(made.sum())}
+    why = "no draft says anything of a vital" if len(schema) else ""
+    consistent = bootstrap(ratio(right, made)) if made.any() else undefined(why)
+    return {"consistent": consistent, "statements": int(made.sum())}
 
 
 def claims_of(draft: str, row: np.ndarray, schema: VitalsSchema) -> list[Claim]:
@@ -129,8 +141,10 @@ def label_measures(
             "selective_risk_80": probability.selective_risk(y, p),
             **{f"net_benefit_{t:g}": probability.net_benefit(y, p, t) for t in THRESHOLDS},
         }
+        needs = {name: _two_classes(y, label) for name in OF_TWO_CLASSES} | {"ece": _enough_for_bins(len(y))}
+        unknown = "" if len(known) else f"{label} is unknown in every test case"
         estimates = {
-            name: bootstrap(statistic, known, y) if len(known) else Estimate(None)._asdict()
+            name: undefined(why) if (why := unknown or needs.get(name, "")) else bootstrap(statistic, known, y)
             for name, statistic in statistics.items()
         }
         patients = bootstrap.patients[known]
@@ -145,11 +159,22 @@ def label_measures(
     return measures
 
 
+def _two_classes(y: np.ndarray, label: str) -> str:
+    """Why a measure of two classes is not defined, if so."""
+    kinds = np.unique(y)
+    return "" if len(kinds) == 2 else f"{label} is {kinds[:1].sum():g} in all {len(y)} test cases where it is known"
+
+
+def _enough_for_bins(count: int) -> str:
+    """Why the calibration error of so many known labels is not defined, if so."""
+    return "" if count >= probability.BINS else f"only {count} known labels for {probability.BINS} bins"
+
+
 def pooled_calibration_error(scores: CaseScores, probabilities: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     """ECE over all labels together (N × K)."""
     rows, columns = np.nonzero(~np.isnan(scores.targets))
-    if not len(rows):
-        return Estimate(None)._asdict()
+    if why := _enough_for_bins(len(rows)):
+        return undefined(why if scores.targets.size else "")
     y, p = scores.targets[rows, columns], probabilities[rows, columns]
     return bootstrap(probability.expected_calibration_error(y, p), rows)
 
@@ -157,8 +182,8 @@ def pooled_calibration_error(scores: CaseScores, probabilities: np.ndarray, boot
 def auroc_of(scores: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     """AUROC of any N scores for one label, over the cases where both are known."""
     known = np.flatnonzero(~np.isnan(targets) & ~np.isnan(scores))
-    if not len(known):
-        return Estimate(None)._asdict()
+    if len(np.unique(targets[known])) < 2:
+        return undefined()
     return bootstrap(probability.auroc(targets[known], ranked(scores[known])), known, targets[known])
 
 
@@ -177,7 +202,7 @@ def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bo
     for name, measure in measures.items():
         hits, among = measure()
         rows = np.flatnonzero(among)
-        estimate = bootstrap(mean(hits[rows]), rows) if len(rows) else Estimate(None)._asdict()
+        estimate = bootstrap(mean(hits[rows]), rows) if len(rows) else undefined()
         result[name] = {**estimate, "cases": len(rows)}
     return result
 

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 
 from vlm.data.examples import CaseDataset, load_picture
-from vlm.evaluation.intervals import Estimate
+from vlm.evaluation.intervals import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
 
@@ -54,7 +54,7 @@ def show(estimate: Mapping[str, Any] | None) -> str:
     """An estimate with its interval, or a dash."""
     if not estimate or estimate.get("value") is None:
         return "–"
-    return str(Estimate(estimate["value"], estimate["low"], estimate["high"])).replace(" to ", "–")
+    return described(estimate).replace(" to ", "–")
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -68,6 +68,8 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     if metrics["numbers"]["statements"]:
         count = metrics["numbers"]["statements"]
         tiles.append(("Vitals stated right", metrics["numbers"]["consistent"], f"of {count} statements"))
+    if metrics.get("cut_drafts", {}).get("cases"):
+        tiles.append(("Drafts cut", metrics["cut_drafts"], f"at {metrics['cut_drafts']['max_new_tokens']} tokens"))
     tiles.append(("Distinct drafts", {"value": metrics["distinct_ratio"], "low": None, "high": None}, "share of cases"))
     named = []
     for name, estimate, note in tiles:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm.data.examples import CaseDataset
 from vlm.data.schema import describe
+from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.measures import claims_of
 from vlm.evaluation.scoring import CaseScores
 
@@ -17,19 +18,22 @@ def write_predictions(
     folder: Path,
     test: CaseDataset,
     scores: CaseScores,
-    drafts: Sequence[str],
+    given: ArmResult,
     references: Sequence[str],
     probabilities: np.ndarray,
     contradictions: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """Write and return the rows; probabilities are N × K, calibrated, contradictions N, NaN where not defined."""
+    """Write and return the rows of the cases as `given`; probabilities are N × K, calibrated, contradictions N.
+
+    Contradictions are NaN where not defined.
+    """
     labels = test.spec.labels
     rows = []
-    for index, (draft, reference) in enumerate(zip(drafts, references, strict=True)):
+    for index, (draft, reference) in enumerate(zip(given.drafts, references, strict=True)):
         row = test.rows[index]
         vitals = np.array(row["vitals"], dtype=np.float64)
         known = [None if np.isnan(value) else int(value) for value in scores.targets[index]]
-        shown = [round(float(value), 6) for value in probabilities[index]]
+        shown, logits = ([_number(value) for value in values[index]] for values in (probabilities, scores.logits))
         wrong = [f"{c.vital}: said {c.said}, given {c.given}" for c in claims_of(draft, vitals, test.spec.schema)
                  if not c.consistent]  # fmt: skip
         rows.append(
@@ -39,14 +43,20 @@ def write_predictions(
                 "vitals": describe(test.spec.schema, vitals.tolist()),
                 "reference": reference,
                 "report": draft,
+                "finished": not (given.cut and given.cut[index]),
                 "labels": dict(zip(labels, known, strict=True)),
                 "probabilities": dict(zip(labels, shown, strict=True)),
-                "text_loss": round(float(scores.losses[index]), 4),
+                "logits": dict(zip(labels, logits, strict=True)),
+                "text_loss": _number(scores.losses[index], 4),
                 "tokens": int(scores.tokens[index]),
                 "inconsistent_numbers": wrong,
                 "head_against_text": None if np.isnan(contradictions[index]) else bool(contradictions[index]),
             }
         )
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
     return rows
+
+
+def _number(value: float, digits: int = 6) -> float | None:
+    return round(float(value), digits) if np.isfinite(value) else None

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import logit
 from tqdm import tqdm
 
 from vlm.config import Config
@@ -17,7 +16,7 @@ from vlm.data.cohort import Cohort
 from vlm.data.examples import CaseDataset
 from vlm.data.storage import matrix
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
-from vlm.evaluation.agreement import NAMES
+from vlm.evaluation.agreement import NAMES, was_read
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.figures import draw_figures
@@ -39,7 +38,7 @@ from vlm.evaluation.measures import (
 from vlm.evaluation.page import write_page
 from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
-from vlm.inference.engine import ReportEngine
+from vlm.inference.engine import Draft, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.processes import is_main, joined_shares, own_share
 
@@ -83,12 +82,14 @@ def evaluate(
     scores = score_cases(model, test, options.batch_size, "test")
     arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
     drafted: Drafted = {}
-    results = {name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items()}
+    results = {
+        name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
+    }
     if not is_main():
         return {}
     given = results["as_given"]
     references = test.reports
-    probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits)).double().numpy()  # N × K
+    probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()  # N × K
     reports = Reports(given.drafts, references)
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
     stands_for = {label: label for label in model.spec.labels if label in NAMES} | cohort.label_findings
@@ -102,25 +103,28 @@ def evaluate(
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
+        "references": {"cases": len(reports.rows), "read": sum(map(was_read, references))},
         "text": text_measures(reports, bootstrap, learned),
         "findings": finding_measures(reports, bootstrap),
         "numbers": number_measures(given.drafts, vitals, cohort.schema, bootstrap),
         "distinct_reports": len(set(given.drafts)),
         "distinct_ratio": len(set(given.drafts)) / max(len(test), 1),
+        "cut_drafts": {**bootstrap(mean(np.array(given.cut))), "cases": sum(given.cut),
+                       "max_new_tokens": options.max_new_tokens} if len(given.cut) else {},
         "head_against_text": bootstrap(mean(disagreements)),
-        "ablation": ablation_measures(results, scores, references, bootstrap),
+        "ablation": ablation_measures(results, arms, scores, references, bootstrap),
         "baselines": baseline_measures(model, splits, references, scores, bootstrap, options.batch_size, learned),
     }  # fmt: skip
     if untrained is not None:
         metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
     if cohort.facts is not None:
         metrics["facts"] = {
-            name: fact_measures(cases, cohort.facts, results[name].drafts, bootstrap) for name, cases in arms.items()
+            name: fact_measures(arms[name], cohort.facts, arm.drafts, bootstrap) for name, arm in results.items()
         }
     metrics["verdicts"] = verdicts(metrics)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    rows = write_predictions(folder, test, scores, given.drafts, references, probabilities, disagreements)
+    rows = write_predictions(folder, test, scores, given, references, probabilities, disagreements)
     draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
     write_page(folder, test, rows, metrics, title=config.run.name)
     return metrics
@@ -132,25 +136,24 @@ def _applies(arm: Arm, config: Config) -> bool:
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 
 
-Drafted = dict[tuple[int, int, str], tuple[str, np.ndarray]]
-"""What was shown → the draft and the labels' logits (K): no two arms draft the same case twice."""
+Drafted = dict[tuple[int, int, str], Draft]
+"""What was shown → the draft: no two arms draft the same case twice."""
 
 
 def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: Drafted) -> ArmResult:
     """Draft and score the cases as an arm shows them; the text loss on the first `ablation_cases` of them."""
     options, name = config.evaluation, cases.arm.name.replace("_", " ")
-    drafts, logits = draft(model, cases, config, drafted)
+    drafts = draft(model, cases, config, drafted)
+    texts, cut = [draft.text for draft in drafts], [bool(draft.cut_at) for draft in drafts]
     if cases.arm == ARMS[0]:
-        return ArmResult(drafts, given.logits, given.losses)
+        return ArmResult(texts, given.logits, given.losses, cut)
+    logits = np.array([draft.logits for draft in drafts]).reshape(given.logits.shape)
     first = torch.utils.data.Subset(cases, range(min(options.ablation_cases or len(cases), len(cases))))
-    return ArmResult(drafts, logits, score_cases(model, first, options.batch_size, name).losses)
+    return ArmResult(texts, logits, score_cases(model, first, options.batch_size, name).losses, cut)
 
 
-def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> tuple[list[str], np.ndarray]:
-    """Draft every case of an arm that shows something new, several processes each its share.
-
-    Returns the reports and the labels' logits (N × K).
-    """
+def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> list[Draft]:
+    """Draft every case of an arm that shows something new, several processes each its share."""
     engine, options = ReportEngine(model), config.evaluation
     engine.max_seconds = math.inf  # bounded in tokens: what is measured must not depend on how busy the machine is
     new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
@@ -159,11 +162,8 @@ def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted)
     title = f"drafting: {cases.arm.name.replace('_', ' ')}"
     drafts = engine.draft((cases[index] for index in own), options.batch_size, options.max_new_tokens)
     progress = tqdm(drafts, total=len(own), desc=title, unit="report", leave=False, disable=not is_main())
-    for shown, (text, probabilities) in zip(new, joined_shares(list(progress), len(new), model.sharded), strict=True):
-        said = np.clip(np.array(list(probabilities.values()), dtype=np.float64), 1e-12, 1 - 1e-12)
-        drafted[shown] = text, logit(said) * model.calibration.temperature
-    both = [drafted[shown] for shown in cases.shown]
-    return [text for text, _ in both], np.array([logits for _, logits in both]).reshape(len(both), -1)
+    drafted |= zip(new, joined_shares(list(progress), len(new), model.sharded), strict=True)
+    return [drafted[shown] for shown in cases.shown]
 
 
 def baseline_measures(

@@ -72,8 +72,9 @@ def split_metrics(scores: CaseScores, labels: Sequence[str], alpha: float = 0.5)
     known = ~np.isnan(scores.targets)
     logits, targets = scores.logits[known].astype(np.float64), scores.targets[known]
     bce = float(np.mean(np.logaddexp(0, logits) - targets * logits)) if known.any() else 0.0
-    ce = float(scores.losses.sum() / max(scores.tokens.sum(), 1))
-    metrics = {"eval_loss": alpha * bce + (1 - alpha) * ce, "eval_loss_bce": bce, "eval_loss_ce": ce}
+    ce = float(scores.losses.sum() / max(scores.tokens.sum(), 1))  # NaN where the text was not read
+    metrics = {"eval_loss": alpha * bce + ((1 - alpha) * ce if alpha < 1 else 0.0), "eval_loss_bce": bce,
+               "eval_loss_ce": ce}  # fmt: skip
     areas = [label_auroc(scores, k) for k in range(len(labels))]
     defined = [area for area in areas if not np.isnan(area)]
     if defined:

@@ -3,34 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vlm.evaluation.intervals import Estimate
+from vlm.evaluation.intervals import described
+
+MARKS = {True: "+", False: "!", None: "?"}
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
     """What was measured on how many unseen cases, with intervals and what it is compared with."""
-    loss = Estimate(**metrics["text_loss"])
+    loss = described(metrics["text_loss"])
     untrained = ""
     if "text_loss_untrained" in metrics:
-        untrained = f", untrained adapter {Estimate(**metrics['text_loss_untrained'])}"
+        untrained = f", untrained adapter {described(metrics['text_loss_untrained'])}"
     lines = [
         f"{metrics['cases']} unseen cases of {metrics['patients']} patients; 95 % intervals by patient",
         f"  text loss per token   {loss}{untrained}",
     ]
     for label, values in metrics["labels"].items():
         counts = f"{values['positives']} of {values['positives'] + values['negatives']} positive"
-        lines.append(f"  AUROC {label:<15} {Estimate(**values['auroc'])}, {counts}")
+        lines.append(f"  AUROC {label:<15} {described(values['auroc'])}, {counts}")
     if metrics.get("findings"):
         for name in ("f1", "hallucination_rate", "miss_rate"):
-            lines.append(f"  finding {name.replace('_', ' '):<18} {Estimate(**metrics['findings'][name])}")
+            lines.append(f"  finding {name.replace('_', ' '):<18} {described(metrics['findings'][name])}")
     if metrics["calibration"]["patients"]:
-        ece, patients = Estimate(**metrics["calibration"]["ece"]), metrics["calibration"]["patients"]
+        ece, patients = described(metrics["calibration"]["ece"]), metrics["calibration"]["patients"]
         lines.append(f"  calibration error     {ece}, temperature fitted on {patients} validation patients")
-    lines += [f"  {'+' if verdict['good'] else '!'} {verdict['text']}" for verdict in metrics["verdicts"]]
+    lines += [f"  {MARKS[verdict['good']]} {verdict['text']}" for verdict in metrics["verdicts"]]
     for arm, facts in metrics.get("facts", {}).items():
         for name, share in facts.items():
             if share["cases"]:
-                estimate = Estimate(share["value"], share["low"], share["high"])
-                lines.append(
-                    f"  {arm.replace('_', ' '):<16} {name.replace('_', ' '):<31} {estimate}, {share['cases']} cases"
-                )
+                title = f"  {arm.replace('_', ' '):<16} {name.replace('_', ' '):<31}"
+                lines.append(f"{title} {described(share)}, {share['cases']} cases")
     return lines

@@ -19,7 +19,8 @@ import numpy as np
 
 from vlm.evaluation.intervals import Statistic, mean
 
-_WORD = re.compile(r"[a-z0-9]+(?:[./][0-9]+)*")
+_SIGN = r"\u3040-\u30ff\u3400-\u9fff"  # kana and Chinese signs, written without spaces: each is a word
+_WORD = re.compile(rf"[{_SIGN}]|[^\W_{_SIGN}]+(?:[./][0-9]+)*")
 
 
 class TextMetric(evaluate.Metric):
@@ -47,6 +48,10 @@ class TextMetric(evaluate.Metric):
     def key(self) -> str:
         """Name of the value in the result."""
         return type(self).__name__.lower()
+
+    def reads(self, references: Sequence[str]) -> bool:
+        """Whether there is anything in the references that the metric counts; without it, it is not defined."""
+        return any(map(words, references))
 
     @abstractmethod
     def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
@@ -79,6 +84,10 @@ class BLEU(_SacreMetric):
 
         return Scorer(lowercase=True)
 
+    def reads(self, references: Sequence[str]) -> bool:
+        tokenizer = self._scorer().tokenizer
+        return any(len(tokenizer(reference.lower()).split()) >= 4 for reference in references)
+
 
 class ChrF(_SacreMetric):
     title = "chrF2 of the corpus"
@@ -97,9 +106,16 @@ class RougeL(TextMetric):
     def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
         from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer(["rougeL"])
+        scorer = RougeScorer(["rougeL"], tokenizer=_Words())
         pairs = zip(references, predictions, strict=True)
         return mean(np.array([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs]))
+
+
+class _Words:
+    """ROUGE's own tokens, in the letters of every language: its tokenizer knows those of English alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(rf"[{_SIGN}]|[^\W_{_SIGN}]+", text.lower())
 
 
 class MeteorWithoutSynonyms(TextMetric):
@@ -136,6 +152,10 @@ class CiderD(TextMetric):
         pairs = zip(drafts, truths, strict=True)
         return mean(np.array([self._similarity(draft, truth, idf, log_documents) for draft, truth in pairs]))
 
+    def reads(self, references: Sequence[str]) -> bool:
+        """What all references have weighs nothing."""
+        return len({tuple(words(reference)) for reference in references}) > 1
+
     def _ngrams(self, tokens: list[str]) -> list[Counter]:
         return [
             Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)) for n in range(1, self.longest + 1)
@@ -159,5 +179,5 @@ METRICS: tuple[type[TextMetric], ...] = (BLEU, ChrF, RougeL, MeteorWithoutSynony
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers; `125/80` and `8.7` are one word each."""
+    """Lower-case words and numbers of any language; `125/80` and `8.7` are one word each."""
     return _WORD.findall(text.lower())

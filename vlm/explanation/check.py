@@ -80,7 +80,7 @@ def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | Non
     examples = [case for case in every if case["has_image"] and masks[case["id"]].any()][:most]
     drafts = ReportEngine(model).draft(examples, max_new_tokens=max_new_tokens)
     cases = []
-    for example, (draft, _) in zip(examples, tqdm(drafts, total=len(examples), desc="drafting"), strict=True):
+    for example, (draft, *_) in zip(examples, tqdm(drafts, total=len(examples), desc="drafting"), strict=True):
         said = label(draft).get(FINDING)
         if said is not None and said.status == "present":
             size = (model.spec.image.size,) * 2

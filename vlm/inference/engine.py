@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +35,21 @@ Prepared = tuple[Example, tuple[str, ...]]
 """What the model reads of a case, and warnings on what is missing or implausible."""
 
 
+class Draft(NamedTuple):
+    """What an engine makes of one case."""
+
+    text: str
+    logits: list[float]
+    """Of the K labels, not calibrated: a probability near 0 or 1 has lost most of what its logit says."""
+    cut_at: str = ""
+    """Where the text was cut, such as `96 tokens`; empty for one that ended by itself."""
+
+
 class Engine(ABC):
     """Reads cases and makes reports of drafts; what runs the language model is for those below to say."""
 
     max_seconds: float = MAX_SECONDS
     """Time after which the drafts of a batch end, finished or not."""
-    cut_short: bool = False
-    """Whether the draft that `draft` yielded last ran out of that time."""
 
     def __init__(self, model: "EvidenceEncoder") -> None:
         self.model = model
@@ -50,8 +58,8 @@ class Engine(ABC):
     @abstractmethod
     def draft(
         self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
-    ) -> Iterator[tuple[str, dict[str, float]]]:
-        """Draft prepared examples; yields (report, label → probability) in order."""
+    ) -> Iterator[Draft]:
+        """Draft prepared examples, in order."""
 
     def drafting(self) -> AbstractContextManager[None]:
         """Within it, what can be made ready once for many calls of `draft` stays ready."""
@@ -72,16 +80,26 @@ class Engine(ABC):
     ) -> Iterator[Report]:
         """Draft prepared cases, in order."""
         drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, **options)
-        for (text, probabilities), (example, warnings) in zip(drafts, prepared, strict=True):
+        for draft, (example, warnings) in zip(drafts, prepared, strict=True):
             shown = describe(self.model.spec.schema, example["vitals"].tolist())
+            rows = self.model.calibration.probabilities(torch.tensor(draft.logits, dtype=torch.float64)).tolist()
+            probabilities = dict(zip(self.model.spec.labels, rows, strict=True))
             calibration = self.model.calibration.describe() if probabilities else ""
-            if self.cut_short:
-                warnings = (*warnings, f"the draft is not finished: it was stopped after {self.max_seconds:g} seconds")
-            yield Report(printable(text), probabilities, shown, warnings, calibration)
+            room = self.room(example)
+            if room is not None and room < max_new_tokens:
+                warnings = (*warnings, f"the draft had room for {room:,} tokens, no more can the base read")
+            if draft.cut_at:
+                warnings = (*warnings, f"the draft is not finished: it was cut at {draft.cut_at}")
+            finished = not draft.cut_at
+            yield Report(printable(draft.text), probabilities, shown, warnings, calibration, finished=finished)
 
     def prompt_length(self, example: Example) -> int:
         """Tokens of the prompt around the evidence."""
         return sum(map(len, self.model.prompt.ids(example["context"], example["vitals"].tolist())))
+
+    def room(self, example: Example) -> int | None:
+        """Tokens that a draft may have; raises `UserError` for a prompt that is longer than the base reads."""
+        return self.model.prompt.room(example["context"], example["vitals"].tolist())
 
     def read_picture(self, image: str | Path) -> np.ndarray:
         """An image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
@@ -90,7 +108,8 @@ class Engine(ABC):
     def prepare(self, image: Picture, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
-        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length.
+        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length
+        or too long for the base.
         """
         if len(context) > LONGEST_CONTEXT:
             raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
@@ -108,6 +127,7 @@ class Engine(ABC):
             warnings.append("no image given")
         picture = self.read_picture(image) if isinstance(image, str | Path) else image
         example = make_example(spec, picture, x, context=context)
+        self.room(example)
         if picture is not None and not example["has_image"]:
             warnings.append("the image is blank and was taken as none")
         return example, tuple(warnings)
@@ -130,36 +150,38 @@ class ReportEngine(Engine):
 
     def draft(
         self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
-    ) -> Iterator[tuple[str, dict[str, float]]]:
+    ) -> Iterator[Draft]:
         with self.drafting():
             from transformers import StoppingCriteriaList  # other engines start without this library
 
             fixed = self.model.read_fixed_words()
             for batch in batches(examples, batch_size):
                 inputs = self.to_device(self.collate(batch))
-                limit = _TimeLimit(self.max_seconds, self.model.prompt.end_id)
+                longest = int(inputs["attention_mask"].sum(dim=1).max())
+                most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
+                limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
                 texts, logits = self.model.generate(
-                    inputs, max_new_tokens, fixed, stopping_criteria=StoppingCriteriaList([limit]), **options
+                    inputs, most, fixed, stopping_criteria=StoppingCriteriaList([limit]), **options
                 )
-                rows = self.model.calibration.probabilities(logits).tolist()
-                for number, (text, row) in enumerate(zip(texts, rows, strict=True)):
-                    self.cut_short = number in limit.unfinished
-                    yield text, dict(zip(self.model.spec.labels, row, strict=True))
+                for number, (text, row) in enumerate(zip(texts, logits.tolist(), strict=True)):
+                    yield Draft(text, row, limit.cut_at if number in limit.unfinished else "")
 
 
-class _TimeLimit:
-    """Ends the drafts of a batch after some seconds, and keeps which of them had not ended by themselves."""
+class _Limits:
+    """Ends the drafts of a batch after some seconds, and keeps which of them did not end by themselves."""
 
-    def __init__(self, seconds: float, end: int) -> None:
-        self.end = end
+    def __init__(self, seconds: float, most: int, end: int) -> None:
+        self.seconds, self.most, self.end = seconds, most, end
         self.until = time.monotonic() + seconds
         self.unfinished: set[int] = set()
+        self.cut_at = ""
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         """B × n new tokens → B, whether to stop."""
         over = time.monotonic() > self.until
-        if over:
+        if over or ids.shape[1] >= self.most:
             self.unfinished = set((ids != self.end).all(dim=1).nonzero().flatten().tolist())
+            self.cut_at = f"{self.most} tokens" if ids.shape[1] >= self.most else f"{self.seconds:g} seconds"
         return torch.full((len(ids),), over, device=ids.device)
 
 

@@ -13,7 +13,7 @@ import torch
 from vlm.adapter import load_evidence
 from vlm.data.case import Example
 from vlm.errors import UserError
-from vlm.inference.engine import Engine, batches
+from vlm.inference.engine import Draft, Engine, batches
 from vlm.inference.llamacpp import LlamaCpp
 from vlm.inference.merged_base import MergedBase
 from vlm.model.evidence import EvidenceEncoder
@@ -54,29 +54,30 @@ class LlamaCppEngine(Engine):
     @torch.no_grad()
     def draft(
         self, examples: Iterable[Example], batch_size: int = 1, max_new_tokens: int = 96, **options: Any
-    ) -> Iterator[tuple[str, dict[str, float]]]:
-        """Draft prepared examples one after another; yields (report, label → probability). Takes a `streamer`."""
+    ) -> Iterator[Draft]:
+        """Draft prepared examples one after another. Takes a `streamer`."""
         streamer, model = options.get("streamer"), self.model
         for example in examples:
             batch = self.to_device(self.collate([example]))
             encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
             prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
-            tokens, until = [], time.monotonic() + self.max_seconds
-            self.cut_short = False
+            tokens, until, cut_at = [], time.monotonic() + self.max_seconds, ""
+            most = model.prompt.most_new_tokens(prompt.shape[0], max_new_tokens)
             for token in self.llama.generate(
-                prompt.float().numpy(), model.prompt.fixed_tokens, max_new_tokens, model.prompt.end_id
+                prompt.float().numpy(), model.prompt.fixed_tokens, most, model.prompt.end_id
             ):
                 tokens.append(token)
-                self.cut_short = time.monotonic() > until
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))
-                if self.cut_short:
+                if len(tokens) == most:  # the end of the text is not among the tokens
+                    cut_at = f"{most} tokens"
+                elif time.monotonic() > until:
+                    cut_at = f"{self.max_seconds:g} seconds"
                     break
             if streamer is not None:
                 streamer.end()
             text = str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-            probabilities = model.calibration.probabilities(encoded.logits.float())[0].tolist()
-            yield text, dict(zip(model.spec.labels, probabilities, strict=True))
+            yield Draft(text, encoded.logits[0].tolist(), cut_at)
 
 
 class VLLMEngine(Engine):
@@ -89,8 +90,8 @@ class VLLMEngine(Engine):
     @torch.no_grad()
     def draft(
         self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
-    ) -> Iterator[tuple[str, dict[str, float]]]:
-        """Draft prepared examples, a batch a request; yields (report, label → probability). Takes a `streamer`."""
+    ) -> Iterator[Draft]:
+        """Draft prepared examples, a batch a request. Takes a `streamer`."""
         streamer, model = options.get("streamer"), self.model
         for cases in batches(examples, batch_size):
             batch = self.to_device(self.collate(cases))
@@ -98,11 +99,10 @@ class VLLMEngine(Engine):
             padded = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)  # B × T × H
             prompts = [row[mask.bool()] for row, mask in zip(padded, batch["attention_mask"], strict=True)]
             texts = self.server.complete(prompts, max_new_tokens, model.prompt.end_id)
-            rows = model.calibration.probabilities(encoded.logits.float()).tolist()
-            for text, row in zip(texts, rows, strict=True):
+            for (text, cut), row in zip(texts, encoded.logits.tolist(), strict=True):
                 if streamer is not None:
                     streamer.on_finalized_text(text.strip(), stream_end=True)
-                yield text.strip(), dict(zip(model.spec.labels, row, strict=True))
+                yield Draft(text.strip(), row, f"{max_new_tokens} tokens" if cut else "")
 
 
 def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
@@ -110,7 +110,7 @@ def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
 
     Its 4-bit values are not made: word embeddings are never quantised, and the fingerprint does not see them.
     """
-    from vlm.adapter import read_config
+    from vlm.adapter import check_base, read_config
     from vlm.model.llm import fingerprint, load_llm, words_of
 
     config = read_config(adapter)
@@ -118,6 +118,6 @@ def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
     if base is not None:
         llm = replace(llm, base=base, sha256=None, revision=None)
     model, tokenizer = load_llm(llm, torch.device("cpu"), torch.float32)
-    if fingerprint(model) != config.base_fingerprint:
-        raise UserError(f"{adapter}: trained on another base model than {llm.base}")
+    used = config._replace(model=replace(config.model, llm=llm))
+    check_base(used, fingerprint(model), getattr(model, "sha256", None), adapter)
     return load_evidence(adapter, words_of(model, tokenizer))

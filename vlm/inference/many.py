@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,12 +18,13 @@ from typing import Any, TextIO
 from vlm.adapter import digest
 from vlm.data.case import Example
 from vlm.data.headers import find_column, has_column
+from vlm.data.image_names import ImageFolder, image_name
 from vlm.data.reading import TableOptions, read_chunks
 from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.report import Report
-from vlm.processes import rank
+from vlm.processes import rank, say
 
 WINDOW = 4
 """Batches in a window: enough to sort by length, few enough to hold their images."""
@@ -50,7 +52,8 @@ class Row:
     number: int
     """As a spreadsheet counts it: the header is row 1."""
     id: str
-    image: Path | None
+    image: str
+    """Its name in the folder of images, empty where there is none."""
     vitals: Mapping[str, Any]
     context: str
 
@@ -82,6 +85,11 @@ class TableJob:
     batch_size: int = 32
     max_new_tokens: int = 96
     options: TableOptions = field(default_factory=TableOptions)
+
+    @cached_property
+    def image_folder(self) -> ImageFolder:
+        """Where the names of images are looked up, as in training."""
+        return ImageFolder(self.images)
 
     @property
     def stamp(self) -> Path:
@@ -126,7 +134,7 @@ class TableJob:
         rows = self.rows(engine.model.spec.schema)
         self._pass_over(rows, counts.lines, last)
         bar = tqdm(initial=counts.lines, unit="report", desc=self.table.name)
-        with self.output.open("a", encoding="utf-8") as out, bar:
+        with self.output.open("a", encoding="utf-8", errors="backslashreplace") as out, bar:
             for lines in self.draft(engine, rows):
                 write_lines(out, lines)
                 counts.add(lines)
@@ -146,6 +154,7 @@ class TableJob:
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
                 yield [case.line() for case in window]
+        say(*(f"note: {note}" for note in self.image_folder.notes()))
 
     def _pass_over(self, rows: Iterator[Row], lines: int, last: Mapping[str, Any]) -> None:
         done = list(islice(rows, max(lines - 1, 0), lines))
@@ -158,11 +167,10 @@ class TableJob:
             columns = self.columns.found_in(frame.columns, self.table)
             names = [str(name) for name in frame.columns if schema.names_in(str(name))]
             for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
-                image = _text(cells.get(columns.image))
                 yield Row(
                     int(number),
                     _text(cells[columns.id]) if columns.id else f"row-{number}",
-                    self.images / image if image else None,
+                    image_name(cells.get(columns.image), f"{self.table}: row {number}: column {columns.image}"),
                     {name: cells[name] for name in names},
                     _text(cells[columns.context]) if columns.context else "",
                 )
@@ -171,7 +179,7 @@ class TableJob:
         """The next window is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
-            return [_prepare(engine, row) for row in islice(rows, WINDOW * self.batch_size)]
+            return [_prepare(engine, row, self.image_folder) for row in islice(rows, WINDOW * self.batch_size)]
 
         with ThreadPoolExecutor(1) as reader:
             upcoming = reader.submit(prepare)
@@ -180,8 +188,9 @@ class TableJob:
                 yield window
 
     def _draft(self, engine: Engine, window: Sequence[_Prepared]) -> None:
-        ready = [(case, case.example) for case in window if case.example is not None]
-        ready.sort(key=lambda pair: engine.prompt_length(pair[1]))
+        lengths = [_prompt_length(engine, case) for case in window]
+        by_length = sorted(zip(lengths, window, strict=True), key=lambda pair: pair[0])
+        ready = [(case, case.example) for _, case in by_length if case.example is not None]
         reports = engine.reports(
             [(example, case.warnings) for case, example in ready], self.batch_size, self.max_new_tokens
         )
@@ -191,28 +200,49 @@ class TableJob:
 
 @dataclass
 class Counts:
-    """Lines of the output so far, and those of them that hold an error in place of a report."""
+    """Lines of the output so far, those of them that hold an error in place of a report, and cut drafts."""
 
     lines: int = 0
     errors: int = 0
+    cut: int = 0
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Count further lines."""
         self.lines += len(lines)
         self.errors += sum("error" in line for line in lines)
+        self.cut += sum(not line.get("finished", True) for line in lines)
 
     def add_written(self, line: bytes) -> None:
         """Count a line as it stands in a file."""
-        self.lines += 1
-        self.errors += b'"error": ' in line and "error" in json.loads(line)
+        if b'"error": ' in line or b'"finished": false' in line:  # few are: the others are not parsed
+            self.add([json.loads(line)])
+        else:
+            self.lines += 1
 
 
-def _prepare(engine: Engine, row: Row) -> _Prepared:
-    """An unreadable row costs its own report, not those of the others."""
+def _prepare(engine: Engine, row: Row, images: ImageFolder) -> _Prepared:
+    """Read one row's inputs; an unreadable row costs its own report, not those of the others, whatever is raised."""
     try:
-        return _Prepared(row, *engine.prepare(row.image, row.vitals, row.context))
-    except UserError as error:
-        return _Prepared(row, error=str(error))
+        path, note = images.find_with_note(row.image) if row.image else (None, "")
+        example, warnings = engine.prepare(path, row.vitals, row.context)
+        return _Prepared(row, example, (*warnings, note) if note else warnings)
+    except Exception as error:
+        return _Prepared(row, error=_in_words(error))
+
+
+def _prompt_length(engine: Engine, case: _Prepared) -> int:
+    """Tokens around a case's evidence; a case whose words cannot be read is not drafted."""
+    try:
+        return engine.prompt_length(case.example) if case.example is not None else 0
+    except Exception as error:
+        case.example, case.error = None, _in_words(error)
+        return 0
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"this row cannot be read: {type(error).__name__}"  # its message may be long, and quote the case
 
 
 def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:

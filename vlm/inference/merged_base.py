@@ -5,6 +5,7 @@ base's own GGUF file gives the tokenizer, the shapes and the tensors that neithe
 the cache by adapter, so that a second start only maps it and never loads the language model into PyTorch.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ import torch
 
 from vlm.adapter import digest, load, read_config
 from vlm.adapter.gguf import gguf_name, in_pairs
+from vlm.cache import check_kept, private_folder
+from vlm.durable import seal
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
 from vlm.model.evidence import Words
-from vlm.weights import cache_folder, gguf_of_wheel
+from vlm.weights import gguf_of_wheel
 
 if TYPE_CHECKING:  # only the first start needs it
     from vlm.model.clinical_vlm import ClinicalVLM
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the files of this version must not be taken for those of an older one."""
 
 
@@ -47,10 +50,13 @@ class MergedBase:
         base = config.model.llm.base
         if not base.startswith("pypi:") or not base.endswith(".gguf"):
             raise UserError(f"--engine llamacpp: {base} is no GGUF file in a wheel; use --engine torch")
-        cache = cache_folder() / "gguf"
-        made = cls(cache / f"{digest(adapter)[:24]}-{FORMAT}.gguf", cache / f"{config.base_fingerprint}-{FORMAT}")
+        cache = private_folder("gguf")
+        pinned = hashlib.sha256(f"{base} {config.model.llm.sha256} {config.base_fingerprint}".encode()).hexdigest()
+        made = cls(cache / f"{digest(adapter)[:24]}-{FORMAT}" / "model.gguf", cache / f"{pinned[:24]}-words-{FORMAT}")
         if not (made.file.is_file() and made.folder.is_dir()):
             made._make(load(adapter, device=torch.device("cpu"), dtype=torch.float32))
+        for folder in (made.folder, made.file.parent):
+            check_kept(folder)
         return made
 
     def words(self) -> Words:
@@ -66,6 +72,8 @@ class MergedBase:
             table.shape[1],
             table.device,
             float(kept["rms"]),
+            int(kept["context_length"]) or None,
+            table.shape[0],
         )
 
     def _make(self, model: "ClinicalVLM") -> None:
@@ -80,22 +88,25 @@ class MergedBase:
         refuse_packed(model, "--engine llamacpp")
 
         def write_words(folder: Path) -> None:
-            folder.mkdir()
-            table = word_embeddings(model.base).float().clone()
-            save_file({"embeddings": table, "rms": torch.tensor(model.words.rms)}, folder / "words.safetensors")
+            table, length = word_embeddings(model.base).float().clone(), model.words.context_length or 0
+            numbers = {"rms": torch.tensor(model.words.rms), "context_length": torch.tensor(length)}
+            save_file({"embeddings": table, **numbers}, folder / "words.safetensors")
             model.tokenizer.save_pretrained(folder)
 
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         _as_a_whole(self.folder, write_words)
-        _as_a_whole(self.file, lambda file: _write(model, gguf_of_wheel(llm.base, llm.sha256), file))
+        _as_a_whole(
+            self.file.parent, lambda folder: _write(model, gguf_of_wheel(llm.base, llm.sha256), folder / self.file.name)
+        )
 
 
 def _as_a_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target and rename: it is there complete or not at all, whoever else writes it."""
+    """Write a folder beside the target and rename it: it is there complete or not at all, whoever else writes it."""
     if target.exists():
         return
     staging = target.with_name(f".{target.name}.{os.getpid()}")
+    staging.mkdir(mode=0o700)
     write(staging)
+    seal(staging)
     try:
         staging.rename(target)
     except OSError:  # another process was first

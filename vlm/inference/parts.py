@@ -148,7 +148,7 @@ class SharedJob:
     @contextmanager
     def _writing(self) -> Iterator[TextIO]:
         """This share's part, which no other process may write at the same time."""
-        with self.part.open("a", encoding="utf-8") as out:
+        with self.part.open("a", encoding="utf-8", errors="backslashreplace") as out:
             _lock(out, self.part)
             yield out
 

@@ -25,6 +25,8 @@ class Report:
     calibration: str = ""
     """On whom the probabilities were calibrated."""
     notice: str = NOTICE
+    finished: bool = True
+    """False for a draft that was cut, which a warning says too."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -41,8 +41,8 @@ class VLLMServer:
         if self.model not in names:
             raise UserError(f"--vllm_model: {self.url} serves {', '.join(names) or 'nothing'}, not {self.model}")
 
-    def complete(self, prompts: Sequence[torch.Tensor], most: int, end: int) -> list[str]:
-        """Greedy text after each prompt (T × H), until the token `end` or `most` of them.
+    def complete(self, prompts: Sequence[torch.Tensor], most: int, end: int) -> list[tuple[str, bool]]:
+        """Greedy text after each prompt (T × H), until the token `end` or `most` of them, and whether those ended it.
 
         The base's own habits, such as a repetition penalty, are not what was trained and measured: they are off.
         Raises `UserError` for all that the server refuses or does not answer.
@@ -61,9 +61,12 @@ class VLLMServer:
             },
         )
         try:
-            texts = {int(choice["index"]): str(choice["text"]) for choice in answer["choices"]}
+            texts = {
+                int(choice["index"]): (str(choice["text"]), choice.get("finish_reason") == "length")
+                for choice in answer["choices"]
+            }
             return [texts[index] for index in range(len(prompts))]
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"--vllm_url: {self.url} did not answer with a text for each prompt") from None
 
     def _ask(self, method: str, what: str, body: Any = None) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
+from vlm.data.chat_template import PromptIds
 from vlm.data.collate import Batch
 from vlm.device import choose_device, choose_precision
+from vlm.errors import one_line
 from vlm.model.evidence import EvidenceEncoder
-from vlm.model.llm import add_lora, fingerprint, load_llm, word_embeddings, words_of
+from vlm.model.llm import fingerprint, load_llm, refuse_unquantised, word_embeddings, words_of
+from vlm.model.lora import add_lora, fit_targets
 from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
 from vlm.model.trunk import read_trunk
 
@@ -57,12 +60,14 @@ class ClinicalVLM(EvidenceEncoder):
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         load_vision_weights: bool = True,
+        prompt_ids: PromptIds | None = None,
     ) -> None:
         commit = getattr(llm, "commit", None)
         if commit:  # whatever branch of the Hub was asked for: its content may change
             config = replace(config, llm=replace(config.llm, revision=commit))
-        super().__init__(config, spec, words_of(llm, tokenizer), load_vision_weights)
-        self.base_fingerprint = fingerprint(llm)
+        with one_line(f"model.llm.base: {config.llm.base} cannot be used"):
+            super().__init__(config, spec, words_of(llm, tokenizer), load_vision_weights, prompt_ids)
+            self.base_fingerprint, self.base_sha256 = fingerprint(llm), getattr(llm, "sha256", None)
         self.llm = add_lora(llm, config.llm)
         self.sharded = False
         """Whether several processes hold the frozen base together: then all must make the same passes through it."""
@@ -75,10 +80,13 @@ class ClinicalVLM(EvidenceEncoder):
     ) -> "ClinicalVLM":
         """A new model with fresh adapter weights, on `device` with the frozen LLM in `dtype`.
 
-        Raises `UserError` for base weights that cannot be loaded.
+        Raises `UserError` for base weights that cannot be loaded or not be put in 4 bits, and for LoRA on layers that
+        the base has not.
         """
         device = device or choose_device().value
         llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
+        refuse_unquantised(llm, config.llm)
+        config = replace(config, llm=fit_targets(llm, config.llm))
         return cls(config, spec, llm, tokenizer).to(device)
 
     @classmethod
@@ -146,7 +154,7 @@ class ClinicalVLM(EvidenceEncoder):
         losses are means over this one. With alpha = 1 the text has no weight and the LLM does not run.
         """
         encoded = self.encode(pixel_values, has_image, vitals)
-        label = label_loss(encoded.logits.float(), targets)
+        label = label_loss(encoded.logits, targets)
         loss_bce = label.mean(label_count)
         if alpha == 1:
             nothing = torch.zeros(len(vitals), device=vitals.device)

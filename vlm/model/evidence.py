@@ -13,7 +13,9 @@ from torch import nn
 
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
+from vlm.data.chat_template import PromptIds
 from vlm.data.prompt import Prompt
+from vlm.errors import UserError
 from vlm.model.calibration import Calibration
 from vlm.model.fusion import EvidenceTokens, JointVector
 from vlm.model.projection import name_embeddings
@@ -36,6 +38,10 @@ class Words:
     """Where the ids must be."""
     rms: float
     """Root mean square of all word embeddings: the size at which evidence tokens are shown."""
+    context_length: int | None = None
+    """Tokens that the language model was made to read; None if it does not say."""
+    vocabulary: int | None = None
+    """Number of word embeddings."""
 
 
 @dataclass
@@ -53,7 +59,14 @@ class Encoded:
 class EvidenceEncoder(nn.Module):
     """Image encoder, vitals encoder, joint vector, head, and the prompt that their tokens stand in."""
 
-    def __init__(self, config: ModelConfig, spec: CaseSpec, words: Words, load_vision_weights: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        spec: CaseSpec,
+        words: Words,
+        load_vision_weights: bool = True,
+        prompt_ids: PromptIds | None = None,
+    ) -> None:
         super().__init__()
         self.model_config, self.spec, self.tokenizer, self.words = config, spec, words.tokenizer, words
         self.calibration = Calibration()
@@ -62,8 +75,13 @@ class EvidenceEncoder(nn.Module):
         self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, embed_names, words.rms)
         self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
         self.evidence = EvidenceTokens(config.fusion, embed_names(spec.labels), words.rms)
+        last = max((number for ids in prompt_ids or () for number in ids), default=0)
+        if words.vocabulary is not None and last >= words.vocabulary:
+            raise UserError(f"prompt_ids: {last} is no token of the base, which has {words.vocabulary:,}")
         written = spec.schema if config.vitals.shown == "text" else None
-        self.prompt = Prompt(words.tokenizer, config.prompt, self.evidence_tokens, written)
+        self.prompt = Prompt(
+            words.tokenizer, config.prompt, self.evidence_tokens, written, prompt_ids, words.context_length
+        )
 
     @property
     def evidence_tokens(self) -> int:
@@ -87,7 +105,8 @@ class EvidenceEncoder(nn.Module):
         to calibrate. With `whole` the gradient goes through them too: an attribution follows every path to the text.
         """
         (image_tokens, f), (vitals_tokens, x) = image, vitals  # B × g·g × H, B × F; B × n × H, B × X
-        z, logits = self.joint(f, x)  # B × Z, B × K
+        with torch.autocast(f.device.type, enabled=False):  # in bf16 a logit near 4 moves in steps of 0.03
+            z, logits = self.joint(f.float(), x.float())  # B × Z, B × K
         shown = self.evidence(z, logits if whole else logits.detach())
         parts = [image_tokens, *([vitals_tokens] if self.vitals.tokens else []), *shown]
         return Encoded(torch.cat([part.to(image_tokens.dtype) for part in parts], dim=1), z, logits)

@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,14 +20,21 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from vlm.cache import check_kept
 from vlm.config import LLMConfig
 from vlm.device import Choice
-from vlm.errors import UserError
+from vlm.durable import seal
+from vlm.errors import UserError, one_line
+from vlm.model.base_files import base_digest
 from vlm.model.evidence import Words
 from vlm.weights import is_wheel, language_model_folder
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 """How every base is loaded: its folder's code is not run, and no pickle is read."""
+
+
+LEAST_SHARE = 0.5
+"""Of the linear weights that must be in 4 bits where these are asked for."""
 
 
 def choose_unpacking(config: LLMConfig, device: torch.device) -> Choice[bool]:
@@ -47,11 +54,12 @@ def load_llm(
     """Load, quantise (QLoRA's NF4) and freeze the language model, and load its tokenizer.
 
     Only what Transformers itself has the code for, from safetensors: a base may be a stranger's as well. Its `commit`
-    is that of a base on the Hub, else None. Raises `UserError` if `config.base` names nothing that can be loaded so.
+    is that of a base on the Hub, else None, its `sha256` that of its weights. Raises `UserError` if `config.base` names
+    nothing that can be loaded so.
     """
     folder = language_model_folder(config.base, config.sha256)
     unpack = choose_unpacking(config, device).value
-    try:
+    with one_line(f"model.llm.base: cannot load {config.base}"):
         commit = _commit(folder, config.revision)
         config = replace(config, revision=commit)
         _refuse_foreign_code(folder, config.revision)
@@ -60,8 +68,7 @@ def load_llm(
             llm = _load_unpacked_once(config, Path(folder), device, dtype)
         else:
             llm = _load(config, folder, device, dtype, unpack)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.llm.base: cannot load {config.base}: {str(error).splitlines()[0]}") from None
+        llm.sha256 = base_digest(folder, commit)  # type: ignore[assignment]
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.llm.base: the tokenizer of {config.base} has no end-of-text token")
     _refuse_other_logits(llm, config.base)
@@ -90,6 +97,8 @@ def _refuse_foreign_code(folder: str, revision: str | None) -> None:
             value = getattr(part, key, None)
             if "/" in str(value):  # USER/NAME
                 raise ValueError(f"{key.removeprefix('_')} names code on the Hub, {value}")
+    if getattr(config, "transformers_weights", None):
+        raise ValueError("its config names another file of weights, transformers_weights")
 
 
 def _load(config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, unpack: bool) -> PreTrainedModel:
@@ -103,7 +112,10 @@ def _load(config: LLMConfig, folder: str, device: torch.device, dtype: torch.dty
             bnb_4bit_quant_storage=dtype if device.type != "cpu" else torch.uint8,
         )
     llm = AutoModelForCausalLM.from_pretrained(folder, **options)
-    return llm.dequantize() if unpack else llm
+    packed = [module for module in llm.modules() if _is_packed(module)]
+    for module in packed:  # else its first pass without gradient repacks it, and gradients after that are wrong
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return llm.dequantize() if unpack and packed else llm
 
 
 def _load_unpacked_once(config: LLMConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -113,12 +125,15 @@ def _load_unpacked_once(config: LLMConfig, folder: Path, device: torch.device, d
     if not kept.is_dir():
         llm = _load(config, str(folder), device, dtype, unpack=True)
         staging = kept.with_name(f"{kept.name}.{os.getpid()}")
+        staging.mkdir(mode=0o700)
         llm.save_pretrained(staging)
+        seal(staging)
         try:
             staging.rename(kept)
         except OSError:  # another process was first
             if not kept.is_dir():
                 raise
+    check_kept(kept)
     return AutoModelForCausalLM.from_pretrained(kept, **SAFE, **_placement(device, dtype))
 
 
@@ -130,32 +145,50 @@ def _placement(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return options
 
 
-def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
-    """Wrap the LLM by PEFT: h = W x + (alpha / r) B A x with A and B trainable (Hu et al., 2021).
+class FourBitShare(NamedTuple):
+    """How much of the language model's linear weights is in 4 bits."""
 
-    Nothing goes into `modules_to_save`, which matches by suffix and would capture the vocabulary layer; so the
-    folder stays a plain LoRA that vLLM and llama.cpp accept.
-    """
-    from peft import LoraConfig, TaskType, get_peft_model
+    share: float
+    left: str
+    """Name of the largest parameter that is not; empty where all are."""
 
-    targets: list[str] | str = config.lora_targets
-    lora = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        bias="none",
-    )
-    if config.activation_checkpointing:
-        llm.activation_checkpointing_enable()
-    try:
-        peft_model = get_peft_model(llm, lora)
-    except ValueError as error:
-        raise UserError(f"model.llm.lora_targets: {str(error).splitlines()[0]}") from None
-    peft_model.peft_config["default"].base_model_name_or_path = config.base
-    peft_model.peft_config["default"].revision = config.revision
-    return peft_model
+
+def four_bit_share(llm: PreTrainedModel) -> FourBitShare:
+    """Share of the values in frozen matrices, but those of vocabulary and places, that are or were put in 4 bits."""
+    packed = any(_is_packed(module) for module in llm.modules())
+    tables = {id(layer.weight) for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()) if layer}
+    inside, left = 0, {"": 0}
+    for path, module in llm.named_modules():
+        for name, value in module.named_parameters(recurse=False):
+            if value.ndim < 2 or value.requires_grad or isinstance(module, nn.Embedding) or id(value) in tables:
+                continue
+            if _is_packed(module) if packed else type(module) is nn.Linear:  # unpacked again, it is a plain layer
+                inside += values_of(value)
+            else:
+                left[f"{path}.{name}"] = values_of(value)
+    total = inside + sum(left.values())
+    return FourBitShare(inside / total if total else 0.0, max(left, key=lambda name: left[name]))
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a layer is bitsandbytes' `Linear4bit`; to import it takes a second, and an unpacked base needs it not."""
+    return type(module).__name__ == "Linear4bit"
+
+
+def values_of(parameter: torch.Tensor) -> int:
+    """Number of values: a packed 4-bit tensor holds two in each byte of its storage."""
+    packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * parameter.element_size() * 2 if packed else parameter.numel()
+
+
+def refuse_unquantised(llm: PreTrainedModel, config: LLMConfig) -> None:
+    """Raise `UserError` where 4 bits were asked for and most of the linear weights cannot be had in them."""
+    share, left = four_bit_share(llm)
+    if config.quantization == "nf4" and share < LEAST_SHARE:
+        raise UserError(
+            f"model.llm.quantization: {share:.0%} of the linear weights of {config.base} can be put in 4 bits, {left} "
+            "among others cannot; write model.llm.quantization: none, or take another base"
+        )
 
 
 def _refuse_other_logits(llm: PreTrainedModel, base: str) -> None:
@@ -182,7 +215,15 @@ def words_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Words:
     """The words of a language model, as the other parts need them."""
     hidden_size = llm.config.get_text_config().hidden_size
     device = word_embeddings(llm).device
-    return Words(tokenizer, llm.get_input_embeddings(), hidden_size, device, embedding_rms(llm))
+    shown, rms = llm.get_input_embeddings(), embedding_rms(llm)
+    return Words(tokenizer, shown, hidden_size, device, rms, context_length(llm), len(word_embeddings(llm)))
+
+
+def context_length(llm: PreTrainedModel) -> int | None:
+    """Tokens that the model was made to read, prompt and report together; None where its config does not say."""
+    config = llm.config.get_text_config()
+    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "n_positions"))
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def embedding_rms(llm: PreTrainedModel) -> float:

@@ -148,8 +148,12 @@ class ImageEncoder(nn.Module):
 
 def _grid_channels(cnn: nn.Module, name: str, image_size: int) -> int:
     """Channels of the feature grid, found by one pass; raises `UserError` if the model gives no grid."""
-    with torch.no_grad():
-        grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))
+    try:
+        with torch.no_grad():
+            grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:  # some take images of one size alone
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.vision.name: {name} takes no images of {image_size} pixels: {reason}") from None
     if grid.ndim != 4 or grid.shape[1] != getattr(cnn, "num_features", grid.shape[1]):
         raise UserError(
             f"model.vision.name: {name} gives features of shape {tuple(grid.shape)}, not a grid; choose a CNN"

@@ -18,7 +18,7 @@ from vlm.config import Config
 from vlm.data.collate import Batch, Collator
 from vlm.data.examples import CaseDataset
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import word_embeddings
+from vlm.model.llm import values_of, word_embeddings
 from vlm.plan.memory import CUDA_CONTEXT, GIB, MIB, TRAINED_BYTES, StepMemory, nf4_bytes
 
 
@@ -101,7 +101,7 @@ def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepM
     vocabulary = {id(layer.weight) for layer in (model.base.get_input_embeddings(), model.base.get_output_embeddings())}
     weights, largest = 0.0, 0
     for name, value in model.named_parameters():
-        count = _values_of(value)
+        count = values_of(value)
         if value.requires_grad:
             weights += 4 * count
         elif name.startswith("llm.") and quantised and value.ndim == 2 and id(value) not in vocabulary:
@@ -111,12 +111,6 @@ def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepM
             weights += (2 if name.startswith("llm.") else 4) * count
     halves = word_embeddings(model.base).element_size() / 2
     return StepMemory(weights, here.training, here.fixed / halves + 2 * largest, here.case / halves)
-
-
-def _values_of(parameter: torch.nn.Parameter) -> int:
-    """A packed 4-bit tensor holds two values in each byte of its storage."""
-    packed = type(parameter).__name__ == "Params4bit"
-    return parameter.numel() * parameter.element_size() * 2 if packed else parameter.numel()
 
 
 def longest_cases(model: ClinicalVLM, dataset: CaseDataset) -> Callable[[int], Batch]:

@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from vlm.config import Config
 from vlm.data.examples import CaseDataset
+from vlm.data.glance import blank_notice
 from vlm.data.storage import new_array
 from vlm.device import Choice
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.processes import say
 
 
 def choose_features(config: Config) -> Choice[bool]:
@@ -53,7 +55,16 @@ def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDat
             shown[start : start + len(features)] = has_image.numpy()
             start += len(features)
         dataset.mark_images(shown)
+        say(*blank_images(dataset, shown))
         dataset.features = kept
+
+
+def blank_images(dataset: CaseDataset, shown: np.ndarray) -> list[str]:
+    """A line on the images that show nothing; `shown` says of N cases whether theirs does."""
+    cells = dataset.rows.select(np.flatnonzero(~shown))["image"]
+    blank = [cell["path"] for cell in cells if cell]
+    images = len(blank) + int(shown.sum())
+    return [f"warning: {blank_notice(len(blank), images, blank[0])}"] if blank else []
 
 
 def _pixels_of(batch: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The Transformers `Trainer` with our checkpoints: whole or not there, without a pickle, resumed to the bit."""
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,14 @@ from vlm.processes import say
 from vlm.run_folder import CHECKPOINT_FILES, checkpoint_folder
 from vlm.training import checkpoints
 from vlm.training.sharding import shard_base
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Transformers' own, which counts no evaluation of the head alone: those have no joint loss to compare."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        if math.isfinite(metrics["eval_loss"]):
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class ResumableTrainer(Trainer):
@@ -89,9 +98,10 @@ class ResumableTrainer(Trainer):
 
     def _count_on(self, state: TrainerState) -> bool:
         """Give early stopping the evaluations it had counted; whether it had stopped the run."""
-        kept = _callback_states(state).get(EarlyStoppingCallback.__name__, {})
+        states = _callback_states(state)
+        kept = states.get(EarlyStopping.__name__) or states.get(EarlyStoppingCallback.__name__, {})  # of earlier runs
         counted = kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
-        stoppers = [part for part in self.callback_handler.callbacks if isinstance(part, EarlyStoppingCallback)]
+        stoppers = [part for part in self.callback_handler.callbacks if isinstance(part, EarlyStopping)]
         for stopper in stoppers:
             stopper.early_stopping_patience_counter = counted
         return any(stopper.early_stopping_patience <= counted for stopper in stoppers)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, TrainingArguments, set_seed
+from transformers import EvalPrediction, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import save, starting_weights
@@ -15,7 +15,9 @@ from vlm.config import Config
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
+from vlm.data.contents import contents_fingerprint
 from vlm.data.examples import CaseDataset
+from vlm.data.glance import glance
 from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
@@ -26,16 +28,22 @@ from vlm.evaluation.run import evaluate
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import choose_unpacking
+from vlm.model.llm import choose_unpacking, values_of
 from vlm.processes import is_main, say, world_size
 from vlm.run_folder import RunFolder, read_log
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
+from vlm.training.lengths import check_lengths
+from vlm.training.resumable import EarlyStopping
 from vlm.training.run_log import EpochOfDataset, Progress, RunLog
+from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard
 from vlm.training.tracking import make_trackers
 from vlm.training.trainer import ReportTrainer, part_of
+
+MOST_IMAGES, MOST_SECONDS = 5_000, 60.0
+"""Images that a dry run looks at, and for how long: training itself looks at fewer before it begins."""
 
 
 def train(config: Config, resume: bool = False) -> Path:
@@ -57,11 +65,13 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
         cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    checkpoint = folder.check(config, cohort.fingerprint, resume)
+    say(*(f"warning: {line}" for line in glance(cohort.dataset, ImageSpec(config.data.image_size))))
+    contents = contents_fingerprint(cohort)
+    checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model))
+    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     trainer = build_trainer(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
@@ -72,10 +82,11 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
-    loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
-    say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
+    if untrained.tokens.any():
+        loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
+        say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
     if is_main():  # last: a mistake in config, data or base leaves the folder as it was
-        folder.create(config, cohort.fingerprint, resume)
+        folder.create(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
@@ -110,12 +121,19 @@ def try_step(config: Config) -> None:
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    seen = glance(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
+    say(*(f"warning: {line}" for line in seen))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model))
+    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
     training = case_dataset(config, model.spec, cohort, "train")
     if not len(training):
         raise UserError("data.split: no case is left to train on")
     say(*dry_run(model, config, training))
+
+
+def _lengths(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
+    splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
+    return check_lengths(model.prompt, splits, config.evaluation.max_new_tokens)
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
@@ -137,7 +155,7 @@ def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: Ru
     if config.train.patience and not len(validation):
         raise UserError("train.patience: no case is left for validation, so nothing can stop the training early")
     if config.train.patience:
-        callbacks.append(EarlyStoppingCallback(config.train.patience))
+        callbacks.append(EarlyStopping(config.train.patience))
     trainer = ReportTrainer(
         model,
         training_arguments(config, folder, has_validation=len(validation) > 0, device=model.device),
@@ -248,13 +266,6 @@ def describe_parameters(model: ClinicalVLM) -> str:
         part = {"llm": "LoRA", "cnn": "CNN"}.get(part_of(name), "projectors and head")
         parts[part] = parts.get(part, 0) + value.numel()
     trained = sum(parts.values())
-    total = trained + sum(_unpacked_size(p) for p in model.parameters() if not p.requires_grad)
+    total = trained + sum(values_of(p) for p in model.parameters() if not p.requires_grad)
     shares = ", ".join(f"{part} {count:,}" for part, count in parts.items())
     return f"parameters: trained {trained:,} ({shares}), frozen {total - trained:,}, total {total:,}"
-
-
-def _unpacked_size(parameter: torch.nn.Parameter) -> int:
-    """Number of values: a packed 4-bit tensor holds two in each byte of its storage."""
-    if type(parameter).__name__ == "Params4bit":
-        return parameter.numel() * parameter.element_size() * 2
-    return parameter.numel()

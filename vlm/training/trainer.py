@@ -104,12 +104,17 @@ class ReportTrainer(MeasuredTrainer, ResumableTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Per case: K logits, summed text loss, number of tokens (B × (K + 2)); never logits of the vocabulary."""
+        """Per case: K logits, summed text loss, number of tokens (B × (K + 2)); never logits of the vocabulary.
+
+        Where training does not read the text, neither is it read here: its loss is NaN, and so is the joint loss,
+        which then cannot be the best one.
+        """
         inputs = self._prepare_inputs(inputs)
         inputs.pop("ids", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            output: VLMOutput = model(**inputs, alpha=self.loss_config.alpha if self.loss_config.alpha < 1 else 0.5)
-        columns = [output.logits.float(), output.case_losses[:, None], output.case_tokens[:, None].float()]
+            output: VLMOutput = model(**inputs, alpha=self.alpha)
+        losses = output.case_losses if self.alpha < 1 else torch.full_like(output.case_losses, math.nan)
+        columns = [output.logits.float(), losses[:, None], output.case_tokens[:, None].float()]
         return None, torch.cat(columns, dim=1), inputs["targets"]
 
     # ------------------------------------------------------------------------------------ schedule

@@ -12,7 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from vlm.data.check.notice import Notice, counted, listed
-from vlm.data.images import ImageSpec, is_blank, read_image, to_square
+from vlm.data.image_names import ImageFolder
+from vlm.data.images import ImageSpec, decode_image, is_blank, read_file, to_square
 from vlm.errors import UserError
 
 THUMB = 48
@@ -49,11 +50,11 @@ class Pair:
     exact: bool
 
 
-def read_pictures(names: dict[int, str], folder: Path) -> tuple[list[Picture], dict[int, str]]:
+def read_pictures(names: dict[int, str], images: ImageFolder) -> tuple[list[Picture], dict[int, str]]:
     """Row (from 0) → file name; returns what could be read, and row → why not."""
     pictures, broken = [], {}
     with ThreadPoolExecutor(4) as pool:
-        jobs = pool.map(lambda item: _read(item[0], folder / item[1]), names.items())
+        jobs = pool.map(lambda item: _read(item[0], item[1], images), names.items())
         for row, result in zip(names, tqdm(jobs, total=len(names), desc="images", unit="image", leave=False),
                                strict=True):  # fmt: skip
             if isinstance(result, Picture):
@@ -63,14 +64,17 @@ def read_pictures(names: dict[int, str], folder: Path) -> tuple[list[Picture], d
     return pictures, broken
 
 
-def _read(row: int, path: Path) -> Picture | str:
-    if not path.is_file():
-        return "no such file"
+def _read(row: int, name: str, images: ImageFolder) -> Picture | str:
     try:
-        square = to_square(read_image(path), ImageSpec(size=256))
+        path = images.find(name)
+    except UserError as error:
+        return "no such file" if str(error).startswith("no image file") else str(error)
+    try:
+        data = read_file(Path(path))
+        square = to_square(decode_image(data, path), ImageSpec(size=256))
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
-    return describe(square, row, hashlib.sha256(path.read_bytes()).hexdigest())
+    return describe(square, row, hashlib.sha256(data).hexdigest())
 
 
 def describe(square: np.ndarray, row: int, digest: str = "") -> Picture:
@@ -135,8 +139,8 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def check_pictures(pictures: list[Picture], broken: dict[int, str], pairs: list[Pair],
-                   patients: np.ndarray) -> list[Notice]:  # fmt: skip
-    """Missing, unreadable and blank images, copies within and across patients."""
+                   patients: np.ndarray, note: str = "") -> list[Notice]:  # fmt: skip
+    """Missing, unreadable and blank images, copies within and across patients; `note` is on how names were found."""
     notices = []
     kinds: dict[str, list[int]] = defaultdict(list)
     for row, reason in broken.items():
@@ -146,6 +150,8 @@ def check_pictures(pictures: list[Picture], broken: dict[int, str], pairs: list[
         reason = "" if kind == example else f", the first: {example}"
         message = f"{counted(len(lost), 'image')}: {kind}{reason}"
         notices.append(Notice("error", kind.replace(" ", "_"), message, tuple(row + 2 for row in lost[:5])))
+    if note:
+        notices.append(Notice("note", "image_names", note))
     blank = [picture.row for picture in pictures if picture.blank]
     if blank:
         message = f"{counted(len(blank), 'image')} of one grey value: taken as no image"

@@ -23,6 +23,7 @@ from vlm.data.check.table import (
     count_missing,
     read_numbers,
 )
+from vlm.data.image_names import ImageFolder
 from vlm.data.reading import TableOptions, read_table, reading_notes
 from vlm.errors import UserError
 
@@ -78,7 +79,8 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
     )
     read = {column: read_numbers(frame[column], vital, roles.units[column]) for column, vital in roles.vitals.items()}
     numbers, broken = {name: x for name, (x, _) in read.items()}, {name: rows for name, (_, rows) in read.items()}
-    pictures, lost = _pictures(frame, roles, options.images)
+    images = ImageFolder(options.images) if options.images is not None else None
+    pictures, lost = _pictures(frame, roles, images)
     pairs = find_pairs(pictures)
     splits = splits_of(frame, roles, patients, options.split)
     notices = [
@@ -93,7 +95,7 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
         *check_ids(frame, roles),
         *check_licences(frame, roles, table),
         *check_words(frame, roles),
-        *check_pictures(pictures, lost, pairs, patients),
+        *check_pictures(pictures, lost, pairs, patients, "; ".join(images.notes(named=False)) if images else ""),
         *check_leaks(frame, roles, patients, splits, pairs),
         *check_shares(roles, patients, options.split),
         *check_shortcuts(frame, roles, patients),
@@ -107,9 +109,9 @@ def _notices(level: Level, check: str, messages: Sequence[str], table: Path) -> 
     return [Notice(level, check, message.removeprefix(f"{table}: ")) for message in messages]
 
 
-def _pictures(frame: pd.DataFrame, roles: Roles, folder: Path | None) -> tuple[list[Picture], dict[int, str]]:
-    if folder is None or not roles.image:
+def _pictures(frame: pd.DataFrame, roles: Roles, images: ImageFolder | None) -> tuple[list[Picture], dict[int, str]]:
+    if images is None or not roles.image:
         return [], {}
     empty = missing(frame[roles.image])
     names = {row: str(name).strip() for row, name in enumerate(frame[roles.image]) if not empty[row]}
-    return read_pictures(names, folder)
+    return read_pictures(names, images)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vlm.config import DataConfig, SourceConfig
 from vlm.data.cohort import Cohort
 from vlm.data.image_kinds import kind_of
-from vlm.data.images import decode_image, read_file
+from vlm.data.images import decode_image, read_file, shows_nothing
 from vlm.data.packed.layout import FILE, Pack, Shard, shard_name
 from vlm.data.packed.shards import is_packed
 from vlm.data.sources import load_cohort
@@ -91,7 +91,7 @@ class _Writer:
     def __init__(self, folder: Path, options: PackOptions, pack: Pack) -> None:
         self.folder, self.options, self.pack = folder, options, pack
         self.shards: dict[str, Shard] = {}
-        self.dicom = 0
+        self.dicom = self.blank = 0
 
     def write_split(self, split: str, rows: datasets.Dataset, progress: tqdm) -> None:
         """The shards of one split; they have their names when it is known how many they are."""
@@ -118,8 +118,9 @@ class _Writer:
     def _images(self, rows: datasets.Dataset) -> Iterator[bytes | None]:
         with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
             for some in rows.iter(AT_ONCE):
-                for image, dicom in pool.map(partial(_image, side=self.options.image_side), some["image"]):
+                for image, dicom, blank in pool.map(partial(_image, side=self.options.image_side), some["image"]):
                     self.dicom += dicom
+                    self.blank += blank
                     yield image
 
     def _table(self, rows: datasets.Dataset, images: Sequence[bytes | None]) -> pa.Table:
@@ -148,19 +149,25 @@ class _Writer:
             dicom = f"; {self.dicom:,} are DICOM, with the names and dates of their headers" if self.dicom else ""
             lines.append(f"images: the files as they were, with all that they say of a patient{dicom}. "
                          "--image_side 1024 stores their pixels alone")  # fmt: skip
+        if self.blank:
+            lines.append(f"warning: {self.blank:,} images show one grey value alone and count as no image")
         return [*lines, "reports and ids are in the shards too: keep them as the data they were made of"]
 
 
-def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool]:
-    """What is stored of an image, and whether it is DICOM. It is decoded in any case: who trains can mend no file."""
+def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool, bool]:
+    """What is stored of an image, whether it is DICOM, and whether it is blank.
+
+    It is decoded in any case: who trains can mend no file.
+    """
     if cell is None:
-        return None, False
+        return None, False, False
     path = cell["path"]
     if is_packed(path):
         raise UserError("data.source: packed: shards are not packed again; pack the source that they were made of")
     data = read_file(Path(path))
     image = decode_image(data, path)
-    return (reduced(image, side), False) if side else (data, kind_of(data) == "DICOM")
+    blank = shows_nothing(image)
+    return (reduced(image, side), False, blank) if side else (data, kind_of(data) == "DICOM", blank)
 
 
 def reduced(image: np.ndarray, side: int) -> bytes:

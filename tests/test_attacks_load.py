@@ -1,0 +1,246 @@
+"""What many or slow clients may not do: keep an honest one waiting, fill the memory, the descriptors or the log."""
+
+import base64
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from tests.serving import serving
+from vlm.adapter import load
+from vlm.app import bodies, connections, failures
+from vlm.app.about import Adapter
+from vlm.app.api import make_api
+from vlm.app.page import add_page
+from vlm.app.service import Limits, Service
+from vlm.inference.engine import ReportEngine
+
+HOST = b"Host: localhost\r\n"
+MOST = 40
+"""Connections of the small server."""
+COOKIE = b"Cookie: clinical-vlm-session=" + b"a" * 43 + b"\r\n"
+REPORT = b"POST /v1/report HTTP/1.1\r\n" + HOST
+WAYS: dict[str, bytes] = {
+    "nothing": b"",
+    "half a line": b"GET / HT",
+    "half a head": b"GET / HTTP/1.1\r\n" + HOST,
+    "no body": REPORT + b"Content-Type: application/json\r\nContent-Length: 99999\r\n\r\n",
+    "half a body": REPORT + b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{",
+    "half a form": REPORT + b"Content-Type: multipart/form-data; boundary=x\r\n"
+                   b"Content-Length: 99999\r\n\r\n--x\r\n"
+                   b"Content-Disposition: form-data; name=image; filename=a\r\n\r\nx",
+    "endless": REPORT + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    "half an upload": b"POST /gradio_api/upload HTTP/1.1\r\n" + HOST + COOKIE + b"Content-Type: "
+                      b"multipart/form-data; boundary=x\r\nContent-Length: 99999\r\n\r\n--x\r\n",
+    "half an event": b"POST /gradio_api/queue/join HTTP/1.1\r\n" + HOST + COOKIE + b"Content-Length: 999\r\n\r\n{",
+    "heartbeat": b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\n" + HOST + COOKIE + b"\r\n",
+    "refused": b"POST /v1/report HTTP/1.1\r\nHost: evil\r\nContent-Length: 99999\r\n\r\n{",
+    "answered": b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_adapter: Path) -> ReportEngine:
+    return ReportEngine(load(tiny_adapter))
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_adapter: Path) -> Adapter:
+    return Adapter.of(tiny_adapter)
+
+
+@pytest.fixture(scope="module")
+def app(engine: ReportEngine, adapter: Adapter) -> Iterator[Any]:
+    with Service(engine, Limits(tokens=4, upload=4 << 20)) as service:
+        yield add_page(make_api(service, adapter), service, adapter)
+
+
+@pytest.fixture
+def url(app: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with few connections and short patience."""
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", MOST)
+    with serving(app) as address:
+        yield address
+
+
+def connected(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10)
+
+
+@contextmanager
+def crowd(url: str, sent: bytes, count: int) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        made = []
+        for _ in range(count):
+            made.append(stack.enter_context(connected(url)))
+            made[-1].sendall(sent)
+        yield made
+
+
+def seconds_until_closed(connection: socket.socket, dribble: bytes = b"") -> float:
+    """How long the server bears with a client that sends a byte now and then."""
+    start = time.monotonic()
+    connection.settimeout(0.05)
+    while time.monotonic() - start < 8:
+        try:
+            if dribble:
+                connection.sendall(dribble)
+            if not connection.recv(65536):
+                break
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_honest_client_is_answered_beside_hundreds(url: str, way: str) -> None:
+    with crowd(url, WAYS[way], 4 * MOST):
+        for _ in range(3):
+            start = time.monotonic()
+            answer = httpx.post(f"{url}/v1/report", json={"vitals": {"glucose": 8}}, timeout=20)
+            assert answer.status_code == 200 and time.monotonic() - start < 10, answer.text
+        assert httpx.get(url, timeout=20).status_code == 200
+
+
+def test_a_draft_that_is_written_is_not_ended_for_others(url: str, app: Any) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(httpx.post, f"{url}/v1/report", json={}, timeout=30) for _ in range(8)]
+        with crowd(url, WAYS["half a body"], 4 * MOST):
+            assert [one.result().status_code for one in asked] == [200] * 8
+
+
+@pytest.mark.parametrize("way", ["nothing", "half a line", "half a head", "refused", "answered"])
+def test_a_slow_head_is_ended_however_it_dribbles(url: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
+    for dribble in (b"", b"x"):
+        with connected(url) as connection:
+            connection.sendall(WAYS[way])
+            assert seconds_until_closed(connection, dribble) < 3
+
+
+@pytest.mark.parametrize("way", ["no body", "half a body", "half a form", "endless", "half an upload", "half an event"])
+def test_a_slow_body_is_ended(url: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "IDLE_SECONDS", 0.3)
+    with connected(url) as connection:
+        connection.sendall(WAYS[way])
+        connection.settimeout(5)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+    monkeypatch.setattr(bodies, "IDLE_SECONDS", 5)
+    monkeypatch.setattr(bodies, "GRACE_SECONDS", 0.5)  # a byte now and then is no progress
+    with connected(url) as connection:
+        connection.sendall(WAYS[way])
+        assert seconds_until_closed(connection, b"1\r\nx\r\n" if way == "endless" else b"x") < 3
+
+
+def test_a_client_that_does_not_read_is_ended(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "READER_SECONDS", 0.3)
+    with connected(url) as connection:
+        request = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\n" + HOST + b"\r\n"
+        connection.sendall(request * 20)  # more than the buffers of both sides hold
+        time.sleep(1.5)
+        read, connection_ended = 0, False
+        connection.settimeout(5)
+        try:
+            while part := connection.recv(1 << 20):
+                read += len(part)
+        except TimeoutError:
+            pytest.fail(f"it was still waited for after {read:,} bytes")
+        except ConnectionResetError:
+            connection_ended = True
+        assert connection_ended or read < 20 << 20
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def test_large_bodies_at_once_share_one_room(engine: ReportEngine, adapter: Adapter) -> None:
+    """40 clients with bodies just within the limit of each."""
+    image = cv2.imencode(".png", np.zeros((40, 40), np.uint8))[1].tobytes()
+    body = json.dumps({"image": base64.b64encode(image + bytes(3 << 20)).decode()}).encode()
+    with Service(engine, Limits(tokens=2, upload=4 << 20, waiting=64)) as service:
+        app = make_api(service, adapter)
+        room, most = app.state.bodies, 0
+
+        def watch() -> None:
+            nonlocal most
+            while not done.wait(0.001):
+                most = max(most, room.held)
+
+        with serving(app) as url:
+            done = threading.Event()
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+
+            def ask(_: int) -> int:
+                headers = {"content-type": "application/json"}
+                return httpx.post(f"{url}/v1/report", content=body, headers=headers, timeout=60).status_code
+
+            with ThreadPoolExecutor(40) as pool:
+                codes = Counter(pool.map(ask, range(40)))
+            done.set()
+            watcher.join()
+            assert set(codes) <= {200, 429} and codes[200] >= 1, codes
+            assert len(body) <= most <= room.total + (1 << 20) and room.held == 0
+            assert httpx.post(f"{url}/v1/report", json={}).status_code == 200
+
+
+def test_the_queue_is_asked_before_the_body(engine: ReportEngine, adapter: Adapter) -> None:
+    hold = threading.Event()
+    with Service(engine, Limits(tokens=2, waiting=1)) as service, serving(make_api(service, adapter)) as url:
+        service.ask(lambda _: hold.wait(20))
+        with connected(url) as connection:
+            head = REPORT + b"Content-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: 50000000\r\n\r\n")
+            connection.settimeout(5)
+            answer = connection.recv(65536)
+        hold.set()
+        assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after" in answer
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "99999999999", "+5", "٣"])
+def test_an_odd_length_is_refused(url: str, length: str) -> None:
+    with connected(url) as connection:
+        head = REPORT + b"Content-Type: application/json\r\n"
+        connection.sendall(head + f"Content-Length: {length}\r\n\r\n".encode())
+        connection.settimeout(5)
+        assert connection.recv(65536).split()[1] in (b"400", b"413")
+
+
+# ------------------------------------------------------------------------------------------------- log
+
+
+def failing(message: str) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    return fail
+
+
+def test_a_defect_that_is_asked_for_a_hundred_times_is_one_line(
+    engine: ReportEngine, adapter: Adapter, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In whatever part: the routes', the reader's, the model's."""
+    monkeypatch.setattr(failures, "_told", {})
+    with Service(engine, Limits(tokens=2)) as service, serving(make_api(service, adapter)) as url:
+        for owner, name in ((service, "check_room"), (service, "read_bytes")):
+            with monkeypatch.context() as patch, httpx.Client(base_url=url, timeout=30) as client:
+                patch.setattr(owner, name, failing("Jane Doe"))
+                for _ in range(25):
+                    answer = client.post("/v1/report", files={"image": ("x", b"1")})
+                    assert answer.status_code == 500 and "Jane" not in answer.text
+                    assert answer.json()["detail"].endswith("the server's log says where")
+    told = capfd.readouterr().err
+    assert told.count("RuntimeError in test_attacks_load.py") == told.count("\n") == 1 and "Jane" not in told

@@ -1,0 +1,130 @@
+"""What a request's content may not do: mean two things, take a wrong type for a value, end in a traceback."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.serving import serving
+from vlm.adapter import load
+from vlm.app.about import Adapter
+from vlm.app.api import make_api
+from vlm.app.service import Limits, Service
+from vlm.inference.engine import ReportEngine
+
+
+@pytest.fixture(scope="module")
+def url(tiny_adapter: Path) -> Iterator[str]:
+    adapter, engine = Adapter.of(tiny_adapter), ReportEngine(load(tiny_adapter))
+    with Service(engine, Limits(tokens=4, upload=1 << 20)) as service, serving(make_api(service, adapter)) as address:
+        yield address
+
+
+def as_json(text: str | bytes) -> dict[str, Any]:
+    return {"content": text, "headers": {"content-type": "application/json"}}
+
+
+def as_field(name: str, text: str) -> dict[str, Any]:
+    return {"files": {name: (None, text.encode())}}
+
+
+TWICE = ['{"vitals": {"glucose": 8, "glucose": 9}}', '{"vitals": {}, "vitals": {"glucose": 9}}',
+         '{"context": "a", "context": "b"}',
+         '{"observations": [{"resourceType": "Observation", "resourceType": "Patient"}]}',
+         '{"observations": {"resourceType": "Bundle", "entry": [{"resource": {"status": "a", "status": "final"}}]}}',
+         '{"format": "fhir", "form\\u0061t": "report"}', '{"image": "", "image": "QUJD"}']  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "detail"),
+    [
+        *((as_json(text), 400, "stands there twice") for text in TWICE),
+        (as_field("vitals", '{"glucose": 8, "glucose": 9}'), 400, "vitals: the key 'glucose' stands there twice"),
+        (as_field("observations", '[{"a": {"b": 1, "b": 2}}]'), 400, "observations: the key 'b' stands there twice"),
+        (as_json('{"vitals": {"glucose": true}}'), 422, "vitals: glucose: true and false are no value of a vital"),
+        (as_json('{"vitals": {"glucose": false}}'), 422, "vitals: glucose: true and false are no value of a vital"),
+        (as_json('{"vitals": {"sex": true}}'), 422, "vitals: sex: true and false are no value of a vital"),
+        (as_field("vitals", '{"glucose": true}'), 422, "vitals: glucose: true and false are no value of a vital"),
+        (as_json('{"vitals": {"glucose": {"value": 8}}}'), 422, "vitals: glucose: give a number or a text"),
+        (as_json('{"vitals": {"glucose": [8]}}'), 422, "vitals: glucose: give a number or a text"),
+        (as_json('{"vitals": {"glucose": "' + "8" * 201 + '"}}'), 422, "vitals: glucose: longer than 200"),
+        (as_json('{"vitals": {"glucose": NaN}}'), 400, "body: NaN is no number"),
+        (as_json('{"vitals": {"glucose": -Infinity}}'), 400, "body: -Infinity is no number"),
+        (as_json('{"vitals": {"glucose": 1e999}}'), 400, "body: a number is too large"),
+        (as_json('{"vitals": {"glucose": ' + "9" * 5000 + "}}"), 400, "body: a number is too large"),
+        (as_field("vitals", '{"glucose": NaN}'), 400, "vitals: NaN is no number"),
+        (as_json("[" * 100_000), 400, "body: "),
+        (as_json("[" * 900 + "]" * 900), 400, "body: nested deeper than 32 levels"),
+        (as_json('{"observations": ' + "[" * 50 + "]" * 50 + "}"), 400, "body: nested deeper than 32 levels"),
+        (as_json("[" + "[]," * 200_000 + "[]]"), 400, "body: more than 100,000 values"),
+        (as_json(b'{"context": "\xff"}'), 400, "body: Invalid JSON"),
+        (as_json('{"context": 7}'), 422, "context: "),
+        (as_json('{"context": null}'), 422, "context: "),
+        (as_json('{"image": {"path": "/etc/passwd"}}'), 422, "image: "),
+        (as_json('{"image": ["QUJD"]}'), 422, "image: "),
+        (as_json("null"), 422, "body: "),
+        (as_json('"text"'), 422, "body: "),
+        (as_json(""), 400, "body: Invalid JSON"),
+        (as_field("observations", '"text"'), 422, "observations: "),
+    ],
+)
+def test_json_means_one_thing_or_is_refused(
+    url: str, request_: dict[str, Any], code: int, detail: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = httpx.post(f"{url}/v1/report", timeout=30, **request_)
+    assert answer.status_code == code, answer.text
+    assert detail in answer.json()["detail"] and "\n" not in answer.json()["detail"]
+    assert len(answer.json()["detail"]) < 300 and not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "0x10", "1_0", "true", "8;drop", "٨"])
+def test_a_text_that_is_no_finite_number_is_no_value(url: str, value: str) -> None:
+    answer = httpx.post(f"{url}/v1/report", json={"vitals": {"glucose": value}}, timeout=30)
+    assert answer.status_code == 422 or answer.json()["vitals"].get("glucose") in (None, 8.0), answer.text
+    assert "NaN" not in answer.text and "Infinity" not in answer.text
+
+
+@pytest.mark.parametrize("value", [True, "8", None, [8], {"a": 1}])
+def test_an_observation_of_another_type_is_no_value(url: str, value: Any) -> None:
+    quantity = {"value": value, "unit": "mmol/L", "system": "http://unitsofmeasure.org", "code": "mmol/L"}
+    observation = {
+        "resourceType": "Observation",
+        "status": "final",
+        "code": {"text": "glucose"},
+        "valueQuantity": quantity,
+    }
+    answer = httpx.post(f"{url}/v1/report", json={"observations": [observation]}, timeout=30)
+    assert answer.status_code == 422 and "not a number" in answer.json()["detail"], answer.text
+
+
+def test_random_bodies_cost_one_line_each_and_never_a_traceback(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Any resource, with a part of it replaced by something of another kind."""
+    chosen = np.random.default_rng(3)
+    odd: list[Any] = [None, True, -1, 1e300, "", "x" * 50, [], {}, [[]], {"value": 1}, [None], "Jane Doe"]
+    quantity = {"value": 8, "unit": "mmol/L", "system": "http://unitsofmeasure.org", "code": "mmol/L"}
+    code = {"coding": [{"system": "http://loinc.org", "code": "1"}], "text": "glucose"}
+    whole = {"resourceType": "Observation", "status": "final", "code": code, "valueQuantity": quantity,
+             "subject": {"reference": "Patient/1"}, "effectiveDateTime": "2020-01-01",
+             "component": [{"code": {"text": "glucose"}, "valueQuantity": quantity}]}  # fmt: skip
+    codes = set()
+    with httpx.Client(base_url=url, timeout=30) as client:
+        for _ in range(150):
+            case = json.loads(json.dumps(whole))
+            part = case
+            while True:
+                key = chosen.choice(list(part))
+                inner = part[key][0] if isinstance(part[key], list) and part[key] else part[key]
+                if not isinstance(inner, dict) or chosen.random() < 0.3:
+                    part[key] = odd[chosen.integers(len(odd))]
+                    break
+                part = inner
+            answer = client.post("/v1/report", json={"observations": [case]})
+            codes.add(answer.status_code)
+            assert answer.status_code in (200, 422), (answer.text, case)
+    assert codes == {200, 422}
+    told = capfd.readouterr().err
+    assert "Traceback" not in told and "Jane" not in told and told.count("\n") == 0

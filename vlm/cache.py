@@ -1,0 +1,114 @@
+"""The cache of weights: nothing in it that another user could have written, and hashes that are made once.
+
+It is `$CLINICAL_VLM_CACHE`, else `~/.cache/clinical-vlm`.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vlm.durable import MANIFEST, seal, verify
+from vlm.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded and converted weights."""
+    return Path(os.environ.get("CLINICAL_VLM_CACHE", Path.home() / ".cache" / "clinical-vlm"))
+
+
+def private_folder(*names: str) -> Path:
+    """Make a folder of the cache, for its owner alone, and those above it there.
+
+    Raises `UserError` for one that another user could have written to.
+    """
+    folder = cache_folder()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for path in (folder, *(folder.joinpath(*names[: count + 1]) for count in range(len(names)))):
+            path.mkdir(mode=0o700, exist_ok=True)
+            check_owner(path)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used as cache: {error.strerror}; set CLINICAL_VLM_CACHE") from None
+    return folder.joinpath(*names)
+
+
+def check_kept(folder: Path) -> None:
+    """Raise `UserError` unless a folder of the cache is ours alone to write and every file is what was written.
+
+    A folder of an earlier version, without a manifest, gets one of what it is now. Files are hashed once; later a
+    file that has the same stamp is taken for the same.
+    """
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    for path in (folder, *files):
+        check_owner(path)
+    if not (folder / MANIFEST).is_file():
+        seal(folder)
+        files.append(folder / MANIFEST)
+
+    def whole() -> str:
+        try:
+            verify(folder, ())
+        except UserError as error:
+            raise UserError(f"{error}; remove {folder}, it is made anew") from None
+        return "whole"
+
+    remembered(files, "manifest", whole)
+
+
+def check_owner(path: Path) -> None:
+    """Raise `UserError` for a file or folder that a user other than this one or root owns or may write to."""
+    if not hasattr(os, "getuid"):  # no such owners there
+        return
+    link, target = path.lstat(), path.stat()
+    strange = {status.st_uid for status in (link, target)} - {os.getuid(), 0}
+    if strange or target.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        how = f"belongs to user {min(strange)}" if strange else "may be written by other users"
+        raise UserError(
+            f"{path}: {how}, who could have put other weights there; remove it, `chmod -R go-w {cache_folder()}` if "
+            "all of it is yours, or name a folder of your own as CLINICAL_VLM_CACHE"
+        )
+
+
+def remembered(files: Sequence[Path], what: str, compute: Callable[[], str]) -> str:
+    """What `compute` gives of some files, computed again only when their stamps have changed.
+
+    A stamp is path, size, time of the last write and change, and inode. Where the cache takes nothing, nothing is
+    remembered.
+    """
+    name = hashlib.sha256(json.dumps([what, *map(str, map(Path.resolve, files))]).encode()).hexdigest()[:32]
+    stamps = _stamps(files)
+    try:
+        kept = private_folder("digests") / f"{name}.json"
+    except UserError:  # said where weights are kept there; what is in it is not believed
+        return compute()
+    try:
+        check_owner(kept)
+        values = json.loads(kept.read_bytes())
+        if values["stamps"] == stamps and isinstance(values["value"], str):
+            return values["value"]
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        pass
+    value = compute()
+    if _stamps(files) == stamps:
+        _write_private(kept, json.dumps({"stamps": stamps, "value": value}).encode())
+    return value
+
+
+def _stamps(files: Sequence[Path]) -> list[list[str | int]]:
+    stats = [(file.resolve(), file.stat()) for file in files]
+    return [[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_dev, s.st_ino] for path, s in stats]
+
+
+def _write_private(file: Path, data: bytes) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(data)
+        partial.rename(file)
+    except OSError:  # it is computed again then
+        partial.unlink(missing_ok=True)

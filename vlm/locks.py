@@ -1,0 +1,126 @@
+"""Locks that keep two processes from writing the same file or folder; the system takes them back at any death.
+
+Linux and macOS have them. On Windows only whole files are locked, and no running training can be told from a dead one.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from vlm.durable import make_folder, open_private, writing
+from vlm.errors import UserError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Keep other processes from writing `path` while the block runs; raises `UserError` if one does so now.
+
+    Those that share the work on it take a shared lock, which keeps out who would do it alone.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        file = hold(lock, lambda opened: take(opened, shared))
+    except Held as held:
+        raise UserError(f"{path}: {held} is writing it; wait for it, or name another place") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows deletes no open file
+            if not shared or take(file):  # the last of those that shared it
+                lock.unlink(missing_ok=True)
+        file.close()
+
+
+class Held(Exception):
+    """A lock is another's; the text names the process."""
+
+
+def hold(lock: Path, take: Callable[[IO[Any]], bool]) -> IO[Any]:
+    """Open a lock file, made if it is not there, and lock it; closing it gives the lock back. Raises `Held`."""
+    while True:
+        with writing(lock.parent):
+            make_folder(lock.parent)
+            file = open_private(lock, "a+")
+        if not take(file):
+            file.seek(0)
+            raise Held(file.read(200).strip() or "another process")
+        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            break
+        file.close()  # its last holder deleted it before we had it
+    with writing(lock):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    return file
+
+
+def take(file: IO[Any], shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file, of which a child holds its share; False if another has it.
+
+    A file system without locks, and Windows for what is shared, lets everybody in.
+    """
+    if fcntl is None:
+        return shared or _take_on_windows(file)
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def _take_on_windows(file: IO[Any]) -> bool:
+    import msvcrt
+
+    locking: Any = msvcrt
+    try:
+        file.seek(0)
+        locking.locking(file.fileno(), locking.LK_NBLCK, 1)
+    except OSError:
+        return False
+    return True
+
+
+def take_record(file: IO[Any]) -> bool:
+    """Lock an open file for this process alone and none of its children; raises `OSError` without such locks."""
+    if fcntl is None:
+        return _take_on_windows(file)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def holder_of(lock: Path) -> str | None:
+    """What a lock file says of the process that took a record lock on it; None if none has.
+
+    Asks the system who holds the lock: to take it for a moment could turn a process away that starts in that moment.
+    """
+    if fcntl is None:
+        return None
+    try:
+        with lock.open("r", encoding="utf-8") as file:
+            if sys.platform == "darwin":
+                shape, free = "qqihh", (0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+            else:
+                shape, free = "hhqqi", (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            asked = struct.unpack(shape, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(shape, *free)))
+            kind = asked[3] if sys.platform == "darwin" else asked[0]
+            return None if kind == fcntl.F_UNLCK else file.read().strip() or "another process"
+    except OSError:  # no lock file, or a file system without locks
+        return None

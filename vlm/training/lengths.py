@@ -1,0 +1,77 @@
+"""Which cases are longer than the language model reads, said before training."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlm.data.collate import LONGEST_REPORT
+from vlm.data.examples import CaseDataset
+from vlm.data.prompt import Prompt
+from vlm.data.storage import column
+from vlm.errors import UserError
+
+SLACK = 64
+"""Tokens that a vital may take in the prompt, written out."""
+
+
+class LongCase(NamedTuple):
+    """A case whose report does not fit."""
+
+    id: str
+    tokens: int
+    """Of its report and its end."""
+    room: int
+
+
+def check_lengths(prompt: Prompt, datasets: Mapping[str, CaseDataset], max_new_tokens: int) -> list[str]:
+    """Warnings on reports that training cuts and on drafts that end early, with counts of cases.
+
+    Raises `UserError` for a case whose prompt alone is longer than the language model reads.
+    """
+    lines = []
+    for split, dataset in datasets.items():
+        long = list(_long_cases(prompt, dataset))
+        if long:
+            case = max(long, key=lambda case: case.tokens)
+            lines.append(
+                f"warning: {len(long):,} of {len(dataset):,} {split} reports are cut where they are learned: case "
+                f"{case.id} has {case.tokens:,} tokens and room for {case.room:,}"
+            )
+    room = prompt.room()
+    if room is not None and room < max_new_tokens:
+        lines.append(
+            f"warning: evaluation.max_new_tokens: {max_new_tokens:,} tokens, and the base has room for {room:,} after "
+            "its prompt; drafts end there"
+        )
+    return lines
+
+
+def _long_cases(prompt: Prompt, dataset: CaseDataset) -> Iterator[LongCase]:
+    """Cases whose report, with all its evidence, is cut; a text of so many bytes has no more tokens than that."""
+    written = SLACK * len(prompt.written) if prompt.written is not None else 0
+    around = sum(map(len, prompt.ids())) + prompt.evidence_tokens + written
+    reports, contexts = _bytes(dataset, "sections"), _bytes(dataset, "context")
+    longest = np.inf if prompt.context_length is None else prompt.context_length
+    may_be_long = (reports + len(dataset.sections) + 1 > LONGEST_REPORT) | (around + contexts + reports + 8 > longest)
+    for index in np.flatnonzero(may_be_long).tolist():
+        row = dataset.rows.select_columns(["id", "sections", "context", "vitals"])[index]
+        try:
+            room = prompt.room(row["context"] or "", np.array(row["vitals"], dtype=np.float32).tolist())
+        except UserError as error:
+            raise UserError(f"case {row['id']}: {error}") from None
+        tokens = len(prompt.report_ids(" ".join(filter(None, row["sections"]))))
+        most = LONGEST_REPORT if room is None else min(room, LONGEST_REPORT)
+        if tokens > most:
+            yield LongCase(row["id"], tokens, most)
+
+
+def _bytes(dataset: CaseDataset, name: str) -> np.ndarray:
+    """UTF-8 bytes of a column of texts, or of lists of equally many texts; N."""
+    sizes = [np.empty(0, np.int64)]
+    for chunk in column(dataset.rows, name).chunks:
+        flat = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
+        sizes.append(pc.binary_length(flat).fill_null(0).to_numpy(zero_copy_only=False))
+    return np.concatenate(sizes).reshape(len(dataset.rows), -1).sum(axis=1)

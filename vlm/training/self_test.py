@@ -1,0 +1,181 @@
+"""A test of a few seconds before training: what a base cannot do is said now, not at the first draft after days.
+
+One training step, a draft of two tokens in a batch and alone, and the adapter saved and read back. It changes nothing:
+weights, gradients and random numbers are as before.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+
+from vlm.adapter import describe, load_state, read_config, save, split_state
+from vlm.adapter.folder import read_tensors
+from vlm.adapter.reading import check_files, check_manifest, check_tensors
+from vlm.data.case import Example, made_up_cases
+from vlm.data.collate import Batch, Collator
+from vlm.errors import UserError, one_line
+from vlm.inference.engine import merged_lora
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.llm import four_bit_share, word_embeddings
+from vlm.model.lora import describe_lora
+
+DRAFTED = 2
+"""Tokens."""
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.3}
+"""Mean difference of logits by their standard deviation: of a draft in a batch and alone, which should be the same."""
+
+
+def self_test(model: ClinicalVLM) -> list[str]:
+    """Try what training and drafting will do, and say in lines what was found; at the end the model is as before.
+
+    Raises `UserError` that names the base and the part that fails, whatever the exception was.
+    """
+    start, lines = time.perf_counter(), describe_base(model)
+    cannot = f"model.llm.base: {model.model_config.llm.base} cannot be used"
+    with _unchanged(model):
+        with one_line(f"{cannot}: a training step fails"):
+            lines += _step(model)
+        with one_line(f"{cannot}: a draft fails"):
+            _draft(model)
+        with one_line(f"{cannot}: its adapter cannot be saved and loaded"):
+            _save_and_load(model)
+    seconds = time.perf_counter() - start
+    return [*lines, f"self-test: a step, a draft and the adapter saved and loaded, in {seconds:.1f} s"]
+
+
+def describe_base(model: ClinicalVLM) -> list[str]:
+    """The share of the weights that is in 4 bits, and the layers that carry LoRA."""
+    lines = []
+    if model.model_config.llm.quantization == "nf4":
+        share, left = four_bit_share(model.base)
+        rest = f"; the largest that is not: {left}" if left else ""
+        lines.append(f"weights in 4 bits: {share:.1%} of the language model's linear weights{rest}")
+    return lines + describe_lora(model.llm, getattr(model.base.config.get_text_config(), "num_hidden_layers", 0))
+
+
+@contextmanager
+def _unchanged(model: ClinicalVLM) -> Iterator[None]:
+    """Give LoRA values that matter while the block runs, and put everything back afterwards."""
+    training = model.training
+    kept = {name: value.detach().clone() for name, value in model.trainable_parameters().items() if "lora_" in name}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        try:
+            with torch.no_grad():
+                for name in kept:
+                    if "lora_B" in name:  # zero in a fresh one
+                        model.get_parameter(name).normal_(std=0.01)
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, value in kept.items():
+                    model.get_parameter(name).copy_(value)
+            model.train(training)
+
+
+def _examples(model: ClinicalVLM) -> list[Example]:
+    """Two cases of unlike length."""
+    examples = list(made_up_cases(model.spec, 2))
+    texts = (("", "Normal."), ("one two three four five six", "No image, and a longer report."))
+    return [example | {"context": c, "report": r} for example, (c, r) in zip(examples, texts, strict=True)]
+
+
+def _moved(model: ClinicalVLM, batch: Batch) -> Any:
+    return {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
+
+
+def _step(model: ClinicalVLM) -> list[str]:
+    """Run one forward and backward pass; returns a warning for LoRA that no gradient reaches."""
+    model.train()
+    with model.autocast():
+        loss = model(**_moved(model, Collator(model.prompt)(_examples(model))), alpha=0.0).loss
+    loss.backward()
+    lora = {name: value.grad for name, value in model.trainable_parameters().items() if "lora_B" in name}
+    broken = [name for name, gradient in lora.items() if gradient is not None and not torch.isfinite(gradient).all()]
+    if broken or not torch.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss.item():.3g}{f', a gradient of {broken[0]} is not finite' if broken else ''}"
+        )
+    unreached = [name for name, gradient in lora.items() if gradient is None]
+    if len(unreached) == len(lora):
+        raise ValueError("no gradient reaches LoRA")
+    names = f"such as {unreached[0].split('.lora_B')[0]}" if unreached else ""
+    return [f"warning: no gradient reaches LoRA on {len(unreached)} layers, {names}"] if unreached else []
+
+
+def _draft(model: ClinicalVLM) -> None:
+    """Draft two cases together, as the engine does, and each alone, and read the prompts as the loss does.
+
+    Raises `ValueError` where the next word is not the same in all three.
+    """
+    collate, examples = Collator(model.prompt, generation=True), _examples(model)
+    with merged_lora(model):
+        together = _logits(model, _moved(model, collate(examples)), model.read_fixed_words())
+    model.eval()
+    single = [_moved(model, collate([example])) for example in examples]
+    alone = torch.cat([_logits(model, batch, None) for batch in single])
+    trained = torch.cat([_logits_of_the_loss(model, batch) for batch in single])
+    at_most = TOLERANCE[word_embeddings(model.base).dtype]
+    for what, others in (("in a batch", together), ("by the training loss", trained)):
+        difference = float((others - alone).abs().mean() / alone.std())
+        if not difference <= at_most:  # not a number is no agreement either
+            raise ValueError(f"it is read otherwise {what} than alone, by {difference:.2g} deviations of the logits")
+
+
+@torch.no_grad()
+def _logits_of_the_loss(model: ClinicalVLM, batch: Any) -> torch.Tensor:
+    """Logits of the token after a prompt from the hidden states that the text loss is given; 1 × V."""
+    with model.autocast():
+        encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+        embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
+        hidden = model.trunk(embeddings, batch["attention_mask"])[:, -1]
+        logits = torch.nn.functional.linear(hidden, model.base.get_output_embeddings().weight)
+    return logits.float().index_fill(1, torch.tensor([model.prompt.end_id], device=logits.device), 0)
+
+
+def _logits(model: ClinicalVLM, batch: Any, fixed: Any) -> torch.Tensor:
+    """Logits of the first token drafted; B × V."""
+    seen: list[torch.Tensor] = []
+
+    def keep(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(scores.float().masked_fill(scores == -torch.inf, 0))  # the end, which may not come yet
+        return scores
+
+    options = {"logits_processor": LogitsProcessorList([keep]), "min_new_tokens": DRAFTED}
+    model.generate(batch, DRAFTED, fixed, **options)
+    return seen[0]
+
+
+def _save_and_load(model: ClinicalVLM) -> None:
+    """Save the adapter and read it back into the model; raises `ValueError` where a value is another."""
+    before = [{name: value.clone() for name, value in part.items()} for part in split_state(model)]
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            folder = save(model, Path(work) / "adapter")
+            check_files(folder)
+            check_manifest(folder)
+            check_tensors(folder)
+            given = read_config(folder)
+            lora, rest = read_tensors(folder, *split_state(model))
+        except UserError as error:  # of a folder that nobody finds
+            raise ValueError(str(error).replace(f"{work}/", "")) from None
+    if (asdict(given.model), given.spec) != (describe(model)["model"], model.spec):
+        raise ValueError("its config is read back otherwise")
+    with torch.no_grad():
+        for name, parameter in model.trainable_parameters().items():
+            if "lora_" in name:
+                parameter.zero_()
+    load_state(model, lora, rest, "the adapter")
+    for part, wanted in zip(split_state(model), before, strict=True):
+        for name, value in part.items():
+            if not torch.equal(value, wanted[name]):
+                raise ValueError(f"{name} is read back otherwise")
