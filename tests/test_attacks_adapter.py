@@ -56,7 +56,10 @@ WRONG_TYPES: dict[str, tuple[Spoil, str]] = {
     "bomb in a conversion": (vital(accepts={"mg/dL": BOMB}), "accepts.mg/dL: must be a list, not"),
     "bomb in statistics": (config(lambda c: c["statistics"].update(centre=BOMB)), "is no list of numbers"),
     "bomb for labels": (config(lambda c: c.update(labels=BOMB)), "is no list of names"),
-    "bomb for a hash": (config(lambda c: c.update(base_fingerprint=[BOMB])), "base_fingerprint: is 16 digits from 0 to f"),
+    "bomb for a hash": (
+        config(lambda c: c.update(base_fingerprint=[BOMB])),
+        "base_fingerprint: is 16 digits from 0 to f",
+    ),
     "text for a number": (part("vision", grid="2"), "vision.grid: must be a whole number, not '2'"),
     "part of a whole number": (part("vision", grid=2.0), "vision.grid: must be a whole number, not '2.0'"),
     "truth for a number": (part("vision", grid=True), "vision.grid: must be a whole number, not 'True'"),
