@@ -21,6 +21,7 @@ from vlm.data.glance import glance
 from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
+from vlm.durable import private
 from vlm.errors import UserError
 from vlm.evaluation.calibration import fit_temperature
 from vlm.evaluation.learned import load_learned
@@ -73,7 +74,8 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     model = build_model(config, cohort, device, dtype)
     say(describe_parameters(model), *_base_lines(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
-    trainer = build_trainer(config, model, cohort, folder)
+    with private():  # it makes its folder
+        trainer = build_trainer(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
         say(f"split the base: True ({shard.reason})")
         trainer.shard()
@@ -97,7 +99,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     else:
         stop = StopAtSignal()
         trainer.add_callback(stop)
-        with stop:
+        with stop, private():  # trackers write too
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if is_main():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
