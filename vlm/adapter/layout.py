@@ -139,7 +139,8 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         labels=_words(values["labels"]),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
-    sampled, whole, ids = (values.get(key) for key in ("base_fingerprint", "base_sha256", "prompt_ids"))
+    sampled: Any = values.get("base_fingerprint")
+    whole, ids = values.get("base_sha256"), values.get("prompt_ids")
     for key, value, digits in (("base_fingerprint", sampled, 16), ("base_sha256", whole, 64)):
         if not isinstance(value, str) and (value is not None or key == "base_fingerprint"):
             raise TypeError(f"{key}: {value!s:.40} is no text")
