@@ -89,7 +89,7 @@ def are_labels(cells: Iterable[Any]) -> bool:
 
 def _key(cell: Any) -> str:
     """`1`, `0` or `-1` for these numbers however they are written, else the word."""
-    if cell is None or cell != cell or type(cell).__name__ in ("NAType", "NaTType"):
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell:
         return ""
     if isinstance(cell, list | dict):
         return "(nested)"
