@@ -56,7 +56,10 @@ WRONG_TYPES: dict[str, tuple[Spoil, str]] = {
     "bomb in a conversion": (vital(accepts={"mg/dL": BOMB}), "accepts.mg/dL: must be a list, not"),
     "bomb in statistics": (config(lambda c: c["statistics"].update(centre=BOMB)), "is no list of numbers"),
     "bomb for labels": (config(lambda c: c.update(labels=BOMB)), "is no list of names"),
-    "bomb for a hash": (config(lambda c: c.update(base_fingerprint=[BOMB])), "base_fingerprint: .* is no text"),
+    "bomb for a hash": (
+        config(lambda c: c.update(base_fingerprint=[BOMB])),
+        "base_fingerprint: is 16 digits from 0 to f",
+    ),
     "text for a number": (part("vision", grid="2"), "vision.grid: must be a whole number, not '2'"),
     "part of a whole number": (part("vision", grid=2.0), "vision.grid: must be a whole number, not '2.0'"),
     "truth for a number": (part("vision", grid=True), "vision.grid: must be a whole number, not 'True'"),
@@ -305,3 +308,21 @@ def test_a_config_may_use_anchors_and_numbers_as_yaml_has_them(tmp_path: Path) -
     train = config.train
     assert (train.learning_rate, train.lora_learning_rate, train.vision_learning_rate) == (1e-3, 2e-4, 2e-4)
     assert train.seed == 3 and config.model.prompt.system.startswith("&a *b xxx")
+
+
+@pytest.mark.parametrize("head", [f"a: {BOMB}", "a: &a [*a]", "[" * 100_000])
+def test_a_card_is_measured_before_it_is_parsed(head: str) -> None:
+    from vlm.adapter.metadata import CardDetails, with_details
+
+    with watched(), pytest.raises(UserError, match=r"README\.md: the Hub cannot read the card's head"):
+        with_details(f"---\n{head}\n---\n# Card\n", CardDetails(), "README.md")
+
+
+def test_a_runs_config_is_measured_before_it_is_parsed(tmp_path: Path) -> None:
+    from vlm.evaluation.compare import _options
+    from vlm.training.watch import _read_config
+
+    (tmp_path / "config.yaml").write_text(f"train: {BOMB}")
+    for read in (lambda: _options(tmp_path), lambda: _read_config(tmp_path / "config.yaml")):
+        with watched(), pytest.raises(UserError, match="its aliases stand for more than"):
+            read()

@@ -192,7 +192,7 @@ def test_the_cookie_is_for_this_page_alone(url: str) -> None:
 
 REMOVED = ["/config", "/config/", "/gradio_api/info", "/gradio_api/info/", "/gradio_api/openapi.json", "/login",
            "/logout", "/gradio_api/user", "/gradio_api/token", "/gradio_api/login_check", "/gradio_api/dev/reload",
-           "/monitoring", "/monitoring/summary", "/gradio_api/deep_link", "/gradio_api/runs", "/favicon.ico",
+           "/monitoring", "/monitoring/summary", "/gradio_api/deep_link", "/gradio_api/runs",
            "/gradio_api/queue/status", "/robots.txt",
            "/gradio_api/file=/etc/passwd", "/gradio_api/file/etc/passwd", "/gradio_api/file=http://127.0.0.1:1/",
            "/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1:1/", "/gradio_api/vibe-code", "/manifest.json",
@@ -203,7 +203,7 @@ REMOVED = ["/config", "/config/", "/gradio_api/info", "/gradio_api/info/", "/gra
            "/gradio_api/theme.css"]  # fmt: skip
 WRITES = ["/gradio_api/run/predict", "/gradio_api/api/predict", "/gradio_api/call/predict",
           "/gradio_api/call/v2/predict",
-          "/gradio_api/component_server", "/gradio_api/process_recording", "/gradio_api/vibe-edit", "/gradio_api/reset",
+          "/gradio_api/component_server", "/gradio_api/process_recording", "/gradio_api/vibe-edit",
           "/gradio_api/undo-vibe-edit", "/gradio_api/vibe-starter-queries", "/gradio_api/stream/x", "/login", "/",
           "/gradio_api/stream/x/close", "/gradio_api/run-history/connect", "/gradio_api/profiling/clear",
           "/gradio_api/queue/join/", "/gradio_api/queue/data", "/gradio_api/heartbeat/a"]  # fmt: skip
@@ -315,4 +315,4 @@ def test_a_hostile_adapters_words_are_words(service: Service, tiny_adapter: Path
     bad = replace(vital, accepts={"[x](https://evil.example)": [1.0, 0.0]})
     schema = replace(adapter.config.spec.schema, vitals=(bad, *adapter.config.spec.schema.vitals[1:]))
     help_ = fields(schema)[0].help
-    assert "](" not in help_ and "://" not in help_ and "\\[x\\]\\(https\\:\\/\\/evil\\.example\\)" in help_
+    assert "](" not in help_ and help_.replace("\N{WORD JOINER}", "").count("[x](https://evil.example)") == 1

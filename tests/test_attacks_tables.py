@@ -175,6 +175,7 @@ def workbook_of(sheet: bytes, times: int, end: bytes) -> Callable[[Path], None]:
 
 HEAD = b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
 END = b"</sheetData></worksheet>"
+WIDE_ROW = b"<row>" + b"<c><v>1</v></c>" * 500_000 + b"</row>"
 BOMB = b"""<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">
 <!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;&c;&c;&c;&c;&c;&c;"><!ENTITY e "&d;&d;&d;&d;&d;&d;&d;">
 <!ENTITY f "&e;&e;&e;&e;&e;">]>"""
@@ -218,7 +219,7 @@ ATTACKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a key a row": ("t.ndjson", json_keys, NO_TABLE),
     "a giant number": ("t.jsonl", json_number, "row 1 is no JSON object"),
     "a workbook that unfolds": ("t.xlsx", workbook_of(b" " * MIB, 300, END), "unpacks to more than 100 times"),
-    "a row of very many cells": ("t.xlsx", workbook_of(b"<row>" + b"<c><v>1</v></c>" * 500_000, 1, b"</row>" + END), "more than 16,384 columns"),
+    "a row of very many cells": ("t.xlsx", workbook_of(WIDE_ROW, 1, END), "more than 16,384 columns"),
     "entities of entities": ("t.xlsx", workbook_laughs, "cannot read the workbook"),
     "one merged sheet": ("t.xlsx", workbook_merged, "more than 1,000,000 merged cells; unmerge them"),
 }  # fmt: skip

@@ -34,7 +34,7 @@ def test_a_golden_adapter_drafts_what_it_drafted(golden: Path) -> None:
         assert report.probabilities == pytest.approx(case["probabilities"], abs=1e-4)
 
 
-def test_a_golden_run_goes_on_as_it_would_have(golden: Path) -> None:
+def test_a_golden_run_goes_on_as_it_would_have(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cnn = {name.removeprefix("vision.cnn."): value for name, value in load_file("adapter/vlm.safetensors").items()
            if name.startswith("vision.cnn.")}  # fmt: skip
     save_file({name: value.float() if value.is_floating_point() else value for name, value in cnn.items()},
@@ -43,6 +43,7 @@ def test_a_golden_run_goes_on_as_it_would_have(golden: Path) -> None:
     options = ["--config", "run/config.yaml", "--train.max_steps", str(steps[-1]["step"])]
     config, resume = parse_config([*options, "--resume"])
     train(config, resume)
+    assert "begun by an earlier version; whether reports, labels, vitals and images are" in capsys.readouterr().err
     rows = {row["step"]: row for row in read_log(Path("run/log.jsonl")) if "loss_ce" in row}
     for step in steps:
         assert {name: rows[step["step"]][name] for name in step} == pytest.approx(step, abs=1e-4)

@@ -199,12 +199,37 @@ def test_batched_left_padded_generation_equals_single(tiny_model: ClinicalVLM) -
         (VisionConfig(name="no_such_cnn", weights="random"), "timm has no model no_such_cnn"),
         (VisionConfig(name="test_vit", weights="random"), "not a grid; choose a CNN"),
         (VisionConfig(name="test_efficientnet", weights="/no/file.safetensors"), "does not exist"),
+        (VisionConfig(name="swin_tiny_patch4_window7_224", weights="random"), "takes no images of 160 pixels: Input h"),
+        (VisionConfig(name="crossvit_tiny_240", weights="random"), "cannot build crossvit_tiny_240: Only token or avg"),
+        (VisionConfig(name="poolformer_s12", weights="random", frozen_stages=1), "poolformer_s12 has no stages"),
     ],
 )
 def test_a_wrong_cnn_is_one_clear_line(vision: VisionConfig, message: str, tiny_config: Config) -> None:
     config = replace(tiny_config, data=replace(tiny_config.data, image_size=160))
     with pytest.raises(UserError, match=message):
         rebuild(config, vision=vision)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), IndexError("list"), KeyError("x"), NotImplementedError("a\nb")])
+@pytest.mark.parametrize("part", ["create_model", "forward"])
+def test_whatever_a_cnn_raises_is_one_line(part: str, error, tiny_config: Config, monkeypatch) -> None:
+    import timm
+
+    def fail(*_, **__) -> None:
+        raise error
+
+    made = timm.create_model("test_efficientnet", num_classes=0, global_pool="")
+    monkeypatch.setattr(made, "forward", fail)
+    monkeypatch.setattr(timm, "create_model", fail if part == "create_model" else lambda *_, **__: made)
+    with pytest.raises(UserError, match=r"^model\.vision.*test_efficientnet") as said:
+        rebuild(tiny_config)
+    assert "\n" not in str(said.value) and not str(said.value).endswith(": ")
+
+
+def test_a_cnn_without_stages_trains_whole(tiny_config: Config) -> None:
+    vision = VisionConfig(name="poolformer_s12", weights="random", grid=2, summary_grid=1)
+    model = rebuild(replace(tiny_config, data=replace(tiny_config.data, image_size=64)), vision=vision)
+    assert all(parameter.requires_grad for parameter in model.vision.cnn.parameters())
 
 
 @pytest.mark.parametrize(

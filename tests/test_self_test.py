@@ -69,6 +69,10 @@ def model_on(base: str, config: Config, **llm) -> ClinicalVLM:
     return build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
 
 
+def one_thread(config: Config) -> Config:
+    return replace(config, train=replace(config.train, threads=1))
+
+
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory, tiny_llm: str):
     """Folder of a family's base, written once."""
@@ -114,11 +118,25 @@ def test_a_family_that_cannot_be_used_is_one_line_within_seconds(family: str, ba
 
 def test_training_and_the_dry_run_end_before_their_first_step(bases, tiny_config: Config) -> None:
     llm = replace(tiny_config.model.llm, base=bases("lfm2"), quantization="none")
-    config = replace(tiny_config, model=replace(tiny_config.model, llm=llm))
+    config = replace(one_thread(tiny_config), model=replace(tiny_config.model, llm=llm))
     for start in (train, try_step):
         with pytest.raises(UserError, match="lfm2 cannot be used: a draft fails"):
             start(config)
     assert not (Path(config.run.folder) / config.run.name).exists(), "nothing was written"
+
+
+def test_the_dry_run_says_what_was_found(bases, tiny_config: Config, capsys) -> None:
+    llm = replace(tiny_config.model.llm, base=bases("phi3"))
+    try_step(replace(one_thread(tiny_config), model=replace(tiny_config.model, llm=llm)))
+    said = capsys.readouterr().err
+    for line in (
+        "LoRA targets: o_proj, qkv_proj (so this base names its layers)",
+        "weights in 4 bits: 100.0% of the language model's linear weights",
+        "LoRA on 4 layers: o_proj 2, qkv_proj 2",
+        "self-test: a step, a draft and the adapter saved and loaded, in ",
+        "one forward and backward of 2 cases",
+    ):
+        assert line in said
 
 
 def test_the_share_counts_what_is_packed_and_what_was_unpacked(bases, tiny_config: Config) -> None:
@@ -265,7 +283,7 @@ def long_table(config: Config, root: Path, reports: dict[str, str], contexts: di
     table.to_csv(root / "cases.csv", index=False)
     (root / "images").symlink_to(Path(config.data.root) / "images")
     data = replace(config.data, root=str(root), table=replace(config.data.table, context="indication"))
-    return replace(config, data=data)
+    return replace(one_thread(config), data=data)
 
 
 def test_reports_that_do_not_fit_are_counted_and_cut(tiny_config: Config, tmp_path: Path, capsys) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from vlm.durable import MANIFEST, seal, verify
 from vlm.errors import UserError
 
+MOST_REMEMBERED = 256
+"""Sets of files; of more, those are forgotten that were computed first."""
+
 
 def cache_folder() -> Path:
     """Folder of downloaded and converted weights."""
@@ -110,5 +113,7 @@ def _write_private(file: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as out:
             out.write(data)
         partial.rename(file)
+        for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_REMEMBERED]:
+            old.unlink(missing_ok=True)
     except OSError:  # it is computed again then
         partial.unlink(missing_ok=True)

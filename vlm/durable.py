@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from vlm.errors import UserError
 
@@ -136,10 +136,10 @@ def _beside(file: Path) -> Iterator[Path]:
             raise
 
 
-def open_private(file: Path, mode: str) -> IO[Any]:
+def open_private(file: Path, mode: str) -> Any:
     """Open a file for writing; a new one is its owner's alone."""
-    text = {} if "b" in mode else {"encoding": "utf-8"}
-    return open(file, mode, opener=lambda path, flags: os.open(path, flags, 0o600), **text)  # type: ignore[call-overload,no-any-return]
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+    return open(file, mode, opener=lambda path, flags: os.open(path, flags, 0o600), **text)  # type: ignore[call-overload]
 
 
 @contextmanager
@@ -196,12 +196,13 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        if error.errno is None:  # no word of the system
+            raise
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     except Exception as error:  # safetensors has the system's number in its words alone
         if not (said := re.search(r"\(os error (\d+)\)", str(error))) or isinstance(error, UserError):
             raise
-        number = int(said[1])
-        raise UserError(f"{path}: cannot be written: {os.strerror(number)}") from OSError(number, os.strerror(number))
+        raise UserError(f"{path}: cannot be written: {os.strerror(int(said[1]))}") from error
 
 
 def _hidden(path: Path, word: str) -> Path:

@@ -61,18 +61,24 @@ def read_yaml(file: Path, what: str) -> Any:
     try:
         with file.open("rb") as read:
             data = read.read(LARGEST_YAML + 1)
-        if len(data) > LARGEST_YAML:
-            raise UserError(f"{file}: cannot read {what}: larger than {LARGEST_YAML >> 10} KiB")
+    except OSError as error:
+        raise UserError(f"{file}: cannot read {what}: {error.strerror}") from None
+    if len(data) > LARGEST_YAML:
+        raise UserError(f"{file}: cannot read {what}: larger than {LARGEST_YAML >> 10} KiB")
+    return parse_yaml(data, str(file))
+
+
+def parse_yaml(data: str | bytes, where: str) -> Any:
+    """Plain values of a YAML text; raises `UserError` as `read_yaml` does."""
+    try:
         loader = yaml.SafeLoader(data)
         node = loader.get_single_node()
         if node is not None and _written_out(node, {}) > MOST_WRITTEN_OUT:
             raise ValueError(f"its aliases stand for more than {MOST_WRITTEN_OUT:,} characters")
         return None if node is None else loader.construct_document(node)
-    except OSError as error:
-        raise UserError(f"{file}: cannot read {what}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise UserError(f"{file}: not valid YAML: {said}") from None
+        raise UserError(f"{where}: not valid YAML: {said}") from None
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:

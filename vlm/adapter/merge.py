@@ -5,7 +5,6 @@ before the language model lie beside it, in `adapter/`, as an adapter whose LoRA
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from vlm.adapter.folder import MERGED, load
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES
 from vlm.data.case import made_up_cases
-from vlm.durable import seal
+from vlm.durable import flush, make_folder, seal, staged
 from vlm.errors import UserError
+from vlm.locks import locked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,8 +66,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     refuse_packed(model, "merge")
     with torch.no_grad():
         watched = [_watch(model.llm, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
-    staging = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with locked(out), staged(out, sealed=False) as staging:
         plain = model.llm.merge_and_unload()  # type: ignore[operator]
         plain.config.update({MERGED: True})
         plain.save_pretrained(staging)
@@ -76,10 +75,8 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
         merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
         with torch.no_grad():
             parity = _compare(merged, model, watched, most)
-        staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        for file in staging.rglob("*"):
+            flush(file)
     return parity
 
 
@@ -93,7 +90,9 @@ def _write_evidence(adapter: Path, folder: Path, base: Path, sha256: str) -> Non
     """The adapter with a LoRA that adds nothing, on the merged base, whose weights are taken as they are."""
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(adapter, folder, ignore=lambda _, names: set(names) - set(FILES))
+    make_folder(folder)
+    for name in set(FILES) & {path.name for path in adapter.iterdir()}:
+        shutil.copyfile(adapter / name, folder / name)
     lora = load_file(folder / "adapter_model.safetensors")
     nothing = {name: torch.zeros_like(value) if "lora_B" in name else value for name, value in lora.items()}
     save_file(nothing, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.errors import UserError
 from vlm.evaluation.intervals import Estimate
+from vlm.untrusted import parse_yaml
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -75,6 +76,8 @@ def with_details(card: str, details: CardDetails, where: str) -> str:
     from huggingface_hub import ModelCard
 
     try:
+        if card.startswith("---"):
+            parse_yaml(card.split("\n---", 1)[0], "its head")  # in bounds; what follows reads it once more
         parsed = ModelCard(card)
     except Exception as error:  # its YAML parser has exceptions of its own
         raise UserError(f"{where}: the Hub cannot read the card's head: {str(error).splitlines()[0]}") from None

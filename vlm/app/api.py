@@ -25,8 +25,10 @@ from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.fhir import from_fhir, to_fhir
 from vlm.inference.report import NOTICE
+from vlm.plain import printable
 
 LONGEST_VALUE = 200
+LONGEST_DETAIL = 400
 Format = Literal["report", "fhir"]
 """Of the answer: our own, or a FHIR Bundle."""
 
@@ -50,7 +52,7 @@ class Case(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image: str | None = Field(None, description="PNG, JPEG, TIFF, BMP, WebP or DICOM file in base64")
-    vitals: dict[str, Value] = Field(
+    vitals: dict[Annotated[str, Field(max_length=LONGEST_VALUE)], Value] = Field(
         default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
     )
     observations: dict[str, Any] | list[Any] | None = Field(
@@ -101,6 +103,12 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
     bodies = app.state.bodies = Bodies(service.limits.upload * 4 // 3 + (1 << 20))
     schema = adapter.config.spec.schema
 
+    @app.exception_handler(HTTPException)
+    async def refuse(_: Request, error: HTTPException) -> JSONResponse:
+        """One line, whatever names and values a client has put into it."""
+        line = printable(" ".join(str(error.detail)[: 10 * LONGEST_DETAIL].split()))[:LONGEST_DETAIL]
+        return JSONResponse({"detail": line}, error.status_code, error.headers)
+
     @app.post(
         "/v1/report",
         summary="Draft the report of one case",
@@ -136,7 +144,7 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
         case, image = await read_case(request)
         if image is not None and len(image) > service.limits.upload:
             raise HTTPException(413, f"image: larger than {service.limits.upload >> 20} MiB")
-        return case, await run_in_threadpool(service.read_bytes, image) if image is not None else None
+        return case, await service.read_image(image) if image is not None else None
 
     @app.get("/v1/schema", summary="What the adapter reads and answers")
     async def describe() -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """The form of the vitals, made from an adapter's schema."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm.config import VitalConfig
 from vlm.data.schema import PRESSURE_NAMES, VitalsSchema
+
+_UNMARKED = str.maketrans(
+    {"*": "\N{ASTERISK OPERATOR}", "_": "\N{FULLWIDTH LOW LINE}", "`": "\N{MODIFIER LETTER GRAVE ACCENT}"}
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def _field(vital: VitalConfig) -> Field:
 
 
 def _plain(text: str) -> str:
-    """A stranger's word so that Gradio, which reads a help text as Markdown, shows it as it is."""
-    return re.sub(r"([!-/:-@[-`{-~])", r"\\\1", text)
+    """A stranger's word for a help text, in which Gradio makes links and emphasis and knows no escape."""
+    return text.replace("](", "]\N{WORD JOINER}(").translate(_UNMARKED)
 
 
 def _label(name: str, unit: str) -> str:

@@ -31,10 +31,10 @@ ABANDONED = 60.0
 """Seconds after which such results are dropped."""
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 _HASH = re.compile(r"\w{1,64}", re.ASCII)
-_FIXED = re.compile(r"/(theme\.css|(assets|static)(/[\w-][\w.-]*)+|gradio_api/app_id)?", re.ASCII)
+_FIXED = re.compile(r"/(theme\.css|favicon\.ico|(assets|static)(/[\w-][\w.-]*)+|gradio_api/app_id)?", re.ASCII)
 _HEARTBEAT = re.compile(r"(/gradio_api/heartbeat/)(\w{1,64})", re.ASCII)
 _JOIN, _DATA, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/upload"
-_CANCEL, _PROGRESS = "/gradio_api/cancel", "/gradio_api/upload_progress"
+_CANCEL, _RESET, _PROGRESS = "/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/upload_progress"
 
 _CHANGED = re.compile(rb"x-forwarded-|content-length$|transfer-encoding$")
 """Headers that are not passed on: Gradio believes the first, and the body is a new one."""
@@ -70,6 +70,8 @@ class Gate:
         elif method == "GET" and path == _PROGRESS:
             done = Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")  # the browser counts itself
             await done(request.scope, request.receive, send)
+        elif method == "POST" and path == _RESET:  # Gradio answers this and does nothing
+            await JSONResponse({"success": True})(request.scope, request.receive, send)
         elif method == "POST" and path == _UPLOAD:
             await self._upload(request, send)
         elif method == "POST" and path in (_JOIN, _CANCEL):

@@ -143,7 +143,7 @@ class Page:
 
     # ---------------------------------------------------------------------------------------- events
 
-    def read_upload(self, file: Mapping[str, Any]) -> list[Any]:
+    async def read_upload(self, file: Mapping[str, Any]) -> list[Any]:
         """Read an uploaded image and forget it; a bad one is a message where the draft would be.
 
         Its path is of no file: its last part is the name under which the gate has claimed the upload.
@@ -152,8 +152,8 @@ class Page:
         if data is None:
             return [*_image(None), *_shown(view.refused("image: not uploaded just now; choose it again"))]
         try:
-            return [*_image(self.service.read_bytes(data)), *_nothing()]
-        except (UserError, Failed) as error:
+            return [*_image(await self.service.read_image(data)), *_nothing()]
+        except (UserError, TooLate, Failed) as error:
             return [*_image(None), *_shown(view.refused(str(error)))]
 
     async def write(self, picture: np.ndarray | None, context: str, *values: Any) -> AsyncIterator[list[Any]]:

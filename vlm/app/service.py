@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import anyio
 import numpy as np
 import torch
 
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.uploads import Uploads
+from vlm.data.decoding import DecodeLimits, ImageDecoder
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Prepared, ReportEngine
 from vlm.inference.report import Report
@@ -30,8 +32,11 @@ LONGEST_PROMPT = 1024
 """Tokens around the evidence; more of them are a context that no adapter was trained on."""
 
 
+DECODERS = 2
+"""Images decoded at once, each in a process of its own that is killed at a limit of time or memory."""
+SECONDS_AN_IMAGE = 10.0
 FORGOTTEN = 600
-"""Seconds after which a file in the folder is nobody's: one is removed as soon as it was decoded."""
+"""Seconds after which a file in the folder is nobody's."""
 
 
 class Busy(Exception):
@@ -101,7 +106,10 @@ class Service:
         self._current: list[Job[Any]] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._decoding = threading.Semaphore(2)  # a large image takes several hundred megabytes while it is read
+        self._decoder = ImageDecoder(DecodeLimits(seconds=min(SECONDS_AN_IMAGE, self.limits.seconds)), DECODERS)
+        self._decoder.start()
+        self._turn = threading.Semaphore(DECODERS)
+        self._readers = anyio.CapacityLimiter(self.limits.waiting)  # of threads; drafts must not wait for images
         self._batch = self.limits.batch if isinstance(engine, ReportEngine) else 1
         self._worker = threading.Thread(target=self._work, name="drafting", daemon=True)
         self._worker.start()
@@ -123,11 +131,12 @@ class Service:
         for job in list(self._current):
             job.left = True
         self._worker.join(self.limits.seconds)
+        self._decoder.close()
         self._folder.cleanup()
 
     @property
     def folder(self) -> Path:
-        """A folder that only this user can read, for what is being decoded; removed in the end."""
+        """A folder that only this user can read, for what libraries may write; removed in the end."""
         return Path(self._folder.name)
 
     @property
@@ -147,24 +156,33 @@ class Service:
 
     # --------------------------------------------------------------------------------------- inputs
 
+    async def read_image(self, data: bytes) -> np.ndarray:
+        """The content of an image file as the model sees it, S × S uint8.
+
+        Raises `UserError` for an unreadable one, and `TooLate` where those before it take all the time there is.
+        """
+        return await anyio.to_thread.run_sync(self.read_bytes, data, limiter=self._readers)
+
     def read_bytes(self, data: bytes) -> np.ndarray:
-        """The content of an image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
-        file = Path(tempfile.mkstemp(dir=self.folder)[1])
+        """`read_image`, for a thread that may wait."""
+        if not self._turn.acquire(timeout=self.limits.seconds):
+            raise TooLate
         try:
-            with self._decoding, named_failures():
-                file.write_bytes(data)
-                return self.engine.read_picture(file)
-        except UserError as error:
-            raise UserError(f"image: {str(error).removeprefix(f'{file}: ')}") from None
+            with named_failures():
+                return self._decoder.decode_square(data, "image", self.engine.model.spec.image)
         finally:
-            file.unlink(missing_ok=True)
+            self._turn.release()
 
     def prepare(self, picture: np.ndarray | None, vitals: Mapping[str, Any], context: str = "") -> Prepared:
         """One case's inputs for `draft`; raises `UserError` for a wrong vital or too long a context."""
         if len(context) > self.limits.context:
             raise UserError(f"context: {len(context):,} characters, at most {self.limits.context:,}")
-        with named_failures():
-            return self.engine.prepare(picture, vitals, context)
+        try:
+            with named_failures():
+                return self.engine.prepare(picture, vitals, context)
+        except UserError as error:
+            longer = str(error).startswith("the prompt has ")
+            raise UserError(f"context: too long; {error}" if longer else str(error)) from None
 
     def sweep(self) -> None:
         """Forget the uploads that nobody came for, and remove what a crash has left in the folder."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm.durable import replace_file
 from vlm.errors import UserError, run_program
 
 
@@ -85,7 +86,7 @@ def run_check(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     result = check_table(arguments.table, options)
     print(as_text(result))
     if arguments.json:
-        arguments.json.write_text(as_json(result), encoding="utf-8")
+        replace_file(arguments.json, as_json(result))
     if arguments.html:
         write_html(result, arguments.html)
         print(f"page: {arguments.html}")

@@ -28,6 +28,7 @@ CANDIDATES = {
     "cp852": "DOS 852", "mac_roman": "Mac Roman", "mac_cyrillic": "Mac Cyrillic",
 }  # fmt: skip
 """Codec → its usual name; of two that read a table alike, the first is taken."""
+_NO_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape")
 MOST_SAMPLE = 1 << 16
 """Bytes of distinct words that are looked at."""
 LONGEST_WORD = 4096
@@ -37,11 +38,15 @@ SURE_SHARE = 0.05
 """The same as a share of the log-likelihood of the words in which two readings differ, where they are many."""
 USUAL = 3.0
 """What Windows-1252 is likelier before anything is read."""
+UTF8_SHARE = 0.2
+"""Of the words with letters above ASCII, the share that no other encoding has by chance."""
+GOOD_BYTE = -6.0
+"""Mean log-likelihood that words which are UTF-8 as well must have in another encoding."""
 WORST_BYTE = -9.0
 """Mean log-likelihood of a byte above 127 below which not even the best reading is a text."""
 _UNIT = re.compile(
     rb"[\d.,<>~(\[+-]*"
-    rb"(?:\xb0[CcFf]?|\xba[CcFf]|\xb5(?:g|mol|kat|[lLmM])|[\xb1\xd7]\d*|\d\xb7\d+)[\x20-\x7e\xb2\xb3\xb7\xb9]*"
+    rb"(?:\xb0[CcFf]?|\xba[CcFf]|\xb5(?:g|mol|kat|[lLmM])|[\xb1\xd7]\d*|\d\xb7\d+|[mc]?m[\xb2\xb3])[\x20-\x7e\xb2\xb3\xb7\xb9]*"
 )
 """A number or unit with a sign that all Windows encodings of letters share."""
 _WORD = re.compile(rb'[^\s,;"]*[\x80-\xff][^\s,;"]*')
@@ -60,7 +65,7 @@ def check_codec(name: str) -> str:
     """Python's name of an encoding of text; raises `UserError` for what is none."""
     try:
         found = codecs.lookup(name)
-        if not found._is_text_encoding or found.name in ("idna", "punycode", "unicode_escape", "raw-unicode-escape"):
+        if not found._is_text_encoding or found.name.replace("-", "_") in _NO_TEXT:
             raise LookupError
         codecs.getincrementaldecoder(name)
     except (LookupError, ValueError):
@@ -115,7 +120,8 @@ def _by_letters(path: Path, opened: Callable[[Path], BinaryIO], fault: int) -> E
     words = _words(path, opened)
     readings = _readings(list(words))
     utf8 = [word for word, well_formed in words.items() if well_formed]
-    if utf8 and not (readings and _is_plausible(utf8, readings[0][0])):
+    many = sum(map(len, utf8)) > UTF8_SHARE * sum(map(len, words))
+    if many or (utf8 and not (readings and _is_plausible(utf8, readings[0][0], GOOD_BYTE))):
         raise UserError(f"{path}: line {fault} is not UTF-8, though other lines are; mend it, or {_WAY_OUT}")
     if not readings or not _is_plausible(list(words), readings[0][0]):
         raise UserError(f"{path}: line {fault} is not UTF-8, and in no encoding that we know its words are a text; "
@@ -138,9 +144,9 @@ def _is_surer(words: list[bytes], codec: str, other: str, difference: float) -> 
     return difference >= SURE_SHARE * -log_likelihood(odd.decode(codec))
 
 
-def _is_plausible(words: list[bytes], codec: str) -> bool:
+def _is_plausible(words: list[bytes], codec: str, least: float = WORST_BYTE) -> bool:
     data = b" ".join(word for word in words if not _UNIT.fullmatch(word))
-    return log_likelihood(data.decode(codec)) >= WORST_BYTE * sum(byte > 127 for byte in data)
+    return log_likelihood(data.decode(codec)) >= least * sum(byte > 127 for byte in data)
 
 
 def _or(codecs_: list[str]) -> str:

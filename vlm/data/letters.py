@@ -53,6 +53,8 @@ STRANGE = math.log(1e-6)
 """Log-likelihood of what stands in no word: a letter of another language, a control or box-drawing character."""
 PLAIN = -5.0
 """Log-likelihood of a sign that tables do hold, and of a vowel mark."""
+FOREIGN = -12.0
+"""Log-likelihood of a marked letter of another language."""
 _WORD = re.compile(r"(?:[^\W\d_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0670\u0e31-\u0e4e])+")
 _MARKS = "\u064b-\u0670\u0591-\u05c7\u0e31-\u0e4e"
 _SIGN_IN_WORD = re.compile(
@@ -80,7 +82,11 @@ def log_likelihood(text: str) -> float:
 
 
 def _sign(letter: str) -> float:
-    return 0.0 if letter.isspace() else PLAIN if letter in _PLAIN_SIGNS or letter.isdecimal() else STRANGE
+    if letter.isspace():
+        return 0.0
+    if unicodedata.category(letter) in ("Cc", "Co", "Cn"):
+        return 3 * STRANGE
+    return PLAIN if letter in _PLAIN_SIGNS or letter.isdecimal() else STRANGE
 
 
 @cache
@@ -103,6 +109,8 @@ def _letter(letter: str, model: Mapping[str, float], script: str) -> float:
 
 @cache
 def _rare(letter: str, script: str) -> float:
+    if script == "LATIN":  # a name of another country, perhaps
+        return FOREIGN if any(letter in _marked(language) for language in MARKED) else STRANGE
     return PLAIN if unicodedata.category(letter)[0] == "M" and _script(letter) == script else STRANGE
 
 

@@ -25,6 +25,7 @@ from vlm.config import DataConfig, PhantomConfig, SectionConfig, TableConfig, Vi
 from vlm.data.cohort import Cohort, FactReader, Facts
 from vlm.data.phantom_image import draw_chest
 from vlm.data.table import load_table
+from vlm.durable import writing
 from vlm.errors import UserError
 
 VERSION = 1
@@ -73,10 +74,11 @@ def load_phantom(data: DataConfig) -> Cohort:
             raise UserError(f"{root}: not empty and no phantom cohort; set data.root to a folder that may be filled")
         staging = root.with_name(f".{root.name}.{os.getpid()}")  # renamed when whole: an interrupted drawing is nothing
         try:
-            write_cohort(data.phantom, staging)
-            (staging / stamp.name).write_text(json.dumps(wanted))
-            shutil.rmtree(root, ignore_errors=True)
-            staging.rename(root)
+            with writing(root):
+                write_cohort(data.phantom, staging)
+                (staging / stamp.name).write_text(json.dumps(wanted))
+                shutil.rmtree(root, ignore_errors=True)
+                staging.rename(root)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return replace(load_table(data, TABLE), facts=FACTS)
@@ -174,7 +176,7 @@ def write_cohort(config: PhantomConfig, root: Path) -> None:
 def _write_image(seed: int, folder: Path, case: dict, number: int) -> None:
     if case["image"]:
         picture, _ = _draw(seed, case, number)
-        cv2.imwrite(str(folder / case["image"]), picture)
+        (folder / case["image"]).write_bytes(cv2.imencode(".png", picture)[1].tobytes())  # imwrite fails in silence
 
 
 def _draw(seed: int, case: dict, number: int) -> tuple[np.ndarray, np.ndarray]:

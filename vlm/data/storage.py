@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from vlm.durable import CHUNK, open_private, private
 from vlm.errors import UserError
 
 _numbers = count()
@@ -39,7 +40,7 @@ def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) 
     """
     path, schema = _folder() / f"{next(_numbers)}.arrow", declared.arrow_schema
     try:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        with private(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for part in parts:
                 writer.write_batch(pa.RecordBatch.from_pydict({n: part[n] for n in schema.names}, schema=schema))
     except OSError as error:
@@ -53,12 +54,21 @@ def new_array(shape: tuple[int, ...]) -> np.ndarray:
     path = _folder() / f"{next(_numbers)}.f32"
     size = 4 * math.prod(shape)
     try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(size, 4))  # a hole would be found full when it is too late
+        with open_private(path, "wb") as file:
+            reserve(file, max(size, 4))
     except OSError as error:
         path.unlink(missing_ok=True)
         raise UserError(f"{path.parent}: no room for {size >> 20} MiB: {error.strerror}; set TMPDIR") from None
     return np.memmap(path, np.float32, "r+", shape=shape) if size else np.empty(shape, np.float32)
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Give a file its size, and room on the disk: a hole would be found full when it is too late."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, CHUNK):  # on a Mac and on Windows it is written
+        file.write(bytes(min(CHUNK, size - start)))
 
 
 def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:

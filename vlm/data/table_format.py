@@ -114,7 +114,7 @@ def _separator(lines: list[str], is_whole: bool, path: Path) -> str:
     """The one that cuts most of the first records into as many cells as the header, and into the most of them."""
     csv.field_size_limit(LONGEST_ROW)
     natural = "\t" if ".tsv" in path.suffixes else ","
-    scores: dict[str, tuple[float, int, bool]] = {natural: (0.0, 1, True)}
+    scores: dict[str, tuple[float, bool, int, bool]] = {natural: (0.0, False, 1, True)}
     for separator in _SEPARATORS:
         try:
             records = [row for row in csv.reader(lines, delimiter=separator) if any(cell.strip() for cell in row)]
@@ -123,5 +123,6 @@ def _separator(lines: list[str], is_whole: bool, path: Path) -> str:
         widths = [len(row) for row in (records if is_whole or len(records) <= 2 else records[:-1])]
         if widths and widths[0] > 1:
             share = sum(width == widths[0] for width in widths) / len(widths)
-            scores[separator] = (share, widths[0], separator == natural)
+            whole = not any('"' in name for name in records[0])  # else a quoted name was cut
+            scores[separator] = (share, whole, widths[0], separator == natural)
     return max(scores, key=lambda separator: scores[separator])

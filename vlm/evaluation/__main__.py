@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,9 +41,11 @@ def test_adapter(
     from vlm.cli import parse_config
     from vlm.config import Config, DataConfig
     from vlm.data.sources import load_cohort
+    from vlm.durable import staged
     from vlm.evaluation.learned import load_learned
     from vlm.evaluation.run import evaluate
     from vlm.evaluation.summary import summary_lines
+    from vlm.locks import locked
 
     folder = resolve(adapter, revision)
     given = read_config(folder)
@@ -63,8 +66,9 @@ def test_adapter(
     learned = load_learned(config.evaluation.learned_metrics)
     print(cohort.describe(), *(f"warning: {text}" for text in cohort.warnings), sep="\n")
     model = load(folder, base=base)
-    metrics = evaluate(model, cohort, replace(config, run=replace(config.run, name=Path(adapter).name)), output,
-                       learned=learned)  # fmt: skip
+    config = replace(config, run=replace(config.run, name=Path(adapter).name))
+    with locked(output), nullcontext(output) if output.exists() else staged(output, sealed=False) as place:
+        metrics = evaluate(model, cohort, config, place, learned=learned)
     print(*summary_lines(metrics), f"page: {output / 'report.html'}", sep="\n")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from vlm.errors import UserError
 from vlm.evaluation import probability
@@ -14,6 +13,7 @@ from vlm.evaluation.ablation import minus
 from vlm.evaluation.agreement import Agreement, why_unread
 from vlm.evaluation.intervals import Estimate, Statistic, patient_bootstrap, ratio
 from vlm.evaluation.text import RougeL
+from vlm.untrusted import read_yaml
 
 Rows = dict[str, dict[str, Any]]
 """Rows of predictions.jsonl by case."""
@@ -117,4 +117,4 @@ def _options(folder: Path) -> dict[str, Any]:
     from vlm.run_folder import dotted
 
     file = folder / "config.yaml"
-    return dotted(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return dotted(read_yaml(file, "the run's config")) if file.is_file() else {}

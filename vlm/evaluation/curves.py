@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vlm.evaluation import probability
-from vlm.evaluation.figures import STYLE, TRAIN, VALIDATION
+from vlm.evaluation.figures import STYLE, TRAIN, VALIDATION, save_figure
 from vlm.evaluation.intervals import FEWEST_PATIENTS, draw_weights, smallest_class
 from vlm.evaluation.scoring import CaseScores, ranked
 
@@ -37,8 +37,7 @@ def probability_figure(
             _reliability(axes[2], y, p)
             _decision(axes[3], y, p)
         figure.tight_layout()
-        figure.savefig(file)
-        plt.close(figure)
+        save_figure(figure, file)
 
 
 def _known(values: np.ndarray) -> np.ndarray:

@@ -11,10 +11,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.storage import matrix
+from vlm.durable import make_folder, replaced, writing
 from vlm.evaluation.scoring import CaseScores
 
 TRAIN, VALIDATION = "#3b6ea8", "#d9822b"
@@ -30,6 +32,15 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as a PNG, complete or not at all, and close it."""
+    try:
+        with replaced(file) as partial:
+            figure.savefig(partial, format="png")
+    finally:
+        plt.close(figure)
+
+
 def draw_figures(
     folder: Path,
     cohort: Cohort,
@@ -43,7 +54,8 @@ def draw_figures(
     """Correlations of all cases, the losses of the run, the head's probabilities (N × K), and the ablation."""
     from vlm.evaluation.curves import probability_figure
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        make_folder(folder)
     truth = np.array(cohort.dataset["probability"], dtype=np.float64)
     vitals = matrix(cohort.dataset, "vitals", len(cohort.schema)).astype(np.float64)
     name = "pathology probability"
@@ -88,8 +100,7 @@ def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> No
         grid[0].set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
         grid[0].set_ylim(-0.6, len(arms) - 0.4)
         figure.tight_layout()
-        figure.savefig(file)
-        plt.close(figure)
+        save_figure(figure, file)
 
 
 def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, title: str) -> np.ndarray:
@@ -112,8 +123,7 @@ def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, tit
         axes.tick_params(length=0)
         axes.set_title(title)
         figure.colorbar(image, ax=axes, shrink=0.8, label="Pearson correlation")
-        figure.savefig(file)
-        plt.close(figure)
+        save_figure(figure, file)
     return matrix
 
 
@@ -146,8 +156,7 @@ def loss_figure(rows: Sequence[dict[str, Any]], file: Path, head_only_steps: int
         if left.get_lines():
             left.legend(frameon=False)
         figure.tight_layout()
-        figure.savefig(file)
-        plt.close(figure)
+        save_figure(figure, file)
 
 
 def _loss_panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, title: str, first_step: int) -> None:

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 
 from vlm.data.examples import CaseDataset, load_picture
+from vlm.durable import replace_file
 from vlm.evaluation.intervals import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
@@ -47,7 +48,7 @@ def write_page(
         missingness=_missingness(metrics),
         groups=_groups(test, rows),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    replace_file(folder / "report.html", page)
 
 
 def show(estimate: Mapping[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm.data.examples import CaseDataset
 from vlm.data.schema import describe
+from vlm.durable import replace_file
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.measures import claims_of
 from vlm.evaluation.scoring import CaseScores
@@ -54,7 +55,7 @@ def write_predictions(
             }
         )
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
+    replace_file(folder / "predictions.jsonl", text)
     return rows
 
 

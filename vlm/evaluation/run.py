@@ -15,6 +15,7 @@ from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.examples import CaseDataset
 from vlm.data.storage import matrix
+from vlm.durable import make_folder, replace_file, writing
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
 from vlm.evaluation.agreement import NAMES, was_read
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
@@ -122,8 +123,9 @@ def evaluate(
             name: fact_measures(arms[name], cohort.facts, arm.drafts, bootstrap) for name, arm in results.items()
         }
     metrics["verdicts"] = verdicts(metrics)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with writing(folder):
+        make_folder(folder)
+    replace_file(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     rows = write_predictions(folder, test, scores, given, references, probabilities, disagreements)
     draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
     write_page(folder, test, rows, metrics, title=config.run.name)

@@ -21,6 +21,7 @@ from vlm.config import DataConfig
 from vlm.data.case import Example
 from vlm.data.examples import CaseDataset
 from vlm.data.phantom import load_phantom, opacity_masks
+from vlm.durable import replace_file
 from vlm.errors import UserError
 from vlm.explanation.attribution import CaseScorer, label_heats, require_captum
 from vlm.explanation.result import on_picture
@@ -185,5 +186,5 @@ def check_adapter(
     model = load(resolve(adapter), base=base)
     cases = find_cases(model, config.data, split, most, config.evaluation.max_new_tokens)
     results = {"split": split, "seed": config.data.phantom.seed, **check(model, cases)}
-    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    replace_file(output, json.dumps(results, indent=2) + "\n")
     print(f"{len(cases)} {split} cases with a drawn opacity and a draft that asserts one", table(results), sep="\n")

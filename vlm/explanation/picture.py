@@ -17,6 +17,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
+from vlm.durable import replaced
 from vlm.errors import UserError
 from vlm.explanation.overlay import overlay
 from vlm.explanation.result import ExplainedWords, Explanation, TintedWord
@@ -55,9 +56,10 @@ def draw(explanation: Explanation, file: str | Path) -> None:
         _draw_vitals(_axes(figure, BARS, HEADING, BARS_WIDTH, vitals - HEADING - AXIS), explanation)
         _draw_labels(_axes(figure, BARS, vitals + HEADING, BARS_WIDTH, labels - HEADING - AXIS - 0.45), explanation)
         try:
-            figure.savefig(file, format="png", metadata={"Software": None})
-        except OSError as error:
-            raise UserError(f"{file}: cannot write the picture: {error.strerror}") from None
+            with replaced(Path(file)) as partial:
+                figure.savefig(partial, format="png", metadata={"Software": None})
+        except UserError as error:
+            raise UserError(str(error).replace("cannot be written", "cannot write the picture")) from None
         finally:
             plt.close(figure)
 

@@ -1,7 +1,6 @@
 """What `infer.py` does: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -12,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from vlm.adapter import read_config, resolve
 from vlm.data.images import read_image
 from vlm.device import choose_threads
-from vlm.errors import UserError
+from vlm.durable import replace_file
 from vlm.fhir import About, from_fhir, is_fhir, to_fhir
 from vlm.inference.engine import MAX_SECONDS, Engine
 from vlm.inference.engines import make_engine
@@ -42,14 +41,7 @@ class FhirFile(NamedTuple):
 
     def write(self, bundle: dict[str, Any]) -> None:
         """Write it as a whole or not at all; raises `UserError` if the disk is full."""
-        staging = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            staging.write_text(json.dumps(bundle, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            staging.replace(self.path)
-        except OSError as error:
-            raise UserError(f"--fhir: {self.path}: cannot write: {error.strerror}") from None
-        finally:
-            staging.unlink(missing_ok=True)
+        replace_file(self.path, json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
 
 
 class OpenedCase(NamedTuple):

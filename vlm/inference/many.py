@@ -21,9 +21,12 @@ from vlm.data.headers import find_column, has_column
 from vlm.data.image_names import ImageFolder, image_name
 from vlm.data.reading import TableOptions, read_chunks
 from vlm.data.schema import VitalsSchema
+from vlm.durable import make_folder, open_private, write_file, writing
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.report import Report
+from vlm.inference.stamp import compare_stamps, contents_of
+from vlm.locks import locked
 from vlm.processes import rank, say
 
 WINDOW = 4
@@ -115,38 +118,57 @@ class TableJob:
             way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         made_by = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
-                   "max_new_tokens": self.max_new_tokens}  # fmt: skip
+                   "max_new_tokens": self.max_new_tokens, **contents_of(self, schema)}  # fmt: skip
+        if self.output.parent.is_dir():
+            with locked(self.output, shared=True):  # who drafts it alone now is known before a model is loaded
+                pass
         if self.output.exists() and not resume:
             raise UserError(f"{self.output}: is there already; go on with --resume, or name another --output")
         if self.output.exists() or self.parts.is_dir():
-            before = json.loads(self.stamp.read_text(encoding="utf-8")) if self.stamp.is_file() else {}
-            changed = [name for name, value in made_by.items() if before.get(name) != value]
-            if changed:
-                raise UserError(f"{self.output}: was begun with another {changed[0]}; name another --output")
+            compare_stamps(self, schema, made_by)
         return made_by
 
     def run(self, engine: Engine, made_by: Mapping[str, Any]) -> "Counts":
         """Draft every row that has no line yet; returns how many there are. Raises `UserError` if the table changed."""
         from tqdm import tqdm
 
-        self.write_stamp(made_by)
-        counts, last = cut_to_whole_lines(self.output)
-        rows = self.rows(engine.model.spec.schema)
-        self._pass_over(rows, counts.lines, last)
-        bar = tqdm(initial=counts.lines, unit="report", desc=self.table.name)
-        with self.output.open("a", encoding="utf-8", errors="backslashreplace") as out, bar:
-            for lines in self.draft(engine, rows):
-                write_lines(out, lines)
-                counts.add(lines)
-                bar.update(len(lines))
+        with locked(self.output):
+            if self.output.exists():  # by another process, perhaps, since it was looked at
+                compare_stamps(self, engine.model.spec.schema, made_by)
+            self.write_stamp(made_by)
+            counts, last = cut_to_whole_lines(self.output)
+            rows = self.rows(engine.model.spec.schema)
+            self._pass_over(rows, counts.lines, last)
+            bar = tqdm(initial=counts.lines, unit="report", desc=self.table.name)
+            with writing(self.output), open_private(self.output, "a") as out, bar:
+                for lines in self.draft(engine, rows):
+                    write_lines(out, lines)
+                    counts.add(lines)
+                    bar.update(len(lines))
         return counts
 
     def write_stamp(self, made_by: Mapping[str, Any]) -> None:
         """Say beside the output what makes it; as a whole, for others may be reading it."""
-        self.output.parent.mkdir(parents=True, exist_ok=True)
         staging = self.stamp.with_name(f".{self.stamp.name}.{rank()}-{os.getpid()}")  # of several machines, perhaps
-        staging.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
-        staging.replace(self.stamp)
+        with writing(self.stamp):
+            make_folder(self.output.parent)
+            try:
+                write_file(staging, (json.dumps(made_by, indent=2) + "\n").encode())
+                staging.replace(self.stamp)
+            finally:
+                staging.unlink(missing_ok=True)
+
+    def check_last_rows(self, schema: VitalsSchema) -> None:
+        """Raise `UserError` where the last whole line of the output, or of a part, is of another row now."""
+        if self.output.is_file():
+            counts, last, _ = _whole_lines(self.output)
+            self._pass_over(self.rows(schema), counts.lines, last)
+        lasts = {part: _whole_lines(part)[1] for part in self.parts.glob("*.jsonl")}
+        ids = {last["row"]: (part, last["id"]) for part, last in lasts.items() if last}
+        for row in self.rows(schema) if ids else ():
+            part, id = ids.get(row.number, (None, row.id))
+            if id != row.id:
+                raise UserError(f"{part}: its last line is of row {row.number}, where the table has another case now")
 
     def draft(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[dict[str, Any]]]:
         """The lines of these rows in their order, a window at a time."""
@@ -258,17 +280,23 @@ def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
     """Drop a last line that was cut off; returns what is there, and its last line."""
-    counts, last, whole = Counts(), b"", 0
     if not file.is_file():
-        return counts, {}
-    with file.open("rb+") as lines:
+        return Counts(), {}
+    counts, last, whole = _whole_lines(file)
+    os.truncate(file, whole)
+    return counts, last
+
+
+def _whole_lines(file: Path) -> tuple[Counts, dict[str, Any], int]:
+    """How many lines there are, the last of them, and the byte where it ends; one that was cut off is none."""
+    counts, last, whole = Counts(), b"", 0
+    with file.open("rb") as lines:
         for line in lines:
             if not line.endswith(b"\n"):
                 break
             last, whole = line, whole + len(line)
             counts.add_written(line)
-        lines.truncate(whole)
-    return counts, json.loads(last) if last else {}
+    return counts, json.loads(last) if last else {}, whole
 
 
 def _text(cell: object) -> str:

@@ -7,6 +7,7 @@ the cache by adapter, so that a second start only maps it and never loads the la
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from vlm.adapter import digest, load, read_config
 from vlm.adapter.gguf import gguf_name, in_pairs
 from vlm.cache import check_kept, private_folder
-from vlm.durable import seal
+from vlm.durable import seal, writing
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
 from vlm.model.evidence import Words
@@ -104,14 +105,17 @@ def _as_a_whole(target: Path, write: Callable[[Path], None]) -> None:
     if target.exists():
         return
     staging = target.with_name(f".{target.name}.{os.getpid()}")
-    staging.mkdir(mode=0o700)
-    write(staging)
-    seal(staging)
-    try:
-        staging.rename(target)
-    except OSError:  # another process was first
-        if not target.exists():
-            raise
+    with writing(target):
+        try:
+            staging.mkdir(mode=0o700)
+            write(staging)
+            seal(staging)
+            staging.rename(target)
+        except OSError:
+            if not target.exists():  # by another process, which was first
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:

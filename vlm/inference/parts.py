@@ -5,7 +5,6 @@ no row is missing makes the output. So they may be of one `accelerate launch`, o
 started one after the other; when some were killed, any number of them goes on with what is there.
 """
 
-import fcntl
 import heapq
 import json
 import os
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from vlm.data.schema import VitalsSchema
-from vlm.durable import flush
+from vlm.durable import flush, open_private, private, writing
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.many import Counts, Row, TableJob, cut_to_whole_lines, write_lines
+from vlm.locks import locked, take
 from vlm.processes import rank, world_size
 
 Lines = Sequence[Mapping[str, Any]]
@@ -82,37 +82,39 @@ class SharedJob:
         """
         from tqdm import tqdm
 
-        self.job.write_stamp(made_by)  # before the folder: who sees the folder sees what made it
-        self.job.parts.mkdir(exist_ok=True)
-        with self._writing() as out:
-            counts, _ = cut_to_whole_lines(self.part)
-            done = self._done()
-            rows = _Counted(self.job.rows(schema), done)
-            own = (row for row in rows if row.number not in done and self.share.takes(row, self.job.batch_size))
-            title = f"{self.job.table.name} ({self.share.rank + 1} of {self.share.of})"
-            for lines in tqdm(draft(own), unit="window", desc=title, disable=self.share.rank > 0):
-                write_lines(out, lines)
-                counts.add(lines)
-            os.fsync(out.fileno())
-        return self._merge(rows.count) or counts
+        with locked(self.job.output, shared=True), writing(self.job.parts):
+            self.job.write_stamp(made_by)  # before the folder: who sees the folder sees what made it
+            with private():
+                self.job.parts.mkdir(exist_ok=True)
+            with self._writing() as out:
+                counts, _ = cut_to_whole_lines(self.part)
+                done = self._done()
+                rows = _Counted(self.job.rows(schema), done)
+                own = (row for row in rows if row.number not in done and self.share.takes(row, self.job.batch_size))
+                title = f"{self.job.table.name} ({self.share.rank + 1} of {self.share.of})"
+                for lines in tqdm(draft(own), unit="window", desc=title, disable=self.share.rank > 0):
+                    write_lines(out, lines)
+                    counts.add(lines)
+                os.fsync(out.fileno())
+            return self._merge(rows.count) or counts
 
     # ------------------------------------------------------------------------------------- merging
 
     def _merge(self, rows: int) -> Counts | None:
         """Make the output of the parts, under a lock; None where rows are missing, which others are at."""
         try:
-            lock = (self.job.parts / "merge.lock").open("wb")
+            lock = open_private(self.job.parts / "merge.lock", "wb")
         except FileNotFoundError:  # another process has made it, and the folder is gone
             return cut_to_whole_lines(self.job.output)[0]
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            take(lock, wait=True)
             if not self.job.parts.is_dir():
                 return cut_to_whole_lines(self.job.output)[0]
             if len(self._done()) < rows:
                 return None
             staging = self.job.parts / "merged"
             counts, before = Counts(), -1
-            with staging.open("wb") as out, ExitStack() as opened:
+            with open_private(staging, "wb") as out, ExitStack() as opened:
                 parts = [_lines(opened.enter_context(file.open("rb"))) for file in self._sources()]
                 for number, line in heapq.merge(*parts, key=lambda pair: pair[0]):
                     if number != before:  # a row that two parts hold is written once
@@ -148,7 +150,7 @@ class SharedJob:
     @contextmanager
     def _writing(self) -> Iterator[TextIO]:
         """This share's part, which no other process may write at the same time."""
-        with self.part.open("a", encoding="utf-8", errors="backslashreplace") as out:
+        with open_private(self.part, "a") as out:
             _lock(out, self.part)
             yield out
 
@@ -196,7 +198,5 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _lock(file: Any, name: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"{name}: another process is writing it; wait for it, or stop it") from None
+    if not take(file):
+        raise UserError(f"{name}: another process is writing it; wait for it, or stop it")

@@ -66,8 +66,9 @@ class ClinicalVLM(EvidenceEncoder):
         if commit:  # whatever branch of the Hub was asked for: its content may change
             config = replace(config, llm=replace(config.llm, revision=commit))
         with one_line(f"model.llm.base: {config.llm.base} cannot be used"):
-            super().__init__(config, spec, words_of(llm, tokenizer), load_vision_weights, prompt_ids)
-            self.base_fingerprint, self.base_sha256 = fingerprint(llm), getattr(llm, "sha256", None)
+            words, sample = words_of(llm, tokenizer), fingerprint(llm)
+        super().__init__(config, spec, words, load_vision_weights, prompt_ids)
+        self.base_fingerprint, self.base_sha256 = sample, getattr(llm, "sha256", None)
         self.llm = add_lora(llm, config.llm)
         self.sharded = False
         """Whether several processes hold the frozen base together: then all must make the same passes through it."""

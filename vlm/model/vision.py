@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlm.config import VisionConfig
-from vlm.errors import UserError
+from vlm.errors import UserError, one_line
 from vlm.model.projection import TokenProjector
 from vlm.weights import vision_weights_file
 
@@ -22,10 +22,8 @@ def build_cnn(config: VisionConfig, load_weights: bool = True) -> nn.Module:
         near = timm.list_models(f"*{config.name.split('_')[0]}*")[:3]
         raise UserError(f"model.vision.name: timm has no model {config.name}{f'; try {near[0]}' if near else ''}")
     pretrained = load_weights and config.weights == "pretrained"
-    try:
+    with one_line(f"model.vision: cannot build {config.name}"):
         cnn = timm.create_model(config.name, pretrained=pretrained, num_classes=0, global_pool="")
-    except (RuntimeError, OSError, TypeError, AssertionError) as error:
-        raise UserError(f"model.vision: cannot build {config.name}: {str(error).splitlines()[0]}") from None
     if config.name.startswith("hf_hub:"):
         _refuse_options(cnn, config.name)
     if load_weights and config.weights not in ("pretrained", "random"):
@@ -137,7 +135,10 @@ class ImageEncoder(nn.Module):
         if not self.config.train:
             self.cnn.requires_grad_(False)
             return
-        stages = timm.models.group_parameters(self.cnn, self.cnn.group_matcher(coarse=True))  # type: ignore[operator]
+        if not self.config.frozen_stages:
+            return
+        with one_line(f"model.vision.frozen_stages: {self.config.name} has no stages"):
+            stages = timm.models.group_parameters(self.cnn, self.cnn.group_matcher(coarse=True))  # type: ignore[operator]
         if self.config.frozen_stages >= len(stages):
             way_out = "set model.vision.train false to freeze all"
             raise UserError(f"model.vision.frozen_stages: {self.config.name} has {len(stages)} stages; {way_out}")
@@ -148,12 +149,10 @@ class ImageEncoder(nn.Module):
 
 def _grid_channels(cnn: nn.Module, name: str, image_size: int) -> int:
     """Channels of the feature grid, found by one pass; raises `UserError` if the model gives no grid."""
-    try:
-        with torch.no_grad():
-            grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:  # some take images of one size alone
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.vision.name: {name} takes no images of {image_size} pixels: {reason}") from None
+    with one_line(f"model.vision.name: {name} takes no images of {image_size} pixels"), torch.no_grad():
+        grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))  # some take those of one size alone
+    if not isinstance(grid, torch.Tensor):
+        raise UserError(f"model.vision.name: {name} gives several features, not a grid; choose a CNN")
     if grid.ndim != 4 or grid.shape[1] != getattr(cnn, "num_features", grid.shape[1]):
         raise UserError(
             f"model.vision.name: {name} gives features of shape {tuple(grid.shape)}, not a grid; choose a CNN"

@@ -70,15 +70,14 @@ def one_line_endings(folder: RunFolder) -> Iterator[None]:
     """Turn an exhausted memory and a disk that takes no more into a `UserError` that says how to go on."""
     try:
         yield
-    except UserError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise UserError(f"{error}; {_go_on(folder)}") from None
-    except (OSError, SafetensorError) as error:
-        number = _system_error(error)
+    except (UserError, OSError, SafetensorError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        if isinstance(error, UserError) and isinstance(cause, OSError):
+            raise UserError(f"{error}; {_go_on(folder)}") from None
+        number = _system_error(cause)
         if number not in DISK_ERRORS:
             raise
-        where = getattr(error, "filename", None) or folder.path
+        where = getattr(cause, "filename", None) or folder.path
         raise UserError(f"{where}: cannot be written: {os.strerror(number)}; {_go_on(folder)}") from None
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -87,7 +86,7 @@ def one_line_endings(folder: RunFolder) -> Iterator[None]:
         raise UserError(f"out of memory; {way_out}; {_go_on(folder)}") from None
 
 
-def _system_error(error: Exception) -> int:
+def _system_error(error: BaseException | None) -> int:
     """The system's number of an error; safetensors has it in its words alone."""
     if isinstance(error, OSError):
         return error.errno or 0

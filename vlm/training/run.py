@@ -21,6 +21,7 @@ from vlm.data.glance import glance
 from vlm.data.images import ImageSpec
 from vlm.data.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
+from vlm.durable import private
 from vlm.errors import UserError
 from vlm.evaluation.calibration import fit_temperature
 from vlm.evaluation.learned import load_learned
@@ -71,9 +72,10 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
+    say(describe_parameters(model), *_base_lines(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
-    trainer = build_trainer(config, model, cohort, folder)
+    with private():  # it makes its folder
+        trainer = build_trainer(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
         say(f"split the base: True ({shard.reason})")
         trainer.shard()
@@ -97,7 +99,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     else:
         stop = StopAtSignal()
         trainer.add_callback(stop)
-        with stop:
+        with stop, private():  # trackers write too
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if is_main():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
@@ -124,16 +126,23 @@ def try_step(config: Config) -> None:
     seen = glance(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
     say(*(f"warning: {line}" for line in seen))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model), *self_test(model), *_lengths(model, config, cohort))
+    say(describe_parameters(model), *_base_lines(model, config, cohort))
     training = case_dataset(config, model.spec, cohort, "train")
     if not len(training):
         raise UserError("data.split: no case is left to train on")
     say(*dry_run(model, config, training))
 
 
-def _lengths(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
+def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
+    """Try the base, and say what was found of it and of texts that are too long for it."""
+    targets = model.model_config.llm.lora_targets
+    chosen = [f"LoRA targets: {', '.join(targets)} (so this base names its layers)"]
     splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
-    return check_lengths(model.prompt, splits, config.evaluation.max_new_tokens)
+    return [
+        *(chosen if targets != config.model.llm.lora_targets else []),
+        *self_test(model),
+        *check_lengths(model.prompt, splits, config.evaluation.max_new_tokens),
+    ]
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:

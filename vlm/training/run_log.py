@@ -8,7 +8,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 
 from vlm.data.examples import CaseDataset
-from vlm.durable import replace_file
+from vlm.durable import open_private, replace_file
 from vlm.training.checkpoints import finite
 
 
@@ -37,7 +37,7 @@ class RunLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            with self.file.open("a", encoding="utf-8") as out:
+            with open_private(self.file, "a") as out:
                 out.write(_line(state.global_step, logs))
 
 

@@ -5,7 +5,6 @@ processes together, the wait is the mean share, the memory is that of the larges
 one's own stand beside them as `memory_mib_rank0`, `memory_mib_rank1` and so on: flat names are what trackers take.
 """
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,6 +68,12 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held so far: of tensors on a GPU, of all its resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlm.errors import UserError
 from vlm.run_folder import checkpoint_folder, checkpoints_of, writer_of
+from vlm.untrusted import read_yaml
 
 SECONDS = 2.0
 """Between two looks."""
@@ -187,10 +186,7 @@ def watch(folder: Path, once: bool = False, seconds: float = SECONDS) -> None:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+    config = read_yaml(file, "the run's config")
     if not isinstance(config, dict) or not isinstance(config.get("train", {}), dict):
         raise UserError(f"{file}: is no config of a run")
     return config

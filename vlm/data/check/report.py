@@ -15,6 +15,7 @@ from vlm.data.check.columns import missing
 from vlm.data.check.notice import LEVELS
 from vlm.data.check.pictures import Pair
 from vlm.data.check.run import CheckResult
+from vlm.durable import make_folder, replace_file, writing
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -67,8 +68,9 @@ def write_html(result: CheckResult, file: Path) -> None:
                sorted(result.pairs, key=lambda pair: _whose(result, pair) == "one patient")[:MOST_PAIRS]],
         more=max(len(result.pairs) - MOST_PAIRS, 0),
     )  # fmt: skip
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page, encoding="utf-8")
+    with writing(file):
+        make_folder(file.parent)
+    replace_file(file, page)
 
 
 def _whose(result: CheckResult, pair: Pair) -> str:

@@ -16,7 +16,8 @@ def check_substance(
     columns = roles.reports or roles.texts
     texts = [" ".join(row).strip() for row in zip(*(frame[c].fillna("").astype(str) for c in columns), strict=True)]
     reports = hash_texts(np.array(texts, dtype=object)) if columns else None
-    told = [column for column in frame.columns if column != roles.patient and not _is_id(frame[column])]
+    used = {roles.image, roles.split, *roles.vitals, *roles.sources_of_labels, *columns}
+    told = [c for c in frame.columns if c != roles.patient and (c in used or not _is_id(frame[c]))]
     shown = ~missing(frame[roles.image]) if roles.image else np.zeros(len(frame), dtype=bool)
     shown |= reports != 0 if reports is not None else False
     same = frame.loc[shown, told].astype(str).duplicated().to_numpy() if told else np.zeros(0, dtype=bool)

@@ -26,6 +26,7 @@ from vlm.data.sources import load_cohort
 from vlm.data.splits import SPLITS
 from vlm.durable import staged, write_file
 from vlm.errors import UserError
+from vlm.locks import locked
 
 LARGEST = 64 << 20
 """Bytes of images after which a shard ends, whatever its rows: a process holds several shards at once."""
@@ -58,7 +59,7 @@ def pack(data: DataConfig, output: Path, options: PackOptions) -> list[str]:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there already and not empty; name another folder or delete it")
     cohort = load_cohort(replace(data, finding_labels=[]))
-    with staged(output, sealed=False) as folder:
+    with locked(output), staged(output, sealed=False) as folder:
         writer = _Writer(folder, options, _describe(cohort, data, options))
         with tqdm(total=len(cohort.dataset), desc="packing", unit="case") as progress:
             for seed, split in enumerate(SPLITS):
