@@ -176,7 +176,9 @@ class TableJob:
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
                 yield [case.line() for case in window]
-        say(*(f"note: {note}" for note in self.image_folder.notes()))
+        say(
+            *(f"note: {note}" for note in self.image_folder.notes(named=False))
+        )  # a name may be a patient's; the lines have them
 
     def _pass_over(self, rows: Iterator[Row], lines: int, last: Mapping[str, Any]) -> None:
         done = list(islice(rows, max(lines - 1, 0), lines))
