@@ -143,7 +143,7 @@ def test_a_case_is_uploaded_filled_in_and_drafted_word_by_word(page: Page, serve
     assert len(seen) > 2 and all(letters(text).startswith(letters(words)) for words in seen), "it did not stream"
     shown = page.locator(".vlm-card").inner_text()
     assert all(words in shown for words in (NOTICE, "pathology", "effusion", "not calibrated", "systolic 145 mmHg"))
-    expect(page.locator(".vlm-warnings")).to_have_count(0)
+    expect(page.locator(".vlm-warnings li")).to_have_text([f"the draft is not finished: it was cut at {TOKENS} tokens"])
     bars = page.locator(".vlm-number").all_inner_texts()
     assert bars == [f"{value:.1%}".replace("%", " %") for value in own["probabilities"].values()]
 
@@ -161,7 +161,7 @@ def test_the_draft_is_copied_and_downloaded(page: Page, tmp_path: Path) -> None:
         download.value.save_as(tmp_path / f"draft.{kind}")
         assert download.value.suggested_filename == f"draft.{kind}"
     report = json.loads((tmp_path / "draft.json").read_text(encoding="utf-8"))
-    assert letters(report["text"]) == letters(text) and report["warnings"] == ["not given: sex", "no image given"]
+    assert letters(report["text"]) == letters(text) and report["warnings"][:2] == ["not given: sex", "no image given"]
     assert json.loads((tmp_path / "draft.fhir.json").read_text(encoding="utf-8"))["resourceType"] == "Bundle"
     assert NOTICE in (tmp_path / "draft.txt").read_text(encoding="utf-8")
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_a_message(page: Page, tmp_path: Path) -> None:
     (tmp_path / "jane-doe.png").write_text("no picture")
     upload(page, tmp_path / "jane-doe.png")
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("image: not a readable image (PNG, JPEG, TIFF, BMP, WebP or DICOM)")
+    expect(alert).to_contain_text("image: not a readable image: it seems to be text; PNG, JPEG")
     page.get_by_label("glucose (mmol/L)").fill("<img src=x onerror='document.title=1'>{{1}}${1}")
     page.get_by_role("button", name="Draft the report").click()
     expect(alert).to_contain_text("vitals: glucose: \"<img src=x onerror='document.title=1'>{…' is not a number")

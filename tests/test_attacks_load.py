@@ -24,6 +24,7 @@ from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.page import add_page
 from vlm.app.service import Limits, Service
+from vlm.app.uploads import Full, Uploads
 from vlm.inference.engine import ReportEngine
 
 HOST = b"Host: localhost\r\n"
@@ -217,6 +218,23 @@ def test_an_odd_length_is_refused(url: str, length: str) -> None:
         connection.sendall(head + f"Content-Length: {length}\r\n\r\n".encode())
         connection.settimeout(5)
         assert connection.recv(65536).split()[1] in (b"400", b"413")
+
+
+def test_uploads_have_a_total_an_end_and_one_place_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads = Uploads(100)
+    first = uploads.add("a", b"x" * 60)
+    second = uploads.add("a", b"y" * 60)  # in place of the first
+    assert uploads.claim("a", first) is None and len(uploads) == 1
+    with pytest.raises(Full, match="try again"):
+        uploads.add("b", b"z" * 60)
+    claimed = uploads.claim("a", second)
+    assert claimed and uploads.take(second) is None and uploads.take(claimed) == b"y" * 60
+    assert uploads.take(claimed) is None and len(uploads) == 0
+    monkeypatch.setattr("vlm.app.uploads.LIFETIME", -1.0)
+    uploads.add("b", b"z" * 100)
+    assert len(uploads) == 1
+    uploads.sweep()
+    assert len(uploads) == 0
 
 
 # ------------------------------------------------------------------------------------------------- log

@@ -21,7 +21,6 @@ from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.page import add_page
 from vlm.app.service import Limits, Service
-from vlm.app.uploads import Full, Uploads
 from vlm.inference.engine import ReportEngine
 
 META = {"_type": "gradio.FileData"}
@@ -258,23 +257,6 @@ def test_values_of_another_type_end_in_no_traceback(url: str, capfd: pytest.Capt
 
 
 # ---------------------------------------------------------------------------------------------- room
-
-
-def test_uploads_have_a_total_an_end_and_one_place_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    uploads = Uploads(100)
-    first = uploads.add("a", b"x" * 60)
-    second = uploads.add("a", b"y" * 60)  # in place of the first
-    assert uploads.claim("a", first) is None and len(uploads) == 1
-    with pytest.raises(Full, match="try again"):
-        uploads.add("b", b"z" * 60)
-    claimed = uploads.claim("a", second)
-    assert claimed and uploads.take(second) is None and uploads.take(claimed) == b"y" * 60
-    assert uploads.take(claimed) is None and len(uploads) == 0
-    monkeypatch.setattr("vlm.app.uploads.LIFETIME", -1.0)
-    uploads.add("b", b"z" * 100)
-    assert len(uploads) == 1
-    uploads.sweep()
-    assert len(uploads) == 0
 
 
 def test_uploads_beyond_the_total_are_refused(url: str, service: Service) -> None:
