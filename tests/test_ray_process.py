@@ -1,5 +1,8 @@
 """The process that Ray runs in: whatever becomes of it, the user reads one line, and no draft is lost or doubled."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -8,6 +11,7 @@ import psutil
 import pytest
 
 from tests import ray_drivers
+from tests.forks import PROJECT
 from vlm.errors import UserError
 from vlm.inference.on_ray import Cluster
 from vlm.inference.ray_process import ATTEMPTS, answers
@@ -53,6 +57,37 @@ def test_nothing_is_left_when_the_work_is_stopped(tmp_path: Path) -> None:
     process = psutil.Process(int(here.read_text()))
     stopped.close()
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+STOPPED = """
+import sys, time
+from tests import ray_drivers
+from vlm.errors import run_program
+from vlm.inference.ray_process import answers
+
+def main():
+    for answer in answers(ray_drivers.wait, ["a", "b"], sys.argv[1]):
+        print(answer, flush=True)
+        if sys.argv[2] == "busy":
+            time.sleep(600)
+
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize("moment", ["waiting", "busy"])
+def test_ctrl_c_ends_both_processes(moment: str, tmp_path: Path) -> None:
+    """While it waits for an answer, and while it does something with one."""
+    here = tmp_path / "pid"
+    command = [sys.executable, "-c", STOPPED, str(here), moment]
+    with subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout.readline() == "A\n"
+        process = psutil.Process(int(here.read_text()))
+        process.send_signal(signal.SIGINT)  # a terminal sends it to all
+        program.send_signal(signal.SIGINT)
+        said = program.communicate(timeout=60)[1]
+    assert program.returncode == 130 and said == "interrupted\n", said
+    assert not process.is_running()
 
 
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:

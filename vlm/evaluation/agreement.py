@@ -18,8 +18,8 @@ _ENGLISH = re.compile(r"\b(?:the|of|and|is|are|in|on|with|there|at|both|either|l
 _FOREIGN = re.compile(
     r"\b(?:der|die|das|und|ist|im|keine?[rsmn]?|nicht|mit|ohne|links|rechts|"  # German
     r"le|les|du|des|et|est|pas|sans|avec|gauche|droite?|el|los|las|del|con|sin|hay|izquierd[oa]|derech[oa]|"
-    r"il|della?|di|non|senza|sinistr[oa]|destr[oa]|não|sem|com|esquerd[oa]|direit[oa]|"  # and Romance languages
-    r"het|een|van|geen|zonder|och|ej|inga?|nie|bez|oraz)\b"  # Dutch, Swedish, Polish
+    r"il|della?|di|senza|sinistr[oa]|destr[oa]|não|sem|com|esquerd[oa]|direit[oa]|"  # and Romance languages
+    r"het|een|van|geen|zonder|och|inga?|nie|bez|oraz)\b"  # Dutch, Swedish, Polish
 )
 
 

@@ -44,7 +44,7 @@ def _messages(drive: Callable[..., None], log: str, *arguments: Any) -> Iterator
     """What one process says until it ends, however that is; it is ended with this generator."""
     context = multiprocessing.get_context("spawn")  # a fork would share the locks of PyTorch's threads
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_quietly, args=(drive, theirs, log, *arguments))
+    process = context.Process(target=_quietly, args=(drive, theirs, log, *arguments), daemon=True)
     process.start()
     theirs.close()
     try:
