@@ -139,7 +139,8 @@ UNITS = [
     ("systolic", "120 мм рт. ст.", 120), ("systolic", "120 мм рт.ст", 120), ("systolic", "120 mm Hg", 120),
     ("systolic", "120 毫米汞柱", 120), ("systolic", "16 кПа", 120.00992), ("age", "54 лет", 54), ("age", "54 года", 54),
     ("age", "54 г.", 54), ("age", "54岁", 54), ("age", "54歳", 54), ("age", "54 ans", 54), ("age", "54 Jahre", 54),
-    ("age", "54 años", 54), ("age", "6 мес", 0.5), ("age", "6 мес.", 0.5), ("age", "6 Monate", 0.5),
+    ("age", "54 años", 54), ("age", "54 years old", 54), ("age", "54 y/o", 54),
+    ("age", "6 мес", 0.5), ("age", "6 мес.", 0.5), ("age", "6 Monate", 0.5),
     ("temperature", "37,5 °С", 37.5), ("temperature", "37.5 ℃", 37.5), ("creatinine", "90 мкмоль/л", 90),
     ("creatinine", "90 µmol/l", 90), ("creatinine", "90 μmol/L", 90), ("creatinine", "90 umol/L", 90),
     ("creatinine", "1.0 mg/dl", 88.42), ("heart_rate", "80 уд/мин", 80), ("heart_rate", "80 уд./мин", 80),
@@ -283,7 +284,7 @@ def test_a_workbook_asks_for_its_sheet_and_says_what_is_odd(tmp_path: Path) -> N
     assert read_table(path)["id"].tolist() == ["a", "a"]
     assert reading_notes(path) == (
         f"{path}: 1 hidden row read like the others",
-        f"{path}: 1 merged areas are read as their one value in each of their cells",
+        f"{path}: merged cells (1 area) are read as their one value in each of them",
         f"{path}: sheet Cases is read, not Old",
     )
     book.active["B2"] = "=2+3"

@@ -10,7 +10,8 @@ _SPELLINGS = {
     "°F": "Fahrenheit degF degreesF oF",
     "%": "percent pct prozent процентов процент",
     "fraction": "ratio share proportion 0-1",
-    "years": "y yr yrs year yo jahre jahr j. ans an años año anni lat rok let anos roku ára yaş 岁 歲 歳 才 세 سنة г",
+    "years": "y yr yrs year yo yearsold yrsold "
+    "jahre jahr j. ans an años año anni lat rok let anos roku ára yaş 岁 歲 歳 才 세 سنة г",
     "months": "m mo mos mth mths month monate monat mois meses mesi 月 个月 か月 개월",
     "weeks": "w wk wks week wochen woche semaines 周 週",
     "days": "d day tage tag jours jour días giorni dni 天 日",

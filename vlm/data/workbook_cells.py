@@ -140,7 +140,8 @@ class Outline:
         columns = len(self.hidden_columns & self.filled)
         counts = [(self.hidden_rows, "row"), (columns, "column")]
         notes = [f"{n:,} hidden {name}{'s' * (n > 1)} read like the others" for n, name in counts if n]
-        merged = f"{len(self.merged):,} merged areas are read as their one value in each of their cells"
+        areas = f"{len(self.merged):,} area{'s' * (len(self.merged) > 1)}"
+        merged = f"merged cells ({areas}) are read as their one value in each of them"
         return [*notes, *([merged] if self.merged else [])]
 
 
