@@ -29,7 +29,7 @@ REPORTS = {
     "right": "Mild infiltration in the right upper zone.",
 }
 CASES, TESTED = 360, 72
-AUROC, FINDINGS, NUMBERS = 0.9, 0.8, 0.75
+AUROC, FINDINGS, NUMBERS = 0.9, 0.8, 0.65
 """Floors: what the head ranks, F1 of the findings written, share of the statements on glucose that fit."""
 
 
