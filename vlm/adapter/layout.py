@@ -139,12 +139,13 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         labels=_words(values["labels"]),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
-    sampled, whole, ids = (values.get(key) for key in ("base_fingerprint", "base_sha256", "prompt_ids"))
+    sampled: Any = values.get("base_fingerprint")
+    whole, ids = values.get("base_sha256"), values.get("prompt_ids")
     for key, value, digits in (("base_fingerprint", sampled, 16), ("base_sha256", whole, 64)):
-        needed = key == "base_fingerprint" or value is not None
-        if needed and not (isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value)):
-            raise UserError(f"{key}: is {digits} digits from 0 to f, not {value!s:.40}")
-    assert isinstance(sampled, str)
+        if not isinstance(value, str) and (value is not None or key == "base_fingerprint"):
+            raise TypeError(f"{key}: {value!s:.40} is no text")
+        if value is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+            raise UserError(f"{key}: is {digits} digits from 0 to f, not {value:.40}")
     return AdapterConfig(model, spec, sampled, calibration, whole, None if ids is None else _prompt_ids(ids))
 
 

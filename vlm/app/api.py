@@ -25,8 +25,10 @@ from vlm.data.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.fhir import from_fhir, to_fhir
 from vlm.inference.report import NOTICE
+from vlm.plain import printable
 
 LONGEST_VALUE = 200
+LONGEST_DETAIL = 400
 Format = Literal["report", "fhir"]
 """Of the answer: our own, or a FHIR Bundle."""
 
@@ -50,7 +52,7 @@ class Case(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image: str | None = Field(None, description="PNG, JPEG, TIFF, BMP, WebP or DICOM file in base64")
-    vitals: dict[str, Value] = Field(
+    vitals: dict[Annotated[str, Field(max_length=LONGEST_VALUE)], Value] = Field(
         default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
     )
     observations: dict[str, Any] | list[Any] | None = Field(
@@ -100,6 +102,12 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
     app.add_middleware(Guard, access=access or Access())
     bodies = app.state.bodies = Bodies(service.limits.upload * 4 // 3 + (1 << 20))
     schema = adapter.config.spec.schema
+
+    @app.exception_handler(HTTPException)
+    async def refuse(_: Request, error: HTTPException) -> JSONResponse:
+        """One line, whatever names and values a client has put into it."""
+        line = printable(" ".join(str(error.detail)[: 10 * LONGEST_DETAIL].split()))[:LONGEST_DETAIL]
+        return JSONResponse({"detail": line}, error.status_code, error.headers)
 
     @app.post(
         "/v1/report",

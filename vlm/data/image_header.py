@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlm.data import tiff
+from vlm.data.png import MOST_PARTS, chunks
 from vlm.data.tiff import exif_orientation
 
 LARGEST_IMAGE = 50_000_000
@@ -19,8 +20,6 @@ MOST_SCANS = 64
 """Of a JPEG; a progressive one has about ten."""
 LARGEST_SCANNED = 1_000_000_000
 """Pixels times scans of a JPEG: each scan goes over the whole picture."""
-MOST_PARTS = 1_000_000
-"""Chunks, segments or blocks of a file that are looked at."""
 
 
 class SeveralPictures(ValueError):
@@ -93,23 +92,9 @@ def _little(data: bytes, place: int, size: int, signed: bool = False) -> int:
 # -------------------------------------------------------------------------------------------- PNG
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, place and size of each chunk up to the last."""
-    place = 8
-    for _ in range(MOST_PARTS):
-        size, kind = _big(data, place, 4), data[place + 4 : place + 8]
-        if place + 12 + size > len(data):
-            raise _cut()
-        yield kind, place + 8, size
-        if kind == b"IEND":
-            return
-        place += 12 + size
-    raise _too_many("chunks")
-
-
 def _png(data: bytes) -> ImageHeader:
     header, control = ImageHeader(), 0
-    for number, (kind, place, size) in enumerate(_chunks(data)):
+    for number, (kind, place, size) in enumerate(chunks(data)):
         if (number == 0) != (kind == b"IHDR"):
             raise ValueError("its header is broken")
         if kind == b"IHDR":

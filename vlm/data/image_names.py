@@ -11,6 +11,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from vlm.errors import UserError
@@ -79,7 +80,7 @@ class ImageFolder:
         found = os.path.relpath(path, self._root)
         self._first = self._first or (text, found)
         self._otherwise += 1
-        return path, f"the image {text!r:.200} is read from {found}"
+        return path, f"the image {text!r:.200} is read from {_plain(found)}"
 
     def notes(self, named: bool = True) -> list[str]:
         """A sentence on the names that were not found as written, and one on empty files, where there were any.
@@ -88,11 +89,11 @@ class ImageFolder:
         """
         notes = []
         if self._first is not None:
-            first = f"; the first: {self._first[0]!r:.200} is {self._first[1]}" if named else ""
+            first = f"; the first: {self._first[0]!r:.200} is {_plain(self._first[1])}" if named else ""
             said = "image names are not written as their files are; each fits one file, which is read"
             notes.append(f"{self.folder}: {self._otherwise:,} {said}{first}")
         if self._empty:
-            first = f"; the first: {self._empty[0]:.200}" if named else ""
+            first = f"; the first: {_plain(self._empty[0])}" if named else ""
             notes.append(f"{self.folder}: {len(self._empty):,} image files are empty and cannot be read{first}")
         return notes
 
@@ -107,6 +108,9 @@ class ImageFolder:
             return path if os.path.lexists(path) and not os.path.isdir(path) else None
         except (OSError, ValueError):  # a name that no file can have
             return None
+
+    def _shown(self, text: str) -> str:
+        return _plain(str(self.folder / text))
 
     def _outside(self, text: str) -> UserError:
         return UserError(f"image {text!r:.200} leads outside {self.folder}; write the name of a file in it")
@@ -123,14 +127,14 @@ class ImageFolder:
                 real, status = os.path.realpath(path), os.stat(path)
         except (OSError, ValueError):
             raise UserError(
-                f"no image file {self.folder / text}: cannot read the image, nothing has this name"
+                f"no image file {self._shown(text)}: cannot read the image, nothing has this name"
             ) from None
         if not _is_below(real, self._root):
             raise UserError(
                 f"image {text!r:.200} is a link that leads outside {self.folder}; put the file itself there"
             )
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{self.folder / text}: not a regular file")
+            raise UserError(f"{self._shown(text)}: not a regular file")
         if not status.st_size:
             self._empty.append(text)
         return path
@@ -146,12 +150,11 @@ class ImageFolder:
         tried = [parts, *self._below(parts)]
         found = dict.fromkeys(path for some in tried if some for path in self._walk(self._root, some))
         if not found:
-            raise UserError(f"no image file {self.folder / text}: cannot read the image, nothing has this name")
+            raise UserError(f"no image file {self._shown(text)}: cannot read the image, nothing has this name")
         names = [os.path.relpath(path, self._root) for path in found]
         if len(found) > 1:
-            raise UserError(
-                f"image {text!r:.200} may be {names[0]} or {names[1]} in {self.folder}; write the whole name"
-            )
+            several = " or ".join(map(_plain, names[:2]))
+            raise UserError(f"image {text!r:.200} may be {several} in {self.folder}; write the whole name")
         return next(iter(found))
 
     def _below(self, parts: list[str]) -> Iterator[list[str]]:
@@ -173,25 +176,28 @@ class ImageFolder:
 
     def _names(self, folder: str) -> dict[str, list[str]]:
         """Key → names in a folder that have it, with their extension and without."""
-        if folder not in self._listed:
-            names: dict[str, list[str]] = {}
-            try:
-                entries = sorted(os.listdir(folder))
-            except OSError:
-                entries = []
-            for name in entries:
-                stem, extension = os.path.splitext(name)
-                for key in {_key(name), _key(stem if extension.lower() in EXTENSIONS else name)}:
-                    names.setdefault(key, []).append(name)
+        names = self._listed.get(folder)
+        if names is None:
+            names = {}
+            with suppress(OSError):
+                for name in sorted(os.listdir(folder)):
+                    stem, extension = os.path.splitext(name)
+                    for key in {_key(name), _key(stem if extension.lower() in EXTENSIONS else name)}:
+                        names.setdefault(key, []).append(name)
             if len(self._listed) >= HELD:
-                self._listed.pop(next(iter(self._listed)))
+                self._listed = {}  # a new one: another thread may be looking at the old
             self._listed[folder] = names
-        return self._listed[folder]
+        return names
 
 
 def _key(name: str) -> str:
     """Alike for names that differ in case, in their Unicode form and in spaces around them."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name.strip()).casefold())
+
+
+def _plain(name: str) -> str:
+    """As it is, or quoted where a character in it cannot be shown: it must not break the line it stands in."""
+    return name if name.isprintable() else repr(name)
 
 
 def _is_below(path: str, folder: str) -> bool:

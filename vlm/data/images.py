@@ -18,6 +18,7 @@ from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
 from vlm.data.dicom import read_dicom
 from vlm.data.image_kinds import kind_of, why_no_image
+from vlm.data.png import picture_alone
 from vlm.errors import UserError
 
 cv2.setNumThreads(1)  # the workers and PyTorch share the cores
@@ -75,7 +76,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         if not kind:
             raise ValueError(why_no_image(data))
         header = read_header(data, kind)
-        return _shown(_decoded(data), header)
+        return _shown(_decoded(picture_alone(data) if kind == "PNG" else data), header)
     except UserError:
         raise
     except SeveralPictures as error:

@@ -13,6 +13,7 @@ from vlm.data.words import MISSING, NO, UNCERTAIN, YES, plain_word
 
 WAY_OUT = "write 1, 0 or nothing for unknown"
 _SAME = str.maketrans({**dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+", "✓": "+", "✔": "+"})
+_WORDS = YES | NO | UNCERTAIN
 _VALUE = {"ignore": math.nan, "positive": 1.0, "negative": 0.0, None: math.nan}
 
 
@@ -31,19 +32,18 @@ class LabelReader:
 
     def read(self, cells: pd.Series, where: str, faults: Faults) -> np.ndarray:
         """N of 1, 0 or NaN for unknown; a cell that is none of these goes to `faults` with its row."""
-        meaning = {word: self._meaning(word) for word in {_key(cell) for cell in cells}}
-        values = np.full(len(cells), math.nan)
-        for place, (row, cell) in enumerate(zip(cells.index + 2, cells, strict=True)):
-            word = _key(cell)
-            value = meaning[word]
-            if value is None:
-                faults.add(f"{where}: row {row}: {self.name}: {_shown(cell)} is no label; {WAY_OUT}")
-                continue
-            values[place] = value
-            if word in ("-", "-1"):
-                self.first_minus.setdefault(word, f"{where}: row {row}")
-            self.uncertain_rows += word == "-1" or word in UNCERTAIN
-        return values
+        places, different = _factorized(cells)  # a way of writing is read once, however often it stands there
+        words = [_key(cell) for cell in different]
+        meanings = [self._meaning(word) for word in words]
+        for place in np.flatnonzero(np.array([meaning is None for meaning in meanings], dtype=bool)[places]).tolist():
+            cell = _shown(different[places[place]])
+            faults.add(f"{where}: row {cells.index[place] + 2}: {self.name}: {cell} is no label; {WAY_OUT}")
+        for number, word in enumerate(words):
+            if word in ("-", "-1") or word in UNCERTAIN:
+                rows = np.flatnonzero(places == number).tolist()
+                self.uncertain_rows += len(rows) if word != "-" else 0
+                self.first_minus.setdefault(word, f"{where}: row {cells.index[rows[0]] + 2}")
+        return np.array([math.nan if meaning is None else meaning for meaning in meanings], dtype=float)[places]
 
     def _meaning(self, word: str) -> float | None:
         """1, 0 or NaN; None for what is no label."""
@@ -83,21 +83,27 @@ def parse_labels(column: pd.Series, where: str, uncertain: str | None = None) ->
 def are_labels(cells: Iterable[Any]) -> bool:
     """Whether a column's cells are labels of both sides, at least one of each."""
     reader = LabelReader("")
-    found = {reader._meaning(word) for word in {_key(cell) for cell in cells}}
+    found = {reader._meaning(_key(cell)) for cell in _factorized(pd.Series(cells, dtype=object))[1]}
     return None not in found and {0.0, 1.0} <= found and not ("-" in reader.signs and "+" not in reader.signs)
+
+
+def _factorized(cells: pd.Series) -> tuple[np.ndarray, list[Any]]:
+    """For each of N cells its place among the different ones, and these."""
+    plain = cells.astype(object).map(lambda cell: "(nested)" if isinstance(cell, list | dict) else cell)
+    places, different = pd.factorize(plain.to_numpy(object), use_na_sentinel=False)
+    return places, list(different)
 
 
 def _key(cell: Any) -> str:
     """`1`, `0` or `-1` for these numbers however they are written, else the word."""
     if cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell:
         return ""
-    if isinstance(cell, list | dict):
-        return "(nested)"
     word = plain_word(str(cell)[:100].translate(_SAME))
     try:
         number = float(word.replace(",", "."))
     except ValueError:
-        return word
+        bare = word.rstrip(".")
+        return bare if bare in _WORDS else word
     return str(int(number)) if number in (0, 1, -1) else word
 
 

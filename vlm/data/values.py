@@ -91,7 +91,7 @@ def _read_category(vital: VitalConfig, cell: Any, where: str) -> float:
         sides = [[index for index, name in enumerate(words) if name in side] for side in pair]
         if all(len(side) == 1 for side in sides):
             for names, side in zip(pair, sides, strict=True):
-                if word in names:
+                if word in names or word.rstrip(".") in names:
                     return float(side[0])
             if pair == (FEMALE, MALE) and word in OTHER:
                 others = [index for index, name in enumerate(words) if name in OTHER]

@@ -8,7 +8,7 @@ import pandas as pd
 from vlm.config import DataConfig
 from vlm.data.cohort import Cohort
 from vlm.data.readers.layout import IMAGES, cohort_of
-from vlm.data.reading import read_table
+from vlm.data.reading import TableOptions, read_table, reading_notes
 from vlm.data.table import Part
 from vlm.errors import UserError
 
@@ -32,7 +32,8 @@ def load_image_folder(data: DataConfig) -> Cohort:
     folders = [child for child in sorted(root.iterdir()) if child.is_dir() and child.name in SPLITS]
     if not folders or any((root / name).is_file() for name in METADATA):
         folders = [root]
-    parts = [_read(folder, root) for folder in folders]
+    options = TableOptions(data.table.encoding, data.table.sheet)
+    parts = [_read(folder, root, options) for folder in folders]
     classes = sorted({name for _, frame in parts if CLASS in frame for name in frame[CLASS]})
     for _, frame in parts:
         for name in classes:
@@ -40,15 +41,17 @@ def load_image_folder(data: DataConfig) -> Cohort:
     has_splits = all(frame[SPLIT].all() for _, frame in parts)
     table = replace(data.table, images=".", image=IMAGE, id=data.table.id or IMAGE,
                     labels=classes or data.table.labels, split=SPLIT if has_splits else data.table.split)  # fmt: skip
-    return cohort_of(parts, table, data, root, {})
+    notes = [note for path, _ in parts for note in reading_notes(path, options)]
+    cohort = cohort_of(parts, table, data, root, {})
+    return replace(cohort, warnings=(*notes, *cohort.warnings))
 
 
-def _read(folder: Path, root: Path) -> Part:
+def _read(folder: Path, root: Path, options: TableOptions) -> Part:
     here = folder.relative_to(root)
     for name in METADATA:
         file = folder / name
         if file.is_file():
-            frame = read_table(file)
+            frame = read_table(file, options)
             if "file_name" not in frame.columns:
                 raise UserError(f"{file}: no column file_name")
             names = [str(image).strip() if image == image and image is not None else "" for image in frame["file_name"]]
