@@ -177,7 +177,6 @@ def on_ray(work: Work, *options: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.timeout(240)
 def test_a_ray_cluster_drafts_the_same_though_a_worker_dies(work: Work, alone: list[dict]) -> None:
     process, killed = on_ray(work, "--ray", "local", "--ray_workers", "2"), False
     while process.poll() is None and not killed:
@@ -193,7 +192,6 @@ def test_a_ray_cluster_drafts_the_same_though_a_worker_dies(work: Work, alone: l
     same(work.lines, alone)
 
 
-@pytest.mark.timeout(240)
 def test_what_ray_cannot_do_is_one_line(work: Work) -> None:
     for options, message in (
         (("--ray", "--base", "/no/such/base"), r"error: --ray: .*/no/such/base"),
