@@ -381,10 +381,10 @@ class Tracker(TrainerCallback):
 
 def test_a_whole_run_is_its_owners_alone(as_usual, tiny_config: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("vlm.training.run.make_trackers", lambda names, folder: [Tracker(folder)])
-    options = EvaluationConfig(batch_size=8, max_new_tokens=2, bootstrap_draws=2)
+    options = EvaluationConfig(batch_size=8, max_new_tokens=2, bootstrap_draws=2, ablation=False)
     folder = train(replace(tiny_config, evaluation=options))
     files = {path.name for path in folder.rglob("*")}
-    assert {"config.yaml", "log.jsonl", "predictions.jsonl", "report.html", "ablation.png", "trainable.safetensors",
+    assert {"config.yaml", "log.jsonl", "predictions.jsonl", "report.html", "losses.png", "trainable.safetensors",
             "adapter_config.json", "README.md"} <= files  # fmt: skip
     assert any("tfevents" in name for name in files) and wide(tmp_path / "runs") == []
 
