@@ -120,6 +120,9 @@ def test_what_has_no_bytes_is_a_name_and_what_has_neither_no_image(table_root: P
     for number in (0, 1):
         expected = read_square(str(table_root / "images" / f"{number}.png"), spec)
         np.testing.assert_array_equal(read_square(images[number]["path"], spec), expected)
+    nameless = pa.array([{"bytes": data, "path": None}])  # Arrow takes such paths for a column of nothing
+    (cell,) = load(write(tmp_path / "t.parquet", nameless))
+    np.testing.assert_array_equal(read_square(cell["path"], spec), expected)
     bare = load(write(tmp_path / "t.parquet", pa.array([b"0.png", data, b"", None], pa.binary())))
     assert bare[0] == {"bytes": None, "path": str(table_root / "images" / "0.png")} and bare[2:] == [None, None]
     np.testing.assert_array_equal(read_square(bare[1]["path"], spec), expected)

@@ -19,7 +19,8 @@ def is_image_struct(kind: pa.DataType) -> bool:
         return False
     path = kind.field("path").type
     path = path.value_type if pa.types.is_dictionary(path) else path
-    return is_bytes(kind.field("bytes").type) and (pa.types.is_string(path) or pa.types.is_large_string(path))
+    is_text = pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
+    return is_bytes(kind.field("bytes").type) and is_text
 
 
 def is_bytes(kind: pa.DataType) -> bool:

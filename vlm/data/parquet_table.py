@@ -53,8 +53,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     with pq.ParquetFile(path, **limits) as file:
         _refuse_bombs(path, file.metadata)
         texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
-        images = [field.name for field in file.schema_arrow if is_image_struct(field.type)]
-        texts += [f"{name}.{part}" for name in images for part in ("bytes", "path")]
+        images = [field for field in file.schema_arrow if is_image_struct(field.type)]
+        texts += [f"{field.name}.{part.name}" for field in images for part in field.type if _is_text(part.type)]
         if _has_prefixes(file.metadata):  # Arrow makes no dictionary of these
             texts = []
     return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
