@@ -133,6 +133,33 @@ def nested_lists(path: Path) -> None:
     pq.write_table(pa.table({"id": range(5000), "note": column}), path, compression="none")
 
 
+def image_of_one_giant(path: Path, size: int = 64, rows: int = 5000) -> None:
+    data = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([b"\xff" * (size * MIB)]))
+    images = pa.StructArray.from_arrays([data, pa.array(["a.png"] * rows)], names=["bytes", "path"])
+    pq.write_table(pa.table({"id": range(rows), "image": images}), path, compression="zstd")
+
+
+def image_of_one_large(path: Path) -> None:
+    image_of_one_giant(path, 16)
+
+
+def bytes_of_one_large(path: Path) -> None:
+    data = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array([b"\xff" * (16 * MIB)]))
+    pq.write_table(pa.table({"id": range(5000), "image": data}), path, compression="zstd")
+
+
+def image_prefixes(path: Path) -> None:
+    images = pa.array([{"bytes": b"\xff" * (2 * MIB), "path": None}] * 200)
+    pq.write_table(pa.table({"image": images}), path, use_dictionary=False, compression="zstd",
+                   column_encoding={"image.bytes": "DELTA_BYTE_ARRAY", "image.path": "PLAIN"})  # fmt: skip
+
+
+def image_names_of_one_large(path: Path) -> None:
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["a" * (9 * MIB)]))
+    images = pa.StructArray.from_arrays([pa.array([b"\xff"] * 5000), names], names=["bytes", "path"])
+    pq.write_table(pa.table({"image": images}), path, compression="none")
+
+
 def json_endless_line(path: Path) -> None:
     gz(path, (b'{"id": "', 1), (b"a" * MIB, 60))
 
@@ -212,6 +239,11 @@ ATTACKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "prefixes of prefixes": ("t.parquet", delta_strings, "its text is more than 1,000 times as long"),
     "compressed texts": ("t.parquet", compressed_strings, "column note unpacks to 200 MiB"),
     "rows out of nothing": ("t.parquet", run_lengths, "30,000,000 rows in"),
+    "an image of one giant": ("t.parquet", image_of_one_giant, "column image.bytes unpacks to 64 MiB"),
+    "an image of one large": ("t.parquet", image_of_one_large, "its text is more than 1,000 times as long"),
+    "bytes of one large": ("t.parquet", bytes_of_one_large, "its text is more than 1,000 times as long"),
+    "image prefixes": ("t.parquet", image_prefixes, "its text is more than 1,000 times as long"),
+    "names of one large": ("t.parquet", image_names_of_one_large, "column image: a cell is longer than 8 million"),
     "a giant in lists": ("t.parquet", nested_lists, ""),
     "a JSON line without end": ("t.jsonl.gz", json_endless_line, "line 1 is longer than 8 million characters"),
     "deep JSON": ("t.jsonl", json_deep, "row 1 is no JSON object"),

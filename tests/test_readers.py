@@ -262,6 +262,31 @@ def test_nih_in_neither_list_is_left_out(tmp_path: Path) -> None:
     assert any("2 rows in none of the lists of the split left out" in text for text in cohort.warnings)
 
 
+@pytest.mark.parametrize(("source", "make", "file"), [
+    ("nih_cxr14", layouts.nih, "Data_Entry_2017.csv"), ("chexpert", layouts.chexpert, "valid.csv"),
+    ("indiana", layouts.indiana, "indiana_projections.csv"),
+    ("mimic_cxr", layouts.mimic, "cxr/mimic-cxr-2.0.0-split.csv"), ("mimic_cxr", layouts.mimic, "ed/triage.csv"),
+])  # fmt: skip
+def test_an_encoding_that_was_found_is_said(source: str, make: Callable, file: str, tmp_path: Path) -> None:
+    root = make(tmp_path)
+    table = root / file
+    packed = table.with_name(f"{table.name}.gz")
+    if packed.is_file():
+        table.write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    elif not table.is_file():
+        views = [f"{i}_IM-{i:04d}-1001.dcm.png,Frontal" for i in range(1, 9)]
+        table.write_text("\n".join(["filename,projection", *views]) + "\n")
+    header, *lines = table.read_text().splitlines()
+    words = "Größe Übelkeit schräg Fußgänger Müdigkeit Röntgen früher Lähmung über für"
+    rows = [f"{header},remark", *(f"{line},{words}" for line in lines)]
+    table.write_bytes(("\n".join(rows) + "\n").encode("cp1252"))
+    ed = MimicCxrConfig(ed=str(root / "ed"))
+    place = str(root / "cxr") if source == "mimic_cxr" else str(root)
+    said = load_cohort(DataConfig(source=source, root=place, mimic_cxr=ed)).warnings
+    assert len([warning for warning in said if warning.startswith(f"{table}: ") and "1252" in warning]) == 1, said
+
+
 def test_the_real_nih_table_is_read_and_split_in_seconds(tmp_path: Path) -> None:
     """All 112,120 rows; the images are empty files of the right names."""
     from tests.indiana import SHA256

@@ -11,8 +11,10 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from vlm.config import DataConfig, SectionConfig
+from vlm.data.embedded import EmbeddedImage
 from vlm.data.faults import Faults
-from vlm.data.image_names import ImageFolder, image_name
+from vlm.data.image_names import ImageFolder, image_in
+from vlm.data.image_store import ImageStore
 from vlm.data.labels import LabelReader
 from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
@@ -221,15 +223,21 @@ def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, fl
     )
 
 
-def image_cells(names: pd.Series, folder: Path | ImageFolder, where: str) -> list[dict | None]:
-    """File names → `Image` cells; an empty name is a case without an image.
+def image_cells(
+    names: pd.Series, folder: Path | ImageFolder, where: str, store: ImageStore | None = None
+) -> list[dict | None]:
+    """File names, or images in the table → `Image` cells; an empty name is a case without an image.
 
-    Raises `UserError` as `ImageFolder.find` does, with the row.
+    Images in the table are copied to the `store`. Raises `UserError` as it and `ImageFolder.find` do, with the row.
     """
     images = folder if isinstance(folder, ImageFolder) else ImageFolder(folder)
+    store = store or ImageStore()
     cells: list[dict | None] = []
     for number, name in zip(names.index + 2, names, strict=True):
-        text = image_name(name, f"{where}: row {number}: column {names.name}")
+        text = image_in(name, f"{where}: row {number}: column {names.name}")
+        if isinstance(text, EmbeddedImage):
+            cells.append({"path": store.keep(text, f"{where}: row {number}"), "bytes": None})
+            continue
         try:
             cells.append({"path": images.find(text), "bytes": None} if text else None)
         except UserError as error:

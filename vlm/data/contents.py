@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm.data.cohort import Cohort
+from vlm.data.image_store import digest_of
 from vlm.data.packed.shards import is_packed
 from vlm.data.storage import column, hashes, matrix
 
@@ -22,8 +23,8 @@ MOST_READ = 1 << 30
 def contents_fingerprint(cohort: Cohort) -> str:
     """Hash of ids, splits, reports, labels, vitals, context and images, whatever the order of the rows.
 
-    Images are known by their names and, up to a gigabyte of them, by their bytes; by their sizes beyond. Neither
-    folders nor times count: data may be moved or copied.
+    Images are known by their names and, up to a gigabyte of them, by their bytes; by their sizes beyond; those in a
+    table always by their bytes. Neither folders nor times count: data may be moved or copied.
     """
     rows = cohort.dataset
     texts = [hashes(rows, name) for name in ("id", "patient", "split", "context", "source")]
@@ -52,12 +53,15 @@ def _numbers(rows: datasets.Dataset, name: str) -> np.ndarray:
 
 def _images(paths: Sequence[str | None]) -> np.ndarray:
     """A hash of each image's name and content or size; N, uint64. That of a shard is hashed where it is read."""
-    files = {path for path in paths if path and not is_packed(path)}
+    stored = {path: digest for path in paths if path and (digest := digest_of(path))}
+    files = {path for path in paths if path and path not in stored and not is_packed(path)}
     sizes = {path: os.stat(path).st_size for path in files if os.path.isfile(path)}
     small = sum(sizes.values()) <= MOST_READ
     seen: list[str] = []
     for path in paths:
-        if not path or path not in sizes:
+        if path in stored:
+            seen.append(stored[path])
+        elif not path or path not in sizes:
             seen.append(Path(path).name if path else "")
         else:
             content = hashlib.sha256(Path(path).read_bytes()).hexdigest() if small else str(sizes[path])

@@ -12,7 +12,8 @@ import torch
 
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec, Example, make_example
-from vlm.data.images import ImageSpec, augment, is_blank, read_image, to_square
+from vlm.data.image_store import image_label, read_source
+from vlm.data.images import ImageSpec, augment, decode_image, is_blank, to_square
 from vlm.data.packed.shards import is_packed, read_packed
 from vlm.data.storage import column
 from vlm.errors import UserError
@@ -50,13 +51,13 @@ def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray |
 
 
 def read_square(path: str, spec: ImageSpec) -> np.ndarray:
-    """The image of a cell, in a file or in a shard, as S × S uint8; raises `UserError` that names it, for any fault."""
+    """The image of a cell, wherever it lies, as S × S uint8; raises `UserError` that names it, for any fault."""
     try:
-        return to_square(read_packed(path) if is_packed(path) else read_image(path), spec)
+        return to_square(read_packed(path) if is_packed(path) else decode_image(*read_source(path)), spec)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: cannot read the image: {type(error).__name__}") from None
+        raise UserError(f"{image_label(path)}: cannot read the image: {type(error).__name__}") from None
 
 
 @dataclass
@@ -162,7 +163,7 @@ class CaseDataset(torch.utils.data.Dataset):
         if row["image"] and picture is None and not self._said:
             self._said = True
             way = "shows one grey value alone and counts as no image; further ones are not named"
-            say(f"warning: {row['image']['path']}: {way}")
+            say(f"warning: {image_label(row['image']['path'])}: {way}")
         return picture
 
     def report(self, index: int) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from vlm.data.examples import read_square
+from vlm.data.image_store import image_label
 from vlm.data.images import ImageSpec, is_blank
 from vlm.data.packed.shards import is_packed
 from vlm.data.storage import column
@@ -31,7 +32,7 @@ def glance(rows: datasets.Dataset, spec: ImageSpec, most: int = MOST, seconds: f
             break
         looked += 1
         if is_blank(read_square(cell["path"], spec)):
-            blank.append(cell["path"])
+            blank.append(image_label(cell["path"]))
     if not blank:
         return []
     return [blank_notice(len(blank), looked, min(blank))]

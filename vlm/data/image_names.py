@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePath
 
+from vlm.data.embedded import EmbeddedImage
 from vlm.errors import UserError
 
 EXTENSIONS = (
@@ -40,10 +41,12 @@ _OUTSIDE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/|(?:file|https?|ftp
 """Beginnings of a name that is no place below a folder: a root, a drive, a share, an address."""
 
 
-def image_name(cell: object, where: str) -> str:
-    """The name in a table's cell, empty where it has none; raises `UserError` for a cell that holds an image itself."""
+def image_in(cell: object, where: str) -> str | EmbeddedImage:
+    """The name in a cell, empty where it has none, or the image in it; raises `UserError` for anything else."""
+    if isinstance(cell, EmbeddedImage):
+        return cell
     if isinstance(cell, bytes | list | dict):
-        way_out = "save them as files beside the table, and their names in this column"
+        way_out = "write one a row, as {bytes, path} or bytes alone in Parquet, or the name of its file"
         raise UserError(f"{where} holds images, not names of files; {way_out}")
     return "" if cell is None or cell != cell else str(cell).strip()
 

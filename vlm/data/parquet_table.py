@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from vlm.data.headers import some_of, unique_header
 from vlm.data.limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW, MOST_CELLS, MOST_RATIO
+from vlm.data.parquet_images import bytes_cells, is_bytes, is_image_struct, struct_cells
 from vlm.errors import UserError
 
 MOST_REPEATED = 1000
@@ -21,12 +22,13 @@ MOST_REPEATED = 1000
 def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
     """Frames of at most `rows` rows of Parquet files that have the same columns.
 
-    What a column of lists or structures holds is not read. Raises `UserError` as `read_chunks` does.
+    Of images the cells are `EmbeddedImage`; what other columns of lists or structures hold is not read. Raises
+    `UserError` as `read_chunks` does.
     """
     start, columns, empty = 0, None, None
     for path in shards:
         try:
-            with _opened(path) as file:
+            with open_parquet(path) as file:
                 kept = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
                 names = unique_header(kept, range(len(kept)), str(path))
                 if columns is not None and set(names) != set(columns):
@@ -45,12 +47,14 @@ def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
         yield empty
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
     """The file, with texts left in their dictionaries; raises `UserError` for one that says it unfolds too far."""
     limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
     with pq.ParquetFile(path, **limits) as file:
         _refuse_bombs(path, file.metadata)
         texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+        images = [field for field in file.schema_arrow if is_image_struct(field.type)]
+        texts += [f"{field.name}.{part.name}" for field in images for part in field.type if _is_text(part.type)]
         if _has_prefixes(file.metadata):  # Arrow makes no dictionary of these
             texts = []
     return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
@@ -74,20 +78,17 @@ def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_bytes(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_bytes(kind)
 
 
 def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
     """The cells of each column and their number, as many rows at a time as hold a bounded text."""
-    flat = [name for name in kept if not pa.types.is_nested(file.schema_arrow.field(name).type)]
-    nested = {name: _stand_in(file.schema_arrow.field(name).type) for name in kept if name not in flat}
+    kinds = {name: file.schema_arrow.field(name).type for name in kept}
+    flat = [name for name, kind in kinds.items() if is_image_struct(kind) or not pa.types.is_nested(kind)]
+    nested = {name: _stand_in(kind) for name, kind in kinds.items() if name not in flat}
     most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
-    total = 0
-    for batch in file.iter_batches(batch_size=_batch_size(file.metadata, len(kept), rows), columns=flat):
+    total = first = 0
+    for batch in file.iter_batches(batch_size=batch_size(file.metadata, len(kept), rows), columns=flat):
         sizes = sum((_text_sizes(column, name, path) for name, column in zip(flat, batch.columns, strict=True)),
                     np.zeros(batch.num_rows, np.int64))  # fmt: skip
         total += int(sizes.sum())
@@ -96,13 +97,15 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
                             "table of cases")  # fmt: skip
         for start, end in _pieces(sizes):
             piece = batch.slice(start, end - start)
-            cells = {name: _objects(column) for name, column in zip(flat, piece.columns, strict=True)}
+            columns = zip(flat, piece.columns, strict=True)
+            cells = {name: _cells(column, str(path), name, first + start) for name, column in columns}
             for name, stand_in in nested.items():  # the first row is enough to say so where the column is used
                 cells[name] = [stand_in, *[None] * (len(piece) - 1)]
             yield [cells[name] for name in kept], len(piece)
+        first += batch.num_rows
 
 
-def _batch_size(metadata: pq.FileMetaData, columns: int, rows: int) -> int:
+def batch_size(metadata: pq.FileMetaData, columns: int, rows: int) -> int:
     """Rows whose cells and bytes are few, as far as the file says how long they are."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
@@ -123,13 +126,16 @@ def _stand_in(kind: pa.DataType) -> object:
 
 
 def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
-    """Bytes of each text of a column, N; 0 for other kinds. Raises `UserError` for a cell that is too long."""
+    """Bytes of each text or image of a column, N; 0 for other kinds. Raises `UserError` for a text that is too long."""
+    if is_image_struct(column.type):
+        files, paths = (_text_sizes(pc.struct_field(column, part), name, path) for part in ("bytes", "path"))
+        return files + paths
     if not _is_text(column.type):
         return np.zeros(len(column), np.int64)
     folded = pa.types.is_dictionary(column.type)
     texts = column.dictionary if folded else column
     lengths = pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    if len(lengths) and lengths.max() > LONGEST_ROW:
+    if len(lengths) and lengths.max() > LONGEST_ROW and not is_bytes(column.type):  # an image may be longer
         raise UserError(f"{path}: column {name}: a cell is longer than 8 million characters")
     if not folded:
         return lengths
@@ -147,23 +153,15 @@ def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
         start = end
 
 
+def _cells(column: pa.Array, file: str, name: str, first: int) -> list[object]:
+    if is_image_struct(column.type):
+        return struct_cells(column, file, name, first)
+    return bytes_cells(column, file, name, first) if is_bytes(column.type) else _objects(column)
+
+
 def _objects(column: pa.Array) -> list[object]:
     """Python objects, None for nothing: a whole number stays whole beside a missing one, equal texts are one."""
     if pa.types.is_dictionary(column.type):
         values = np.array([*_objects(column.dictionary), None], dtype=object)
         return values[column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)].tolist()
-    if _is_bytes(column.type):
-        try:  # text that an older program wrote as bytes
-            column = column.cast(pa.large_string())
-        except pa.ArrowInvalid:
-            return [None if value is None else Bytes(value) for value in column.to_pylist()]
     return [None if value is None or value != value else value for value in column.to_pylist()]
-
-
-class Bytes(bytes):
-    """Bytes that no message prints."""
-
-    def __repr__(self) -> str:
-        return f"<{len(self):,} bytes>"
-
-    __str__ = __repr__

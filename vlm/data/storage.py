@@ -33,12 +33,17 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
+def new_path(suffix: str) -> Path:
+    """A file of this process that is not there yet, removed when the process ends."""
+    return _folder() / f"{next(_numbers)}{suffix}"
+
+
 def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) -> datasets.Dataset:
     """Write columns, part by part, and map them; each part is a mapping of the declared names to equal-length lists.
 
     Raises `UserError` if the disk is full.
     """
-    path, schema = _folder() / f"{next(_numbers)}.arrow", declared.arrow_schema
+    path, schema = new_path(".arrow"), declared.arrow_schema
     try:
         with private(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for part in parts:
@@ -51,7 +56,7 @@ def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) 
 
 def new_array(shape: tuple[int, ...]) -> np.ndarray:
     """float32 of this shape on disk, mapped, to be filled; raises `UserError` if the disk has no room for it."""
-    path = _folder() / f"{next(_numbers)}.f32"
+    path = new_path(".f32")
     size = 4 * math.prod(shape)
     try:
         with open_private(path, "wb") as file:

@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from vlm.data.cohort import Cohort
+from vlm.data.image_store import IN_TABLE
 from vlm.data.splits import SPLITS
 from vlm.data.storage import column, matrix
 
@@ -28,6 +29,7 @@ def cohort_notes(cohort: Cohort) -> list[str]:
         reports,
     )
     paths = pc.fill_null(pc.struct_field(column(rows, "image").combine_chunks(), "path"), "")
+    paths = pc.replace_substring_regex(paths, IN_TABLE, r"\1")  # equal for images that are equal
     images = pd.util.hash_array(paths.to_numpy(zero_copy_only=False).astype(object), categorize=False)
     shown = pc.not_equal(paths, "").to_numpy(zero_copy_only=False) | (reports != 0 if reports is not None else False)
     values = np.nan_to_num(np.concatenate([vitals, labels], axis=1), nan=-1e30)

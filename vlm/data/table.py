@@ -24,9 +24,11 @@ from vlm.data.cohort import (
     read_vitals_columns,
     splits_for,
 )
+from vlm.data.embedded import EmbeddedImage
 from vlm.data.faults import Faults
 from vlm.data.headers import find_column, some_of
 from vlm.data.image_names import ImageFolder
+from vlm.data.image_store import ImageStore
 from vlm.data.labels import LabelReader
 from vlm.data.reading import TableOptions, read_chunks, reading_notes
 from vlm.data.schema import VitalsSchema
@@ -84,6 +86,8 @@ class _Reader:
     """Name in the config → the column that was taken for it."""
     labels: list[LabelReader] = field(init=False)
     label_notes: list[str] = field(default_factory=list)
+    store: ImageStore = field(default_factory=ImageStore)
+    """Where images that lie in the table are kept."""
 
     def __post_init__(self) -> None:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
@@ -137,12 +141,12 @@ class _Reader:
     def _images(self, names: pd.Series, where: str) -> list[dict | None]:
         """Image cells; where one is faulty, row by row, so that all are named."""
         with suppress(UserError):
-            return image_cells(names, self.images, where)
+            return image_cells(names, self.images, where, self.store)
         cells: list[dict | None] = []
         for place in range(len(names)):
             cell: list[dict | None] = [None]
             with self.faults.gather():
-                cell = image_cells(names.iloc[place : place + 1], self.images, where)
+                cell = image_cells(names.iloc[place : place + 1], self.images, where, self.store)
             cells += cell
         return cells
 
@@ -161,7 +165,7 @@ def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
     if not name:
         return []
     for number, value in zip(frame.index + 2, frame[name], strict=True):
-        if isinstance(value, list | dict | bytes):
+        if isinstance(value, list | dict | bytes | EmbeddedImage):
             raise UserError(f"{where}: row {number}: {name}: {quoted(value)} is no text")
     return [_text(value) for value in frame[name]]
 

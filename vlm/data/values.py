@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from vlm.config import VitalConfig
+from vlm.data.embedded import EmbeddedImage
 from vlm.data.units import conversion, units_of
 from vlm.data.words import FEMALE, MALE, MISSING, NO, OTHER, YES, plain_word
 from vlm.errors import UserError
@@ -73,7 +74,7 @@ def _ascii_digit(letter: str) -> str:
 
 def quoted(cell: Any) -> str:
     """A cell for an error text, cut to what tells a typing error."""
-    if isinstance(cell, bytes | list | dict | tuple):  # a picture, perhaps
+    if isinstance(cell, bytes | EmbeddedImage | list | dict | tuple):  # a picture, perhaps
         return f"a {_name(cell)}"
     text = repr(cell if isinstance(cell, str) else str(cell))
     return text if len(text) <= 42 else f"{text[:40]}…'"
@@ -185,6 +186,8 @@ def _kind(cell: Any) -> str:
 
 def _name(cell: Any) -> str:
     """The type's name, that of the built-in one where it is a kind of it."""
+    if isinstance(cell, EmbeddedImage):
+        return "bytes"
     return next((kind.__name__ for kind in (bytes, list, dict) if isinstance(cell, kind)), type(cell).__name__)
 
 

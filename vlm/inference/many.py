@@ -7,7 +7,7 @@ the table, so a run that was cut off goes on after the last whole line.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,48 +17,23 @@ from typing import Any, TextIO
 
 from vlm.adapter import digest
 from vlm.data.case import Example
-from vlm.data.headers import find_column, has_column
-from vlm.data.image_names import ImageFolder, image_name
+from vlm.data.embedded import EmbeddedImage
+from vlm.data.image_names import ImageFolder
+from vlm.data.image_store import EmbeddedReader, place_of
+from vlm.data.images import decode_image, to_square
 from vlm.data.reading import TableOptions, read_chunks
 from vlm.data.schema import VitalsSchema
 from vlm.durable import make_folder, open_private, write_file, writing
 from vlm.errors import UserError
-from vlm.inference.engine import Engine
+from vlm.inference.engine import Engine, Picture
 from vlm.inference.report import Report
+from vlm.inference.rows import Row, TableColumns
 from vlm.inference.stamp import compare_stamps, contents_of
 from vlm.locks import locked
 from vlm.processes import rank, say
 
 WINDOW = 4
 """Batches in a window: enough to sort by length, few enough to hold their images."""
-
-
-@dataclass(frozen=True)
-class TableColumns:
-    """Which column of the table is what; the vitals are found by their names."""
-
-    image: str = "image"
-    id: str | None = None
-    context: str | None = None
-
-    def found_in(self, names: Iterable[object], table: Path) -> "TableColumns":
-        """The same as the table writes them; raises `UserError` for a column that it does not have."""
-        image = find_column(names, self.image, str(table)) if has_column(names, self.image) else self.image
-        others = (find_column(names, name, str(table)) if name else None for name in (self.id, self.context))
-        return TableColumns(image, *others)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case of the table, not read yet."""
-
-    number: int
-    """As a spreadsheet counts it: the header is row 1."""
-    id: str
-    image: str
-    """Its name in the folder of images, empty where there is none."""
-    vitals: Mapping[str, Any]
-    context: str
 
 
 @dataclass
@@ -94,6 +69,11 @@ class TableJob:
         """Where the names of images are looked up, as in training."""
         return ImageFolder(self.images)
 
+    @cached_property
+    def embedded(self) -> EmbeddedReader:
+        """Reads the images that lie in the table itself."""
+        return EmbeddedReader()
+
     @property
     def stamp(self) -> Path:
         """Beside the output: what made it, so that no run goes on with another adapter or other options."""
@@ -118,7 +98,8 @@ class TableJob:
             way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         made_by = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
-                   "max_new_tokens": self.max_new_tokens, **contents_of(self, schema)}  # fmt: skip
+                   "max_new_tokens": self.max_new_tokens, **asdict(self.options),
+                   **contents_of(self, schema)}  # fmt: skip
         if self.output.parent.is_dir():
             with locked(self.output, shared=True):  # who drafts it alone now is known before a model is loaded
                 pass
@@ -188,22 +169,16 @@ class TableJob:
     def rows(self, schema: VitalsSchema) -> Iterator[Row]:
         """The rows of the table, as they stand there."""
         for frame in read_chunks(self.table, 1000, self.options):
-            columns = self.columns.found_in(frame.columns, self.table)
-            names = [str(name) for name in frame.columns if schema.names_in(str(name))]
-            for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
-                yield Row(
-                    int(number),
-                    _text(cells[columns.id]) if columns.id else f"row-{number}",
-                    image_name(cells.get(columns.image), f"{self.table}: row {number}: column {columns.image}"),
-                    {name: cells[name] for name in names},
-                    _text(cells[columns.context]) if columns.context else "",
-                )
+            yield from self.columns.found_in(frame.columns, self.table).rows(frame, self.table, schema)
 
     def _windows(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[_Prepared]]:
         """The next window is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
-            return [_prepare(engine, row, self.image_folder) for row in islice(rows, WINDOW * self.batch_size)]
+            return [
+                _prepare(engine, row, self.image_folder, self.embedded)
+                for row in islice(rows, WINDOW * self.batch_size)
+            ]
 
         with ThreadPoolExecutor(1) as reader:
             upcoming = reader.submit(prepare)
@@ -244,11 +219,17 @@ class Counts:
             self.lines += 1
 
 
-def _prepare(engine: Engine, row: Row, images: ImageFolder) -> _Prepared:
+def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedReader | None = None) -> _Prepared:
     """Read one row's inputs; an unreadable row costs its own report, not those of the others, whatever is raised."""
     try:
-        path, note = images.find_with_note(row.image) if row.image else (None, "")
-        example, warnings = engine.prepare(path, row.vitals, row.context)
+        picture: Picture
+        if isinstance(row.image, EmbeddedImage):
+            where = place_of(row.image, f"{row.image.file}: row {row.image.row + 2}")
+            data = (embedded or EmbeddedReader()).read(row.image, where)
+            picture, note = to_square(decode_image(data, where), engine.model.spec.image), ""
+        else:
+            picture, note = images.find_with_note(row.image) if row.image else (None, "")
+        example, warnings = engine.prepare(picture, row.vitals, row.context)
         return _Prepared(row, example, (*warnings, note) if note else warnings)
     except Exception as error:
         return _Prepared(row, error=_in_words(error))
@@ -297,7 +278,3 @@ def _whole_lines(file: Path) -> tuple[Counts, dict[str, Any], int]:
             last, whole = line, whole + len(line)
             counts.add_written(line)
     return counts, json.loads(last) if last else {}, whole
-
-
-def _text(cell: object) -> str:
-    return "" if cell is None or cell != cell else str(cell).strip()

@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from vlm.errors import UserError
-from vlm.inference.many import WINDOW, Counts, Row, TableJob
+from vlm.inference.many import WINDOW, Counts, TableJob
 from vlm.inference.parts import Lines, Share, SharedJob
 from vlm.inference.ray_process import answers
+from vlm.inference.rows import Row
 
 WORKER_RESTARTS = 10
 """Deaths of one worker after which Ray gives up: without a limit it would start a hopeless one for ever."""
@@ -116,7 +117,7 @@ class Drafter:
         if self.refused:
             return {"lines": [""], "refused": [self.refused]}
         (window,) = batch["rows"]
-        rows = (Row(**row) for row in json.loads(window))
+        rows = (Row.from_dict(row) for row in json.loads(window))
         lines = [line for part in self.job.draft(self.engine, rows) for line in part]
         return {"lines": [json.dumps(lines)], "refused": [""]}
 

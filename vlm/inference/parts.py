@@ -20,7 +20,8 @@ from vlm.data.schema import VitalsSchema
 from vlm.durable import flush, open_private, private, writing
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
-from vlm.inference.many import Counts, Row, TableJob, cut_to_whole_lines, write_lines
+from vlm.inference.many import Counts, TableJob, cut_to_whole_lines, write_lines
+from vlm.inference.rows import Row
 from vlm.locks import locked, take
 from vlm.processes import rank, world_size
 

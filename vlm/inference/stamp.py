@@ -23,7 +23,7 @@ def contents_of(job: "TableJob", schema: VitalsSchema) -> dict[str, str]:
     """SHA-256 of the table's bytes, and of the names and sizes of its images, which are too many to be read twice."""
     images, folder = hashlib.sha256(), ImageFolder(job.images)
     for row in job.rows(schema):
-        if row.image:
+        if row.image and isinstance(row.image, str):  # an image in the table is part of its bytes
             images.update(f"{row.image} {_size(folder, row.image)}\n".encode("utf-8", "backslashreplace"))
     return {"contents": _table_digest(job.table), "pictures": images.hexdigest()}
 

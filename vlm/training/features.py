@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vlm.config import Config
 from vlm.data.examples import CaseDataset
 from vlm.data.glance import blank_notice
+from vlm.data.image_store import image_label
 from vlm.data.storage import new_array
 from vlm.device import Choice
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -62,7 +63,7 @@ def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDat
 def blank_images(dataset: CaseDataset, shown: np.ndarray) -> list[str]:
     """A line on the images that show nothing; `shown` says of N cases whether theirs does."""
     cells = dataset.rows.select(np.flatnonzero(~shown))["image"]
-    blank = [cell["path"] for cell in cells if cell]
+    blank = [image_label(cell["path"]) for cell in cells if cell]
     images = len(blank) + int(shown.sum())
     return [f"warning: {blank_notice(len(blank), images, blank[0])}"] if blank else []
 

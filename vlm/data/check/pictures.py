@@ -12,7 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from vlm.data.check.notice import Notice, counted, listed
+from vlm.data.embedded import EmbeddedImage
 from vlm.data.image_names import ImageFolder
+from vlm.data.image_store import EmbeddedReader, place_of
 from vlm.data.images import ImageSpec, decode_image, is_blank, read_file, to_square
 from vlm.errors import UserError
 
@@ -50,11 +52,13 @@ class Pair:
     exact: bool
 
 
-def read_pictures(names: dict[int, str], images: ImageFolder) -> tuple[list[Picture], dict[int, str]]:
-    """Row (from 0) → file name; returns what could be read, and row → why not."""
-    pictures, broken = [], {}
+def read_pictures(
+    names: dict[int, str | EmbeddedImage], images: ImageFolder | None
+) -> tuple[list[Picture], dict[int, str]]:
+    """Row (from 0) → file name, or image in the table; returns what could be read, and row → why not."""
+    pictures, broken, embedded = [], {}, EmbeddedReader()
     with ThreadPoolExecutor(4) as pool:
-        jobs = pool.map(lambda item: _read(item[0], item[1], images), names.items())
+        jobs = pool.map(lambda item: _read(item[0], item[1], images, embedded), names.items())
         for row, result in zip(names, tqdm(jobs, total=len(names), desc="images", unit="image", leave=False),
                                strict=True):  # fmt: skip
             if isinstance(result, Picture):
@@ -64,16 +68,18 @@ def read_pictures(names: dict[int, str], images: ImageFolder) -> tuple[list[Pict
     return pictures, broken
 
 
-def _read(row: int, name: str, images: ImageFolder) -> Picture | str:
+def _read(row: int, name: str | EmbeddedImage, images: ImageFolder | None, embedded: EmbeddedReader) -> Picture | str:
+    path = ""
     try:
-        path = images.find(name)
-    except UserError as error:
-        return "no such file" if str(error).startswith("no image file") else str(error)
-    try:
-        data = read_file(Path(path))
+        if isinstance(name, EmbeddedImage):
+            path = place_of(name, f"row {row + 2}")
+            data = embedded.read(name, path)
+        elif images is not None:
+            path = images.find(name)
+            data = read_file(Path(path))
         square = to_square(decode_image(data, path), ImageSpec(size=256))
     except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
+        return "no such file" if str(error).startswith("no image file") else str(error).removeprefix(f"{path}: ")
     return describe(square, row, hashlib.sha256(data).hexdigest())
 
 

@@ -23,6 +23,7 @@ from vlm.data.check.table import (
     count_missing,
     read_numbers,
 )
+from vlm.data.embedded import EmbeddedImage
 from vlm.data.image_names import ImageFolder
 from vlm.data.reading import TableOptions, read_table, reading_notes
 from vlm.errors import UserError
@@ -110,8 +111,12 @@ def _notices(level: Level, check: str, messages: Sequence[str], table: Path) -> 
 
 
 def _pictures(frame: pd.DataFrame, roles: Roles, images: ImageFolder | None) -> tuple[list[Picture], dict[int, str]]:
-    if images is None or not roles.image:
+    if not roles.image:
         return [], {}
-    empty = missing(frame[roles.image])
-    names = {row: str(name).strip() for row, name in enumerate(frame[roles.image]) if not empty[row]}
+    empty, names = missing(frame[roles.image]), dict[int, str | EmbeddedImage]()
+    for row, cell in enumerate(frame[roles.image]):
+        if isinstance(cell, EmbeddedImage):
+            names[row] = cell
+        elif images is not None and not empty[row]:
+            names[row] = str(cell).strip()
     return read_pictures(names, images)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from vlm.config import DataConfig, SourceConfig
 from vlm.data.cohort import Cohort
 from vlm.data.image_kinds import kind_of
-from vlm.data.images import decode_image, read_file, shows_nothing
+from vlm.data.image_store import read_source
+from vlm.data.images import decode_image, shows_nothing
 from vlm.data.packed.layout import FILE, Pack, Shard, shard_name
 from vlm.data.packed.shards import is_packed
 from vlm.data.sources import load_cohort
@@ -165,8 +166,8 @@ def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool, 
     path = cell["path"]
     if is_packed(path):
         raise UserError("data.source: packed: shards are not packed again; pack the source that they were made of")
-    data = read_file(Path(path))
-    image = decode_image(data, path)
+    data, where = read_source(path)
+    image = decode_image(data, where)
     blank = shows_nothing(image)
     return (reduced(image, side), False, blank) if side else (data, kind_of(data) == "DICOM", blank)
 

@@ -36,7 +36,8 @@ def load_chexpert(data: DataConfig) -> Cohort:
             lateral += views
             lost += int((~frame["image"].isin(there)).sum())
             parts.append((path, frame[frame["image"].isin(there)]))
-    return cohort_of(parts, TABLE, data, root, {"of lateral views": lateral, "without their image file": lost})
+    left_out = {"of lateral views": lateral, "without their image file": lost}
+    return cohort_of(parts, TABLE, data, root, left_out, [path for path, _ in parts])
 
 
 def _read(path: Path, data: DataConfig) -> tuple[pd.DataFrame, int]:

@@ -13,6 +13,7 @@ from vlm.errors import UserError
 
 TABLE = TableConfig(images=".", image="image", id="id", patient="patient", context="indication", labels=["abnormal"],
                     report=[SectionConfig("findings"), SectionConfig("impression")])  # fmt: skip
+VIEWS = "indiana_projections.csv"
 
 
 def load_indiana(data: DataConfig) -> Cohort:
@@ -36,11 +37,11 @@ def load_indiana(data: DataConfig) -> Cohort:
         "without findings and impression": len(rows) - len(written),
         "without a frontal image on disk": len(written) - len(kept),
     }
-    return cohort_of([(folder, pd.DataFrame(kept))], TABLE, data, folder, left_out)
+    return cohort_of([(folder, pd.DataFrame(kept))], TABLE, data, folder, left_out, [root / VIEWS])
 
 
 def _frontal(root: Path) -> set[str] | None:
-    table = root / "indiana_projections.csv"
+    table = root / VIEWS
     if not table.is_file():
         return None
     views = read_columns(table, ("filename", "projection"))

@@ -11,7 +11,7 @@ import pandas as pd
 from vlm.config import DataConfig, TableConfig
 from vlm.data.cohort import Cohort
 from vlm.data.faults import Faults
-from vlm.data.reading import read_table
+from vlm.data.reading import read_table, reading_notes
 from vlm.data.splits import unit_hash
 from vlm.data.table import CHUNK, Part, load_frames
 from vlm.errors import UserError
@@ -52,10 +52,16 @@ def refuse(cells: pd.Series, wrong: pd.Series, path: Path, meaning: str) -> None
 
 
 def cohort_of(
-    parts: Sequence[Part], table: TableConfig, data: DataConfig, where: Path, left_out: dict[str, int]
+    parts: Sequence[Part],
+    table: TableConfig,
+    data: DataConfig,
+    where: Path,
+    left_out: dict[str, int],
+    read: Sequence[Path] = (),
 ) -> Cohort:
     """The cohort of a reader's frames; `data.table.labels` chooses among its labels, where it is given.
 
+    `read` are the tables that were read, of whose encodings there may be something to say.
     Raises `UserError` for a chosen label that the collection does not have, and where no row is left.
     """
     chosen = list(data.table.labels) or table.labels
@@ -69,7 +75,8 @@ def cohort_of(
     )
     cohort = load_frames(pieces, replace(table, labels=chosen), data, where)
     said = tuple(f"{where}: {count:,} rows {reason} left out" for reason, count in left_out.items() if count)
-    return replace(cohort, warnings=(*said, *cohort.warnings))
+    notes = tuple(note for path in read for note in reading_notes(path))
+    return replace(cohort, warnings=(*notes, *said, *cohort.warnings))
 
 
 def images_below(root: Path, pattern: str = "**/*") -> set[str]:

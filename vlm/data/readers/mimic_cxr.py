@@ -65,7 +65,9 @@ def load_mimic_cxr(data: DataConfig) -> Cohort:
     for section in ("findings", "impression", "indication"):
         frame[section] = [found.get(section, "") for found in parts]
     frame[list(VITALS.values())] = _vitals(rows, path, data.mimic_cxr.ed).to_numpy()
-    return cohort_of([(path, frame)], TABLE, data, path, left_out)
+    read = [path, *(_table(root, name) for name in ("split", data.mimic_cxr.labeller))]
+    read += _ed_tables(data.mimic_cxr.ed) if data.mimic_cxr.ed is not None else []
+    return cohort_of([(path, frame)], TABLE, data, path, left_out, read)
 
 
 def _table(root: Path, name: str) -> Path:
@@ -93,16 +95,18 @@ def _report(file: Path) -> dict[str, str]:
     return report_parts(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else {}
 
 
+def _ed_tables(ed: str) -> list[Path]:
+    names = ("edstays", "triage", "vitalsign")
+    return [find_table(Path(ed), f"{name}.csv.gz", f"{name}.csv", option="data.mimic_cxr.ed") for name in names]
+
+
 def _vitals(studies: pd.DataFrame, path: Path, ed: str | None) -> pd.DataFrame:
     """N × 6 texts, empty where nothing was charted."""
     nothing = pd.DataFrame("", index=studies.index, columns=list(VITALS))
     if ed is None:
         return nothing
     names = ("subject_id", "stay_id")
-    stays_at, triage_at, charted_at = (
-        find_table(Path(ed), f"{name}.csv.gz", f"{name}.csv", option="data.mimic_cxr.ed")
-        for name in ("edstays", "triage", "vitalsign")
-    )
+    stays_at, triage_at, charted_at = _ed_tables(ed)
     stays = read_columns(stays_at, (*names, "intime", "outtime"))
     triage = read_columns(triage_at, (*names, *VITALS))
     charted = read_columns(charted_at, (*names, "charttime", *VITALS))

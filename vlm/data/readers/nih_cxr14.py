@@ -46,7 +46,7 @@ def load_nih_cxr14(data: DataConfig) -> Cohort:
         table, unlisted = TABLE, ~test & ~frame["id"].isin(others) if others else unlisted
     lost = (frame["image"] == "") & ~unlisted
     left_out = {"in none of the lists of the split": int(unlisted.sum()), "without their image file": int(lost.sum())}
-    return cohort_of([(path, frame[~unlisted & ~lost])], table, data, path, left_out)
+    return cohort_of([(path, frame[~unlisted & ~lost])], table, data, path, left_out, [path])
 
 
 def _listed(file: Path) -> set[str]:

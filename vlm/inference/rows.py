@@ -1,0 +1,63 @@
+"""The cases of a table as they stand there, before anything of them is read."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vlm.data.embedded import EmbeddedImage
+from vlm.data.headers import find_column, has_column
+from vlm.data.image_names import image_in
+from vlm.data.schema import VitalsSchema
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which column of the table is what; the vitals are found by their names."""
+
+    image: str = "image"
+    id: str | None = None
+    context: str | None = None
+
+    def found_in(self, names: Iterable[object], table: Path) -> "TableColumns":
+        """The same as the table writes them; raises `UserError` for a column that it does not have."""
+        image = find_column(names, self.image, str(table)) if has_column(names, self.image) else self.image
+        others = (find_column(names, name, str(table)) if name else None for name in (self.id, self.context))
+        return TableColumns(image, *others)
+
+    def rows(self, frame: pd.DataFrame, table: Path, schema: VitalsSchema) -> Iterator["Row"]:
+        """The rows of a frame of the table, whose columns these are."""
+        names = [str(name) for name in frame.columns if schema.names_in(str(name))]
+        for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
+            yield Row(
+                int(number),
+                _text(cells[self.id]) if self.id else f"row-{number}",
+                image_in(cells.get(self.image), f"{table}: row {number}: column {self.image}"),
+                {name: cells[name] for name in names},
+                _text(cells[self.context]) if self.context else "",
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case of the table, not read yet."""
+
+    number: int
+    """As a spreadsheet counts it: the header is row 1."""
+    id: str
+    image: str | EmbeddedImage
+    """Its name in the folder of images, empty where there is none; or the image in the table."""
+    vitals: Mapping[str, Any]
+    context: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Row":
+        """A row of what `asdict` made of it."""
+        image = values["image"]
+        return cls(**{**values, "image": EmbeddedImage(**image) if isinstance(image, dict) else image})
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None or cell != cell else str(cell).strip()
