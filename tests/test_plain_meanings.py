@@ -45,6 +45,13 @@ LABELS = [
     (["evet", "hayır"], [1, 0]), (["tak", "nie"], [1, 0]), (["ναι", "όχι"], [1, 0]),
     (["1", "unknown", "", "NA", "n/a", "?", "not done", "неизвестно", None, np.nan, pd.NA, "missing"],
      [1, *[NAN] * 11]),
+    (["WAHR", "FALSCH"], [1, 0]), (["VRAI", "FAUX"], [1, 0]), (["VERDADERO", "FALSO"], [1, 0]),
+    (["VERO", "FALSO"], [1, 0]),
+    (["ИСТИНА", "ЛОЖЬ"], [1, 0]), (["PRAWDA", "FAŁSZ"], [1, 0]), (["真", "假"], [1, 0]), (["J", "N"], [1, 0]),
+    (["+ve", "-ve"], [1, 0]), (["выявлено", "не выявлено"], [1, 0]), (["存在", "不存在"], [1, 0]),
+    (['="1"', '="0"'], [1, 0]),
+    (["Так", "Ні"], [1, 0]), (["1", "N.A.", "k. A.", "not applicable", "нд", "N/K", "不适用"], [1, *[NAN] * 6]),
+    (["1", "±", "probable", "inconclusive", "fraglich", "сомнительно", "疑い", "可疑"], [1, *[NAN] * 7]),
 ]  # fmt: skip
 
 
@@ -106,8 +113,10 @@ def test_a_sign_of_another_part_of_the_table_counts() -> None:
 # ------------------------------------------------------------------------------------------------- sexes and units
 
 SEXES = {
-    0: "F f F. Female W weiblich femme ж Ж жен жен. женский Женщина 女 女性 여 mujer donna kobieta žena أنثى K θήλυ",
-    1: "M m male Mann männlich homme H м муж муж. мужской 男 男性 남 hombre uomo mężczyzna muž ذكر",
+    0: "F f F. Female W weiblich femme ж Ж жен жен. женский Женщина 女 女性 여 mujer donna kobieta žena أنثى K θήλυ "
+    "weibl. Fem. ♀ 女孩 девочка",
+    1: "M m male Mann männlich homme H м муж муж. мужской 男 男性 남 hombre uomo mężczyzna muž ذكر "
+    "männl. masc. ♂ 男孩 мальчик",
 }
 
 
@@ -117,7 +126,24 @@ def test_words_for_a_sex(index: int, word: str) -> None:
     assert read_value(VitalConfig("sex", categories=["Female", "Male"]), f" {word} ", "here") == index
 
 
-@pytest.mark.parametrize("word", ["O", "U", "X", "other", "unknown", "divers", "u", "неизвестно", "不明"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "O",
+        "U",
+        "X",
+        "other",
+        "unknown",
+        "divers",
+        "u",
+        "неизвестно",
+        "不明",
+        "not specified",
+        "N.A.",
+        "k. A.",
+        "未说明",
+    ],
+)
 def test_a_sex_that_is_neither_is_missing_unless_it_is_declared(word: str) -> None:
     assert math.isnan(read_value(CATALOG["sex"], word, "here"))
     if word in ("O", "X", "other", "divers"):
@@ -147,6 +173,12 @@ UNITS = [
     ("heart_rate", "80 次/分", 80), ("haemoglobin", "130 г/л", 13), ("leukocytes", "7,5 10^9/л", 7.5),
     ("leukocytes", "7,5 тыс/мкл", 7.5), ("alt", "30 Ед/л", 30), ("alt", "0,5 мккат/л", 30), ("weight", "80 кг", 80),
     ("height", "1,80 м", 180), ("height", "180 см", 180), ("crp", "5 мг/л", 5), ("spo2", "97 %", 97),
+    ("glucose", "8,7 ммоль/литр", 8.7), ("glucose", "8.7 mmol/Litre", 8.7), ("glucose", "8.7 毫摩尔/升", 8.7),
+    ("glucose", "110 毫克/分升", 6.105682), ("haemoglobin", "13 gm/dl", 13), ("haemoglobin", "130 克/升", 13),
+    ("creatinine", "88 micromol/L", 88), ("creatinine", "88 微摩尔/升", 88), ("heart_rate", "72 次/分钟", 72),
+    ("heart_rate", "72 ударов в минуту", 72), ("heart_rate", "72 уд. в мин.", 72), ("weight", "70 公斤", 70),
+    ("weight", "3200 гр", 3.2), ("height", "172 厘米", 172), ("leukocytes", "7200 кл/мкл", 7.2),
+    ("leukocytes", "7.2 thou/mm3", 7.2), ("age", "54 yr old", 54),
 ]  # fmt: skip
 
 

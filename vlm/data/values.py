@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm.config import VitalConfig
 from vlm.data.units import conversion, units_of
-from vlm.data.words import FEMALE, MALE, MISSING, NO, OTHER, YES, plain_word
+from vlm.data.words import FEMALE, MALE, MISSING, NO, OTHER, YES, is_missing_word, plain_word
 from vlm.errors import UserError
 
 MISSING_WORDS = MISSING
@@ -48,7 +48,7 @@ def read_value(vital: VitalConfig, cell: Any, where: str, unit: str = "") -> flo
 def is_missing(cell: Any) -> bool:
     """Nothing, or one of the words that stand for it."""
     if isinstance(cell, str):
-        return len(cell) <= LONGEST and clean(cell).lower() in MISSING_WORDS
+        return len(cell) <= LONGEST and is_missing_word(clean(cell))
     return (
         cell is None
         or type(cell).__name__ in ("NAType", "NaTType")  # pandas' own, without a second's import of it
