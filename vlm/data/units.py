@@ -87,7 +87,7 @@ _WORDS = {
 def _lower(text: str) -> str:
     """In small Latin letters, with one micro sign and a slash for every underscore, `per` and power of -1."""
     lower = unicodedata.normalize("NFKC", text).lower().replace("_", "/").replace("mcg", "μg")
-    lower = re.sub(r"[^\W\d_]+", lambda match: _WORDS.get(match[0], match[0]), lower)
+    lower = re.sub(r"[а-яё]+|[a-zμ]+|[^\W\da-zμа-яё_]+", lambda match: _WORDS.get(match[0], match[0]), lower)
     lower = re.sub(r"/(d?l|ml|min)/1$", r"/\1", lower)  # of a header, whose hyphens are gone
     lower = re.sub(r"(?<=[a-zμ]) per (?=[a-zμ])", "/", lower)
     lower = re.sub(r"[ ·*.]*\b(d?l|ml|μl|min)\^?[-−]\^?1\b", r"/\1", lower)

@@ -29,6 +29,7 @@ _DATE = re.compile(
 )
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SAME = str.maketrans({**dict.fromkeys("·∙⋅‧٫", "."), **dict.fromkeys("−‐‑‒–—―﹣", "-"), **dict.fromkeys("’‘`´", "'")})
+_SLASHES = str.maketrans("⁄∕", "//")
 LONGEST = 100
 """Characters of the longest cell that is looked at as a value."""
 
@@ -214,12 +215,17 @@ def split_pressure(cell: Any, where: str) -> tuple[Any, Any]:
     """
     if is_missing(cell):
         return "", ""
-    text = clean(str(cell)[: LONGEST + 1])
+    text = clean(str(cell)[: LONGEST + 1].translate(_SLASHES))
+    text = re.sub(r"^(?:bp|ад|rr|ta|nibp|blood pressure)[ :=]*(?=\d)", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<=\d) ?([^\W\d]+)(?= ?/ ?\d+ ?\1$)", "", text)  # 120 mmHg / 80 mmHg
     parts = text.split("/") if text.count("/") == 1 and "(" not in text else _parts_of_pressure(text)
     if len(parts) != 2:
         raise UserError(
             f"{where}: {quoted(cell)} is no blood pressure; write systolic/diastolic in mmHg, such as 125/80"
         )
+    high, low = (re.fullmatch(r" ?(\d{2,3})(?:[.,]\d+)?\b.*", part) for part in parts)
+    if high and low and int(high[1]) < int(low[1]):
+        raise UserError(f"{where}: {quoted(cell)}: the systolic is below the diastolic; write such as 125/80")
     unit = re.fullmatch(r" ?[\d.,]+ ?([^\W\d].*)", parts[1])
     return (f"{parts[0]} {unit[1]}" if unit else parts[0]).strip(), parts[1].strip()
 

@@ -15,8 +15,8 @@ MISSING = _words("""
     haemolysed hemolyzed clotted insufficient qns not_known not_given not_stated unbekannt nicht_bestimmt k.a. inconnu
     non_fait desconocido sconosciuto nieznany неизвестно не_известно не_определено не_определялось нет_данных н/д н.д.
     未知 不详 不詳 未测 未測 不明 미상 غير_معروف άγνωστο n/k nk u/k not_applicable not_specified unspecified
-    not_mentioned not_reported no_data blank empty prefer_not_to_say keine_angabe nicht_beurteilbar non_renseigné sin_datos
-    brak_danych не_указано не_указан нд нет_сведений 未说明 未說明 未提及 不适用 無回答
+    not_mentioned not_reported no_data blank empty prefer_not_to_say keine_angabe nicht_beurteilbar non_renseigné
+    sin_datos brak_danych не_указано не_указан нд нет_сведений 未说明 未說明 未提及 不适用 無回答
 """) | {""}
 YES = _words("""
     yes y true t positive pos + present detected ja oui si sí sim да д tak ano igen kyllä evet ναι نعم 是 有 阳性 陽性
