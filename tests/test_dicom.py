@@ -189,6 +189,8 @@ def test_colour_becomes_grey_and_run_length_is_read(tmp_path: Path) -> None:
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "neither a grey nor an RGB or YBR image"),
         ({"PixelData": b"\0" * 9}, "not a readable DICOM image"),
         ({"WindowCenter": 5, "WindowWidth": 0}, "not a readable DICOM image"),
+        ({"HighBit": 15}, r"pixels are not in the lowest bits \(HighBit is not BitsStored - 1\)"),
+        ({"PhotometricInterpretation": ""}, "its header has no PhotometricInterpretation"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(elements: dict, message: str, tmp_path: Path) -> None:

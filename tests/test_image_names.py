@@ -32,8 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FOUND = {
     "scan.png": ["scan.png", " scan.png ", "scan", "SCAN", "Scan.PNG", "scan.Png", "'scan.png'", '"scan.png"',
                  "“scan.png”", "./scan.png", ".\\scan.png", "images/scan.png", "images\\scan.png", "Images/SCAN",
-                 "IMAGES\\scan", "'scan'", "names0/images/scan.png", "sub/../SCAN.png"],
-    "Case 7.PNG": ["Case 7.PNG", "case 7.png", "case 7", " Case 7 ", "CASE 7.Png"],
+                 "IMAGES\\scan", "'scan'", "%73can.png", "scan.png.", "names0/images/scan.png", "sub/../SCAN.png"],
+    "Case 7.PNG": ["Case 7.PNG", "case 7.png", "case 7", " Case 7 ", "CASE 7.Png", "Case%207.png", "Case 7.PNG.",
+                   "\ufeffcase 7.png", "images/Case%207"],
     "sub/Deep/x.jpg": ["sub/Deep/x.jpg", "sub\\Deep\\x.jpg", "SUB/deep/X", "sub//Deep//x", "images/sub/deep/x.JPG",
                        ".\\sub\\deep\\x.jpg"],
     "1.2.840.10008.dcm": ["1.2.840.10008", "1.2.840.10008.DCM", "1.2.840.10008.dcm"],

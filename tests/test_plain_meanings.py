@@ -45,6 +45,13 @@ LABELS = [
     (["evet", "hayır"], [1, 0]), (["tak", "nie"], [1, 0]), (["ναι", "όχι"], [1, 0]),
     (["1", "unknown", "", "NA", "n/a", "?", "not done", "неизвестно", None, np.nan, pd.NA, "missing"],
      [1, *[NAN] * 11]),
+    (["WAHR", "FALSCH"], [1, 0]), (["VRAI", "FAUX"], [1, 0]), (["VERDADERO", "FALSO"], [1, 0]),
+    (["VERO", "FALSO"], [1, 0]),
+    (["ИСТИНА", "ЛОЖЬ"], [1, 0]), (["PRAWDA", "FAŁSZ"], [1, 0]), (["真", "假"], [1, 0]), (["J", "N"], [1, 0]),
+    (["+ve", "-ve"], [1, 0]), (["выявлено", "не выявлено"], [1, 0]), (["存在", "不存在"], [1, 0]),
+    (['="1"', '="0"'], [1, 0]),
+    (["Так", "Ні"], [1, 0]), (["1", "N.A.", "k. A.", "not applicable", "нд", "N/K", "不适用"], [1, *[NAN] * 6]),
+    (["1", "±", "probable", "inconclusive", "fraglich", "сомнительно", "疑い", "可疑"], [1, *[NAN] * 7]),
 ]  # fmt: skip
 
 
@@ -106,8 +113,10 @@ def test_a_sign_of_another_part_of_the_table_counts() -> None:
 # ------------------------------------------------------------------------------------------------- sexes and units
 
 SEXES = {
-    0: "F f F. Female W weiblich femme ж Ж жен жен. женский Женщина 女 女性 여 mujer donna kobieta žena أنثى K θήλυ",
-    1: "M m male Mann männlich homme H м муж муж. мужской 男 男性 남 hombre uomo mężczyzna muž ذكر",
+    0: "F f F. Female W weiblich femme ж Ж жен жен. женский Женщина 女 女性 여 mujer donna kobieta žena أنثى K θήλυ "
+    "weibl. Fem. ♀ 女孩 девочка",
+    1: "M m male Mann männlich homme H м муж муж. мужской 男 男性 남 hombre uomo mężczyzna muž ذكر "
+    "männl. masc. ♂ 男孩 мальчик",
 }
 
 
@@ -117,7 +126,24 @@ def test_words_for_a_sex(index: int, word: str) -> None:
     assert read_value(VitalConfig("sex", categories=["Female", "Male"]), f" {word} ", "here") == index
 
 
-@pytest.mark.parametrize("word", ["O", "U", "X", "other", "unknown", "divers", "u", "неизвестно", "不明"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "O",
+        "U",
+        "X",
+        "other",
+        "unknown",
+        "divers",
+        "u",
+        "неизвестно",
+        "不明",
+        "not specified",
+        "N.A.",
+        "k. A.",
+        "未说明",
+    ],
+)
 def test_a_sex_that_is_neither_is_missing_unless_it_is_declared(word: str) -> None:
     assert math.isnan(read_value(CATALOG["sex"], word, "here"))
     if word in ("O", "X", "other", "divers"):
@@ -147,6 +173,12 @@ UNITS = [
     ("heart_rate", "80 次/分", 80), ("haemoglobin", "130 г/л", 13), ("leukocytes", "7,5 10^9/л", 7.5),
     ("leukocytes", "7,5 тыс/мкл", 7.5), ("alt", "30 Ед/л", 30), ("alt", "0,5 мккат/л", 30), ("weight", "80 кг", 80),
     ("height", "1,80 м", 180), ("height", "180 см", 180), ("crp", "5 мг/л", 5), ("spo2", "97 %", 97),
+    ("glucose", "8,7 ммоль/литр", 8.7), ("glucose", "8.7 mmol/Litre", 8.7), ("glucose", "8.7 毫摩尔/升", 8.7),
+    ("glucose", "110 毫克/分升", 6.105682), ("haemoglobin", "13 gm/dl", 13), ("haemoglobin", "130 克/升", 13),
+    ("creatinine", "88 micromol/L", 88), ("creatinine", "88 微摩尔/升", 88), ("heart_rate", "72 次/分钟", 72),
+    ("heart_rate", "72 ударов в минуту", 72), ("heart_rate", "72 уд. в мин.", 72), ("weight", "70 公斤", 70),
+    ("weight", "3200 гр", 3.2), ("height", "172 厘米", 172), ("leukocytes", "7200 кл/мкл", 7.2),
+    ("leukocytes", "7.2 thou/mm3", 7.2), ("age", "54 yr old", 54),
 ]  # fmt: skip
 
 
@@ -172,7 +204,8 @@ def test_headers_with_a_unit_or_in_another_case(header: str, cell: str, number: 
 
 PRESSURES = ["120/80", "120-80", "120–80", "120/80 (95)", "120/80(95)", "120 / 80 mmHg", "120\\80", "120:80", "120 80",
              "120|80", "120 over 80", "120 на 80", "120/80 mmHg (95)", "120/80 (MAP 93)", "120-80 мм рт. ст.",
-             "120/80 mm Hg", "120/80*", "16.0/10.67 kPa"]  # fmt: skip
+             "120/80 mm Hg", "120/80*", "16.0/10.67 kPa", "BP 120/80", "АД 120/80", "120 mmHg / 80 mmHg", "120⁄80",
+             "120∕80"]  # fmt: skip
 
 
 @pytest.mark.parametrize("cell", PRESSURES)
@@ -188,7 +221,35 @@ def test_what_is_no_blood_pressure_is_refused(cell: str) -> None:
                                 "125/80")  # fmt: skip
 
 
+@pytest.mark.parametrize("cell", ["80/120", "118/120 mmHg", "70/110"])
+def test_a_blood_pressure_the_wrong_way_round_is_refused(cell: str) -> None:
+    with pytest.raises(UserError) as error:
+        PRESSURE.parse({"bp": cell}, "row 2")
+    assert str(error.value) == f"row 2: bp: '{cell}': the systolic is below the diastolic; write such as 125/80"
+
+
 # --------------------------------------------------------------------------------------------- columns, all faults
+
+
+@pytest.mark.parametrize(("cell", "message"), [
+    ("NA", "patient 'NA' names nobody; the split is by patient"),
+    ("n/a", "patient 'n/a' names nobody; the split is by patient"),
+    ("unknown", "patient 'unknown' names nobody; the split is by patient"),
+    ("1.23E+17", "patient '1.23E+17' is rounded; format the column as text before it is saved"),
+    ("4,2E+11", "patient '4,2E+11' is rounded; format the column as text before it is saved")])  # fmt: skip
+def test_what_would_make_one_patient_of_many_is_refused(cell: str, message: str, tmp_path: Path) -> None:
+    data = table_of(tmp_path, f'patient,edema\np1,1\n"{cell}",0\n', patient="patient", labels=["edema"])
+    with pytest.raises(UserError) as error:
+        load_table(data)
+    assert str(error.value) == f"{tmp_path}/t.csv: row 3: {message}"
+
+
+def test_a_word_for_nothing_is_no_report_and_no_image(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("report,scan\nNA,NA\nnan,-\nN.A.,none\nNormal.,\n")
+    table = TableConfig(file="t.csv", image="scan", report=[SectionConfig("report", [])])
+    cohort = load_table(DataConfig(source="table", root=str(tmp_path), table=table))
+    assert cohort.dataset["sections"] == [[""], [""], [""], ["Normal."]]
+    assert cohort.dataset["image"] == [None] * 4
 
 
 def test_columns_in_another_case_are_taken_and_said(tmp_path: Path) -> None:
@@ -307,6 +368,17 @@ def test_what_is_no_workbook(data: bytes, message: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ JSON Lines
 
 
+def test_json_lines_hold_text_and_one_patient_by_one_name(tmp_path: Path) -> None:
+    table = TableConfig(file="t.jsonl", image=None, patient="p", labels=["edema"])
+    data = DataConfig(source="table", root=str(tmp_path), table=table)
+    (tmp_path / "t.jsonl").write_text('{"p": 7.0, "edema": 1}\n{"p": 7, "edema": 0}\n{"p": "\\ud83d\\ude00"}\n')
+    assert load_table(data).dataset["patient"] == ["7", "7", "😀"]
+    (tmp_path / "t.jsonl").write_text('{"p": "a", "edema": 1}\n{"p": "\\ud800", "edema": 0}\n')
+    with pytest.raises(UserError) as error:
+        load_table(data)
+    assert str(error.value) == f"{tmp_path}/t.jsonl: row 2 holds half of a character (\\ud800 to \\udfff alone)"
+
+
 def test_json_lines_are_a_table(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     rows = [
@@ -333,6 +405,8 @@ GIVEN = {"glucose": "8.7", "bp": "145/90"}
 
 
 @pytest.mark.parametrize("text", ["glucose=8.7, bp=145/90", "glucose: 8.7; bp: 145/90", "glucose=8.7;bp=145/90;",
+                                  "glucose：8.7；bp：145/90",
+                                  "glucose=8.7，bp=145/90",
                                   "glucose = 8.7 , bp = 145/90,", "glucose: 8.7, bp: 145/90", "glucose=8.7\nbp=145/90",
                                   "{glucose: 8.7, bp: 145/90}", "{'glucose': 8.7, 'bp': '145/90'}"])  # fmt: skip
 def test_vitals_in_a_line(text: str) -> None:
@@ -403,6 +477,15 @@ def test_a_broken_patient_is_one_line(values: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         from_fhir(values, SCHEMA, "obs.json")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_age_of_a_patient_who_died_or_is_not_born() -> None:
+    dead = {**PATIENT, "birthDate": "1940-01-01", "deceasedDateTime": "2000-06-01T10:00:00Z"}
+    assert from_fhir(dead, SCHEMA) == ({"sex": "F", "age": 60.0}, ("age is that of 2000-06-01, the day of death",))
+    for born in ("2021", "2020-05"):
+        with pytest.raises(UserError, match="entry 1: the Patient is born after 2020-04-29"):
+            from_fhir([{**PATIENT, "birthDate": born}, GLUCOSE], SCHEMA)
+    assert from_fhir([{**PATIENT, "birthDate": "2020"}, GLUCOSE], SCHEMA)[0]["age"] == 0
 
 
 # ------------------------------------------------------------------------------------- nothing to learn, said at load

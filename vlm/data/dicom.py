@@ -177,6 +177,7 @@ def _refuse_object(where: str, dataset: "Dataset") -> None:
     """Raise `UserError` for what is no single grey or colour image of a reasonable size."""
     if "PixelData" not in dataset:
         raise UserError(f"{where}: no image but {_registered(str(dataset.get('SOPClassUID', '')))}")
+    _refuse_header(where, dataset)
     frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
     if frames != 1:
         raise UserError(f"{where}: a multi-frame object; export the frame to be read as an image of its own")
@@ -184,6 +185,17 @@ def _refuse_object(where: str, dataset: "Dataset") -> None:
         raise UserError(f"{where}: larger than {LARGEST_IMAGE:,} pixels")
     if dataset.PhotometricInterpretation not in (GREY if samples == 1 else COLOUR):
         raise UserError(f"{where}: neither a grey nor an RGB or YBR image; export it as greyscale")
+
+
+def _refuse_header(where: str, dataset: "Dataset") -> None:
+    """Raise `UserError` that names an element without which, or with whose value, pixels cannot be told."""
+    required = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation")
+    missing = [name for name in required if dataset.get(name) in (None, "")]
+    if missing:
+        raise UserError(f"{where}: not a readable DICOM image: its header has no {', '.join(missing)}")
+    if dataset.get("HighBit") not in (None, "", dataset.BitsStored - 1):
+        raise UserError(f"{where}: its pixels are not in the lowest bits (HighBit is not BitsStored - 1); export it "
+                        "again with the values shifted down")  # fmt: skip
 
 
 def _refuse_frame(where: str, dataset: "Dataset") -> None:

@@ -1,8 +1,8 @@
 """Find the image file that a table's cell names: inside one folder, never outside, however the name is written.
 
 The one rule for training, drafting, checking and packing. A name is taken as written; where no such file is there, it
-is tried without the quotes around it, with `\\` as `/`, without the folder's own name in front, in any case and
-Unicode form, and with the extension of an image. What fits must be one file alone.
+is tried without the quotes around it, with `%20` as a space, with `\\` as `/`, without the folder's own name in front,
+in any case and Unicode form, and with the extension of an image. What fits must be one file alone.
 """
 
 import os
@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePath
+from urllib.parse import unquote
 
 from vlm.data.embedded import EmbeddedImage
 from vlm.errors import UserError
@@ -144,13 +145,13 @@ class ImageFolder:
 
     def _alike(self, text: str) -> str:
         """The one file whose name is like this one."""
-        words = text.strip("\"'“”‘’«» \t").replace("\\", "/")
-        if "\0" in words or _OUTSIDE.match(words):
-            raise self._outside(text)
-        parts = [part for part in posixpath.normpath(words).split("/") if part != "."]
-        if ".." in parts:
-            raise self._outside(text)
-        tried = [parts, *self._below(parts)]
+        words = text.strip("\"'“”‘’«» \t\ufeff").replace("\\", "/")
+        tried: list[list[str]] = []
+        for form in dict.fromkeys((words, unquote(words))):  # as it stands in an address: `scan%201.png`
+            parts = [part for part in posixpath.normpath(form).split("/") if part != "."]
+            if "\0" in form or _OUTSIDE.match(form) or ".." in parts:
+                raise self._outside(text)
+            tried += [parts, *self._below(parts)]
         found = dict.fromkeys(path for some in tried if some for path in self._walk(self._root, some))
         if not found:
             raise UserError(f"no image file {self._shown(text)}: cannot read the image, nothing has this name")
@@ -194,8 +195,8 @@ class ImageFolder:
 
 
 def _key(name: str) -> str:
-    """Alike for names that differ in case, in their Unicode form and in spaces around them."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name.strip()).casefold())
+    """Alike for names that differ in case, in their Unicode form, in spaces around them and in a point behind them."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name.strip().rstrip(".")).casefold())
 
 
 def _plain(name: str) -> str:

@@ -66,10 +66,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_unique)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half of a character pair is no text
     except RecursionError:
         raise UserError(f"{path}: row {number} is no JSON object: nested too deep") from None
     except _Twice as twice:
         raise UserError(f"{path}: row {number}: the key {twice} stands there twice") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: row {number} holds half of a character (\\ud800 to \\udfff alone)") from None
     except ValueError:
         raise UserError(f"{path}: row {number} is no JSON object") from None
     if not isinstance(row, dict):

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from vlm.data.faults import Faults
-from vlm.data.words import MISSING, NO, UNCERTAIN, YES, plain_word
+from vlm.data.values import clean
+from vlm.data.words import NO, UNCERTAIN, YES, is_missing_word, plain_word
 
 WAY_OUT = "write 1, 0 or nothing for unknown"
 _SAME = str.maketrans({**dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+", "✓": "+", "✔": "+"})
@@ -55,7 +56,7 @@ class LabelReader:
             return 1.0
         if word in NO or word == "0":
             return 0.0
-        return math.nan if word in MISSING else None
+        return math.nan if is_missing_word(word) else None
 
     def finish(self, faults: Faults) -> list[str]:
         """Warnings on what was guessed; what has two meanings goes to `faults`."""
@@ -98,7 +99,7 @@ def _key(cell: Any) -> str:
     """`1`, `0` or `-1` for these numbers however they are written, else the word."""
     if cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell:
         return ""
-    word = plain_word(str(cell)[:100].translate(_SAME))
+    word = plain_word(clean(str(cell)[:100].translate(_SAME)))
     try:
         number = float(word.replace(",", "."))
     except ValueError:

@@ -34,11 +34,13 @@ from vlm.data.reading import TableOptions, read_chunks, reading_notes
 from vlm.data.schema import VitalsSchema
 from vlm.data.units import units_of
 from vlm.data.values import quoted
-from vlm.data.words import MISSING, plain_word
+from vlm.data.words import is_missing_word
 from vlm.errors import UserError
 
 CHUNK = 10_000
 """Rows parsed at a time: few enough that their Python objects do not add up."""
+_ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
+"""A long number as a spreadsheet shows it: the last digits are lost, so different patients become one."""
 Part = tuple[Path, pd.DataFrame]
 """The file of a table and some of its rows; the frame's index counts the rows of the whole file."""
 
@@ -120,11 +122,15 @@ class _Reader:
         ids = _cells(frame, column.get(table.id), where) or [f"row-{number}" for number in frame.index + 2]
         patients = _cells(frame, column.get(table.patient), where) or ids
         for number, cells in zip(frame.index + 2, patients, strict=True):
-            if not cells:
-                self.faults.add(f"{where}: row {number}: {table.patient or table.id} is empty; the split is by patient")
+            if _ROUNDED.fullmatch(cells):
+                way_out = "format the column as text before it is saved"
+                self.faults.add(f"{where}: row {number}: {table.patient or table.id} {cells!r} is rounded; {way_out}")
+            if is_missing_word(cells):
+                what = f"{cells!r:.60} names nobody" if cells else "is empty"
+                self.faults.add(f"{where}: row {number}: {table.patient or table.id} {what}; the split is by patient")
         nothing = [""] * len(frame)
         probabilities = pd.Series(_cells(frame, column.get(table.probability), where) or nothing, index=frame.index)
-        sections = [_cells(frame, column[section.column], where) for section in table.report]
+        sections = [_reports(_cells(frame, column[section.column], where)) for section in table.report]
         fixed = frame[column[table.split]] if table.split else None
         return {
             "id": ids,
@@ -170,11 +176,16 @@ def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
     return [_text(value) for value in frame[name]]
 
 
+def _reports(cells: list[str]) -> list[str]:
+    """Texts of a report's part; a word that stands for nothing, such as `NA`, is no text to learn."""
+    return ["" if is_missing_word(text) else text for text in cells]
+
+
 def _probabilities(cells: pd.Series, path: str, column: str | None, faults: Faults) -> list[float | None]:
     """Numbers from 0 to 1, or nothing; percents are shares of a hundred."""
     values: list[float | None] = []
     for number, text in zip(cells.index + 2, cells, strict=True):
-        value = None if plain_word(text) in MISSING else _share(text)
+        value = None if is_missing_word(text) else _share(text)
         if value is not None and not 0 <= value <= 1:
             faults.add(f"{path}: row {number}: {column}: {text!r:.60} is no probability; write 0 to 1 or nothing")
         values.append(value)
@@ -190,7 +201,10 @@ def _share(text: str) -> float:
 
 
 def _text(value: object) -> str:
-    return "" if value is None or value != value else str(value).strip()
+    """A cell in words; a whole number has no point, however its column is typed."""
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value).strip()
 
 
 def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> list[str]:

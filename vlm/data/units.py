@@ -17,7 +17,7 @@ _SPELLINGS = {
     "days": "d day tage tag jours jour días giorni dni 天 日",
     "mmHg": "torr 毫米汞柱",
     "/min": "bpm 1/min min-1 permin perminute /minute beats/min beats/minute breaths/min breaths/minute rpm "
-    "/m 次/分 次/min 回/分 schläge/min уд/min вдохов/min дых/min в/min раз/min",
+    "/m 次/min 回/min schläge/min уд/min вдохов/min дых/min в/min раз/min уд.в.min",
     "cm": "centimetre centimetres centimeter centimeters",
     "m": "metre metres meter meters",
     "in": "inch inches",
@@ -65,22 +65,29 @@ def normal_unit(text: str) -> str:
     return re.sub(r"[^\w%]", "", _lower(text))
 
 
-_CYRILLIC = {
+_WORDS = {
     "ммоль": "mmol", "мкмоль": "μmol", "нмоль": "nmol", "мг": "mg", "мкг": "μg", "нг": "ng", "пг": "pg", "г": "g",
     "кг": "kg", "л": "l", "дл": "dl", "мл": "ml", "мкл": "μl", "мм": "mm", "рт": "h", "ст": "g", "см": "cm", "м": "m",
     "кпа": "kpa", "мэкв": "meq", "ед": "u", "ме": "iu", "мкат": "mkat", "мккат": "μkat",
     "мин": "min", "с": "c", "ф": "f",
+    "литр": "l", "литра": "l", "грамм": "g", "гр": "g", "килограмм": "kg", "кл": "cells", "минуту": "min",
+    "ударов": "уд",
     "лет": "years", "год": "years", "года": "years", "мес": "months", "месяц": "months", "месяца": "months",
     "месяцев": "months", "нед": "weeks", "недель": "weeks", "недели": "weeks", "дн": "days", "дней": "days",
-    "дня": "days", "день": "days", "сут": "days", "тыс": "thou", "баллов": "points", "балла": "points",
+    "дня": "days", "день": "days", "сут": "days", "тыс": "k", "баллов": "points", "балла": "points",
+    "liter": "l", "litre": "l", "liters": "l", "litres": "l", "deciliter": "dl", "decilitre": "dl", "gm": "g",
+    "gr": "g", "mcmol": "μmol", "micromol": "μmol", "millimol": "mmol", "thou": "k", "old": "",
+    "毫摩尔": "mmol", "微摩尔": "μmol", "毫克": "mg", "微克": "μg", "纳克": "ng", "克": "g", "千克": "kg", "公斤": "kg",
+    "升": "l", "分升": "dl", "毫升": "ml", "微升": "μl", "厘米": "cm", "公分": "cm", "米": "m", "分": "min",
+    "分钟": "min", "分鐘": "min",
 }  # fmt: skip
-"""Units as they are written in Russian and its neighbours, each word for itself: `мм рт. ст.` is mm Hg."""
+"""Units written out or in other letters, each word for itself: `мм рт. ст.` is mm Hg, `毫摩尔/升` mmol/L."""
 
 
 def _lower(text: str) -> str:
     """In small Latin letters, with one micro sign and a slash for every underscore, `per` and power of -1."""
     lower = unicodedata.normalize("NFKC", text).lower().replace("_", "/").replace("mcg", "μg")
-    lower = re.sub("[а-яё]+", lambda match: _CYRILLIC.get(match[0], match[0]), lower)
+    lower = re.sub(r"[а-яё]+|[a-zμ]+|[^\W\da-zμа-яё_]+", lambda match: _WORDS.get(match[0], match[0]), lower)
     lower = re.sub(r"/(d?l|ml|min)/1$", r"/\1", lower)  # of a header, whose hyphens are gone
     lower = re.sub(r"(?<=[a-zμ]) per (?=[a-zμ])", "/", lower)
     lower = re.sub(r"[ ·*.]*\b(d?l|ml|μl|min)\^?[-−]\^?1\b", r"/\1", lower)

@@ -11,7 +11,7 @@ from typing import Any
 from vlm.config import VitalConfig
 from vlm.data.embedded import EmbeddedImage
 from vlm.data.units import conversion, units_of
-from vlm.data.words import FEMALE, MALE, MISSING, NO, OTHER, YES, plain_word
+from vlm.data.words import FEMALE, MALE, MISSING, NO, OTHER, YES, is_missing_word, plain_word
 from vlm.errors import UserError
 
 MISSING_WORDS = MISSING
@@ -30,6 +30,7 @@ _DATE = re.compile(
 )
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SAME = str.maketrans({**dict.fromkeys("·∙⋅‧٫", "."), **dict.fromkeys("−‐‑‒–—―﹣", "-"), **dict.fromkeys("’‘`´", "'")})
+_SLASHES = str.maketrans("⁄∕", "//")
 LONGEST = 100
 """Characters of the longest cell that is looked at as a value."""
 
@@ -49,7 +50,7 @@ def read_value(vital: VitalConfig, cell: Any, where: str, unit: str = "") -> flo
 def is_missing(cell: Any) -> bool:
     """Nothing, or one of the words that stand for it."""
     if isinstance(cell, str):
-        return len(cell) <= LONGEST and clean(cell).lower() in MISSING_WORDS
+        return len(cell) <= LONGEST and is_missing_word(clean(cell))
     return (
         cell is None
         or type(cell).__name__ in ("NAType", "NaTType")  # pandas' own, without a second's import of it
@@ -217,12 +218,17 @@ def split_pressure(cell: Any, where: str) -> tuple[Any, Any]:
     """
     if is_missing(cell):
         return "", ""
-    text = clean(str(cell)[: LONGEST + 1])
+    text = clean(str(cell)[: LONGEST + 1].translate(_SLASHES))
+    text = re.sub(r"^(?:bp|ад|rr|ta|nibp|blood pressure)[ :=]*(?=\d)", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<=\d) ?([^\W\d]+)(?= ?/ ?\d+ ?\1$)", "", text)  # 120 mmHg / 80 mmHg
     parts = text.split("/") if text.count("/") == 1 and "(" not in text else _parts_of_pressure(text)
     if len(parts) != 2:
         raise UserError(
             f"{where}: {quoted(cell)} is no blood pressure; write systolic/diastolic in mmHg, such as 125/80"
         )
+    high, low = (re.fullmatch(r" ?(\d{2,3})(?:[.,]\d+)?\b.*", part) for part in parts)
+    if high and low and int(high[1]) < int(low[1]):
+        raise UserError(f"{where}: {quoted(cell)}: the systolic is below the diastolic; write such as 125/80")
     unit = re.fullmatch(r" ?[\d.,]+ ?([^\W\d].*)", parts[1])
     return (f"{parts[0]} {unit[1]}" if unit else parts[0]).strip(), parts[1].strip()
 

@@ -1,5 +1,6 @@
 """Words of one meaning in several languages: yes and no, the sexes, what is not known."""
 
+import re
 import unicodedata
 
 
@@ -13,33 +14,54 @@ MISSING = _words("""
     not_recorded not_available not_tested not_performed pending cancelled canceled refused declined unable_to_obtain uto
     haemolysed hemolyzed clotted insufficient qns not_known not_given not_stated unbekannt nicht_bestimmt k.a. inconnu
     non_fait desconocido sconosciuto nieznany неизвестно не_известно не_определено не_определялось нет_данных н/д н.д.
-    未知 不详 不詳 未测 未測 不明 미상 غير_معروف άγνωστο
+    未知 不详 不詳 未测 未測 不明 미상 غير_معروف άγνωστο n/k nk u/k not_applicable not_specified unspecified
+    not_mentioned not_reported no_data blank empty prefer_not_to_say keine_angabe nicht_beurteilbar non_renseigné
+    sin_datos brak_danych не_указано не_указан нд нет_сведений 未说明 未說明 未提及 不适用 無回答
 """) | {""}
 YES = _words("""
     yes y true t positive pos + present detected ja oui si sí sim да д tak ano igen kyllä evet ναι نعم 是 有 阳性 陽性
     はい あり 예 있음 양성 положительный положительно положительная имеется есть positiv positif positivo positiva
-    pozitif dodatni vorhanden présent presente
+    pozitif dodatni vorhanden présent presente j +ve ya có так выявлено обнаружено 存在 真 wahr vrai verdadero
+    verdadeiro vero waar sant sand tosi истина prawda pravda igaz doğru
 """)
 NO = _words("""
     no n false f negative neg - absent nein non não нет н nie ne nem nei nej hayır yok όχι لا 否 无 無 阴性 陰性
     いいえ なし 아니오 없음 음성 отрицательный отрицательно отрицательная отсутствует negativ négatif
-    negativo negativa negatif ujemny fehlt ausente not_present not_detected keine kein
+    negativo negativa negatif ujemny fehlt ausente not_present not_detected keine kein -ve tidak không ні не_выявлено
+    не_обнаружено 不存在 假 falsch faux falso onwaar falskt falsk epätosi ложь fałsz nepravda hamis yanlış
 """)
-UNCERTAIN = _words("uncertain equivocal indeterminate possible questionable unclear unsicher incertain incierto")
+"""With the truth values that a spreadsheet writes in its own language."""
+UNCERTAIN = _words("""
+    uncertain equivocal indeterminate possible questionable unclear inconclusive borderline probable likely
+    suspected not_sure ± +/- unsicher fraglich unklar möglich verdacht incertain douteux incierto dudoso niepewny
+    сомнительно сомнительный под_вопросом возможно подозрение 可疑 疑似 疑い 不确定 不確定
+""")
 FEMALE = _words("""
     f female fem woman w weiblich femme girl frau femenino femenina mujer mulher feminino feminina féminin femmina donna
-    vrouw kvinna kvinde kvinne nainen kobieta k žena ženský nő kadın ж жен жен. женский женская женщина жін жінка
+    vrouw kvinna kvinde kvinne nainen kobieta k žena ženský nő kadın weibl ♀ dame fille девочка 女孩 女生
+    ж жен жен. женский женская женщина жін жінка
     女 女性 女子 여 여성 여자 أنثى انثى γυναίκα θήλυ נקבה หญิง
 """)
 MALE = _words("""
     m male man männlich homme boy h mann herr masculino masculina masculin hombre varón homem maschio uomo mies
-    mężczyzna muž mužský férfi erkek м муж муж. мужской мужская мужчина чол чоловік 男 男性 男子 남 남성 남자 
+    mężczyzna muž mužský férfi erkek männl masc ♂ garçon мальчик 男孩 男生
+    м муж муж. мужской мужская мужчина чол чоловік 男 男性 男子 남 남성 남자
     ذكر άνδρας άρρεν זכר ชาย
 """)
 OTHER = _words("""
-    o other x d divers diverse intersex nonbinary non-binary undetermined ambiguous u другой другое 其他
+    o other x d divers diverse intersex nonbinary non-binary transgender undetermined indeterminate ambiguous u другой
+    другое 其他
 """)
 """Of the sexes: neither, or not stated."""
+
+
+_SQUEEZED = {re.sub("[. ]", "", word) for word in MISSING}
+
+
+def is_missing_word(text: str) -> bool:
+    """Whether a text is one of `MISSING`, in whatever case and with or without its points: `N.A.`, `k. A.`."""
+    word = plain_word(text)
+    return word in MISSING or re.sub("[. ]", "", word) in _SQUEEZED
 
 
 def plain_word(text: str) -> str:

@@ -36,13 +36,15 @@ def from_patient(
         notes.append(f"the Patient's gender is {gender}: {sex.name} is not given")
     age = _vital(schema, AGE, "age")
     if born is not None and age is not None:
-        day = date.today() if seen == UNDATED else seen.date()
+        day, whose = (date.today(), "today") if seen == UNDATED else (seen.date(), "the newest Observation")
+        died = _day(patient.get("deceasedDateTime"))
+        if died is not None and died < day:
+            day, whose = died, "the day of death"
         pair = conversion(age, "years")
         if pair is None:
             notes.append(f"left out the Patient's birthDate: {age.name} is in {age.unit or 'no unit'}, not in years")
         else:
             values[age.name] = pair[0] * _years(born, day, place) + pair[1]
-            whose = "today" if seen == UNDATED else "the newest Observation"
             rough = "" if len(str(born)) == 10 else ", from the middle of what the birthDate says"
             notes.append(f"{age.name} is that of {day.isoformat()}, {whose}{rough}")
     return values, notes
@@ -55,6 +57,14 @@ def _vital(schema: VitalsSchema, code: str, name: str) -> VitalConfig | None:
     return next(iter(coded or named), None)
 
 
+def _day(text: Any) -> date | None:
+    """The day of a FHIR date or time that names one."""
+    try:
+        return date.fromisoformat(str(text)[:10])
+    except ValueError:
+        return None
+
+
 def _years(born: Any, day: date, place: str) -> float:
     """Whole years, of a child below two whole months as a part of a year; of a year or month alone the middle."""
     if not isinstance(born, str) or not re.fullmatch(r"\d{4}(-\d\d(-\d\d)?)?", born):
@@ -64,7 +74,7 @@ def _years(born: Any, day: date, place: str) -> float:
     except ValueError:
         raise UserError(f"{place}: the birthDate of the Patient is no day of the calendar") from None
     months = 12 * (day.year - birth.year) + day.month - birth.month - (day.day < birth.day)
-    if months < 0 and len(born) == 10:
+    if months < 0 and not day.isoformat().startswith(born):  # of this year or month the middle may be to come
         raise UserError(f"{place}: the Patient is born after {day.isoformat()}")
     months = max(months, 0)
     return float(months // 12) if months >= 24 else months / 12

@@ -51,6 +51,7 @@ def _checked(values: Any, where: str) -> Any:
 
 def _pairs(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    text = text.translate(str.maketrans("：；，＝", ":;,="))
     for part in filter(str.strip, _NEXT.split(text)):
         pair = re.fullmatch(r"([^=:]*?)\s*[=:]\s*(.*)", part.strip(), re.DOTALL)
         name, value = (pair[1].strip("\"' "), pair[2].strip("\"' ")) if pair else ("", "")
