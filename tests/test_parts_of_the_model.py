@@ -168,9 +168,9 @@ def test_a_calibration_that_is_none_is_refused(values: tuple) -> None:
 def test_a_base_in_a_folder_has_no_commit_and_a_digest_of_its_tensors(tiny_model: ClinicalVLM, tmp_path: Path) -> None:
     assert tiny_model.base.commit is None
     assert tiny_model.base_sha256 == base_digest(tiny_model.model_config.llm.base, None)
-    tensors = {"b": torch.arange(6, dtype=torch.float16).reshape(2, 3), "a": torch.ones(1)}
+    tensors = {"a": torch.arange(6, dtype=torch.float16).reshape(2, 3), "b": torch.ones(1)}  # saved in another order
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    listed = [("a", "F32", [1], tensors["a"]), ("b", "F16", [2, 3], tensors["b"])]
+    listed = [("a", "F16", [2, 3], tensors["a"]), ("b", "F32", [1], tensors["b"])]
     entries = [(*entry, hashlib.sha256(value.numpy().tobytes()).hexdigest()) for *entry, value in listed]
     assert base_digest(str(tmp_path), None) == hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
