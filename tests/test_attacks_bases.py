@@ -123,6 +123,14 @@ def test_a_template_that_cannot_be_used_is_one_line_in_bounded_time(kind: str, t
     assert str(error.value).startswith("model.llm.base: ")
 
 
+def test_a_child_that_was_forked_beside_a_held_lock_is_asked_again(tokenizer, monkeypatch) -> None:
+    expected = prompt_ids(tokenizer, "You draft.")
+    monkeypatch.setitem(chat_template.WAIT_SECONDS, "fork", 0.5)
+    monkeypatch.setattr(chat_template, "_limit_this_process", lambda: time.sleep(60))  # in a fork, not in a new process
+    chat_template._render.cache_clear()
+    assert prompt_ids(tokenizer, "You draft.") == expected
+
+
 def test_a_template_reads_the_same_clock_and_dice_in_every_process(tokenizer) -> None:
     template = "{{ range(10 ** 5) | random }} {{ strftime_now('%Y %H %M %S') }} " + BOTH
     texts = set()

@@ -29,7 +29,9 @@ EVIDENCE, WORDS = "\ue000", "\ue001"
 GAP = EVIDENCE + WORDS
 CLOCK = datetime(2024, 7, 26)
 """What a template reads as now, in every run: training and use, and each process of them, must show the same words."""
-CPU_SECONDS, WAIT_SECONDS = 5, 60
+CPU_SECONDS = 5
+WAIT_SECONDS = {"fork": 20, "spawn": 60}
+"""For an answer, on a machine that does much else."""
 MEMORY = 256 << 20
 """Bytes that rendering may take."""
 LONGEST = 1 << 18
@@ -125,25 +127,34 @@ def _conversations(system: str) -> list[list[dict[str, Any]]]:
 @lru_cache(maxsize=64)
 def _render(template: str, system: str, special: tuple[tuple[str, str], ...]) -> tuple[Rendering, ...]:
     """Render every conversation in a child process; raises `UserError` where it exceeds its limits."""
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # fork costs no start
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_render_and_send, args=(sender, template, system, dict(special)), daemon=True)
-    child.start()
-    sender.close()
-    try:
-        answer = json.loads(receiver.recv_bytes()) if receiver.poll(WAIT_SECONDS) else None
-    except (EOFError, OSError):  # killed by a limit
-        answer = None
-    finally:
-        child.kill()
-        child.join()
-        receiver.close()
-    if answer is None:
+    # A fork costs no start. But where another thread holds a lock at that moment, it may wait for ever.
+    for method in ("fork", "spawn") if sys.platform == "linux" else ("spawn",):
+        answer = _ask_child(method, template, system, dict(special))
+        if answer is not None:
+            break
+    if not answer:
         raise UserError(
             f"model.llm.base: its chat template takes more than {CPU_SECONDS} seconds or {MEMORY >> 20} MiB to render; "
             "such a template is not run"
         )
-    return tuple(Rendering(*values) for values in answer)
+    return tuple(Rendering(*values) for values in json.loads(answer))
+
+
+def _ask_child(method: str, *job: Any) -> bytes | None:
+    """Run `_render_and_send` in a child; returns what it sent, nothing where a limit ended it, None if it is silent."""
+    context: Any = multiprocessing.get_context(method)
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_render_and_send, args=(sender, *job), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv_bytes() if receiver.poll(WAIT_SECONDS[method]) else None
+    except (EOFError, OSError):
+        return b""
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
 
 
 def _render_and_send(sender: "Connection", template: str, system: str, special: dict[str, str]) -> None:
