@@ -1,11 +1,7 @@
 """The measures of an evaluation and the sentences on them, by value."""
 
-from contextlib import nullcontext
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from vlm.adapter.card import failures, measured
@@ -13,8 +9,7 @@ from vlm.adapter.metadata import eval_results
 from vlm.data.schema import VitalsSchema
 from vlm.evaluation.ablation import SMALL, ArmResult, ablation_measures, macro_auroc, minus, verdicts
 from vlm.evaluation.agreement import Agreement
-from vlm.evaluation.baselines import constant_report, image_features, nearest_reports
-from vlm.evaluation.intervals import draw_weights, mean, patient_bootstrap, ratio
+from vlm.evaluation.intervals import mean
 from vlm.evaluation.measures import (
     Bootstrap,
     auroc_of,
@@ -253,60 +248,3 @@ def test_the_hub_is_told_the_chief_measures() -> None:
         ("rouge", "ROUGE-L, with 95 % interval 0.400 (0.300 to 0.500)", 0.4),
     ]
     assert list(eval_results({"labels": {"a": {"auroc": est(None)}}})) == []
-
-
-class Pictures:
-    """Cases with pixels of one value for each channel; an empty report is none."""
-
-    def __init__(self, colours: list, reports: list[str], has_image: list[bool] | None = None) -> None:
-        self.colours, self.reports = torch.tensor(colours), reports
-        self.has_image = has_image or [True] * len(reports)
-        self.rows = {"sections": [[report] if report else [] for report in reports]}
-
-    def __len__(self) -> int:
-        return len(self.reports)
-
-    def __getitem__(self, index: int) -> dict:
-        pixels = self.colours[index][:, None, None].expand(2, 4, 4)
-        return {"pixel_values": pixels, "has_image": self.has_image[index]}
-
-    def report(self, index: int) -> str:
-        return self.reports[index]
-
-
-PLAIN = SimpleNamespace(
-    device=torch.device("cpu"), eval=lambda: None, autocast=nullcontext, vision=SimpleNamespace(cnn=lambda x: x)
-)
-
-
-def test_the_nearest_is_nearest_in_direction_and_has_a_report() -> None:
-    train = Pictures([[1.0, 0], [0, 9.0], [2.0, 2.0], [0, 1.0]], ["right", "", "between", "up"])
-    asked = Pictures([[5.0, 0.1], [0.1, 3], [0.03, 0.02], [7.0, 0]], ["x"] * 4, [True, True, True, False])
-    np.testing.assert_allclose(image_features(PLAIN, train, 3), [[1, 0], [0, 1], [0.5**0.5] * 2, [0, 1]], atol=1e-6)
-    features = image_features(PLAIN, asked, 2)
-    np.testing.assert_allclose(np.linalg.norm(features, axis=1), [1, 1, 1, 0], atol=1e-6)
-    assert nearest_reports(PLAIN, train, asked, 2)[:3] == ["right", "up", "between"]
-
-
-def test_the_strongest_constant_report() -> None:
-    normal, opacity, both = "Clear lungs.", "Opacity.", "Opacity. Cardiomegaly."
-    assert constant_report([normal] * 3 + [opacity, both]) == opacity  # F1 4/8; of both findings 6/13
-    assert constant_report([normal, opacity] + [both] * 3) == both  # F1 14/17; of one 8/12
-    open_twice = ["Cardiomegaly.", opacity, "Possible opacity.", "Possible opacity."]
-    assert constant_report(open_twice) == opacity, "what a reference leaves open is not invented"
-    assert constant_report(["No opacity.", normal, normal]) == normal and constant_report(["", ""]) == ""
-
-
-def test_a_ratio_over_one_case_and_the_interval_of_known_draws() -> None:
-    assert ratio(np.array([3.0, 1]), np.array([1.0, 0]))(np.array([[1.0, 5]]))[0] == 8
-    assert ratio(np.array([3.0]), np.array([0.25]))(np.array([[1.0]]))[0] == 12
-    values, patients = np.arange(20.0), [f"p{n:02}" for n in range(20)]
-    drawn = draw_weights(np.arange(20), 400, np.random.default_rng(7)) @ values / 20
-    found = patient_bootstrap(mean(values), patients, 400, seed=7)
-    assert found == pytest.approx((9.5, np.quantile(drawn, 0.025), np.quantile(drawn, 0.975)))
-    ten = patient_bootstrap(mean(values[:10]), patients[:10], 1)
-    assert ten.low == ten.high is not None and patient_bootstrap(mean(values[:9]), patients[:9], 400).low is None
-    half = lambda weights: np.where(np.arange(len(weights)) % 2 == 0, 1.0, np.nan)  # noqa: E731
-    assert patient_bootstrap(half, patients, 400) == (1, 1, 1), "half of the draws are enough"
-    few = lambda weights: np.where(np.arange(len(weights)) % 3 == 0, 1.0, np.nan)  # noqa: E731
-    assert patient_bootstrap(few, patients, 400) == (1, None, None)
