@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlm.evaluation.intervals import mean, patient_bootstrap, ratio
+from vlm.evaluation.intervals import draw_weights, mean, patient_bootstrap, ratio
 from vlm.evaluation.probability import auroc
 
 
@@ -49,6 +49,21 @@ def test_a_ratio_is_that_of_the_sums() -> None:
     weights = np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
     above, below = np.array([2.0, 6.0, 3.0]), np.array([0.0, 2.0, 2.0])
     np.testing.assert_allclose(ratio(above, below)(weights), [11 / 4, 15 / 6, np.nan])
+
+
+def test_a_ratio_over_one_case_and_the_interval_of_known_draws() -> None:
+    assert ratio(np.array([3.0, 1]), np.array([1.0, 0]))(np.array([[1.0, 5]]))[0] == 8
+    assert ratio(np.array([3.0]), np.array([0.25]))(np.array([[1.0]]))[0] == 12
+    values, patients = np.arange(20.0), [f"p{n:02}" for n in range(20)]
+    drawn = draw_weights(np.arange(20), 400, np.random.default_rng(7)) @ values / 20
+    found = patient_bootstrap(mean(values), patients, 400, seed=7)
+    assert found == pytest.approx((9.5, np.quantile(drawn, 0.025), np.quantile(drawn, 0.975)))
+    ten = patient_bootstrap(mean(values[:10]), patients[:10], 1)
+    assert ten.low == ten.high is not None and patient_bootstrap(mean(values[:9]), patients[:9], 400).low is None
+    half = lambda weights: np.where(np.arange(len(weights)) % 2 == 0, 1.0, np.nan)  # noqa: E731
+    assert patient_bootstrap(half, patients, 400) == (1, 1, 1), "half of the draws are enough"
+    few = lambda weights: np.where(np.arange(len(weights)) % 3 == 0, 1.0, np.nan)  # noqa: E731
+    assert patient_bootstrap(few, patients, 400) == (1, None, None)
 
 
 def coverage(cohorts: int, seed: int) -> float:

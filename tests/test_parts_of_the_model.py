@@ -1,16 +1,24 @@
 """The small parts of the model, each against its formula."""
 
+import hashlib
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from vlm.config import FusionConfig, LLMConfig, VitalConfig
 from vlm.errors import UserError
+from vlm.model.base_files import _header, base_digest, weight_files
 from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.fusion import EvidenceTokens, JointVector
-from vlm.model.llm import choose_unpacking, embedding_rms, embedding_scale, fingerprint
+from vlm.model.llm import choose_unpacking, context_length, embedding_rms, embedding_scale, fingerprint
 from vlm.model.loss import LossSum
 from vlm.model.projection import NamedProjector, TokenProjector, name_embeddings
 from vlm.model.vitals import CLIP, VitalFeatures, pressure_state
@@ -151,5 +159,61 @@ def test_a_calibration_that_is_none_is_refused(values: tuple) -> None:
     with pytest.raises(UserError, match="calibration: temperature"):
         Calibration(*values)
     assert Calibration(1e-4).temperature == 1e-4 and Calibration(1e4).temperature == 1e4
+    with pytest.raises(FrozenInstanceError):
+        Calibration().temperature = 0.0  # type: ignore[misc]
     assert Calibration(2.0, 12, 15).describe() == "probabilities calibrated on 12 patients who were not trained on"
     np.testing.assert_allclose(Calibration(1e4).probabilities(torch.tensor([1e4])), [1 / (1 + np.exp(-1))], rtol=1e-5)
+
+
+def test_a_base_in_a_folder_has_no_commit_and_a_digest_of_its_tensors(tiny_model: ClinicalVLM, tmp_path: Path) -> None:
+    assert tiny_model.base.commit is None
+    assert tiny_model.base_sha256 == base_digest(tiny_model.model_config.llm.base, None)
+    tensors = {"a": torch.arange(6, dtype=torch.float16).reshape(2, 3), "b": torch.ones(1)}  # saved in another order
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    listed = [("a", "F16", [2, 3], tensors["a"]), ("b", "F32", [1], tensors["b"])]
+    entries = [(*entry, hashlib.sha256(value.numpy().tobytes()).hexdigest()) for *entry, value in listed]
+    assert base_digest(str(tmp_path), None) == hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def test_the_files_of_a_base_are_those_of_its_index(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"it has no model\.safetensors"):
+        weight_files(str(tmp_path), None)
+    names = {"x": "two.safetensors", "y": "one.safetensors", "z": "two.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (tmp_path / "one.safetensors").touch()
+    with pytest.raises(ValueError, match=r"two\.safetensors is missing, which its index names"):
+        weight_files(str(tmp_path), None)
+    (tmp_path / "two.safetensors").touch()
+    assert [file.name for file in weight_files(str(tmp_path), None)] == ["one.safetensors", "two.safetensors"]
+    (tmp_path / "model.safetensors").touch()
+    assert weight_files(str(tmp_path), None) == [tmp_path / "model.safetensors"]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="so it is an adapter and no base"):
+        weight_files(str(tmp_path), None)
+
+
+def test_the_header_of_a_base_fits_its_file() -> None:
+    def file(header: bytes, values: bytes = b"", length: int | None = None) -> memoryview:
+        return memoryview((len(header) if length is None else length).to_bytes(8, "little") + header + values)
+
+    one = b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"__metadata__":{"format":"pt"}}'
+    header, start = _header(file(one, b"abc"), "x")
+    assert header == {"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}} and start == 8 + len(one)
+    assert _header(file(b"{}"), "x") == ({}, 10)
+    for broken in (memoryview(b"1234567"), file(b"{", length=1), file(b"{}", length=3)):
+        with pytest.raises(ValueError, match="x is no whole safetensors file; fetch it again"):
+            _header(broken, "x")
+    with pytest.raises(ValueError, match=f"x has {len(one) + 10} bytes, .* {len(one) + 11}; it was cut off, fetch"):
+        _header(file(one, b"ab"), "x")
+    with pytest.raises(ValueError, match=f"x has {len(one) + 12} bytes, .* {len(one) + 11}; fetch it again"):
+        _header(file(one, b"abcd"), "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "length"),
+    [({"max_position_embeddings": 1}, 1), ({"max_position_embeddings": 0, "n_positions": 9}, 9), ({}, None),
+     ({"max_position_embeddings": None, "max_seq_len": 7, "n_positions": 9}, 7), ({"n_positions": 2.5}, None)],
+)  # fmt: skip
+def test_the_length_that_a_base_was_made_to_read(values: dict, length: int | None) -> None:
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**values))
+    assert context_length(SimpleNamespace(config=config)) == length

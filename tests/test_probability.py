@@ -74,6 +74,18 @@ def test_one_class_alone_has_no_auroc() -> None:
     assert np.isnan(probability.average_precision(np.zeros(5), np.arange(5.0))(np.ones((1, 5)))[0])
 
 
+def test_the_intercept_by_hand_and_where_there_is_none() -> None:
+    """Above 0 where the probabilities are too low: three of four at 0.5 are positive, so logit 3/4."""
+    half, one = np.full(4, 0.5), np.ones((1, 4))
+    assert probability.calibration_intercept(np.array([1.0, 1, 1, 0]), half)(one)[0] == pytest.approx(np.log(3))
+    assert probability.calibration_intercept(np.array([0.0, 0, 0, 1]), half)(one)[0] == pytest.approx(-np.log(3))
+    light = np.array([[0.25, 0.25, 0.25, 0.25], [1, 1, 1, 0]])
+    found = probability.calibration_intercept(np.array([1.0, 1, 1, 0]), half)(light)
+    assert found[0] == pytest.approx(np.log(3)) and np.isnan(found[1]), "a draw without a negative has none"
+    for y in (np.zeros(4), np.ones(4)):
+        assert np.isnan(probability.calibration_intercept(y, half)(one)[0])
+
+
 def test_the_temperature_undoes_overconfidence() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3000, 2))
