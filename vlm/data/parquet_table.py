@@ -47,10 +47,12 @@ def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
 
 def _opened(path: Path) -> pq.ParquetFile:
     """The file, with texts left in their dictionaries; raises `UserError` for one that says it unfolds too far."""
-    limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
+    limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20,
+              "arrow_extensions_enabled": False}  # fmt: skip
     with pq.ParquetFile(path, **limits) as file:
         _refuse_bombs(path, file.metadata)
-        texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+        kinds = _kinds(file)
+        texts = [name for name, kind in kinds.items() if _is_text(kind) and not _width(kind)]
         if _has_prefixes(file.metadata):  # Arrow makes no dictionary of these
             texts = []
     return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
@@ -71,25 +73,46 @@ def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
         raise UserError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes; that is no table of cases")
 
 
+def _kinds(file: pq.ParquetFile) -> dict[str, pa.DataType]:
+    """The type of each column as it is stored, without a meaning that Arrow has for it, such as JSON or a tensor."""
+    schema = file.schema_arrow
+    types = [kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind for kind in schema.types]
+    return dict(zip(schema.names, types, strict=True))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_bytes(kind)
+    is_long = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return is_long or _is_bytes(kind)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_long = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return is_long or bool(_width(kind))
+
+
+def _width(kind: pa.DataType) -> int:
+    """Bytes of each value of a column of bytes that are all as long, which Arrow writes out however often one stands
+    there; 0 for other kinds."""
+    return kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0
 
 
 def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
     """The cells of each column and their number, as many rows at a time as hold a bounded text."""
-    flat = [name for name in kept if not pa.types.is_nested(file.schema_arrow.field(name).type)]
-    nested = {name: _stand_in(file.schema_arrow.field(name).type) for name in kept if name not in flat}
+    kinds = _kinds(file)
+    nested = {name: _stand_in(kinds[name]) for name in kept if pa.types.is_nested(kinds[name])}
+    flat = [name for name in kept if name not in nested]
     most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
     total = 0
-    for batch in file.iter_batches(batch_size=_batch_size(file.metadata, len(kept), rows), columns=flat):
+    width = sum(_width(kinds[name]) for name in flat)
+    for batch in file.iter_batches(batch_size=_batch_size(file.metadata, len(kept), rows, width), columns=flat):
+        stored = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in batch.columns]
+        batch = pa.record_batch(stored, names=flat)
         sizes = sum((_text_sizes(column, name, path) for name, column in zip(flat, batch.columns, strict=True)),
                     np.zeros(batch.num_rows, np.int64))  # fmt: skip
+        if sizes.max(initial=0) > LONGEST_ROW:
+            raise UserError(f"{path}: a row is longer than 8 million characters")
         total += int(sizes.sum())
         if total > most:
             raise UserError(f"{path}: its text is more than {MOST_REPEATED:,} times as long as the file; that is no "
@@ -102,10 +125,10 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
             yield [cells[name] for name in kept], len(piece)
 
 
-def _batch_size(metadata: pq.FileMetaData, columns: int, rows: int) -> int:
-    """Rows whose cells and bytes are few, as far as the file says how long they are."""
+def _batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int) -> int:
+    """Rows whose cells and bytes are few, as far as the file says how long they are; each has at least `width`."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
+    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0) + width
     few = 4 if _has_prefixes(metadata) else rows
     return max(1, min(rows, MOST_CELLS // max(columns, 1), int(FRAME_TEXT / max(longest, 1.0)), few))
 
