@@ -205,6 +205,32 @@ def test_every_answer_is_marked_for_browsers(url: str, path: str) -> None:
     assert bool(scripts) == (path in ("/", "/docs"))
 
 
+@pytest.mark.parametrize("folder", ["assets", "static", "static/fonts", "static-offline-docs"])
+def test_a_name_that_no_file_may_have_is_not_found(url: str, folder: str) -> None:
+    assert httpx.get(f"{url}/{folder}/{'a' * 5000}").status_code == 404
+
+
+NO_HTTP = {
+    "another protocol": b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n",
+    "no path": b"GET\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+    "two lengths": b"POST /v1/report HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "another coding": b"POST /v1/report HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "NUL": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+def test_what_is_no_http_gets_a_marked_answer(url: str, name: str) -> None:
+    head = raw(url, NO_HTTP[name]).lower().partition(b"\r\n\r\n")[0].decode()
+    assert head.startswith("http/1.1 400 ")
+    for line in ("x-content-type-options: nosniff", "x-frame-options: deny", "referrer-policy: no-referrer",
+                 "cache-control: no-store", "content-security-policy: default-src 'none'"):  # fmt: skip
+        assert f"\r\n{line}" in head
+    assert "\r\nserver:" not in head
+
+
 def test_a_nonce_is_of_one_answer(url: str) -> None:
     first, second = httpx.get(url), httpx.get(url)
     assert first.headers["content-security-policy"] != second.headers["content-security-policy"]
