@@ -10,6 +10,7 @@ import pytest
 
 from tests.serving import serving
 from vlm.adapter import load
+from vlm.app.__main__ import reserve
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.guard import Access, read_token
@@ -187,6 +188,12 @@ def test_a_token_is_read_from_a_file_or_the_environment(
             read_token(None)
     with pytest.raises(UserError, match=r"--token_file: .*: No such file"):
         read_token(tmp_path / "none")
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "", "nowhere.invalid"])
+def test_a_host_that_is_none_is_one_line(host: str) -> None:
+    with pytest.raises(UserError, match=f"^--host, --port: cannot listen on {host}:1: "):
+        reserve(host, 1)
 
 
 # ---------------------------------------------------------------------------------------------- headers
