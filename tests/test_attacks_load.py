@@ -3,6 +3,8 @@
 import base64
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -114,6 +116,19 @@ def test_an_honest_client_is_answered_beside_hundreds(url: str, way: str) -> Non
             answer = httpx.post(f"{url}/v1/report", json={"vitals": {"glucose": 8}}, timeout=20)
             assert answer.status_code == 200 and time.monotonic() - start < 10, answer.text
         assert httpx.get(url, timeout=20).status_code == 200
+
+
+def test_clients_that_read_nothing_keep_nobody_out(url: str) -> None:
+    unread = 8 * (b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\n" + HOST + b"\r\n")
+    with crowd(url, unread, MOST):
+        deadline = time.monotonic() + connections.READER_SECONDS / 2
+        while True:
+            try:
+                assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+                break
+            except httpx.TransportError:  # those before it are still being answered
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
 
 
 def test_a_draft_that_is_written_is_not_ended_for_others(url: str, app: Any) -> None:
@@ -262,3 +277,16 @@ def test_a_defect_that_is_asked_for_a_hundred_times_is_one_line(
                     assert answer.json()["detail"].endswith("the server's log says where")
     told = capfd.readouterr().err
     assert told.count("RuntimeError in test_attacks_load.py") == told.count("\n") == 1 and "Jane" not in told
+
+
+def test_warnings_of_libraries_stay_off_the_log() -> None:
+    """Such as those of a form's parser, which has one for each broken form, with bytes of it."""
+    code = """
+import logging
+from vlm.app.connections import server_config
+server_config(None)
+logging.getLogger("python_multipart").warning("Jane Doe")
+logging.getLogger("asyncio").error("Jane Doe")
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stderr == told.stdout == ""

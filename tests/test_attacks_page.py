@@ -92,10 +92,7 @@ def test_an_own_upload_is_read_once(url: str, service: Service) -> None:
         (name,) = own.upload(png()).json()
         file = {"path": name, "meta": META, "orig_name": "jane.png", "url": "http://evil.example/x.png", "size": 1}
         assert own.join(own.uploading(), [file]).status_code == 200
-        assert (
-            "As the model sees it, 32 × 32 pixels" in json.loads('"' + own.results().replace('"', "'")[:0] + '"')
-            or True
-        )
+        assert "As the model sees it, 32 × 32 pixels" in own.results()
         assert own.join(own.uploading(), [file]).status_code == 403
     assert len(service.uploads) == 0 and not list(service.folder.rglob("*.png"))
 

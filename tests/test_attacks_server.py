@@ -10,6 +10,7 @@ import pytest
 
 from tests.serving import serving
 from vlm.adapter import load
+from vlm.app.__main__ import reserve
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.guard import Access, read_token
@@ -189,6 +190,12 @@ def test_a_token_is_read_from_a_file_or_the_environment(
         read_token(tmp_path / "none")
 
 
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "", "nowhere.invalid"])
+def test_a_host_that_is_none_is_one_line(host: str) -> None:
+    with pytest.raises(UserError, match=f"^--host, --port: cannot listen on {host}:1: "):
+        reserve(host, 1)
+
+
 # ---------------------------------------------------------------------------------------------- headers
 
 
@@ -203,6 +210,32 @@ def test_every_answer_is_marked_for_browsers(url: str, path: str) -> None:
     scripts = [part for part in policy.split("; ") if part.startswith("script-src")]
     assert all("unsafe-inline" not in part and "nonce-" in part for part in scripts)
     assert bool(scripts) == (path in ("/", "/docs"))
+
+
+@pytest.mark.parametrize("folder", ["assets", "static", "static/fonts", "static-offline-docs"])
+def test_a_name_that_no_file_may_have_is_not_found(url: str, folder: str) -> None:
+    assert httpx.get(f"{url}/{folder}/{'a' * 5000}").status_code == 404
+
+
+NO_HTTP = {
+    "another protocol": b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n",
+    "no path": b"GET\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+    "two lengths": b"POST /v1/report HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "another coding": b"POST /v1/report HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "NUL": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+def test_what_is_no_http_gets_a_marked_answer(url: str, name: str) -> None:
+    head = raw(url, NO_HTTP[name]).lower().partition(b"\r\n\r\n")[0].decode()
+    assert head.startswith("http/1.1 400 ")
+    for line in ("x-content-type-options: nosniff", "x-frame-options: deny", "referrer-policy: no-referrer",
+                 "cache-control: no-store", "content-security-policy: default-src 'none'"):  # fmt: skip
+        assert f"\r\n{line}" in head
+    assert "\r\nserver:" not in head
 
 
 def test_a_nonce_is_of_one_answer(url: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -146,3 +147,40 @@ def test_random_bodies_cost_one_line_each_and_never_a_traceback(url: str, capfd:
     assert codes == {200, 422}
     told = capfd.readouterr().err
     assert "Traceback" not in told and "Jane" not in told and told.count("\n") == 0
+
+
+CODECS = ["punycode", "idna", "undefined", "utf-16", "utf-7", "unicode_escape", "raw_unicode_escape", "zlib", "rot13"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_form_names_no_codec_of_python(url: str, codec: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Some take minutes for a megabyte, some raise what nobody expects, some read other keys than those that came."""
+    for charset in (codec, f'"{codec.upper()}"'):
+        text = b"a-" + b"kva" * 80_000
+        body = b'--x\r\nContent-Disposition: form-data; name="vitals"\r\n\r\n' + text + b"\r\n--x--\r\n"
+        headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+        answer = httpx.post(f"{url}/v1/report", content=body, headers=headers, timeout=5)
+        assert answer.status_code == 415 and answer.json()["detail"] == "content-type: a form is sent in UTF-8"
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8", '; charset="UTF-8"', "; charset=us-ascii"])
+def test_a_form_in_utf_8_is_read(url: str, charset: str) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="glucose"\r\n\r\n8.5\r\n--x--\r\n'
+    headers = {"content-type": f"Multipart/Form-Data; boundary=x{charset}"}
+    answer = httpx.post(f"{url}/v1/report", content=body, headers=headers, timeout=30)
+    assert answer.status_code == 200 and answer.json()["vitals"] == {"glucose": 8.5}
+
+
+def test_an_image_that_is_sent_is_no_file_on_the_disk(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starlette writes what is larger than 1 MiB into the temporary folder."""
+
+    def roll(file: Any) -> None:
+        raise AssertionError("written to the disk")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", roll)
+    monkeypatch.setattr("starlette.formparsers.MultiPartParser.spool_max_size", 1000)
+    picture = np.random.default_rng(0).integers(0, 256, (100, 100), dtype=np.uint8)
+    data = cv2.imencode(".bmp", picture)[1].tobytes()
+    assert len(data) > 10_000
+    assert httpx.post(f"{url}/v1/report", files={"image": data}, timeout=30).status_code == 200

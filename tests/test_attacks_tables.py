@@ -160,6 +160,44 @@ def image_names_of_one_large(path: Path) -> None:
     pq.write_table(pa.table({"image": images}), path, compression="none")
 
 
+def one_width(path: Path) -> None:
+    """Arrow writes these out, however often one stands there."""
+    pq.write_table(pa.table({"note": pa.array([b"a" * MIB] * 700, pa.binary(MIB))}), path, compression="zstd")
+
+
+def tensors(path: Path) -> None:
+    values = pa.FixedSizeListArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), 240 * MIB), 20 * MIB)
+    kind = pa.fixed_shape_tensor(pa.int8(), (20 * MIB,))
+    pq.write_table(pa.table({"id": range(12), "note": pa.ExtensionArray.from_storage(kind, values)}), path)
+
+
+def json_of_arrow(path: Path) -> None:
+    values = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"' + "a" * (30 * MIB) + '"']))
+    pq.write_table(pa.table({"note": values.take(pa.array([0] * 8))}), path, compression="zstd")
+
+
+def views(path: Path) -> None:
+    pq.write_table(pa.table({"note": pa.array(["a" * (20 * MIB)] * 10, pa.string_view())}), path, compression="zstd")
+
+
+def wide_texts(path: Path) -> None:
+    columns = {f"c{number}": ["a" * (5 * MIB)] for number in range(10)}
+    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False)
+
+
+def gzip_name(path: Path) -> None:
+    packed = gzip.compress(b"id,note\n1,2\n", mtime=0)
+    path.write_bytes(packed[:3] + b"\x08" + packed[4:10] + b"n" * (30 * MIB) + b"\0" + packed[10:])
+
+
+def gzip_zeros(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"id,note\n1,2\n") + bytes(30 * MIB))
+
+
+def parquet_columns(path: Path) -> None:
+    pq.write_table(pa.table({f"c{number}": [1] for number in range(15_000)}), path)
+
+
 def json_endless_line(path: Path) -> None:
     gz(path, (b'{"id": "', 1), (b"a" * MIB, 60))
 
@@ -245,6 +283,14 @@ ATTACKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "image prefixes": ("t.parquet", image_prefixes, "its text is more than 1,000 times as long"),
     "names of one large": ("t.parquet", image_names_of_one_large, "column image: a cell is longer than 8 million"),
     "a giant in lists": ("t.parquet", nested_lists, ""),
+    "a giant of one width": ("t.parquet", one_width, "its text is more than 1,000 times as long"),
+    "tensors": ("t.parquet", tensors, ""),
+    "JSON of Arrow": ("t.parquet", json_of_arrow, "column note: a cell is longer than 8 million characters"),
+    "views of a giant": ("t.parquet", views, "column note: a cell is longer than 8 million characters"),
+    "a row of long texts": ("t.parquet", wide_texts, "a row is longer than 8 million characters"),
+    "a gzip with an endless name": ("t.csv.gz", gzip_name, "its gzip header, or what stands behind its data"),
+    "a gzip with endless zeros": ("t.csv.gz", gzip_zeros, "its gzip header, or what stands behind its data"),
+    "very many columns of Parquet": ("t.parquet", parquet_columns, ""),
     "a JSON line without end": ("t.jsonl.gz", json_endless_line, "line 1 is longer than 8 million characters"),
     "deep JSON": ("t.jsonl", json_deep, "row 1 is no JSON object"),
     "very many objects": ("t.jsonl", json_objects, ""),

@@ -73,8 +73,9 @@ def reserve(host: str, port: int) -> socket.socket:
         reserved = socket.socket(family, kind)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(address)
-    except OSError as error:
-        raise UserError(f"--host, --port: cannot listen on {host}:{port}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # the latter of what cannot be a name
+        reason = error.strerror if isinstance(error, OSError) else "no host name"
+        raise UserError(f"--host, --port: cannot listen on {host[:80]}:{port}: {reason}") from None
     return reserved
 
 

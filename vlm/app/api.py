@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 
 import vlm
 from vlm.app.about import Adapter
-from vlm.app.bodies import Bodies, read_json
+from vlm.app.bodies import Bodies, form_of, read_json
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.guard import Access, Guard
 from vlm.app.service import Busy, Job, Service
@@ -179,7 +179,7 @@ async def read_case(request: Request) -> tuple[Case, bytes | None]:
     if kind == "application/json":
         return await run_in_threadpool(_read_json_case, await request.body())
     if kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=500, max_part_size=1 << 18) as form:
+        async with form_of(request, files=1, fields=500, largest=1 << 18) as form:
             return await _read_form(form)
     raise HTTPException(415, f"send multipart/form-data or application/json, not {kind[:80] or 'an untyped body'}")
 

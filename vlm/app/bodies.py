@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -10,6 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 from fastapi import HTTPException, Request
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 IDLE_SECONDS = 10.0
 """Without a byte."""
@@ -59,6 +63,36 @@ class Bodies:
             yield Request(request.scope, receive)
         finally:
             self.held -= mine
+
+
+class _InMemory(MultiPartParser):
+    """Starlette's parser, which writes no file of a case to the disk; the whole body is bounded already."""
+
+    spool_max_size = sys.maxsize
+
+
+@asynccontextmanager
+async def form_of(request: Request, files: int, fields: int, largest: int) -> AsyncIterator[FormData]:
+    """A request's multipart form, of UTF-8 alone: Python's other codecs raise nearly anything, or take minutes.
+
+    `largest` is of a field, in bytes. Raises `HTTPException`.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind != b"multipart/form-data":
+        raise HTTPException(415, "send multipart/form-data")
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"us-ascii"):
+        raise HTTPException(415, "content-type: a form is sent in UTF-8")
+    parser = _InMemory(
+        request.headers, request.stream(), max_files=files, max_fields=fields, max_part_size=largest
+    )  # fmt: skip
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def read_json(data: bytes | str) -> Any:

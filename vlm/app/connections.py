@@ -1,11 +1,15 @@
 """Bound what open connections may take: uvicorn has no time limit for a request's head, and none for slow readers."""
 
 import asyncio
+import logging
 import time
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vlm.app.headers import marked_headers
 
 MOST_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
@@ -18,6 +22,7 @@ _STREAMS = "/gradio_api/"
 
 def server_config(app: Any, **named: Any) -> uvicorn.Config:
     """How uvicorn serves the app. No log: one of requests holds what clients sent, one of errors may quote a case."""
+    logging.getLogger().addHandler(logging.NullHandler())  # else Python prints warnings of libraries on stderr
     return uvicorn.Config(app, http=BoundedProtocol, ws="none", log_level="critical", access_log=False,
                           server_header=False, timeout_graceful_shutdown=3, **named)  # fmt: skip
 
@@ -64,7 +69,17 @@ class BoundedProtocol(H11Protocol):
     def resume_writing(self) -> None:
         if self._reader is not None:
             self._reader.cancel()
+            self._reader = None
         super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, marked as every other answer is."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+            start = h11.Response(status_code=400, headers=marked_headers(headers), reason=b"Bad Request")
+            for event in (start, h11.Data(data=msg.encode("ascii", "replace")), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     @property
     def is_idle(self) -> bool:
@@ -73,8 +88,8 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the client has not sent a whole request yet."""
-        return self.is_idle or self.cycle.more_body
+        """Whether the client has not sent a whole request yet, or does not take its answer."""
+        return self.is_idle or self.cycle.more_body or self._reader is not None
 
     @property
     def is_stream(self) -> bool:

@@ -17,14 +17,14 @@ from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import UploadFile
 
-from vlm.app.bodies import Bodies, read_json
+from vlm.app.bodies import Bodies, form_of, read_json
 from vlm.app.service import Service
 from vlm.app.uploads import Full
 
 COOKIE = "clinical-vlm-session"
 LARGEST_EVENT = 1 << 18
 """Bytes of an event's data: the form's fields."""
-LONGEST_TEXT = 10_000
+LONGEST_TEXT, LONGEST_PATH = 10_000, 200
 MOST_EVENTS, MOST_EVENTS_OF_ALL = 32, 512
 """Events of one page, and of all, whose results nobody has fetched yet."""
 ABANDONED = 60.0
@@ -60,6 +60,8 @@ class Gate:
 
     async def _answer(self, request: Request, send: Any) -> None:
         method, path = request.method, request.url.path
+        if len(path) > LONGEST_PATH:
+            raise HTTPException(404, "there is no such page")
         if method in ("GET", "HEAD") and _FIXED.fullmatch(path):
             await self._pass(request, send if path != "/" else self._with_cookie(request, send))
         elif method == "GET" and path == _DATA:
@@ -115,11 +117,9 @@ class Gate:
     async def _upload(self, request: Request, send: Any) -> None:
         """Keep one file for its session, and answer its name as Gradio answers a path."""
         session = _session(request)
-        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            raise HTTPException(415, "send multipart/form-data")
         async with (
             self.bodies.reading(request) as counted,
-            counted.form(max_files=1, max_fields=1, max_part_size=1 << 10) as form,
+            form_of(counted, files=1, fields=1, largest=1 << 10) as form,
         ):
             file = form.get("files")
             data = await file.read() if isinstance(file, UploadFile) else None

@@ -80,7 +80,11 @@ class Marked:
         await self._send({"type": "http.response.body", "body": page})
 
     def _marked(self, headers: Any, policy: str) -> list[tuple[bytes, bytes]]:
-        own = {**_FIXED, b"content-security-policy": policy.encode()}
         library = _LIBRARIES.match(self._path)
-        own[b"cache-control"] = b"private, max-age=86400" if library else b"no-store"
-        return [(name, value) for name, value in headers if name not in own and name not in _DROPPED] + [*own.items()]
+        return marked_headers(headers, policy, b"private, max-age=86400" if library else b"no-store")
+
+
+def marked_headers(headers: Any, policy: str = "", cache: bytes = b"no-store") -> list[tuple[bytes, bytes]]:
+    """An answer's headers with those for browsers in place of its own."""
+    own = {**_FIXED, b"content-security-policy": (policy or content_policy()).encode(), b"cache-control": cache}
+    return [(name, value) for name, value in headers if name not in own and name not in _DROPPED] + [*own.items()]

@@ -18,6 +18,8 @@ FREE_UNPACKED = 1 << 25
 """Bytes that any compressed file may unpack to."""
 MOST_RATIO = 100
 """Times its own size that a larger one may; real tables take 5 to 40."""
+MOST_SINGLE_BYTES = 1 << 16
+"""Bytes of a gzipped file outside its data; real ones have a file's name there."""
 TOO_LONG = "is longer than 8 million characters; is a quote opened and never closed, or is this no table?"
 
 
@@ -26,12 +28,24 @@ def open_bytes(path: Path) -> BinaryIO:
     return cast(BinaryIO, _Gunzip(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
+class _Packed(io.FileIO):
+    """Packed bytes; Python reads the name in a gzip header and the zeros behind the data one by one, for minutes."""
+
+    ones = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.ones += size == 1
+        if self.ones > MOST_SINGLE_BYTES:
+            raise OSError("its gzip header, or what stands behind its data, is far too long")
+        return super().read(size) or b""
+
+
 class _Gunzip(gzip.GzipFile):
     """Gzip that stops where little has become far too much."""
 
     def __init__(self, path: Path) -> None:
-        self._packed = path.open("rb")
-        super().__init__(fileobj=self._packed, mode="rb")
+        self._packed = _Packed(path)
+        super().__init__(fileobj=cast(BinaryIO, self._packed), mode="rb")
         self._path = path
 
     def close(self) -> None:

@@ -49,12 +49,14 @@ def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """The file, with texts left in their dictionaries; raises `UserError` for one that says it unfolds too far."""
-    limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}
+    limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20,
+              "arrow_extensions_enabled": False}  # fmt: skip
     with pq.ParquetFile(path, **limits) as file:
         _refuse_bombs(path, file.metadata)
-        texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
-        images = [field for field in file.schema_arrow if is_image_struct(field.type)]
-        texts += [f"{field.name}.{part.name}" for field in images for part in field.type if _is_text(part.type)]
+        kinds = _kinds(file)
+        texts = [name for name, kind in kinds.items() if _is_text(kind) and not _width(kind)]
+        images = [(name, kind) for name, kind in kinds.items() if is_image_struct(kind)]
+        texts += [f"{name}.{part.name}" for name, kind in images for part in kind if _is_text(part.type)]
         if _has_prefixes(file.metadata):  # Arrow makes no dictionary of these
             texts = []
     return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
@@ -75,22 +77,47 @@ def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
         raise UserError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes; that is no table of cases")
 
 
+def _kinds(file: pq.ParquetFile) -> dict[str, pa.DataType]:
+    """The type of each column as it is stored, without a meaning that Arrow has for it, such as JSON or a tensor."""
+    schema = file.schema_arrow
+    types = [kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind for kind in schema.types]
+    return dict(zip(schema.names, types, strict=True))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_bytes(kind)
+    is_long = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return is_long or is_bytes(kind) or pa.types.is_binary_view(kind) or bool(_width(kind))
+
+
+def _may_hold_images(kind: pa.DataType) -> bool:
+    return is_bytes(kind) or is_image_struct(kind)
+
+
+def _width(kind: pa.DataType) -> int:
+    """Bytes of each value of a column of bytes that are all as long, which Arrow writes out however often one stands
+    there; 0 for other kinds."""
+    return kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0
 
 
 def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
     """The cells of each column and their number, as many rows at a time as hold a bounded text."""
-    kinds = {name: file.schema_arrow.field(name).type for name in kept}
-    flat = [name for name, kind in kinds.items() if is_image_struct(kind) or not pa.types.is_nested(kind)]
-    nested = {name: _stand_in(kind) for name, kind in kinds.items() if name not in flat}
+    kinds = _kinds(file)
+    flat = [name for name in kept if is_image_struct(kinds[name]) or not pa.types.is_nested(kinds[name])]
+    nested = {name: _stand_in(kinds[name]) for name in kept if name not in flat}
     most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
     total = first = 0
-    for batch in file.iter_batches(batch_size=batch_size(file.metadata, len(kept), rows), columns=flat):
-        sizes = sum((_text_sizes(column, name, path) for name, column in zip(flat, batch.columns, strict=True)),
-                    np.zeros(batch.num_rows, np.int64))  # fmt: skip
+    width = sum(_width(kinds[name]) for name in flat)
+    for batch in file.iter_batches(batch_size=batch_size(file.metadata, len(kept), rows, width), columns=flat):
+        stored = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in batch.columns]
+        batch = pa.record_batch(stored, names=flat)
+        nothing = np.zeros(batch.num_rows, np.int64)
+        lengths = {name: _text_sizes(column, name, path) for name, column in zip(flat, batch.columns, strict=True)}
+        texts = [length for name, length in lengths.items() if not _may_hold_images(kinds[name])]
+        if sum(texts, nothing).max(initial=0) > LONGEST_ROW:
+            raise UserError(f"{path}: a row is longer than 8 million characters")
+        sizes = sum(lengths.values(), nothing)
         total += int(sizes.sum())
         if total > most:
             raise UserError(f"{path}: its text is more than {MOST_REPEATED:,} times as long as the file; that is no "
@@ -105,10 +132,10 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
         first += batch.num_rows
 
 
-def batch_size(metadata: pq.FileMetaData, columns: int, rows: int) -> int:
-    """Rows whose cells and bytes are few, as far as the file says how long they are."""
+def batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int = 0) -> int:
+    """Rows whose cells and bytes are few, as far as the file says how long they are; each has at least `width`."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
+    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0) + width
     few = 4 if _has_prefixes(metadata) else rows
     return max(1, min(rows, MOST_CELLS // max(columns, 1), int(FRAME_TEXT / max(longest, 1.0)), few))
 
