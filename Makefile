@@ -35,7 +35,7 @@ demo: install
 	@echo "  runs/demo/figures           correlations and losses"
 
 test: install lint
-	$(BIN)/python -m pytest --cov=vlm --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov=vlm --cov-report=term:skip-covered
 
 soak: install
 	$(BIN)/python -m pytest -m soak
