@@ -1,4 +1,4 @@
-"""The baselines by value: the nearest training case and the strongest constant report."""
+"""What a model is held against, by value: the nearest training case, the strongest constant report, nobody's image."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from vlm.evaluation.arms import _donors
 from vlm.evaluation.baselines import constant_report, image_features, nearest_reports
 
 
@@ -49,3 +50,11 @@ def test_the_strongest_constant_report() -> None:
     open_twice = ["Cardiomegaly.", opacity, "Possible opacity.", "Possible opacity."]
     assert constant_report(open_twice) == opacity, "what a reference leaves open is not invented"
     assert constant_report(["No opacity.", normal, normal]) == normal and constant_report(["", ""]) == ""
+
+
+def test_nobody_is_minus_one() -> None:
+    """Else a case without an image would be another case when its image is withheld, and drafted again."""
+    has, patients = np.array([True, False, True]), np.array([0, 1, 0])
+    assert _donors(has, patients, "own", 0).tolist() == [0, -1, 2]
+    for shown in ("none", "blank", "swapped"):  # all images are of one patient
+        assert _donors(has, patients, shown, 0).tolist() == [-1, -1, -1]
