@@ -16,6 +16,7 @@ import pytest
 from vlm.config import DataConfig, SectionConfig, TableConfig, VitalConfig
 from vlm.data.catalog import CATALOG, resolve_vitals
 from vlm.data.check.run import CheckOptions, check_table
+from vlm.data.image_names import ImageFolder
 from vlm.data.labels import LabelReader, parse_labels
 from vlm.data.reading import TableOptions, read_table, reading_notes
 from vlm.data.schema import VitalsSchema
@@ -250,6 +251,11 @@ def test_a_word_for_nothing_is_no_report_and_no_image(tmp_path: Path) -> None:
     cohort = load_table(DataConfig(source="table", root=str(tmp_path), table=table))
     assert cohort.dataset["sections"] == [[""], [""], [""], ["Normal."]]
     assert cohort.dataset["image"] == [None] * 4
+    assert f"{tmp_path / 't.csv'}: column report: 3 cells such as 'NA' are read as no report" in cohort.warnings
+    images = ImageFolder(tmp_path)
+    assert [images.find_if_named(name) for name in ("", "NA", "-")] == [(None, "")] * 3  # as in drafts of a table
+    with pytest.raises(UserError, match="no image file"):
+        images.find_if_named("scan")
 
 
 def test_columns_in_another_case_are_taken_and_said(tmp_path: Path) -> None:

@@ -116,3 +116,12 @@ def test_split_metrics_are_exact_means_and_skip_the_unknown() -> None:
     bce = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(-1.0))])
     assert metrics["eval_loss_ce"] == pytest.approx(9 / 6) and metrics["eval_loss_bce"] == pytest.approx(bce)
     assert metrics["eval_loss"] == pytest.approx(0.25 * bce + 0.75 * 1.5) and metrics["eval_auroc"] == 1.0
+
+
+def test_classes_that_are_apart_have_no_calibration_line() -> None:
+    y, p = np.array([0.0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
+    weights = np.array([[1.0, 1, 1, 1], [1, 0, 1, 0]])
+    assert np.isnan(probability.calibration_line(y, p)(weights)).all()
+    mixed = np.array([0.1, 0.85, 0.8, 0.9])
+    found = probability.calibration_line(y, mixed)(weights)
+    assert np.isfinite(found[0]) and np.isnan(found[1])  # the second draw leaves out what lies between

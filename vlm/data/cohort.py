@@ -20,7 +20,7 @@ from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
 from vlm.data.storage import column, hashes, matrix, write_rows
 from vlm.data.values import suspected_unit
-from vlm.data.words import is_missing_word, plain_word
+from vlm.data.words import plain_word
 from vlm.errors import UserError
 
 datasets.disable_progress_bars()
@@ -239,11 +239,10 @@ def image_cells(
             cells.append({"path": store.keep(text, f"{where}: row {number}"), "bytes": None})
             continue
         try:
-            cells.append({"path": images.find(text), "bytes": None} if text else None)
+            path, _ = images.find_if_named(text)
         except UserError as error:
-            if not is_missing_word(text):  # `NA`, and no file of that name
-                raise UserError(f"{where}: row {number}: {error}") from None
-            cells.append(None)
+            raise UserError(f"{where}: row {number}: {error}") from None
+        cells.append({"path": path, "bytes": None} if path else None)
     return cells
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 from vlm.data.embedded import EmbeddedImage
+from vlm.data.words import is_missing_word
 from vlm.errors import UserError
 
 EXTENSIONS = (
@@ -85,6 +86,15 @@ class ImageFolder:
         self._first = self._first or (text, found)
         self._otherwise += 1
         return path, f"the image {text!r:.200} is read from {_plain(found)}"
+
+    def find_if_named(self, name: str) -> tuple[str | None, str]:
+        """`find_with_note`; None and nothing without a name, and for a word such as `NA` that no file has."""
+        try:
+            return self.find_with_note(name) if name else (None, "")
+        except UserError:
+            if is_missing_word(name):
+                return None, ""
+            raise
 
     def notes(self, named: bool = True) -> list[str]:
         """A sentence on the names that were not found as written, and one on empty files, where there were any.

@@ -90,6 +90,8 @@ class _Reader:
     label_notes: list[str] = field(default_factory=list)
     store: ImageStore = field(default_factory=ImageStore)
     """Where images that lie in the table are kept."""
+    no_reports: dict[str, list[str]] = field(default_factory=dict)
+    """Column of reports → its cells that are a word for nothing, such as `NA`."""
 
     def __post_init__(self) -> None:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
@@ -103,7 +105,11 @@ class _Reader:
     def notes(self, path: Path) -> list[str]:
         """What was taken for what, where the table does not say it in so many words."""
         taken = [f"{name} is read from column {column}" for name, column in self.renamed.items()]
-        return [f"{path}: {note}" for note in ([", ".join(taken)] if taken else []) + self.label_notes]
+        nothing = [
+            f"column {name}: {len(cells):,} cells such as {cells[0]!r} are read as no report"
+            for name, cells in self.no_reports.items()
+        ]
+        return [f"{path}: {note}" for note in ([", ".join(taken)] if taken else []) + nothing + self.label_notes]
 
     @cached_property
     def images(self) -> ImageFolder:
@@ -130,7 +136,7 @@ class _Reader:
                 self.faults.add(f"{where}: row {number}: {table.patient or table.id} {what}; the split is by patient")
         nothing = [""] * len(frame)
         probabilities = pd.Series(_cells(frame, column.get(table.probability), where) or nothing, index=frame.index)
-        sections = [_reports(_cells(frame, column[section.column], where)) for section in table.report]
+        sections = [self._reports(column[section.column], frame, where) for section in table.report]
         fixed = frame[column[table.split]] if table.split else None
         return {
             "id": ids,
@@ -143,6 +149,13 @@ class _Reader:
             "context": _cells(frame, column.get(table.context), where) or nothing,
             "probability": _probabilities(probabilities, where, table.probability, self.faults),
         }
+
+    def _reports(self, name: str, frame: pd.DataFrame, where: str) -> list[str]:
+        """Texts of a report's part; a word that stands for nothing, such as `NA`, is no text to learn."""
+        texts = _cells(frame, name, where)
+        if nothing := [text for text in texts if text and is_missing_word(text)]:
+            self.no_reports.setdefault(name, []).extend(nothing)
+        return ["" if is_missing_word(text) else text for text in texts]
 
     def _images(self, names: pd.Series, where: str) -> list[dict | None]:
         """Image cells; where one is faulty, row by row, so that all are named."""
@@ -174,11 +187,6 @@ def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
         if isinstance(value, list | dict | bytes | EmbeddedImage):
             raise UserError(f"{where}: row {number}: {name}: {quoted(value)} is no text")
     return [_text(value) for value in frame[name]]
-
-
-def _reports(cells: list[str]) -> list[str]:
-    """Texts of a report's part; a word that stands for nothing, such as `NA`, is no text to learn."""
-    return ["" if is_missing_word(text) else text for text in cells]
 
 
 def _probabilities(cells: pd.Series, path: str, column: str | None, faults: Faults) -> list[float | None]:

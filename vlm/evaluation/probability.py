@@ -100,8 +100,14 @@ def _recalibrate(
         determinant = np.maximum(haa * hbb - hab**2, 1e-12)
         a = a + np.clip((hbb * ga - hab * gb) / determinant, -5, 5)
         b = b + np.clip((haa * gb - hab * ga) / determinant, -5, 5)
-    finite = (np.abs(a) < 50) & (np.abs(b) < 50)
-    return np.where(finite, a, np.nan), np.where(finite, b, np.nan)
+    (lowest_0, highest_0), (lowest_1, highest_1) = (_extremes(x, (weights > 0) & (targets == c)) for c in (0, 1))
+    overlap = (lowest_1 < highest_0) & (lowest_0 < highest_1)
+    return np.where(overlap, a, np.nan), np.where(overlap, b, np.nan)
+
+
+def _extremes(x: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest of N values among those that count in each draw, D × N; two arrays of D."""
+    return np.where(counted, x, np.inf).min(1), np.where(counted, x, -np.inf).max(1)
 
 
 def net_benefit(targets: np.ndarray, probabilities: np.ndarray, threshold: float) -> Statistic:

@@ -228,7 +228,7 @@ def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedRe
             data = (embedded or EmbeddedReader()).read(row.image, where)
             picture, note = to_square(decode_image(data, where), engine.model.spec.image), ""
         else:
-            picture, note = images.find_with_note(row.image) if row.image else (None, "")
+            picture, note = images.find_if_named(row.image)
         example, warnings = engine.prepare(picture, row.vitals, row.context)
         return _Prepared(row, example, (*warnings, note) if note else warnings)
     except Exception as error:
