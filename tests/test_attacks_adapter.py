@@ -58,7 +58,7 @@ WRONG_TYPES: dict[str, tuple[Spoil, str]] = {
     "bomb for labels": (config(lambda c: c.update(labels=BOMB)), "is no list of names"),
     "bomb for a hash": (
         config(lambda c: c.update(base_fingerprint=[BOMB])),
-        "base_fingerprint: is 16 digits from 0 to f",
+        "base_fingerprint: .* is no text",
     ),
     "text for a number": (part("vision", grid="2"), "vision.grid: must be a whole number, not '2'"),
     "part of a whole number": (part("vision", grid=2.0), "vision.grid: must be a whole number, not '2.0'"),

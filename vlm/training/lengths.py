@@ -33,7 +33,7 @@ def check_lengths(prompt: Prompt, datasets: Mapping[str, CaseDataset], max_new_t
     """
     lines = []
     for split, dataset in datasets.items():
-        long = list(_long_cases(prompt, dataset))
+        long = list(_long_cases(prompt, dataset)) if len(dataset) else []
         if long:
             case = max(long, key=lambda case: case.tokens)
             lines.append(
