@@ -15,7 +15,7 @@ from vlm.inference.arguments import cluster_of, engine_of, parse_arguments
 
 
 def draft_table(arguments: argparse.Namespace) -> None:
-    from vlm.data.reading import TableOptions, reading_notes
+    from vlm.data.ingest.read import TableOptions, reading_notes
     from vlm.inference.command import draft_table
     from vlm.inference.many import TableColumns, TableJob
 
@@ -43,7 +43,7 @@ def main() -> None:
         draft_table(arguments)
         return
     if arguments.explain:
-        from vlm.explanation.command import explain_case
+        from vlm.explanation.explained_draft import explain_case
 
         explain_case(arguments, sys.stdout)
         return

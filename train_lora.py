@@ -5,7 +5,7 @@
 
 import sys
 
-from vlm.cli import parse_config
+from vlm.config.parsing import parse_config
 from vlm.errors import run_program
 
 

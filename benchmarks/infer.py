@@ -21,11 +21,11 @@ import torch
 
 from benchmarks.machine import copy_rate, timed
 from vlm.adapter import load
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
+from vlm.inference.backends.llamacpp import LlamaCpp
 from vlm.inference.engine import Case, Engine, ReportEngine
-from vlm.inference.engines import LlamaCppEngine, make_engine
-from vlm.inference.llamacpp import LlamaCpp
 from vlm.inference.many import TableColumns, TableJob
+from vlm.inference.open_engine import LlamaCppEngine, make_engine
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.weights import gguf_of_wheel
 
@@ -35,7 +35,7 @@ VITALS = ("glucose", "systolic", "diastolic", "age")
 
 def test_cases(count: int) -> list[Case]:
     """Image and vitals of the demo's test cases."""
-    from vlm.cli import parse_config
+    from vlm.config.parsing import parse_config
 
     config, _ = parse_config(["--config", str(PROJECT / "configs" / "demo.yaml")])
     cohort = load_cohort(config.data)

@@ -77,9 +77,9 @@ def measure(rows: int, batches: int | None, kind: str) -> dict[str, float]:
 
     from vlm.config import DataConfig, DropoutConfig, SectionConfig, TableConfig, VitalConfig
     from vlm.data.case import CaseSpec
-    from vlm.data.examples import CaseDataset
-    from vlm.data.images import ImageSpec
-    from vlm.data.table import load_table
+    from vlm.data.dataset import CaseDataset
+    from vlm.data.images.image import ImageSpec
+    from vlm.data.ingest.table import load_table
     from vlm.training.trainer import CaseSampler
 
     torch.set_num_threads(1)

@@ -38,8 +38,8 @@ def forget(folder: Path) -> None:
 def prepare(folder: str, cases: int, rows: int, what: str) -> dict[str, float]:
     """Draw the cohort, or read and pack it: seconds, and the peak of the process's own memory."""
     from vlm.config import DataConfig, PhantomConfig
-    from vlm.data.packed.writing import PackOptions, pack
-    from vlm.data.phantom import load_phantom
+    from vlm.data.ingest.phantom import load_phantom
+    from vlm.data.prepare.pack import PackOptions, pack
 
     data = DataConfig(root=f"{folder}/files", phantom=PhantomConfig(cases=cases))
     own, start = OwnMemory(), time.perf_counter()
@@ -57,10 +57,10 @@ def epoch(folder: str, cases: int, source: str, workers: int) -> dict[str, float
 
     from vlm.config import DataConfig, DropoutConfig, PhantomConfig
     from vlm.data.case import CaseSpec
-    from vlm.data.examples import CaseDataset
-    from vlm.data.images import ImageSpec
-    from vlm.data.packed.sampling import ShardSampler, shards_of
-    from vlm.data.sources import load_cohort
+    from vlm.data.dataset import CaseDataset
+    from vlm.data.images.image import ImageSpec
+    from vlm.data.ingest.sources import load_cohort
+    from vlm.data.sampling import ShardSampler, shards_of
     from vlm.training.trainer import CaseSampler
 
     torch.set_num_threads(1)

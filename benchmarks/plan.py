@@ -19,21 +19,21 @@ from typing import Any
 import torch
 
 from benchmarks.train import Recipe
-from vlm.cli import parse_config
 from vlm.config import AugmentConfig, Config, DropoutConfig
+from vlm.config.parsing import parse_config
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Batch, Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.inference.engine import ReportEngine
-from vlm.model.trunk import length_groups
+from vlm.model.decoder import length_groups
 from vlm.plan.cost import Job, Tokens
 from vlm.plan.drafting import pytorch_seconds
 from vlm.plan.gpus import Machine
 from vlm.plan.measured import measure_cpu, timed
-from vlm.plan.memory import MIB
 from vlm.plan.shapes import base_of, cnn_of
 from vlm.plan.terms import Terms
 from vlm.training.dry_run import measure_step
+from vlm.training.memory import MIB
 
 CLOCK = time.process_time
 Point = tuple[str, float, float, str]

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vlm.run_folder import read_log
+from vlm.training.run_folder import read_log
 
 CASES, STEPS, ROWS = 8, 8, 64
 """Cases of a process in a step, steps of a run, rows of a process in a table."""

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.machine import timed
-from vlm.cli import parse_config
 from vlm.config import Config
+from vlm.config.parsing import parse_config
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Batch, Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.dry_run import MIB, longest_cases, measure_step, step_peak
 from vlm.training.run import build_model, case_dataset

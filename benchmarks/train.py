@@ -19,11 +19,11 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.machine import Timing, in_turn, matmul_rate, timed
-from vlm.cli import parse_config
 from vlm.config import AugmentConfig, Config, DropoutConfig
+from vlm.config.parsing import parse_config
 from vlm.data.cohort import Cohort
 from vlm.data.collate import IGNORED, Batch, Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.device import multiplies_bf16
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.loss import joint_loss, label_loss

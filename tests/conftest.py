@@ -149,7 +149,7 @@ def tiny_model_config(tiny_llm: str) -> ModelConfig:
 @pytest.fixture
 def tiny_model(tiny_config: Config):
     """A fresh model on the CPU for `tiny_config`."""
-    from vlm.data.sources import load_cohort
+    from vlm.data.ingest.sources import load_cohort
     from vlm.training.run import build_model
 
     return build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.float32)
@@ -159,7 +159,7 @@ def tiny_model(tiny_config: Config):
 def tiny_adapter(tiny_llm: str, table_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved adapter of the smallest model, untrained; for reading."""
     from vlm.adapter import save
-    from vlm.data.sources import load_cohort
+    from vlm.data.ingest.sources import load_cohort
     from vlm.training.run import build_model
 
     config = Config(data=table_config(table_root), model=tiny_model_config(tiny_llm))
@@ -171,7 +171,7 @@ def tiny_adapter(tiny_llm: str, table_root: Path, tmp_path_factory: pytest.TempP
 def tiny_batch(tiny_config: Config, tiny_model):
     """A training batch of six cases: with and without image, vitals, label and report."""
     from vlm.data.collate import Collator
-    from vlm.data.sources import load_cohort
+    from vlm.data.ingest.sources import load_cohort
     from vlm.training.run import case_dataset
 
     config = replace(tiny_config, data=replace(tiny_config.data, dropout=DropoutConfig(0, 0, 0)))

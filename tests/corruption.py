@@ -1,6 +1,6 @@
 """Damage to a sealed folder: bits, cuts, zeros, files lost, swapped or lengthened; every one must be refused by name.
 
-`campaign` takes any folder that `vlm.durable` sealed, and whatever loads it.
+`campaign` takes any folder that `vlm.atomic` sealed, and whatever loads it.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm.durable import MANIFEST
+from vlm.atomic import MANIFEST
 from vlm.errors import UserError
 
 

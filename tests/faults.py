@@ -1,4 +1,4 @@
-"""A disk that fails: it dies, fills or breaks at a chosen change, counted over all that `vlm.durable` makes."""
+"""A disk that fails: it dies, fills or breaks at a chosen change, counted over all that `vlm.atomic` makes."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import vlm.durable
+import vlm.atomic
 
 
 class Died(BaseException):
@@ -15,7 +15,7 @@ class Died(BaseException):
 
 
 class Disk:
-    """Stands in for `os` and `shutil` in `vlm.durable`; counts opens for writing, writes, fsyncs, renames and so on.
+    """Stands in for `os` and `shutil` in `vlm.atomic`; counts opens for writing, writes, fsyncs, renames and so on.
 
     `at` is the change to fail at, from 1, and `fail` what happens there: it raises or ends the process. What was
     changed and not flushed until then is remembered, so that `lose_power` can take it back.
@@ -111,8 +111,8 @@ def refuse(number: int) -> Callable[[str], None]:
 
 
 def install(disk: Disk, monkeypatch: Any = None) -> Disk:
-    """Put the disk under `vlm.durable`, until the test ends or for good."""
+    """Put the disk under `vlm.atomic`, until the test ends or for good."""
     put = monkeypatch.setattr if monkeypatch else setattr
-    put(vlm.durable, "os", disk)
-    put(vlm.durable, "shutil", disk)
+    put(vlm.atomic, "os", disk)
+    put(vlm.atomic, "shutil", disk)
     return disk

@@ -64,10 +64,10 @@ def serve() -> None:
     import torch
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    import vlm.evaluation.run
+    import vlm.evaluation.evaluate
     import vlm.inference.command
     import vlm.training.run  # noqa: F401
-    from vlm.cli import parse_config
+    from vlm.config.parsing import parse_config
 
     parse_config([])
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vlm.data.readers.layout import CHEXPERT_LABELS
+from vlm.data.ingest.readers.common import CHEXPERT_LABELS
 
 
 def picture(path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from tests.conftest import steady, table_config, tiny_model_config
 from tests.forks import Forks
-from vlm.cli import to_yaml
 from vlm.config import Config, DropoutConfig, EvaluationConfig, LossConfig, RunConfig, TrainConfig
-from vlm.run_folder import read_log
+from vlm.config.parsing import to_yaml
+from vlm.training.run_folder import read_log
 
 
 def write_config(tiny_llm: str, table_root: Path, folder: Path, **train: Any) -> Path:

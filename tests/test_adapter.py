@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from vlm.adapter import FILES, load, save, starting_weights
 from vlm.adapter.card import card
+from vlm.atomic import seal
 from vlm.config import Config
-from vlm.data.sources import load_cohort
-from vlm.durable import seal
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model

@@ -9,9 +9,10 @@ import pytest
 from huggingface_hub import errors
 from safetensors.numpy import save_file
 
-from vlm.adapter import hub, reading
+from vlm.adapter import hub
+from vlm.adapter import validate as reading
 from vlm.adapter.layout import FILES, REQUIRED, digest
-from vlm.adapter.reading import is_fetched, largest_size, read_header
+from vlm.adapter.validate import is_fetched, largest_size, read_header
 from vlm.errors import UserError
 
 

@@ -23,7 +23,7 @@ from vlm.app.api import make_api
 from vlm.app.service import Limits, Service
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
-from vlm.inference.report import NOTICE
+from vlm.report import NOTICE
 
 TOKENS = 6
 VITALS: list[dict[str, Any]] = [

@@ -28,13 +28,14 @@ from tests.test_strangers import (  # noqa: F401
     vital,
     watched,
 )
-from vlm.adapter import bounds, load, read_config, reading, resolve, save
+from vlm.adapter import bounds, load, read_config, resolve, save
 from vlm.adapter import hub as hub_room
-from vlm.cli import parse_config
+from vlm.adapter import validate as reading
+from vlm.atomic import seal
 from vlm.config import Config
-from vlm.durable import seal
+from vlm.config.parsing import parse_config
 from vlm.errors import UserError
-from vlm.inference.report import Report
+from vlm.report import Report
 
 LEVELS = ["&a0 [x,x,x,x,x,x,x,x,x]"] + [f"&a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
 BOMB = f"[{', '.join(LEVELS)}]"
@@ -234,7 +235,7 @@ def test_nothing_is_fetched_where_no_size_was_told(hub, folder: Path, monkeypatc
 def test_ones_own_config_may_take_a_cnn_of_a_repository_and_its_adapter_names_none(
     tiny_config: Config, tiny_llm: str, tmp_path: Path, monkeypatch
 ) -> None:
-    from vlm.data.sources import load_cohort
+    from vlm.data.ingest.sources import load_cohort
     from vlm.training.run import build_model
 
     options: dict[str, Any] = {}
@@ -320,7 +321,7 @@ def test_a_card_is_measured_before_it_is_parsed(head: str) -> None:
 
 def test_a_runs_config_is_measured_before_it_is_parsed(tmp_path: Path) -> None:
     from vlm.evaluation.compare import _options
-    from vlm.training.watch import _read_config
+    from vlm.training.monitor.watch import _read_config
 
     (tmp_path / "config.yaml").write_text(f"train: {BOMB}")
     for read in (lambda: _options(tmp_path), lambda: _read_config(tmp_path / "config.yaml")):

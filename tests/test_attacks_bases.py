@@ -16,13 +16,13 @@ from tests.conftest import CHAT_TEMPLATE
 from tests.families import write_base
 from vlm import cache
 from vlm.adapter import load, save
+from vlm.atomic import MANIFEST, seal
 from vlm.cache import check_kept, private_folder, remembered
 from vlm.config import Config, PromptConfig
 from vlm.data import chat_template
 from vlm.data.chat_template import prompt_ids
+from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
-from vlm.data.sources import load_cohort
-from vlm.durable import MANIFEST, seal
 from vlm.errors import UserError
 from vlm.model.base_files import base_digest
 from vlm.model.clinical_vlm import ClinicalVLM

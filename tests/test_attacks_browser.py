@@ -24,7 +24,7 @@ from vlm.app.form import _plain
 from vlm.app.guard import Access
 from vlm.app.page import add_page
 from vlm.app.service import Limits, Service
-from vlm.data.schema import VitalsSchema
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.inference.engine import ReportEngine
 
 PROJECT = Path(__file__).resolve().parent.parent

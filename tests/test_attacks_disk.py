@@ -21,18 +21,18 @@ import torch
 from transformers import TrainerCallback
 
 from tests.conftest import read_json, table_config
+from vlm.atomic import open_private, replace_file, replaced, staged
 from vlm.config import Config, EvaluationConfig, RunConfig
-from vlm.data.contents import contents_fingerprint
-from vlm.data.packed.writing import PackOptions, pack
-from vlm.data.sources import load_cohort
-from vlm.durable import open_private, replace_file, replaced, staged
+from vlm.data.fingerprint import contents_fingerprint
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.prepare.pack import PackOptions, pack
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import TableColumns, TableJob
 from vlm.inference.parts import Share, SharedJob
 from vlm.locks import holder_of, locked
-from vlm.run_folder import RunFolder
 from vlm.training.run import train
+from vlm.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_what_means_the_same_is_the_same(name: str, data: Path, tmp_path: Path) 
 
 
 def test_of_many_images_sizes_are_compared(data: Path, monkeypatch) -> None:
-    monkeypatch.setattr("vlm.data.contents.MOST_READ", 1000)
+    monkeypatch.setattr("vlm.data.fingerprint.MOST_READ", 1000)
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
     before = fingerprint(data)
     with (data / "images" / "0.png").open("ab") as file:
@@ -172,13 +172,13 @@ def test_a_batch_of_an_earlier_version_goes_on_and_says_what_it_cannot_know(
     job, tiny_model, tiny_adapter, capsys
 ) -> None:
     lines = draft(job, tiny_model, tiny_adapter)
-    stamp = read_json(job.stamp)
-    job.stamp.write_text(json.dumps({k: v for k, v in stamp.items() if k not in ("contents", "pictures")}))
+    stamp = read_json(job.metadata_file)
+    job.metadata_file.write_text(json.dumps({k: v for k, v in stamp.items() if k not in ("contents", "pictures")}))
     job.output.write_text(json.dumps(lines[0]) + "\n")
     assert len(draft(job, tiny_model, tiny_adapter, resume=True)) == len(lines)
     assert "begun by an earlier version; whether the table and its images" in capsys.readouterr().err
-    assert read_json(job.stamp) == stamp
-    job.stamp.write_text("[")
+    assert read_json(job.metadata_file) == stamp
+    job.metadata_file.write_text("[")
     with pytest.raises(UserError, match=r"drafts\.jsonl\.job\.json: cannot read"):
         draft(job, tiny_model, tiny_adapter, resume=True)
 
@@ -232,8 +232,8 @@ def test_two_at_once_write_no_output_together(what: str, tiny_adapter, data, tmp
     out = tmp_path / "out"
 
     def write() -> None:
-        from vlm.adapter.gguf import write_lora
-        from vlm.adapter.merge import merge
+        from vlm.adapter.export.gguf import write_lora
+        from vlm.adapter.export.merge import merge
         from vlm.evaluation.__main__ import test_adapter as evaluate
 
         options = ["--data.image_size", "32", "--evaluation.ablation", "false", "--evaluation.bootstrap_draws", "2",
@@ -275,13 +275,13 @@ def _evaluate(adapter: Path, data: Path, out: Path) -> None:
 
 
 def _merge(adapter: Path, data: Path, out: Path) -> None:
-    from vlm.adapter.merge import merge
+    from vlm.adapter.export.merge import merge
 
     merge(str(adapter), out, most=1)
 
 
 def _gguf(adapter: Path, data: Path, out: Path) -> None:
-    from vlm.adapter.gguf import write_lora
+    from vlm.adapter.export.gguf import write_lora
 
     write_lora(str(adapter), out)
 
@@ -306,8 +306,8 @@ def _figure(adapter: Path, data: Path, out: Path) -> None:
 
 
 def _check(adapter: Path, data: Path, out: Path) -> None:
-    from vlm.data.check.report import write_html
-    from vlm.data.check.run import CheckOptions, check_table
+    from vlm.data.prepare.check import CheckOptions, check_table
+    from vlm.data.prepare.check_page import write_html
 
     write_html(check_table(data / "cases.csv", CheckOptions(None, {}, ["pathology"])), out)
 
@@ -442,12 +442,12 @@ def _on_another_system(missing: set[str], folder: Path, answers) -> None:
     room = importlib.import_module
     for name in ("training.run", "inference.command", "inference.parts", "evaluation.run", "training.watch", "app"):
         room(f"vlm.{name}")
-    run = room("vlm.run_folder").RunFolder(room("vlm.config").Config(run=RunConfig(folder=str(folder))))
+    run = room("vlm.training.run_folder").RunFolder(room("vlm.config").Config(run=RunConfig(folder=str(folder))))
     with run.locked(), room("vlm.locks").locked(folder / "out"):
-        room("vlm.durable").replace_file(folder / "file", "x")
+        room("vlm.atomic").replace_file(folder / "file", "x")
     array = room("vlm.data.storage").new_array((1000, 1000))
     array[:] = 1
-    peak = room("vlm.training.throughput").peak_memory(torch.device("cpu"))
+    peak = room("vlm.training.monitor.throughput").peak_memory(torch.device("cpu"))
     locks = room("vlm.locks").fcntl is not None
     answers.put((float(array.sum()), os.path.getsize(array.filename), peak == 5, locks))
 

@@ -18,14 +18,14 @@ from PIL import Image
 
 from tests.picture_files import empty_png, many_scans, png_chunk, saved, tiff
 from vlm.config import DataConfig, TableConfig
-from vlm.data.catalog import resolve_vitals
-from vlm.data.check.run import CheckOptions, check_table
-from vlm.data.decoding import DecodeLimits, ImageDecoder
-from vlm.data.image_names import ImageFolder
-from vlm.data.images import ImageSpec, decode_image, to_square
-from vlm.data.packed.writing import PackOptions, pack
-from vlm.data.schema import VitalsSchema
-from vlm.data.sources import load_cohort
+from vlm.data.images.find import ImageFolder
+from vlm.data.images.image import ImageSpec, decode_image, to_square
+from vlm.data.images.sandbox import DecodeLimits, ImageDecoder
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.prepare.check import CheckOptions, check_table
+from vlm.data.prepare.pack import PackOptions, pack
+from vlm.data.vitals.catalog import resolve_vitals
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.inference import many
 from vlm.inference.many import TableJob
@@ -221,7 +221,9 @@ def test_the_worker_knows_no_secret_and_imports_no_pytorch(monkeypatch: pytest.M
         decoder.decode(saved(Image.fromarray(GREY), "PNG"), "x")
         with open(f"/proc/{worker_of(decoder)}/environ", "rb") as file:
             assert b"secret-of-the-parent" not in file.read()
-    script = "import sys, vlm.data.decoding; print(sorted({'torch', 'pandas', 'transformers'} & set(sys.modules)))"
+    script = (
+        "import sys, vlm.data.images.sandbox; print(sorted({'torch', 'pandas', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm.data.limits import LONGEST_ROW
-from vlm.data.reading import read_table
+from vlm.data.ingest.read import read_table
+from vlm.data.size_limits import LONGEST_ROW
 from vlm.errors import UserError
 
 MIB = 1 << 20
@@ -25,7 +25,7 @@ SECONDS = 60
 WATCHED = """
 import json, os, resource, sys, time
 from pathlib import Path
-from vlm.data.reading import read_chunks, read_table
+from vlm.data.ingest.read import read_chunks, read_table
 from vlm.errors import UserError
 
 def peak():

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from vlm.cli import parse_config
 from vlm.config import VitalConfig
+from vlm.config.parsing import parse_config
 from vlm.config.strict import from_dict
-from vlm.data.catalog import CATALOG, in_unit, resolve_vitals
-from vlm.data.schema import VitalsSchema
-from vlm.data.units import conversion
+from vlm.data.vitals.catalog import CATALOG, in_unit, resolve_vitals
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.units import conversion
 from vlm.errors import UserError
 
 

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 from vlm.config import PhantomConfig, SplitConfig
-from vlm.data.check.columns import find_roles
-from vlm.data.check.leaks import check_leaks, splits_of
-from vlm.data.check.pictures import Picture, describe, find_pairs
-from vlm.data.check.run import CheckOptions, check_table
-from vlm.data.phantom import draw_cases
-from vlm.data.phantom_image import draw_chest
+from vlm.data.ingest.phantom import draw_cases
+from vlm.data.ingest.phantom_image import draw_chest
+from vlm.data.prepare.check import CheckOptions, check_table
+from vlm.data.prepare.columns import find_roles
+from vlm.data.prepare.leaks import check_leaks, splits_of
+from vlm.data.prepare.pictures import Picture, describe, find_pairs
 from vlm.data.splits import assign_splits, deviations
 from vlm.errors import UserError
 
@@ -147,7 +147,7 @@ def alter(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def square(picture: np.ndarray) -> np.ndarray:
-    from vlm.data.images import ImageSpec, to_square
+    from vlm.data.images.image import ImageSpec, to_square
 
     return to_square(picture.astype(np.float32), ImageSpec(size=256))
 
@@ -167,7 +167,7 @@ def test_altered_copies_of_drawn_chests_are_found() -> None:
 
 
 def test_altered_copies_of_real_radiographs_are_found_and_others_are_not(covid_root: Path) -> None:
-    from vlm.data.images import read_image
+    from vlm.data.images.image import read_image
 
     files = sorted((covid_root / "images").glob("*"))[:120]
     rng = np.random.default_rng(0)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.cli import parse_config, to_yaml
 from vlm.config import Config
+from vlm.config.parsing import parse_config, to_yaml
 from vlm.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -25,7 +25,7 @@ def test_yaml_reads_and_survives_a_round_trip(file: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config, tmp_path: Path) -> None:
     """With a tiny random LLM and CNN in place of the weights, and the tiny table in place of the data."""
-    from vlm.data.sources import load_cohort
+    from vlm.data.ingest.sources import load_cohort
     from vlm.training.run import RunFolder, build_model, build_trainer
 
     config, _ = parse_config(["--config", str(file), "--run.folder", str(tmp_path)])
@@ -44,7 +44,7 @@ def test_the_example_in_the_readme_is_a_config(tmp_path: Path) -> None:
     """The README's YAML reads, and its columns make a cohort."""
     import re
 
-    from vlm.data.sources import load_cohort
+    from vlm.data.ingest.sources import load_cohort
 
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     file = tmp_path / "job.yaml"

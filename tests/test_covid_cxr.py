@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlm.config import CovidCxrConfig, DataConfig, SplitConfig
-from vlm.data.readers.covid_cxr import image_sentences, load_covid_cxr
+from vlm.data.ingest.readers.covid_cxr import image_sentences, load_covid_cxr
 from vlm.errors import UserError
 
 OLD = "patientid,offset,sex,age,finding,view,modality,folder,filename,clinical_notes,temperature,pO2 saturation"

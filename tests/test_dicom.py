@@ -19,7 +19,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from vlm.data.images import ImageSpec, read_image, to_square
+from vlm.data.images.image import ImageSpec, read_image, to_square
 from vlm.errors import UserError
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 64  # 12 bits

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.cli import to_yaml
 from vlm.config import Config
-from vlm.data.sources import load_cohort
+from vlm.config.parsing import to_yaml
+from vlm.data.ingest.sources import load_cohort
 from vlm.training.dry_run import Allocations, dry_run, longest_cases, measure_step, predicted_gpu, step_peak
 from vlm.training.run import build_model, case_dataset
 

@@ -18,10 +18,10 @@ from transformers import TrainerState
 
 from tests.corruption import campaign
 from tests.faults import Died, Disk, die, install, refuse
-from vlm.durable import MANIFEST, replace_file, seal, staged, verify, write_file
+from vlm.atomic import MANIFEST, replace_file, seal, staged, verify, write_file
 from vlm.errors import UserError
-from vlm.run_folder import checkpoint_folder, newest_whole
 from vlm.training import checkpoints
+from vlm.training.run_folder import checkpoint_folder, newest_whole
 
 
 class Job:

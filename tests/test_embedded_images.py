@@ -14,22 +14,22 @@ import pytest
 from tests.conftest import table_config
 from vlm.adapter import save
 from vlm.config import DataConfig, TableConfig
+from vlm.data.blank_images import glance
 from vlm.data.case import CaseSpec
-from vlm.data.check.run import CheckOptions, check_table
-from vlm.data.contents import contents_fingerprint
+from vlm.data.dataset import CaseDataset, read_square
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.examples import CaseDataset, read_square
-from vlm.data.glance import glance
-from vlm.data.image_store import EmbeddedReader
-from vlm.data.images import ImageSpec
-from vlm.data.packed.writing import PackOptions, pack
-from vlm.data.reading import TableOptions, read_chunks, read_table
-from vlm.data.sources import load_cohort
-from vlm.data.substance import cohort_notes
+from vlm.data.fingerprint import contents_fingerprint
+from vlm.data.images.image import ImageSpec
+from vlm.data.images.store import EmbeddedReader
+from vlm.data.ingest.read import TableOptions, read_chunks, read_table
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.ingest.uninformative import cohort_notes
+from vlm.data.prepare.check import CheckOptions, check_table
+from vlm.data.prepare.pack import PackOptions, pack
 from vlm.errors import UserError
+from vlm.inference.backends.ray import Drafter
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import TableColumns, TableJob
-from vlm.inference.on_ray import Drafter
 from vlm.inference.rows import Row
 
 IMAGE = {
@@ -296,7 +296,7 @@ def test_no_run_goes_on_with_other_options_of_the_table(change, tiny_model, tabl
     other = replace(job, options=TableOptions(**change))
     with pytest.raises(UserError, match=f"was begun with another {next(iter(change))}; name another --output"):
         other.check(adapter, tiny_model.spec.schema, resume=True)
-    stamp = json.loads(job.stamp.read_text())
+    stamp = json.loads(job.metadata_file.read_text())
     del stamp["encoding"], stamp["sheet"]  # as an earlier version wrote it
-    job.stamp.write_text(json.dumps(stamp))
+    job.metadata_file.write_text(json.dumps(stamp))
     assert job.check(adapter, tiny_model.spec.schema, resume=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vlm.config import DataConfig, TableConfig
-from vlm.data.reading import TableOptions, read_table, reading_notes
-from vlm.data.table import load_table
+from vlm.data.ingest.read import TableOptions, read_table, reading_notes
+from vlm.data.ingest.table import load_table
 from vlm.errors import UserError
 
 REPORTS = {

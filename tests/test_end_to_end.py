@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vlm.data.phantom import TABLE, draw_cases
+from vlm.data.ingest.phantom import TABLE, draw_cases
 from vlm.data.splits import assign_splits
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -74,8 +74,8 @@ import sys, json, numpy as np, torch
 torch.set_num_threads(2)
 from vlm import ClinicalVLM
 from vlm.data.collate import Collator
-from vlm.data.examples import CaseDataset
-from vlm.data.phantom import load_phantom
+from vlm.data.dataset import CaseDataset
+from vlm.data.ingest.phantom import load_phantom
 from vlm.config import DataConfig, PhantomConfig
 adapter, root, out = sys.argv[1:]
 model = ClinicalVLM.from_pretrained(adapter)
@@ -137,8 +137,8 @@ def test_a_mistake_is_one_line_also_under_accelerate(tmp_path: Path) -> None:
 
 def test_the_demo_drafts_an_unseen_case_with_its_own_values() -> None:
     """The case named in the Makefile is in the demo's test split, and its vitals are those of its row."""
-    from vlm.cli import parse_config
-    from vlm.data.schema import VitalsSchema
+    from vlm.config.parsing import parse_config
+    from vlm.data.vitals.schema import VitalsSchema
     from vlm.inference.command import read_vitals
 
     makefile = (PROJECT / "Makefile").read_text()

@@ -16,15 +16,15 @@ from transformers import TrainerCallback
 
 from tests.conftest import read_json
 from tests.test_training import trained, with_train
+from vlm.atomic import seal
 from vlm.config import Config, EvaluationConfig, RunConfig
-from vlm.data.sources import load_cohort
-from vlm.durable import seal
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import Stopped, UserError, run_program
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.run_folder import RunFolder, newest_whole, read_log
 from vlm.training.checkpoints import read_weights
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.run import build_model, build_trainer, train
+from vlm.training.run_folder import RunFolder, newest_whole, read_log
 
 
 class AtStep(TrainerCallback):
@@ -122,7 +122,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tiny_config: Config, tm
 HOLD = """
 import sys
 from vlm.config import Config, RunConfig
-from vlm.run_folder import RunFolder
+from vlm.training.run_folder import RunFolder
 folder = RunFolder(Config(run=RunConfig(name="tiny", folder=sys.argv[1])))
 with folder.locked():
     print("locked", flush=True)

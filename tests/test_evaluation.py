@@ -13,16 +13,16 @@ from sklearn.metrics import roc_auc_score
 
 from vlm.config import Config, DataConfig, PhantomConfig
 from vlm.data.case import CaseSpec
-from vlm.data.examples import CaseDataset
-from vlm.data.images import ImageSpec
-from vlm.data.phantom import load_phantom
+from vlm.data.dataset import CaseDataset
+from vlm.data.images.image import ImageSpec
+from vlm.data.ingest.phantom import load_phantom
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.arms import ARMS, ArmCases, all_right
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
+from vlm.evaluation.evaluate import Splits, evaluate
 from vlm.evaluation.figures import correlation_figure, loss_figure, pairwise_correlation
 from vlm.evaluation.measures import contradictions
-from vlm.evaluation.run import Splits, evaluate
 from vlm.evaluation.scoring import CaseScores
 
 
@@ -130,9 +130,9 @@ def test_a_model_is_named_for_what_it_is(
     scores = replace(scores, logits=given.logits, losses=given.losses)
     tiny_model.spec = dataset.spec
     splits = Splits(dataset, dataset, dataset)
-    monkeypatch.setattr("vlm.evaluation.run.Splits.of", lambda *_: splits)
-    monkeypatch.setattr("vlm.evaluation.run.score_cases", lambda *_, **__: scores)
-    monkeypatch.setattr("vlm.evaluation.run.run_arm", reader)
+    monkeypatch.setattr("vlm.evaluation.evaluate.Splits.of", lambda *_: splits)
+    monkeypatch.setattr("vlm.evaluation.evaluate.score_cases", lambda *_, **__: scores)
+    monkeypatch.setattr("vlm.evaluation.evaluate.run_arm", reader)
     metrics = evaluate(tiny_model, cohort, tiny_config, tmp_path / "out")
 
     faults = [verdict["text"] for verdict in metrics["verdicts"] if not verdict["good"]]
@@ -212,7 +212,7 @@ def test_figures_are_readable_pictures(tmp_path: Path) -> None:
 
 def test_a_control_run_keeps_its_targets(tiny_config: Config) -> None:
     """Withholding evidence from every case must not rewrite the reports: its cost is what is measured."""
-    from vlm.data.sources import load_cohort
+    from vlm.data.ingest.sources import load_cohort
 
     cohort = load_cohort(tiny_config.data)
     spec = CaseSpec.fit(cohort, ImageSpec(32), 3)

@@ -6,9 +6,10 @@ from sklearn.metrics import roc_auc_score
 
 from vlm.adapter.card import failures, measured
 from vlm.adapter.metadata import eval_results
-from vlm.data.schema import VitalsSchema
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.evaluation.ablation import SMALL, ArmResult, ablation_measures, macro_auroc, minus, verdicts
 from vlm.evaluation.agreement import Agreement
+from vlm.evaluation.html_report import show
 from vlm.evaluation.intervals import mean
 from vlm.evaluation.measures import (
     Bootstrap,
@@ -19,7 +20,6 @@ from vlm.evaluation.measures import (
     pooled_calibration_error,
     text_loss_measure,
 )
-from vlm.evaluation.page import show
 from vlm.evaluation.scoring import CaseScores, label_auroc, ranked
 from vlm.evaluation.summary import summary_lines
 

@@ -11,9 +11,9 @@ import torch
 
 from vlm.config import AugmentConfig, Config, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec
-from vlm.data.examples import CaseDataset, available_evidence, compose_report
-from vlm.data.images import ImageSpec
-from vlm.data.sources import load_cohort
+from vlm.data.dataset import CaseDataset, available_evidence, compose_report
+from vlm.data.images.image import ImageSpec
+from vlm.data.ingest.sources import load_cohort
 
 SECTIONS = [
     SectionConfig("a", ["image"], "No image."),

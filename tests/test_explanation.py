@@ -14,26 +14,26 @@ import timm
 import torch
 
 from vlm.adapter import load, save
-from vlm.cli import parse_config
 from vlm.config import Config, DataConfig, PhantomConfig
+from vlm.config.parsing import parse_config
 from vlm.data.case import make_example
-from vlm.data.images import to_square
-from vlm.data.phantom_image import SIZE, draw_chest
-from vlm.data.schema import VitalsSchema
-from vlm.data.sources import load_cohort
+from vlm.data.images.image import to_square
+from vlm.data.ingest.phantom_image import SIZE, draw_chest
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, finer_stage, label_heats
-from vlm.explanation.check import Case, check, find_cases, grown, points_at, shuffle_weights, table
-from vlm.explanation.command import explain_case
 from vlm.explanation.explain import explain
+from vlm.explanation.explained_draft import explain_case
 from vlm.explanation.overlay import overlay
+from vlm.explanation.phrases import decisive_spans, finding_spans, named_spans, token_spans, tokens_of
 from vlm.explanation.picture import draw
+from vlm.explanation.pointing_game import Case, check, find_cases, grown, points_at, shuffle_weights, table
 from vlm.explanation.result import Drawn, on_picture
-from vlm.explanation.words import decisive_spans, finding_spans, named_spans, token_spans, tokens_of
 from vlm.inference.arguments import parse_arguments
 from vlm.inference.engine import ReportEngine
-from vlm.inference.report import NOTICE, Report
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.report import NOTICE, Report
 from vlm.training.run import build_model
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -378,7 +378,7 @@ def test_the_check_counts_what_it_says(model: ClinicalVLM, pointed: list[Case], 
             "finding words": [shown(case) for case in pointed],
             "label pathology": [shown(case) for case in pointed],
         }
-        monkeypatch.setattr("vlm.explanation.check.heats", lambda *_, maps=maps: maps)
+        monkeypatch.setattr("vlm.explanation.pointing_game.heats", lambda *_, maps=maps: maps)
         rates = check(model, pointed)["rates"]["as drawn"]
         assert rates["finding words"]["hits"] == rates["label pathology"]["hits"] == wanted
         assert rates["a random point"] == pytest.approx(np.mean([case.mask.mean() for case in pointed]))

@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 
 from tests.conftest import read_json, table_config, tiny_model_config
 from vlm.adapter import load, save
-from vlm.adapter.gguf import write_lora
-from vlm.adapter.merge import merge
-from vlm.adapter.reading import read_header
+from vlm.adapter.export.gguf import write_lora
+from vlm.adapter.export.merge import merge
+from vlm.adapter.validate import read_header
+from vlm.atomic import seal
 from vlm.config import Config
-from vlm.data.sources import load_cohort
-from vlm.durable import seal
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
+from vlm.inference.backends.vllm import VLLMServer
 from vlm.inference.engine import ReportEngine
-from vlm.inference.engines import make_engine
-from vlm.inference.vllm import VLLMServer
+from vlm.inference.open_engine import make_engine
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
 
@@ -98,7 +98,9 @@ def test_what_cannot_be_merged_is_said_and_leaves_nothing(folder: Path, tmp_path
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there: is there already"):
         merge(str(folder), tmp_path / "there")
-    monkeypatch.setattr("vlm.adapter.merge._write_evidence", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "vlm.adapter.export.merge._write_evidence", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         merge(str(folder), tmp_path / "merged", most=1)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
@@ -141,7 +143,7 @@ def test_the_gguf_file_holds_what_peft_adds(model: ClinicalVLM, folder: Path, tm
 def test_llama_cpp_with_the_lora_beside_the_base_says_what_pytorch_says(model, folder, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     from tests.test_llamacpp import write_gguf
-    from vlm.inference.llamacpp import LlamaCpp
+    from vlm.inference.backends.llamacpp import LlamaCpp
 
     write_gguf(model, tmp_path / "base.gguf")
     write_lora(str(folder), tmp_path / "lora.gguf")

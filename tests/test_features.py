@@ -8,7 +8,7 @@ import torch
 
 from vlm.config import AugmentConfig, Config, DropoutConfig
 from vlm.data.collate import Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.training.features import choose_features, keep_features
 from vlm.training.run import build_model, case_dataset
 from vlm.training.trainer import CaseSampler
@@ -49,7 +49,7 @@ def test_an_image_is_read_once(frozen: Config, made, monkeypatch) -> None:
     cohort, model = made
     dataset = case_dataset(frozen, model.spec, cohort, "train")
     keep_features(model, frozen, [dataset])
-    monkeypatch.setattr("vlm.data.examples.read_source", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("vlm.data.dataset.read_source", lambda path: pytest.fail(f"{path} was read again"))
     for epoch in range(2):
         dataset.set_epoch(epoch)
         assert len([dataset[index] for index in range(len(dataset))]) == len(dataset.reports)

@@ -17,14 +17,14 @@ from tests.test_catalog import loinc_check_digit
 from tests.test_inference import infer
 from vlm.adapter import digest, save
 from vlm.config import VitalConfig
-from vlm.data.catalog import CATALOG, in_unit
-from vlm.data.phantom import VITALS as PHANTOM
-from vlm.data.schema import VitalsSchema, describe
-from vlm.data.units import ucum, ucum_conversion
+from vlm.data.ingest.phantom import VITALS as PHANTOM
+from vlm.data.vitals.catalog import CATALOG, in_unit
+from vlm.data.vitals.schema import VitalsSchema, describe
+from vlm.data.vitals.units import ucum, ucum_conversion
 from vlm.errors import UserError
-from vlm.fhir import About, from_fhir, to_fhir
-from vlm.fhir.codes import LOINC
-from vlm.inference.report import NOTICE, Report
+from vlm.inference.fhir import About, from_fhir, to_fhir
+from vlm.inference.fhir.codes import LOINC
+from vlm.report import NOTICE, Report
 
 READY = VitalsSchema(tuple(CATALOG.values()))
 ABOUT = About("f" * 64, "pypi:llm==1/base.gguf", "0.1.0")

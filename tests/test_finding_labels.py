@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vlm.config import Config
-from vlm.data.finding_labels import add_finding_labels
-from vlm.data.table import load_table
+from vlm.data.ingest.finding_labels import add_finding_labels
+from vlm.data.ingest.table import load_table
 from vlm.errors import UserError
 from vlm.training.run import train
 

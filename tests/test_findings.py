@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.indiana import CODES, CodedReport, coded_reports
-from vlm.data.phantom import VITALS
-from vlm.data.schema import VitalsSchema
+from vlm.data.claims import check_numbers
+from vlm.data.ingest.phantom import VITALS
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.evaluation.agreement import NAMES, Agreement
-from vlm.evaluation.numbers import check_numbers
 from vlm.findings import vocabulary
 from vlm.findings.labeller import label
 

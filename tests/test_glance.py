@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from vlm.config import Config
-from vlm.data.check.run import CheckOptions, check_table
-from vlm.data.glance import glance
-from vlm.data.images import ImageSpec
-from vlm.data.packed.writing import PackOptions, pack
-from vlm.data.sources import load_cohort
+from vlm.data.blank_images import glance
+from vlm.data.images.image import ImageSpec
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.prepare.check import CheckOptions, check_table
+from vlm.data.prepare.pack import PackOptions, pack
 from vlm.errors import UserError
 from vlm.training.features import keep_features
 from vlm.training.run import build_model, case_dataset, try_step
@@ -95,6 +95,6 @@ def test_whatever_goes_wrong_in_reading_names_the_file_in_one_line(error, blanks
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("vlm.data.examples.to_square", fail)
+    monkeypatch.setattr("vlm.data.dataset.to_square", fail)
     with pytest.raises(UserError, match=r"\.png: cannot read the image: \w+$"):
         glance(rows, SPEC)

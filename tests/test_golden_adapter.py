@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import read_json
 from vlm.adapter import load
-from vlm.cli import parse_config
+from vlm.config.parsing import parse_config
 from vlm.inference.engine import ReportEngine
-from vlm.run_folder import read_log
 from vlm.training.run import train
+from vlm.training.run_folder import read_log
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -21,7 +21,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from tests.picture_files import exif, saved, tiff
 from tests.test_dicom import lut, write
-from vlm.data.images import ImageSpec, read_image, to_square
+from vlm.data.images.image import ImageSpec, read_image, to_square
 from vlm.errors import UserError
 
 SECONDS, ROOM = 5.0, 1 << 30

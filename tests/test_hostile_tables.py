@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlm.config import DataConfig, TableConfig
-from vlm.data.catalog import resolve_vitals
 from vlm.data.cohort import rows_to_columns
-from vlm.data.reading import read_chunks, read_table, reading_notes
-from vlm.data.schema import VitalsSchema
-from vlm.data.table import load_table
+from vlm.data.ingest.read import read_chunks, read_table, reading_notes
+from vlm.data.ingest.table import load_table
+from vlm.data.vitals.catalog import resolve_vitals
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 
 SCHEMA = VitalsSchema(resolve_vitals(["age", "glucose", "temperature"]))

@@ -18,9 +18,9 @@ from vlm.adapter import FILES, load, resolve, save
 from vlm.adapter.checks import check_shareable
 from vlm.adapter.hub import fetch, push
 from vlm.adapter.metadata import CardDetails
+from vlm.atomic import seal
 from vlm.config import Config
-from vlm.data.sources import load_cohort
-from vlm.durable import seal
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model

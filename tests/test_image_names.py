@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from vlm.config import DataConfig, TableConfig
-from vlm.data.check.run import CheckOptions, check_table
-from vlm.data.image_names import ImageFolder
-from vlm.data.sources import load_cohort
+from vlm.data.images.find import ImageFolder
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.prepare.check import CheckOptions, check_table
 from vlm.errors import UserError
 
 FILES = ["scan.png", "Case 7.PNG", "sub/Deep/x.jpg", "1.2.840.10008.dcm", "1.2.840.10009.dcm", "image.tif", "Größe.png",

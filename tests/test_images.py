@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlm.config import AugmentConfig
-from vlm.data.images import ImageSpec, augment, read_image, to_pixel_values, to_square
+from vlm.data.images.image import ImageSpec, augment, read_image, to_pixel_values, to_square
 from vlm.errors import UserError
 
 SPEC = ImageSpec(size=64)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vlm.config import AugmentConfig
-from vlm.data import images
-from vlm.data.images import Box, ImageSpec, augment, is_blank, read_image, resize, stretch_contrast, to_square
+from vlm.data.images import image as images
+from vlm.data.images.image import Box, ImageSpec, augment, is_blank, read_image, resize, stretch_contrast, to_square
 from vlm.errors import UserError
 
 

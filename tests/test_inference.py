@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from vlm.adapter import save
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.command import draft_case, read_vitals
 from vlm.inference.engine import merged_lora
-from vlm.inference.report import NOTICE
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.report import NOTICE
 from vlm.training.run import build_model
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ import pytest
 
 from tests.forks import PROJECT, Forks
 from tests.runs import Run, write_config
-from vlm.run_folder import checkpoints_of, read_log
+from vlm.training.run_folder import checkpoints_of, read_log
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from vlm.adapter import save
-from vlm.adapter.gguf import in_pairs
+from vlm.adapter.export.gguf import in_pairs
 from vlm.errors import UserError
-from vlm.inference import llamacpp, merged_base
+from vlm.inference.backends import llamacpp, merged_base
+from vlm.inference.backends.llamacpp import LlamaCpp
 from vlm.inference.engine import ReportEngine, merged_lora
-from vlm.inference.engines import LlamaCppEngine, make_engine
-from vlm.inference.llamacpp import LlamaCpp
+from vlm.inference.open_engine import LlamaCppEngine, make_engine
 from vlm.model.clinical_vlm import ClinicalVLM
 
 pytest.importorskip("xllamacpp")

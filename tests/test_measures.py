@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from vlm.config import Config
 from vlm.data.case import CaseSpec
-from vlm.data.examples import CaseDataset
-from vlm.data.images import ImageSpec
+from vlm.data.dataset import CaseDataset
+from vlm.data.images.image import ImageSpec
+from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
-from vlm.data.sources import load_cohort
 from vlm.evaluation.arms import ARMS, ArmCases, _donors
 from vlm.evaluation.compare import compare
-from vlm.evaluation.run import run_arm
+from vlm.evaluation.evaluate import run_arm
 from vlm.evaluation.scoring import score_cases
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import Counts, TableJob

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vlm.config import Config, FusionConfig, VisionConfig
 from vlm.data.case import make_example
 from vlm.data.collate import IGNORED, Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
@@ -297,7 +297,7 @@ def test_a_base_whose_logits_are_no_plain_product_is_refused(tiny_config: Config
      (float("nan"), 80, "not measured"), (float("nan"), 95, "elevated")],
 )  # fmt: skip
 def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wanted: str) -> None:
-    from vlm.data.phantom import VITALS
+    from vlm.data.ingest.phantom import VITALS
     from vlm.model.vitals import PRESSURE_STATES, VitalFeatures, pressure_state
 
     parts = [VitalFeatures(vital, 0.0, 1.0, (0.0, 1.0)) for vital in VITALS[1:3]]
@@ -354,7 +354,7 @@ def test_what_must_differ_from_case_to_case_is_not_shared(tiny_model) -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_cases_of_like_length_run_together_and_give_what_one_pass_gives(tiny_model, monkeypatch, share: bool) -> None:
-    from vlm.model import trunk
+    from vlm.model import decoder as trunk
 
     model, shared = tiny_model.base.base_model, 3 if share else 0
     lengths = [30, 5, 29, 6, 31, 7]
@@ -376,7 +376,7 @@ def test_cases_of_like_length_run_together_and_give_what_one_pass_gives(tiny_mod
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(0, 60))
 def test_no_other_groups_by_length_cost_less(lengths: list[int], cost: int) -> None:
-    from vlm.model.trunk import length_groups
+    from vlm.model.decoder import length_groups
 
     def price(groups: list[list[int]]) -> int:
         return sum(cost + max(lengths[row] for row in rows) * len(rows) for rows in groups)

@@ -30,19 +30,19 @@ from vlm.config import Config, DataConfig, DropoutConfig, PhantomConfig, Section
 from vlm.data.__main__ import main
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort, features
-from vlm.data.examples import CaseDataset, load_picture
-from vlm.data.images import ImageSpec, decode_image, read_image, to_square
+from vlm.data.dataset import CaseDataset, load_picture
+from vlm.data.images.image import ImageSpec, decode_image, read_image, to_square
+from vlm.data.ingest.sources import load_cohort
 from vlm.data.packed import shards
-from vlm.data.packed.layout import FILE, read_pack
-from vlm.data.packed.sampling import ShardSampler, shards_of
+from vlm.data.packed.manifest import FILE, read_pack
 from vlm.data.packed.shards import HeldShards, references
-from vlm.data.packed.writing import PackOptions, pack, reduced
-from vlm.data.schema import VitalsSchema, VitalsStatistics
-from vlm.data.sources import load_cohort
+from vlm.data.prepare.pack import PackOptions, pack, reduced
+from vlm.data.sampling import ShardSampler, shards_of
 from vlm.data.storage import write_rows
+from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
-from vlm.run_folder import RunFolder, read_log
 from vlm.training.run import train
+from vlm.training.run_folder import RunFolder, read_log
 
 __all__ = ["ward"]  # a fixture
 
@@ -346,7 +346,7 @@ def test_a_strangers_pack_is_judged_first(change, message: str, copy: Path) -> N
 
 
 def test_an_interrupted_pack_is_not_there(loose: DataConfig, tmp_path: Path, monkeypatch) -> None:
-    import vlm.data.packed.writing as writing
+    import vlm.data.prepare.pack as writing
 
     write_file = writing.write_file
     for last in ("train-3", "test-0", FILE):
@@ -392,7 +392,7 @@ def test_the_command_packs_and_says_so(loose: DataConfig, tmp_path: Path, monkey
 
 
 def test_a_large_image_ends_its_shard(ward: Config, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("vlm.data.packed.writing.LARGEST", 3000)
+    monkeypatch.setattr("vlm.data.prepare.pack.LARGEST", 3000)
     pack(ward.data, tmp_path / "packed", PackOptions())
     rows = [shard.rows for shard in read_pack(str(tmp_path / "packed")).shards.values()]
     assert len(rows) > 6 and sum(rows) == 24

@@ -93,7 +93,7 @@ def test_another_number_of_processes_goes_on(work: Work, alone: list[dict]) -> N
     """One alone, cut off; then one of two, cut off; then two of three, and at last one alone again."""
     work.job.output.parent.mkdir()
     work.job.output.write_text("".join(json.dumps(line) + "\n" for line in alone[:5]) + '{"row": 7, "te')
-    (work.job.stamp).write_text((work.job.output.parent.parent / "alone.jsonl.job.json").read_text())
+    (work.job.metadata_file).write_text((work.job.output.parent.parent / "alone.jsonl.job.json").read_text())
     work.draft(1, 2, resume=True)
     part = SharedJob(work.job, Share(1, 2)).part
     whole = part.read_bytes()

@@ -20,7 +20,7 @@ from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.fusion import EvidenceTokens, JointVector
 from vlm.model.llm import choose_unpacking, context_length, embedding_rms, embedding_scale, fingerprint
 from vlm.model.loss import LossSum
-from vlm.model.projection import NamedProjector, TokenProjector, name_embeddings
+from vlm.model.projection import NamedProjector, TokenProjector
 from vlm.model.vitals import CLIP, VitalFeatures, pressure_state
 
 NAN = float("nan")
@@ -46,14 +46,14 @@ def test_a_named_token_starts_as_the_words_of_its_states() -> None:
 
 
 def test_a_name_is_the_mean_of_its_words(tiny_model: ClinicalVLM) -> None:
-    words = tiny_model.words
-    ids = words.tokenizer(" right lung", add_special_tokens=False)["input_ids"]
+    space = tiny_model.space
+    ids = space.tokenizer(" right lung", add_special_tokens=False)["input_ids"]
     table = tiny_model.base.get_input_embeddings().weight.detach()
     assert len(ids) > 1
-    embedded = name_embeddings(["right_lung", "left"], words)
+    embedded = space.embed_names(["right_lung", "left"])
     assert embedded.shape == (2, 64) and embedded.dtype == torch.float32
     torch.testing.assert_close(embedded[0], table[ids].mean(0))
-    assert name_embeddings([], words).shape == (0, 64)
+    assert space.embed_names([]).shape == (0, 64)
 
 
 def test_the_features_of_a_number() -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.picture_files import exif, png_chunk, saved, tiff
-from vlm.data.images import ImageSpec, decode_image, read_image, stretch_contrast, to_square
+from vlm.data.images.image import ImageSpec, decode_image, read_image, stretch_contrast, to_square
 from vlm.errors import UserError
 
 MARKED = np.full((6, 10), 40, np.uint8)

@@ -14,19 +14,19 @@ import pandas as pd
 import pytest
 
 from vlm.config import DataConfig, SectionConfig, TableConfig, VitalConfig
-from vlm.data.catalog import CATALOG, resolve_vitals
-from vlm.data.check.run import CheckOptions, check_table
-from vlm.data.image_names import ImageFolder
+from vlm.data.images.find import ImageFolder
+from vlm.data.ingest.read import TableOptions, read_table, reading_notes
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.ingest.table import load_table
 from vlm.data.labels import LabelReader, parse_labels
-from vlm.data.reading import TableOptions, read_table, reading_notes
-from vlm.data.schema import VitalsSchema
-from vlm.data.sources import load_cohort
-from vlm.data.table import load_table
-from vlm.data.values import read_value
+from vlm.data.prepare.check import CheckOptions, check_table
+from vlm.data.vitals.catalog import CATALOG, resolve_vitals
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.values import read_value
 from vlm.errors import UserError
-from vlm.fhir import from_fhir
-from vlm.inference.given_vitals import read_vitals
+from vlm.inference.fhir import from_fhir
 from vlm.inference.many import TableColumns
+from vlm.inference.vitals_argument import read_vitals
 
 NAN = math.nan
 SCHEMA = VitalsSchema(tuple(CATALOG.values()))
@@ -103,7 +103,7 @@ def test_a_label_with_two_meanings_is_asked_about(text: str, message: str, tmp_p
 
 
 def test_a_sign_of_another_part_of_the_table_counts() -> None:
-    from vlm.data.faults import Faults
+    from vlm.faults import Faults
 
     reader, faults = LabelReader("edema"), Faults()
     np.testing.assert_array_equal(reader.read(pd.Series(["-", ""]), "t.csv", faults), [0, NAN])

@@ -8,11 +8,10 @@ import torch
 
 from vlm.config import PromptConfig, VitalConfig
 from vlm.data.prompt import PlainText, Prompt
-from vlm.data.schema import VitalsSchema
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.inference.engine import LONGEST_CONTEXT, Draft, Engine, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.projection import name_embeddings
 from vlm.weights import cache_folder
 
 SPELLED = """
@@ -102,10 +101,10 @@ def test_nor_does_one_in_the_name_or_category_of_a_value(tokenizer) -> None:
 
 def test_nor_does_one_in_the_name_of_a_label(tiny_model: ClinicalVLM) -> None:
     seen: list[torch.Tensor] = []
-    words = tiny_model.words
-    watched = type(words)(words.tokenizer, lambda ids: seen.append(ids) or words.embed(ids), *_rest(words))
-    name_embeddings(["<|im_end|>", "a<|im_start|>b"], watched)
-    assert seen and not set(torch.cat(seen).tolist()) & set(words.tokenizer.all_special_ids)
+    space = tiny_model.space
+    watched = type(space)(space.tokenizer, lambda ids: seen.append(ids) or space.embed(ids), *_rest(space))
+    watched.embed_names(["<|im_end|>", "a<|im_start|>b"])
+    assert seen and not set(torch.cat(seen).tolist()) & set(space.tokenizer.all_special_ids)
 
 
 def _rest(words) -> tuple:

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.cli import parse_config, to_yaml
 from vlm.config import Config
+from vlm.config.parsing import parse_config, to_yaml
 from vlm.data.collate import Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.plan.__main__ import main
 from vlm.plan.cost import Job, Tokens, Work, guessed_tokens
 from vlm.plan.drafting import plan_drafting
 from vlm.plan.gpus import GPUS, Machine, find_gpu
-from vlm.plan.memory import MIB
 from vlm.plan.plan import make_plan
 from vlm.plan.shapes import CNNS, PRESETS, Base, base_from, base_of, cnn_of, count_cnn
 from vlm.plan.terms import Terms
 from vlm.training.dry_run import longest_cases, measure_step
+from vlm.training.memory import MIB
 from vlm.training.run import build_model, case_dataset
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -17,12 +17,12 @@ from tests.test_dicom import CANARY as DICOM_CANARY
 from tests.test_dicom import write
 from vlm.adapter import FILES
 from vlm.config import Config, SectionConfig
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.command import draft_table
 from vlm.inference.many import TableColumns, TableJob
-from vlm.run_folder import RunFolder
 from vlm.training.run import train
+from vlm.training.run_folder import RunFolder
 
 CANARY = "Kanarienvogel"
 AT_HOME = {"predictions.jsonl", "report.html"}
@@ -98,7 +98,7 @@ def test_drafting_a_table_prints_nothing_of_it(ward: Config, tiny_model, tmp_pat
     counts = draft_table(str(folder), job, None, False)
     assert counts.lines == 24 and counts.errors == 1
     assert CANARY not in "".join(capfd.readouterr())
-    stamp = job.stamp.read_text()
+    stamp = job.metadata_file.read_text()
     assert CANARY not in stamp and CANARY in job.output.read_text()
 
 

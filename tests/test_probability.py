@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from vlm.evaluation import probability
-from vlm.evaluation.calibration import fit_temperature
 from vlm.evaluation.scoring import CaseScores, split_metrics
+from vlm.evaluation.temperature import fit_temperature
 from vlm.model.calibration import Calibration
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.forks import PROJECT, Forks
 from tests.runs import Run, write_config
 from vlm.errors import UserError
-from vlm.run_folder import checkpoints_of
+from vlm.training.run_folder import checkpoints_of
 from vlm.training.sharding import asked_to_shard
 
 FSDP = {"ACCELERATE_USE_FSDP": "true"}

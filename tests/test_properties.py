@@ -14,7 +14,7 @@ from vlm.adapter import describe, load, save, split_state
 from vlm.config import PromptConfig, VitalConfig
 from vlm.data.collate import IGNORED, Collator
 from vlm.data.prompt import Prompt
-from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM

@@ -25,9 +25,9 @@ from vlm.config import (
 )
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
-from vlm.data.examples import CaseDataset
-from vlm.data.images import ImageSpec
-from vlm.data.sources import load_cohort
+from vlm.data.dataset import CaseDataset
+from vlm.data.images.image import ImageSpec
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 
 
@@ -311,7 +311,7 @@ def test_the_real_nih_table_is_read_and_split_in_seconds(tmp_path: Path) -> None
 READ_ALL = r"""
 import re, sys
 from vlm.config import DataConfig
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.data.storage import matrix
 cohort = load_cohort(DataConfig(source="nih_cxr14", root=sys.argv[1]))
 newborn = (matrix(cohort.dataset, "vitals", 2)[:, 0] == 0).sum()
@@ -417,7 +417,7 @@ def test_a_resumed_run_on_weighted_sources_ends_bit_for_bit(tiny_config, joined:
     import torch
 
     from tests.test_training import trained
-    from vlm.run_folder import RunFolder
+    from vlm.training.run_folder import RunFolder
 
     data = replace(tiny_config.data, sources=joined.sources, split=SplitConfig(0.2, 0.1))
     config = replace(tiny_config, data=data)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlm.config import VitalConfig
-from vlm.data.schema import VitalsSchema, VitalsStatistics, describe
+from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, describe
 from vlm.errors import UserError
 
 SCHEMA = VitalsSchema(

@@ -13,7 +13,7 @@ from tests.families import FAMILIES, write_base
 from vlm.adapter import save
 from vlm.config import Config
 from vlm.data.collate import Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import four_bit_share

@@ -27,9 +27,9 @@ from tests.conftest import read_json, table_config, tiny_model_config
 from tests.corruption import campaign
 from vlm.adapter import load, resolve, save
 from vlm.adapter.__main__ import main as adapter_command
+from vlm.atomic import MANIFEST, seal
 from vlm.config import Config
-from vlm.data.sources import load_cohort
-from vlm.durable import MANIFEST, seal
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model

@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import table_config
 from vlm.config import DataConfig, SectionConfig, SplitConfig, VitalConfig
+from vlm.data.ingest.table import load_table
 from vlm.data.splits import assign_splits
-from vlm.data.table import load_table
 from vlm.errors import UserError
 
 

@@ -10,12 +10,12 @@ import torch
 
 from vlm.config import Config, LossConfig
 from vlm.data.collate import Collator
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
-from vlm.run_folder import RunFolder, read_log
+from vlm.training.monitor.throughput import MIB, Throughput, peak_memory, speeds
+from vlm.training.monitor.trackers import make_trackers
 from vlm.training.run import build_model, build_trainer, case_dataset, train
-from vlm.training.throughput import MIB, Throughput, peak_memory, speeds
-from vlm.training.tracking import make_trackers
+from vlm.training.run_folder import RunFolder, read_log
 
 CPU = torch.device("cpu")
 

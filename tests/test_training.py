@@ -11,14 +11,14 @@ from transformers import TrainerCallback
 
 from tests.conftest import steady
 from vlm.config import Config, LossConfig
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
-from vlm.evaluation.calibration import fit_temperature
 from vlm.evaluation.scoring import score_cases
+from vlm.evaluation.temperature import fit_temperature
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.run_folder import RunFolder, read_log
 from vlm.training.checkpoints import TRAINABLE
 from vlm.training.run import _cnn_normalisation, build_model, build_trainer, case_dataset, train
+from vlm.training.run_folder import RunFolder, read_log
 from vlm.training.trainer import parameter_groups
 
 

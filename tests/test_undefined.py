@@ -9,10 +9,12 @@ import pytest
 from tests.test_measures import changed_table
 from vlm.adapter.card import card
 from vlm.config import Config
-from vlm.data.schema import VitalsSchema
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.estimate import Estimate, undefined
 from vlm.evaluation.agreement import was_read, why_unread
-from vlm.evaluation.intervals import Estimate, patient_bootstrap, undefined
+from vlm.evaluation.evaluate import evaluate
+from vlm.evaluation.intervals import patient_bootstrap
 from vlm.evaluation.measures import (
     Bootstrap,
     Reports,
@@ -23,7 +25,6 @@ from vlm.evaluation.measures import (
     text_loss_measure,
     text_measures,
 )
-from vlm.evaluation.run import evaluate
 from vlm.evaluation.scoring import CaseScores
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm.config import VitalConfig
-from vlm.data.catalog import CATALOG
-from vlm.data.schema import VitalsSchema
-from vlm.data.values import read_value
+from vlm.data.vitals.catalog import CATALOG
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.values import read_value
 from vlm.errors import UserError
 from vlm.inference.command import read_vitals
 

@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from vlm.errors import UserError
-from vlm.run_folder import writer_of
-from vlm.training.watch import LogReader, Run, find_run, watch
-from vlm.training.watch_frame import duration, frame, sparkline
+from vlm.training.monitor.frame import duration, frame, sparkline
+from vlm.training.monitor.watch import LogReader, Run, find_run, watch
+from vlm.training.run_folder import writer_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 SPEEDS = {"samples_per_s": 4.0, "tokens_per_s": 300.0, "images_per_s": 3.5, "step_s": 2.0, "data_wait": 0.31,
@@ -85,7 +85,7 @@ def test_the_log_is_read_as_it_grows(run_folder: Path) -> None:
 
 def test_the_states_of_a_run(run_folder: Path, monkeypatch) -> None:
     holder: list[str | None] = ["process 7 on host\x1b[2J"]
-    monkeypatch.setattr("vlm.training.watch.writer_of", lambda lock: holder[0])
+    monkeypatch.setattr("vlm.training.monitor.watch.writer_of", lambda lock: holder[0])
     run = Run(run_folder)
     assert run.state == "training" and run.seconds_left == 32 * 2.0 + 8 * 7.0
     assert "process 7 on host[2J" in shown(run, 200)[0], "what the lock file holds cannot steer the terminal"
@@ -156,7 +156,7 @@ def test_a_run_is_found_by_folder_or_name(run_folder: Path, monkeypatch) -> None
 
 def test_it_ends_by_itself_when_the_run_is_done(run_folder: Path, monkeypatch, capsys) -> None:
     looks = iter(["process 7", "process 7", None])
-    monkeypatch.setattr("vlm.training.watch.writer_of", lambda lock: next(looks))
+    monkeypatch.setattr("vlm.training.monitor.watch.writer_of", lambda lock: next(looks))
     monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes the captured output for a terminal
     watch(run_folder, seconds=0)
     assert "step 8 of 40" in capsys.readouterr().out and next(looks, "all asked") == "all asked"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlm.config import Config
-from vlm.data.sources import load_cohort
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.training.run import build_model
 from vlm.weights import cache_folder, language_model_folder, vision_weights_file

@@ -3,18 +3,19 @@
 It drafts for a clinician's eyes and never diagnoses.
 """
 
-__version__ = "0.1.0"
-__all__ = ["ClinicalVLM", "Report", "UserError"]
+from vlm.version import __version__
+
+__all__ = ["ClinicalVLM", "Report", "UserError", "__version__"]
 
 
 def __getattr__(name: str):
     """Import on first use, so that `--help` and the data tools do not wait for PyTorch."""
     if name == "ClinicalVLM":
-        from vlm.model.clinical_vlm import ClinicalVLM
+        from vlm.pretrained import ClinicalVLM
 
         return ClinicalVLM
     if name == "Report":
-        from vlm.inference.report import Report
+        from vlm.report import Report
 
         return Report
     if name == "UserError":

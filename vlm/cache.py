@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlm.durable import MANIFEST, seal, verify
+from vlm.atomic import MANIFEST, seal, verify
 from vlm.errors import UserError
 
 MOST_REMEMBERED = 256

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from vlm.durable import make_folder, open_private, writing
+from vlm.atomic import make_folder, open_private, writing
 from vlm.errors import UserError
 
 fcntl: Any

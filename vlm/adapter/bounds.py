@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm.adapter.reading import read_header
+from vlm.adapter.validate import read_header
 from vlm.config import LLMConfig, ModelConfig
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
@@ -16,7 +16,7 @@ from vlm.errors import UserError
 if TYPE_CHECKING:  # the parts without the language model need not wait for it
     from transformers import PreTrainedModel
 
-    from vlm.model.evidence import Words
+    from vlm.model.embedding_space import EmbeddingSpace
 
 MOST_PARAMETERS = 500_000_000
 """Of a CNN that is not in the adapter but fetched by its name."""
@@ -31,7 +31,7 @@ def is_ours(name: str, config: ModelConfig) -> bool:
     return not name.startswith("llm.")
 
 
-def check_parts(folder: Path, config: ModelConfig, spec: CaseSpec, words: "Words", ids: PromptIds) -> None:
+def check_parts(folder: Path, config: ModelConfig, spec: CaseSpec, space: "EmbeddingSpace", ids: PromptIds) -> None:
     """Raise `UserError` unless vlm.safetensors holds the tensors of all parts but the language model.
 
     The parts are built on the meta device, where they take no memory.
@@ -39,7 +39,7 @@ def check_parts(folder: Path, config: ModelConfig, spec: CaseSpec, words: "Words
     from vlm.model.evidence import EvidenceEncoder
 
     with torch.device("meta"):
-        parts = EvidenceEncoder(config, spec, words, load_vision_weights=False, prompt_ids=ids)
+        parts = EvidenceEncoder(config, spec, space, load_vision_weights=False, prompt_ids=ids)
     wanted = {name: value for name, value in parts.state_dict().items() if is_ours(name, config)}
     given = {name: entry.shape for name, entry in read_header(folder / "vlm.safetensors").items()}
     compare(given, wanted, f"{folder / 'vlm.safetensors'}")

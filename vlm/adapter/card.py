@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vlm
 from vlm.adapter.metadata import metadata
-from vlm.evaluation.intervals import described
+from vlm.estimate import described
+from vlm.version import __version__
 from vlm.weights import public_name
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def checklist(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> list[tuple[st
         ("Model and inputs (CLAIM, TRIPOD-LLM)",
          f"{config.vision.name}, {len(spec.schema)} vitals, frozen 4-bit language model with LoRA of rank "
          f"{config.llm.lora_rank}"),
-        ("Software (CLAIM)", f"clinical-vlm {vlm.__version__}"),
+        ("Software (CLAIM)", f"clinical-vlm {__version__}"),
         ("Initial weights (CLAIM)", "pretrained base and CNN, as named above"),
         ("Training details (CLAIM)", "the run's config.yaml, which is not part of this folder"),
         ("Metrics with uncertainty (CLAIM)", "below, 95 % by bootstrap over patients" if tested else OPEN),

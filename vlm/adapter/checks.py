@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vlm.adapter.layout import FILES, AdapterConfig, read_config
 from vlm.adapter.metadata import is_hub_id
-from vlm.adapter.reading import check_files, check_manifest, check_tensors
-from vlm.durable import MANIFEST
+from vlm.adapter.validate import check_files, check_manifest, check_tensors
+from vlm.atomic import MANIFEST
 from vlm.errors import UserError
 from vlm.weights import is_wheel
 

@@ -13,15 +13,16 @@ import torch
 from vlm.adapter.bounds import check_lora, check_parts, compare, is_ours, shapes
 from vlm.adapter.hub import resolve
 from vlm.adapter.layout import FILES, AdapterConfig, describe, naming, read_config
-from vlm.adapter.reading import check_sources, check_tensors, read_header
+from vlm.adapter.validate import check_sources, check_tensors, read_header
+from vlm.atomic import staged, write_file
 from vlm.data.chat_template import prompt_ids
-from vlm.durable import staged, write_file
 from vlm.errors import UserError
 from vlm.weights import is_wheel
 
 if TYPE_CHECKING:  # the parts without the language model need not wait for it
     from vlm.model.clinical_vlm import ClinicalVLM
-    from vlm.model.evidence import EvidenceEncoder, Words
+    from vlm.model.embedding_space import EmbeddingSpace
+    from vlm.model.evidence import EvidenceEncoder
 
 Tensors = dict[str, torch.Tensor]
 MERGED = "clinical_vlm_merged"
@@ -122,6 +123,7 @@ def load(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    model_class: "type[ClinicalVLM] | None" = None,
 ) -> "ClinicalVLM":
     """Rebuild the model from an adapter folder or Hub id and the base that it names, or from `base`.
 
@@ -131,7 +133,7 @@ def load(
 
     from vlm.device import choose_device, choose_precision
     from vlm.model.clinical_vlm import ClinicalVLM
-    from vlm.model.llm import fingerprint, load_llm, words_of
+    from vlm.model.llm import embedding_space, fingerprint, load_llm
 
     folder = resolve(str(adapter), revision)
     given = read_config(folder)
@@ -148,8 +150,9 @@ def load(
             check_base(given._replace(model=config), fingerprint(llm), sha256, folder)
         ids = given.prompt_ids or prompt_ids(tokenizer, config.prompt.system, as_before=True)
         check_lora(folder, config.llm, llm)
-        check_parts(folder, config, given.spec, words_of(llm, tokenizer), ids)
-        model = ClinicalVLM(config, given.spec, llm, tokenizer, not is_ours("vision.cnn.", config), ids)
+        check_parts(folder, config, given.spec, embedding_space(llm, tokenizer), ids)
+        build = model_class or ClinicalVLM
+        model = build(config, given.spec, llm, tokenizer, not is_ours("vision.cnn.", config), ids)
     lora, rest = read_tensors(folder, *split_state(model))
     adds = any(bool(value.any()) for name, value in lora.items() if "lora_B" in name)
     if merged and (adds or given.base_sha256 not in (None, sha256)):
@@ -184,19 +187,19 @@ def _say_sampled(folder: Path) -> None:
     print(f"{what}; a sample of the base's weights is compared, not all of them", file=sys.stderr)
 
 
-def load_evidence(folder: Path, words: "Words") -> "EvidenceEncoder":
+def load_evidence(folder: Path, space: "EmbeddingSpace") -> "EvidenceEncoder":
     """The parts of an adapter that stand before the language model, without one; on the CPU.
 
-    The caller answers for `words` being those of the base. Fails closed on tensors as `load` does.
+    The caller answers for `space` being that of the base. Fails closed on tensors as `load` does.
     """
     from vlm.model.evidence import EvidenceEncoder
 
     config, spec, _, calibration, _, ids = read_config(folder)
     check_sources(folder, config, given_base=True)
     with naming(folder / "config.json"):
-        ids = ids or prompt_ids(words.tokenizer, config.prompt.system, as_before=True)
-        check_parts(folder, config, spec, words, ids)
-        model = EvidenceEncoder(config, spec, words, not is_ours("vision.cnn.", config), ids)
+        ids = ids or prompt_ids(space.tokenizer, config.prompt.system, as_before=True)
+        check_parts(folder, config, spec, space, ids)
+        model = EvidenceEncoder(config, spec, space, not is_ours("vision.cnn.", config), ids)
     wanted = {name: value for name, value in model.state_dict().items() if is_ours(name, config)}
     model.load_state_dict(_read_file(folder / "vlm.safetensors", wanted), strict=False)  # strict: compared there
     model.calibration = calibration

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import vlm
 from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
-from vlm.adapter.reading import check_files, check_manifest, largest_size
+from vlm.adapter.validate import check_files, check_manifest, largest_size
 from vlm.errors import UserError
 from vlm.untrusted import read_json
+from vlm.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -134,7 +134,7 @@ def push(
 def _client() -> "HfApi":
     from huggingface_hub import HfApi
 
-    return HfApi(library_name="clinical-vlm", library_version=vlm.__version__)
+    return HfApi(library_name="clinical-vlm", library_version=__version__)
 
 
 def _make_room(api: "HfApi", repo: str, private: bool, revision: str | None) -> str | None:

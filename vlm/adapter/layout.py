@@ -8,19 +8,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import vlm
+from vlm.atomic import CHUNK, MANIFEST
 from vlm.config import ModelConfig, VitalConfig
 from vlm.config.limits import model_problems
 from vlm.config.strict import from_dict
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
-from vlm.data.images import ImageSpec
-from vlm.data.schema import VitalsSchema, VitalsStatistics
-from vlm.durable import CHUNK, MANIFEST
+from vlm.data.images.image import ImageSpec
+from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
 from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
+from vlm.version import __version__
 from vlm.weights import check_wheel, is_wheel
 
 if TYPE_CHECKING:  # what only reads a config need not wait for it
@@ -50,7 +50,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
     return {
         "format": FORMAT,
         "sealed": True,  # a manifest was saved beside it
-        "clinical_vlm_version": vlm.__version__,
+        "clinical_vlm_version": __version__,
         "base_fingerprint": model.base_fingerprint,
         "base_sha256": model.base_sha256,
         "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},

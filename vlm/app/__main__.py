@@ -88,7 +88,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
     from vlm.inference.command import prepare_libraries
-    from vlm.inference.engines import make_engine
+    from vlm.inference.open_engine import make_engine
 
     adapter = Adapter.of(folder)
     limits = Limits(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.adapter import AdapterConfig, read_config
-from vlm.fhir import About
-from vlm.inference.report import NOTICE
+from vlm.inference.fhir import About
+from vlm.report import NOTICE
 
 
 @dataclass(frozen=True)

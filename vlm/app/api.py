@@ -15,17 +15,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-import vlm
 from vlm.app.about import Adapter
 from vlm.app.bodies import Bodies, form_of, read_json
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.guard import Access, Guard
 from vlm.app.service import Busy, Job, Service
-from vlm.data.schema import VitalsSchema
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.fhir import from_fhir, to_fhir
-from vlm.inference.report import NOTICE
+from vlm.inference.fhir import from_fhir, to_fhir
 from vlm.plain import printable
+from vlm.report import NOTICE
+from vlm.version import __version__
 
 LONGEST_VALUE = 200
 LONGEST_DETAIL = 400
@@ -97,7 +97,7 @@ _BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
 def make_api(service: Service, adapter: Adapter, access: Access | None = None) -> FastAPI:
     """The routes, documented at `/openapi.json` and, without a CDN, at `/docs`."""
     app = FastAPIOffline(
-        title="clinical-vlm", version=vlm.__version__, description=NOTICE, redoc_url=None, debug=False
+        title="clinical-vlm", version=__version__, description=NOTICE, redoc_url=None, debug=False
     )  # fmt: skip
     app.add_middleware(Guard, access=access or Access())
     bodies = app.state.bodies = Bodies(service.limits.upload * 4 // 3 + (1 << 20))

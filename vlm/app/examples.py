@@ -6,9 +6,9 @@ import numpy as np
 
 from vlm.config import PhantomConfig
 from vlm.data.case import CaseSpec
-from vlm.data.images import to_square
-from vlm.data.phantom import VITALS, draw_cases
-from vlm.data.phantom_image import draw_chest
+from vlm.data.images.image import to_square
+from vlm.data.ingest.phantom import VITALS, draw_cases
+from vlm.data.ingest.phantom_image import draw_chest
 
 SEED = 2024
 """Another cohort than those that the configs train on."""

@@ -15,7 +15,7 @@ from vlm.explanation.explain import explain_example
 from vlm.explanation.overlay import overlay
 from vlm.explanation.result import Explanation
 from vlm.inference.engine import Engine, Prepared, ReportEngine, merged_lora
-from vlm.inference.report import Report
+from vlm.report import Report
 
 MOST_MAPS = 6
 LIKELY = 0.5

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm.config import VitalConfig
-from vlm.data.schema import PRESSURE_NAMES, VitalsSchema
+from vlm.data.vitals.schema import PRESSURE_NAMES, VitalsSchema
 
 _UNMARKED = str.maketrans(
     {"*": "\N{ASTERISK OPERATOR}", "_": "\N{FULLWIDTH LOW LINE}", "`": "\N{MODIFIER LETTER GRAVE ACCENT}"}

@@ -22,7 +22,7 @@ from vlm.app.gate import Gate
 from vlm.app.headers import PAGE_SCRIPT
 from vlm.app.service import Busy, Service
 from vlm.errors import UserError
-from vlm.inference.report import NOTICE, Report
+from vlm.report import NOTICE, Report
 
 LOOK = 0.08
 """Seconds between two looks at a growing draft: quicker than one reads."""

@@ -21,11 +21,11 @@ import torch
 
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.uploads import Uploads
-from vlm.data.decoding import DecodeLimits, ImageDecoder
+from vlm.data.images.sandbox import DecodeLimits, ImageDecoder
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Prepared, ReportEngine
-from vlm.inference.report import Report
 from vlm.plain import printable
+from vlm.report import Report
 
 Result = TypeVar("Result")
 LONGEST_PROMPT = 1024
@@ -245,7 +245,7 @@ class Service:
             if job.work is not None:
                 job.result.set_result(job.work(self.engine))
         if drafts:
-            words = Words(self.engine, drafts)
+            words = TokenStreamer(self.engine, drafts)
             prepared = [job.prepared for job in drafts]
             reports = self.engine.reports(prepared, self._batch, self.limits.tokens, streamer=words)
             for job, report in zip(drafts, reports, strict=True):
@@ -259,7 +259,7 @@ class Service:
         return length <= LONGEST_PROMPT
 
 
-class Words:
+class TokenStreamer:
     """Streams the words of several drafts at once, and ends the writing when nobody wants them any more.
 
     It has the two methods of Transformers' streamers, whose own take one text at a time.

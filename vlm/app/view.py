@@ -12,10 +12,10 @@ import jinja2
 import numpy as np
 
 from vlm.app.about import Adapter
-from vlm.data.schema import VitalsSchema
-from vlm.fhir import to_fhir
-from vlm.inference.report import Report
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.inference.fhir import to_fhir
 from vlm.model.calibration import Calibration
+from vlm.report import Report
 
 
 @cache

@@ -1,6 +1,6 @@
 """Every option of a job, its unit, its meaning and its default: the one place where a default lives.
 
-A YAML file in `configs/` mirrors these dataclasses one to one; `vlm.cli` reads it and applies overrides.
+A YAML file in `configs/` mirrors these dataclasses one to one; `vlm.config.parsing` reads it and applies overrides.
 """
 
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlm.durable import replace_file
+from vlm.atomic import replace_file
 from vlm.errors import UserError, run_program
 
 
@@ -49,8 +49,8 @@ def main() -> None:
 
 def run_pack(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Pack and say what was packed."""
-    from vlm.cli import parse_config
-    from vlm.data.packed.writing import PackOptions, pack
+    from vlm.config.parsing import parse_config
+    from vlm.data.prepare.pack import PackOptions, pack
 
     if "://" in arguments.output:
         raise UserError(f"{arguments.output}: shards are written to a folder of this machine; copy it there when whole")
@@ -65,11 +65,11 @@ def run_check(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """Check and print; returns 1 if there are errors, else 0."""
     if arguments.images and importlib.util.find_spec("imagehash") is None:
         raise UserError("--images: copies are found with ImageHash; pip install 'clinical-vlm[check]'")
-    from vlm.cli import parse_config
-    from vlm.data.catalog import resolve_vitals
-    from vlm.data.check.report import as_json, as_text, write_html
-    from vlm.data.check.run import CheckOptions, check_table
-    from vlm.data.reading import TableOptions
+    from vlm.config.parsing import parse_config
+    from vlm.data.ingest.read import TableOptions
+    from vlm.data.prepare.check import CheckOptions, check_table
+    from vlm.data.prepare.check_page import as_json, as_text, write_html
+    from vlm.data.vitals.catalog import resolve_vitals
 
     given = {role: getattr(arguments, role) for role in ("patient", "image", "split", "view", "source", "license")}
     reading = TableOptions(arguments.encoding, arguments.sheet)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vlm.data.images import ImageSpec, is_blank, to_pixel_values
-from vlm.data.schema import VitalsSchema, VitalsStatistics, check_names
+from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
+from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
 
 if TYPE_CHECKING:  # drafting needs no tables, and their libraries take a second to import

@@ -12,16 +12,16 @@ import pyarrow.compute as pc
 
 from vlm.config import DataConfig, SectionConfig
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.faults import Faults
-from vlm.data.image_names import ImageFolder, image_in
-from vlm.data.image_store import ImageStore
+from vlm.data.images.find import ImageFolder, image_in
+from vlm.data.images.store import ImageStore
 from vlm.data.labels import LabelReader
-from vlm.data.schema import VitalsSchema
 from vlm.data.splits import SPLITS, assign_splits
 from vlm.data.storage import column, hashes, matrix, write_rows
-from vlm.data.values import suspected_unit
-from vlm.data.words import plain_word
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.synonyms import plain_word
+from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError
+from vlm.faults import Faults
 
 datasets.disable_progress_bars()
 

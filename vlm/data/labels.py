@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlm.data.faults import Faults
-from vlm.data.values import clean
-from vlm.data.words import NO, UNCERTAIN, YES, is_missing_word, plain_word
+from vlm.data.vitals.synonyms import NO, UNCERTAIN, YES, is_missing_word, plain_word
+from vlm.data.vitals.values import clean
+from vlm.faults import Faults
 
 WAY_OUT = "write 1, 0 or nothing for unknown"
 _SAME = str.maketrans({**dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+", "✓": "+", "✔": "+"})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vlm.config import PromptConfig
 from vlm.data.chat_template import PromptIds, prompt_ids
-from vlm.data.schema import VitalsSchema, in_words
+from vlm.data.vitals.schema import VitalsSchema, in_words
 from vlm.errors import UserError
 
 if TYPE_CHECKING:  # given; its library takes seconds to import

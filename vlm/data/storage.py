@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from vlm.durable import CHUNK, open_private, private
+from vlm.atomic import CHUNK, open_private, private
 from vlm.errors import UserError
 
 _numbers = count()

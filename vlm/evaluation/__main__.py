@@ -38,12 +38,12 @@ def test_adapter(
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: not empty; name a new folder with --output")
     from vlm.adapter import load, read_config, resolve
-    from vlm.cli import parse_config
+    from vlm.atomic import staged
     from vlm.config import Config, DataConfig
-    from vlm.data.sources import load_cohort
-    from vlm.durable import staged
+    from vlm.config.parsing import parse_config
+    from vlm.data.ingest.sources import load_cohort
+    from vlm.evaluation.evaluate import evaluate
     from vlm.evaluation.learned import load_learned
-    from vlm.evaluation.run import evaluate
     from vlm.evaluation.summary import summary_lines
     from vlm.locks import locked
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from vlm.estimate import undefined
 from vlm.evaluation import probability
 from vlm.evaluation.agreement import Agreement, why_unread
 from vlm.evaluation.arms import ArmCases
-from vlm.evaluation.intervals import Statistic, mean, ratio, undefined
+from vlm.evaluation.intervals import Statistic, mean, ratio
 from vlm.evaluation.measures import Bootstrap
 from vlm.evaluation.scoring import CaseScores, ranked
 

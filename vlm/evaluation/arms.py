@@ -9,7 +9,7 @@ import torch
 
 from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
-from vlm.data.examples import CaseDataset, available_evidence, compose_report, load_picture
+from vlm.data.dataset import CaseDataset, available_evidence, compose_report, load_picture
 from vlm.data.storage import matrix
 
 Shown = Literal["own", "swapped", "blank", "none"]

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from vlm.data.examples import CaseDataset
+from vlm.data.dataset import CaseDataset
 from vlm.findings.labeller import label
 from vlm.findings.vocabulary import FINDINGS
 from vlm.model.clinical_vlm import ClinicalVLM

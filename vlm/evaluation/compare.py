@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from vlm.errors import UserError
+from vlm.estimate import Estimate
 from vlm.evaluation import probability
 from vlm.evaluation.ablation import minus
 from vlm.evaluation.agreement import Agreement, why_unread
-from vlm.evaluation.intervals import Estimate, Statistic, patient_bootstrap, ratio
+from vlm.evaluation.intervals import Statistic, patient_bootstrap, ratio
 from vlm.evaluation.text import RougeL
 from vlm.untrusted import read_yaml
 
@@ -114,7 +115,7 @@ def _changed(first: str, other: str) -> str:
 
 
 def _options(folder: Path) -> dict[str, Any]:
-    from vlm.run_folder import dotted
+    from vlm.config.parsing import dotted
 
     file = folder / "config.yaml"
     return dotted(read_yaml(file, "the run's config")) if file.is_file() else {}

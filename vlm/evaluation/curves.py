@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vlm.evaluation import probability
-from vlm.evaluation.figures import STYLE, TRAIN, VALIDATION, save_figure
 from vlm.evaluation.intervals import FEWEST_PATIENTS, draw_weights, smallest_class
 from vlm.evaluation.scoring import CaseScores, ranked
+from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, save_figure
 
 MOST_LABELS = 6
 DRAWS = 400

@@ -4,41 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from vlm.atomic import make_folder, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.storage import matrix
-from vlm.durable import make_folder, replaced, writing
+from vlm.evaluation.curves import probability_figure
 from vlm.evaluation.scoring import CaseScores
-
-TRAIN, VALIDATION = "#3b6ea8", "#d9822b"
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "figure.dpi": 150,
-    "savefig.bbox": "tight",
-}
-
-
-def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as a PNG, complete or not at all, and close it."""
-    try:
-        with replaced(file) as partial:
-            figure.savefig(partial, format="png")
-    finally:
-        plt.close(figure)
+from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, save_figure
 
 
 def draw_figures(
@@ -52,8 +28,6 @@ def draw_figures(
     log: Sequence[dict[str, Any]],
 ) -> None:
     """Correlations of all cases, the losses of the run, the head's probabilities (N × K), and the ablation."""
-    from vlm.evaluation.curves import probability_figure
-
     with writing(folder):
         make_folder(folder)
     truth = np.array(cohort.dataset["probability"], dtype=np.float64)

@@ -1,9 +1,10 @@
 """Bootstrap intervals over patients: cases of one patient are not independent."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from vlm.estimate import Estimate
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights of the cases (D × N, whole numbers) → D values, NaN where one is not defined."""
@@ -12,30 +13,6 @@ FEWEST_PATIENTS = 10
 """With fewer patients, or fewer of a class, there is no interval: the bootstrap would make one up."""
 ROOM = 20_000_000
 """Weights held at once; more draws go in parts."""
-
-
-class Estimate(NamedTuple):
-    """A value with its 95 % interval; null bounds where there was too little to state one."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "not defined"
-        return f"{self.value:.3f}" + (f" ({self.low:.3f} to {self.high:.3f})" if self.low is not None else "")
-
-
-def undefined(why: str = "") -> dict[str, Any]:
-    """An estimate in plain values where nothing was read: no number, and the reason where it is known."""
-    return Estimate(None)._asdict() | ({"why": why} if why else {})
-
-
-def described(values: Mapping[str, Any]) -> str:
-    """An estimate in plain values, whatever else stands beside it, in words."""
-    estimate = Estimate(values["value"], values["low"], values["high"])
-    return f"{estimate}: {values['why']}" if values.get("why") else str(estimate)
 
 
 def patient_bootstrap(

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from vlm.data.claims import Claim, check_numbers
 from vlm.data.cohort import FactReader
-from vlm.data.schema import VitalsSchema
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.estimate import undefined
 from vlm.evaluation import probability
 from vlm.evaluation.agreement import NAMES, NO_REFERENCE, Agreement, was_read, why_unread
 from vlm.evaluation.arms import ArmCases, all_right
-from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio, undefined
-from vlm.evaluation.numbers import Claim, check_numbers
+from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS, TextMetric
 

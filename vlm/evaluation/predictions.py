@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vlm.data.examples import CaseDataset
-from vlm.data.schema import describe
-from vlm.durable import replace_file
+from vlm.atomic import replace_file
+from vlm.data.dataset import CaseDataset
+from vlm.data.vitals.schema import describe
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.measures import claims_of
 from vlm.evaluation.scoring import CaseScores

@@ -8,9 +8,9 @@ import torch
 from tqdm import tqdm
 
 from vlm.data.collate import Collator
+from vlm.distributed import is_main, joined_shares, own_share
 from vlm.evaluation.probability import auroc
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
-from vlm.processes import is_main, joined_shares, own_share
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vlm.evaluation.intervals import described
+from vlm.estimate import described
 
 MARKS = {True: "+", False: "!", None: "?"}
 

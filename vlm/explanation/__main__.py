@@ -18,7 +18,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     if arguments.cases is not None and arguments.cases < 1:
         raise UserError("--cases: must be at least 1")
-    from vlm.explanation.check import check_adapter  # after the arguments: --help need not wait for PyTorch
+    from vlm.explanation.pointing_game import check_adapter  # after the arguments: --help need not wait for PyTorch
 
     check_adapter(arguments.adapter, arguments.data, arguments.split, arguments.cases, Path(arguments.output),
                   arguments.base, overrides)  # fmt: skip

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from vlm.data.case import Example
-from vlm.data.images import Box, read_image, resize, stretch_contrast
+from vlm.data.images.image import Box, read_image, resize, stretch_contrast
 from vlm.errors import UserError
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats, require_captum
+from vlm.explanation.phrases import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
 from vlm.explanation.result import Drawn, ExplainedLabel, ExplainedWords, Explanation
-from vlm.explanation.words import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
 from vlm.inference.engine import Engine, ReportEngine, merged_lora
-from vlm.inference.report import Report
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.report import Report
 
 LONGEST_SIDE = 1024
 """Pixels of the picture that is shown."""

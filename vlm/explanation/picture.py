@@ -17,7 +17,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
-from vlm.durable import replaced
+from vlm.atomic import replaced
 from vlm.errors import UserError
 from vlm.explanation.overlay import overlay
 from vlm.explanation.result import ExplainedWords, Explanation, TintedWord

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from vlm.data.images import Box
+from vlm.data.images.image import Box
 from vlm.errors import UserError
-from vlm.inference.report import Report
+from vlm.report import Report
 
 
 class TintedWord(NamedTuple):

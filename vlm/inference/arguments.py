@@ -77,7 +77,7 @@ def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     drafts = {name: getattr(arguments, name) for name in ("engine", "base", "revision", "max_seconds")}
     if arguments.engine != "vllm":
         return drafts
-    from vlm.inference.vllm import VLLMServer
+    from vlm.inference.backends.vllm import VLLMServer
 
     return drafts | {"server": VLLMServer(arguments.vllm_url, arguments.vllm_model)}
 
@@ -86,7 +86,7 @@ def cluster_of(arguments: argparse.Namespace) -> Any:
     """The Ray cluster that was asked for, or None."""
     if arguments.ray is None:
         return None
-    from vlm.inference.on_ray import Cluster
+    from vlm.inference.backends.ray import Cluster
 
     return Cluster(arguments.ray, arguments.ray_workers, arguments.ray_gpus)
 

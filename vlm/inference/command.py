@@ -5,27 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-import torch
-from transformers.utils import logging as transformers_logging
-
 from vlm.adapter import read_config, resolve
-from vlm.data.images import read_image
-from vlm.device import choose_threads
-from vlm.durable import replace_file
-from vlm.fhir import About, from_fhir, is_fhir, to_fhir
-from vlm.inference.engine import MAX_SECONDS, Engine
-from vlm.inference.engines import make_engine
-from vlm.inference.given_vitals import ENDINGS, read_vitals
-from vlm.inference.report import Report
+from vlm.atomic import replace_file
+from vlm.data.images.image import read_image
+from vlm.inference.engine import Engine
+from vlm.inference.fhir import About, from_fhir, is_fhir, to_fhir
+from vlm.inference.open_engine import open_engine, prepare_libraries
+from vlm.inference.vitals_argument import ENDINGS, read_vitals
 from vlm.plain import printable
+from vlm.report import Report
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
+    from vlm.inference.backends.ray import Cluster
     from vlm.inference.many import Counts, TableJob
-    from vlm.inference.on_ray import Cluster
-    from vlm.inference.vllm import VLLMServer
-
-
-__all__ = ["FhirFile", "OpenedCase", "draft_case", "draft_table", "open_engine", "prepare_libraries", "read_vitals"]
 
 
 class FhirFile(NamedTuple):
@@ -106,8 +98,8 @@ def draft_table(
     """Draft the report of every row of a table.
 
     One process does it as in `vlm.inference.many`, several that were launched together as in `vlm.inference.parts`, a
-    `cluster` as in `vlm.inference.on_ray`; what drafts is said as to `open_engine`. The job is checked before a model
-    is loaded. Raises `UserError` as `TableJob.check` and `load` do.
+    `cluster` as in `vlm.inference.backends.ray`; `engine` is what `open_engine` takes. The job is checked before a
+    model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
     from vlm.inference.parts import Share, SharedJob
 
@@ -119,31 +111,10 @@ def draft_table(
     if shared:
         shared.check(resume)
     if cluster:
-        from vlm.inference.on_ray import draft_on_ray
+        from vlm.inference.backends.ray import draft_on_ray
 
         return draft_on_ray(job, adapter, schema, made_by, cluster, engine)
     return (shared or job).run(open_engine(adapter, **engine), made_by)
-
-
-def open_engine(
-    adapter: str,
-    engine: str = "torch",
-    base: str | None = None,
-    revision: str | None = None,
-    server: "VLLMServer | None" = None,
-    max_seconds: float = MAX_SECONDS,
-) -> Engine:
-    """What drafts, loaded: an adapter folder or Hub id in one of the engines. Raises `UserError` as `load` does."""
-    drafter = make_engine(engine, resolve(adapter, revision), base, server)
-    drafter.max_seconds = max_seconds
-    return drafter
-
-
-def prepare_libraries() -> None:
-    """Keep Transformers quiet, and use every core."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(choose_threads(0).value)
 
 
 def _place(vitals: str) -> str:
@@ -156,8 +127,8 @@ def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
         return {}
     from transformers import TextStreamer
 
-    class Words(TextStreamer):
+    class TokenStreamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             print(printable(text), end="\n" if stream_end else "", flush=True, file=stream)
 
-    return {"streamer": Words(engine.model.tokenizer, skip_special_tokens=True)}
+    return {"streamer": TokenStreamer(engine.model.tokenizer, skip_special_tokens=True)}

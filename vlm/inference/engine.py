@@ -13,12 +13,12 @@ import torch
 from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example
 from vlm.data.collate import Batch, Collator
-from vlm.data.images import read_image, to_square
-from vlm.data.schema import describe
-from vlm.data.values import suspected_unit
+from vlm.data.images.image import read_image, to_square
+from vlm.data.vitals.schema import describe
+from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError
-from vlm.inference.report import Report
 from vlm.plain import printable
+from vlm.report import Report
 
 if TYPE_CHECKING:  # another engine drafts without it, and starts sooner
     from vlm.model.clinical_vlm import ClinicalVLM

@@ -10,27 +10,27 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from vlm.adapter import digest
+from vlm.atomic import make_folder, open_private, write_file, writing
 from vlm.data.case import Example
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.image_names import ImageFolder
-from vlm.data.image_store import EmbeddedReader, place_of
-from vlm.data.images import decode_image, to_square
-from vlm.data.reading import TableOptions, read_chunks
-from vlm.data.schema import VitalsSchema
-from vlm.durable import make_folder, open_private, write_file, writing
+from vlm.data.images.find import ImageFolder
+from vlm.data.images.image import decode_image, to_square
+from vlm.data.images.store import EmbeddedReader, place_of
+from vlm.data.ingest.read import TableOptions, read_chunks
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.distributed import rank, say
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Picture
-from vlm.inference.report import Report
+from vlm.inference.job_metadata import compare_metadata, contents_of
 from vlm.inference.rows import Row, TableColumns
-from vlm.inference.stamp import compare_stamps, contents_of
 from vlm.locks import locked
-from vlm.processes import rank, say
+from vlm.report import Report
 
 WINDOW = 4
 """Batches in a window: enough to sort by length, few enough to hold their images."""
@@ -75,7 +75,7 @@ class TableJob:
         return EmbeddedReader()
 
     @property
-    def stamp(self) -> Path:
+    def metadata_file(self) -> Path:
         """Beside the output: what made it, so that no run goes on with another adapter or other options."""
         return self.output.with_name(f"{self.output.name}.job.json")
 
@@ -99,14 +99,14 @@ class TableJob:
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         made_by = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
                    "max_new_tokens": self.max_new_tokens, **asdict(self.options),
-                   **contents_of(self, schema)}  # fmt: skip
+                   **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
             with locked(self.output, shared=True):  # who drafts it alone now is known before a model is loaded
                 pass
         if self.output.exists() and not resume:
             raise UserError(f"{self.output}: is there already; go on with --resume, or name another --output")
         if self.output.exists() or self.parts.is_dir():
-            compare_stamps(self, schema, made_by)
+            self.compare_metadata(schema, made_by)
         return made_by
 
     def run(self, engine: Engine, made_by: Mapping[str, Any]) -> "Counts":
@@ -115,8 +115,8 @@ class TableJob:
 
         with locked(self.output):
             if self.output.exists():  # by another process, perhaps, since it was looked at
-                compare_stamps(self, engine.model.spec.schema, made_by)
-            self.write_stamp(made_by)
+                self.compare_metadata(engine.model.spec.schema, made_by)
+            self.write_metadata(made_by)
             counts, last = cut_to_whole_lines(self.output)
             rows = self.rows(engine.model.spec.schema)
             self._pass_over(rows, counts.lines, last)
@@ -128,16 +128,22 @@ class TableJob:
                     bar.update(len(lines))
         return counts
 
-    def write_stamp(self, made_by: Mapping[str, Any]) -> None:
+    def write_metadata(self, made_by: Mapping[str, Any]) -> None:
         """Say beside the output what makes it; as a whole, for others may be reading it."""
-        staging = self.stamp.with_name(f".{self.stamp.name}.{rank()}-{os.getpid()}")  # of several machines, perhaps
-        with writing(self.stamp):
+        staging = self.metadata_file.with_name(
+            f".{self.metadata_file.name}.{rank()}-{os.getpid()}"
+        )  # of several machines, perhaps
+        with writing(self.metadata_file):
             make_folder(self.output.parent)
             try:
                 write_file(staging, (json.dumps(made_by, indent=2) + "\n").encode())
-                staging.replace(self.stamp)
+                staging.replace(self.metadata_file)
             finally:
                 staging.unlink(missing_ok=True)
+
+    def compare_metadata(self, schema: VitalsSchema, made_by: Mapping[str, Any]) -> None:
+        """Raise `UserError` where the output was begun with anything else than `made_by`."""
+        compare_metadata(self.metadata_file, self.output, made_by, partial(self.check_last_rows, schema))
 
     def check_last_rows(self, schema: VitalsSchema) -> None:
         """Raise `UserError` where the last whole line of the output, or of a part, is of another row now."""

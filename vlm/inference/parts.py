@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from vlm.data.schema import VitalsSchema
-from vlm.durable import flush, open_private, private, writing
+from vlm.atomic import flush, open_private, private, writing
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.distributed import rank, world_size
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.many import Counts, TableJob, cut_to_whole_lines, write_lines
 from vlm.inference.rows import Row
 from vlm.locks import locked, take
-from vlm.processes import rank, world_size
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -84,7 +84,7 @@ class SharedJob:
         from tqdm import tqdm
 
         with locked(self.job.output, shared=True), writing(self.job.parts):
-            self.job.write_stamp(made_by)  # before the folder: who sees the folder sees what made it
+            self.job.write_metadata(made_by)  # before the folder: who sees the folder sees what made it
             with private():
                 self.job.parts.mkdir(exist_ok=True)
             with self._writing() as out:

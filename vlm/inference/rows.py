@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.headers import find_column, has_column
-from vlm.data.image_names import image_in
-from vlm.data.schema import VitalsSchema
+from vlm.data.images.find import image_in
+from vlm.data.ingest.column_names import find_column, has_column
+from vlm.data.vitals.schema import VitalsSchema
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,9 @@ goes on from there. The same f and x make z and the labels' probabilities.
 """
 
 import copy
-import tempfile
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,14 +19,11 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.collate import Batch
 from vlm.device import choose_device, choose_precision
 from vlm.errors import one_line
+from vlm.model.decoder import read_trunk
 from vlm.model.evidence import EvidenceEncoder
-from vlm.model.llm import fingerprint, load_llm, refuse_unquantised, word_embeddings, words_of
+from vlm.model.llm import embedding_space, fingerprint, load_llm, refuse_unquantised, word_embeddings
 from vlm.model.lora import add_lora, fit_targets
 from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
-from vlm.model.trunk import read_trunk
-
-if TYPE_CHECKING:
-    from vlm.inference.report import Report
 
 
 class VLMOutput(NamedTuple):
@@ -49,8 +43,8 @@ class VLMOutput(NamedTuple):
 class ClinicalVLM(EvidenceEncoder):
     """Frozen LLM with LoRA, image encoder, vitals encoder, joint vector and head.
 
-    Build it with `from_config` or `from_pretrained`. Only the LLM is wrapped by PEFT; everything else that
-    trains is declared here.
+    Build it with `from_config`; `vlm.ClinicalVLM` loads, shares and drafts as well. Only the LLM is wrapped by PEFT;
+    everything else that trains is declared here.
     """
 
     def __init__(
@@ -66,8 +60,8 @@ class ClinicalVLM(EvidenceEncoder):
         if commit:  # whatever branch of the Hub was asked for: its content may change
             config = replace(config, llm=replace(config.llm, revision=commit))
         with one_line(f"model.llm.base: {config.llm.base} cannot be used"):
-            words, sample = words_of(llm, tokenizer), fingerprint(llm)
-        super().__init__(config, spec, words, load_vision_weights, prompt_ids)
+            space, sample = embedding_space(llm, tokenizer), fingerprint(llm)
+        super().__init__(config, spec, space, load_vision_weights, prompt_ids)
         self.base_fingerprint, self.base_sha256 = sample, getattr(llm, "sha256", None)
         self.llm = add_lora(llm, config.llm)
         self.sharded = False
@@ -89,33 +83,6 @@ class ClinicalVLM(EvidenceEncoder):
         refuse_unquantised(llm, config.llm)
         config = replace(config, llm=fit_targets(llm, config.llm))
         return cls(config, spec, llm, tokenizer).to(device)
-
-    @classmethod
-    def from_pretrained(cls, adapter: str | Path, base: str | None = None, **options: Any) -> "ClinicalVLM":
-        """Load an adapter folder or Hub id, and the base model it names or `base`; see `vlm.adapter.load`.
-
-        Options are `revision` of a Hub id, `device` and `dtype`.
-        """
-        from vlm.adapter import load
-
-        return load(adapter, base=base, **options)
-
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write the adapter folder; see `vlm.adapter.save`."""
-        from vlm.adapter import save
-
-        save(self, folder, **options)
-
-    def push_to_hub(self, repo: str, metrics: Mapping[str, Any] | None = None, **options: Any) -> str:
-        """Share the adapter on the Hub with what it was measured to do; returns the commit.
-
-        Options are those of `vlm.adapter.hub.push`, which says what is refused.
-        """
-        from vlm.adapter import save
-        from vlm.adapter.hub import push
-
-        with tempfile.TemporaryDirectory() as work:
-            return push(save(self, Path(work) / "adapter", metrics), repo, **options).commit
 
     # ---------------------------------------------------------------------------------- properties
 
@@ -228,17 +195,3 @@ class ClinicalVLM(EvidenceEncoder):
             )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts], encoded.logits.float()
-
-    def predict(
-        self, image: str | Path | None = None, vitals: Mapping[str, Any] | None = None, **options: Any
-    ) -> "Report":
-        """Draft the report of one case; see `vlm.inference.engine.ReportEngine.predict`."""
-        return self.predict_many([(image, vitals)], **options)[0]
-
-    def predict_many(
-        self, cases: Sequence[tuple[str | Path | None, Mapping[str, Any] | None]], **options: Any
-    ) -> "list[Report]":
-        """Draft many reports; see `vlm.inference.engine.ReportEngine`."""
-        from vlm.inference.engine import ReportEngine
-
-        return ReportEngine(self).predict(cases, **options)

@@ -3,10 +3,7 @@
 It stands alone where another engine runs the language model, and starts in a fraction of the time.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,31 +14,10 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.prompt import Prompt
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
+from vlm.model.embedding_space import EmbeddingSpace
 from vlm.model.fusion import EvidenceTokens, JointVector
-from vlm.model.projection import name_embeddings
 from vlm.model.vision import ImageEncoder
 from vlm.model.vitals import VitalsEncoder
-
-if TYPE_CHECKING:  # the tokenizer is given; its library takes seconds to import
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Words:
-    """What the parts must know of the language model's words."""
-
-    tokenizer: "PreTrainedTokenizerBase"
-    embed: Callable[[torch.Tensor], torch.Tensor]
-    """Token ids (…) → their embeddings as the language model reads them (… × H)."""
-    hidden_size: int
-    device: torch.device
-    """Where the ids must be."""
-    rms: float
-    """Root mean square of all word embeddings: the size at which evidence tokens are shown."""
-    context_length: int | None = None
-    """Tokens that the language model was made to read; None if it does not say."""
-    vocabulary: int | None = None
-    """Number of word embeddings."""
 
 
 @dataclass
@@ -63,24 +39,23 @@ class EvidenceEncoder(nn.Module):
         self,
         config: ModelConfig,
         spec: CaseSpec,
-        words: Words,
+        space: EmbeddingSpace,
         load_vision_weights: bool = True,
         prompt_ids: PromptIds | None = None,
     ) -> None:
         super().__init__()
-        self.model_config, self.spec, self.tokenizer, self.words = config, spec, words.tokenizer, words
+        self.model_config, self.spec, self.tokenizer, self.space = config, spec, space.tokenizer, space
         self.calibration = Calibration()
-        embed_names: Callable[[Sequence[str]], torch.Tensor] = partial(name_embeddings, words=words)
-        self.vision = ImageEncoder(config.vision, spec.image.size, words.hidden_size, words.rms, load_vision_weights)
-        self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, embed_names, words.rms)
+        self.vision = ImageEncoder(config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights)
+        self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms)
         self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
-        self.evidence = EvidenceTokens(config.fusion, embed_names(spec.labels), words.rms)
+        self.evidence = EvidenceTokens(config.fusion, space.embed_names(spec.labels), space.rms)
         last = max((number for ids in prompt_ids or () for number in ids), default=0)
-        if words.vocabulary is not None and last >= words.vocabulary:
-            raise UserError(f"prompt_ids: {last} is no token of the base, which has {words.vocabulary:,}")
+        if space.vocabulary is not None and last >= space.vocabulary:
+            raise UserError(f"prompt_ids: {last} is no token of the base, which has {space.vocabulary:,}")
         written = spec.schema if config.vitals.shown == "text" else None
         self.prompt = Prompt(
-            words.tokenizer, config.prompt, self.evidence_tokens, written, prompt_ids, words.context_length
+            space.tokenizer, config.prompt, self.evidence_tokens, written, prompt_ids, space.context_length
         )
 
     @property
@@ -113,5 +88,5 @@ class EvidenceEncoder(nn.Module):
 
     def embed(self, input_ids: torch.Tensor, evidence_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Word embeddings with the evidence tokens in their places; B × T, B × T, B × P × H → B × T × H."""
-        words = self.words.embed(input_ids)
+        words = self.space.embed(input_ids)
         return words.masked_scatter(evidence_mask[..., None], tokens.to(words.dtype))

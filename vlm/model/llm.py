@@ -20,13 +20,13 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from vlm.atomic import seal
 from vlm.cache import check_kept
 from vlm.config import LLMConfig
 from vlm.device import Choice
-from vlm.durable import seal
 from vlm.errors import UserError, one_line
 from vlm.model.base_files import base_digest
-from vlm.model.evidence import Words
+from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
@@ -211,12 +211,12 @@ def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
     return weight.detach()
 
 
-def words_of(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Words:
+def embedding_space(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EmbeddingSpace:
     """The words of a language model, as the other parts need them."""
     hidden_size = llm.config.get_text_config().hidden_size
     device = word_embeddings(llm).device
     shown, rms = llm.get_input_embeddings(), embedding_rms(llm)
-    return Words(tokenizer, shown, hidden_size, device, rms, context_length(llm), len(word_embeddings(llm)))
+    return EmbeddingSpace(tokenizer, shown, hidden_size, device, rms, context_length(llm), len(word_embeddings(llm)))
 
 
 def context_length(llm: PreTrainedModel) -> int | None:

@@ -1,15 +1,7 @@
 """From features to tokens in the embedding space of the language model."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
-
-from vlm.data.prompt import PlainText
-
-if TYPE_CHECKING:
-    from vlm.model.evidence import Words
 
 
 class TokenProjector(nn.Module):
@@ -56,14 +48,3 @@ class NamedProjector(nn.Module):
     def forward(self, states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """States (B × S, 0 to 1) and features (B × F) → B × H."""
         return self.norm(states @ self.names + self.mlp(features))
-
-
-def name_embeddings(names: Sequence[str], words: "Words") -> torch.Tensor:
-    """Mean word embedding of each name, S × H, float32 on PyTorch's default device; `right_lung` is two words."""
-    rows, plain = [torch.zeros(0, words.hidden_size)], PlainText(words.tokenizer)
-    for name in names:
-        ids = plain.ids(" " + name.replace("_", " "))
-        with torch.no_grad():
-            embedded = words.embed(torch.tensor(ids, device=words.device))  # n × H
-        rows.append(embedded.float().mean(dim=0, keepdim=True).to(rows[0].device))
-    return torch.cat(rows)

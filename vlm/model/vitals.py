@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vlm.config import VitalConfig, VitalsConfig
-from vlm.data.schema import VitalsSchema, VitalsStatistics
+from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.model.projection import NamedProjector
 
 CLIP = 5.0

@@ -13,8 +13,8 @@ import dataclasses
 import json
 from typing import Any
 
-from vlm.cli import parse_config
 from vlm.config import Config
+from vlm.config.parsing import parse_config
 from vlm.errors import UserError, run_program
 from vlm.plan.cost import Job, guessed_tokens
 from vlm.plan.gpus import CPU, GPUS, Machine, find_gpu

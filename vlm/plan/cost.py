@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass
 
 from vlm.config import Config
 from vlm.plan.gpus import Machine
-from vlm.plan.memory import TRAINED_BYTES, StepMemory, nf4_bytes
 from vlm.plan.shapes import CNN, READS, Base
+from vlm.training.memory import TRAINED_BYTES, StepMemory, nf4_bytes
 
 TEMPLATE_BEFORE, TEMPLATE_AFTER = 8, 9
 """Tokens of a chat template around the system message, and around the instruction."""
@@ -131,7 +131,7 @@ class Job:
 
     @property
     def shares(self) -> bool:
-        """Whether the fixed words of a micro batch are read once; see `vlm.model.trunk`."""
+        """Whether the fixed words of a micro batch are read once; see `vlm.model.decoder`."""
         return not (self.checkpointing or self.config.model.llm.lora_dropout)
 
     def read_tokens(self, cases: int) -> float:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from vlm.plan.cost import Job
 from vlm.plan.drafting import Drafting, plan_drafting
 from vlm.plan.gpus import GB, Machine
-from vlm.plan.memory import CUDA_CONTEXT
 from vlm.plan.terms import HOST, Terms, room_of
+from vlm.training.memory import CUDA_CONTEXT
 
 NETWORK = 400e9 / 8
 """Bytes a second between two hosts, shared by the devices of one."""

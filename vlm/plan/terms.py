@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vlm.plan.gpus import Machine
-from vlm.plan.memory import CUDA_CONTEXT
+from vlm.training.memory import CUDA_CONTEXT
 
 HOST = 8
 """Devices in one host."""

@@ -3,7 +3,7 @@
 import argparse
 
 from vlm.errors import run_program
-from vlm.training.watch import SECONDS, find_run, watch
+from vlm.training.monitor.watch import SECONDS, find_run, watch
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ optimizer.safetensors, optimizer.json  the state of the optimizer: its tensors, 
 scheduler.json                         the state of the learning rate's schedule
 processes.safetensors                  random generators and running sums, one row a process
 trainer_state.json                     step, epoch, best checkpoint and the log so far, as Transformers reads it
-manifest.json                          size and SHA-256 of each file; see `vlm.durable`
+manifest.json                          size and SHA-256 of each file; see `vlm.atomic`
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file, save
 from transformers import TrainerState
 
-from vlm.durable import remove_folder, staged, sweep, verify, write_file
+from vlm.atomic import remove_folder, staged, sweep, verify, write_file
 from vlm.errors import UserError
-from vlm.run_folder import CHECKPOINT_FILES, checkpoint_folder, checkpoints_of
+from vlm.training.run_folder import CHECKPOINT_FILES, checkpoint_folder, checkpoints_of
 
 TRAINABLE, OPTIMIZER, OPTIMIZER_REST, SCHEDULER, PROCESSES, STATE = CHECKPOINT_FILES
 

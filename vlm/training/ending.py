@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from vlm.errors import Stopped, UserError
-from vlm.run_folder import RunFolder, checkpoints_of
+from vlm.training.run_folder import RunFolder, checkpoints_of
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -12,13 +12,13 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from vlm.config import Config
-from vlm.data.examples import CaseDataset
-from vlm.data.glance import blank_notice
-from vlm.data.image_store import image_label
+from vlm.data.blank_images import blank_notice
+from vlm.data.dataset import CaseDataset
+from vlm.data.images.store import image_label
 from vlm.data.storage import new_array
 from vlm.device import Choice
+from vlm.distributed import say
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.processes import say
 
 
 def choose_features(config: Config) -> Choice[bool]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm.data.collate import LONGEST_REPORT
-from vlm.data.examples import CaseDataset
+from vlm.data.dataset import CaseDataset
 from vlm.data.prompt import Prompt
 from vlm.data.storage import column
 from vlm.errors import UserError

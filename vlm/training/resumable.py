@@ -9,12 +9,12 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from vlm.durable import verify
+from vlm.atomic import verify
+from vlm.distributed import say
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.processes import say
-from vlm.run_folder import CHECKPOINT_FILES, checkpoint_folder
 from vlm.training import checkpoints
+from vlm.training.run_folder import CHECKPOINT_FILES, checkpoint_folder
 from vlm.training.sharding import shard_base
 
 

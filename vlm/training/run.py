@@ -11,36 +11,36 @@ from transformers import EvalPrediction, ProgressCallback, TrainingArguments, se
 from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import save, starting_weights
+from vlm.atomic import private
 from vlm.config import Config
+from vlm.data.blank_images import glance
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
-from vlm.data.contents import contents_fingerprint
-from vlm.data.examples import CaseDataset
-from vlm.data.glance import glance
-from vlm.data.images import ImageSpec
-from vlm.data.sources import load_cohort
+from vlm.data.dataset import CaseDataset
+from vlm.data.fingerprint import contents_fingerprint
+from vlm.data.images.image import ImageSpec
+from vlm.data.ingest.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
-from vlm.durable import private
+from vlm.distributed import is_main, say, world_size
 from vlm.errors import UserError
-from vlm.evaluation.calibration import fit_temperature
+from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.learned import load_learned
-from vlm.evaluation.run import evaluate
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
+from vlm.evaluation.temperature import fit_temperature
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking, values_of
-from vlm.processes import is_main, say, world_size
-from vlm.run_folder import RunFolder, read_log
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import StopAtSignal, one_line_endings
 from vlm.training.features import choose_features, keep_features
 from vlm.training.lengths import check_lengths
+from vlm.training.monitor.log import EpochOfDataset, Progress, RunLog
+from vlm.training.monitor.trackers import make_trackers
 from vlm.training.resumable import EarlyStopping
-from vlm.training.run_log import EpochOfDataset, Progress, RunLog
+from vlm.training.run_folder import RunFolder, read_log
 from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard
-from vlm.training.tracking import make_trackers
 from vlm.training.trainer import ReportTrainer, part_of
 
 MOST_IMAGES, MOST_SECONDS = 5_000, 60.0

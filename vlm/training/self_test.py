@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList
 
 from vlm.adapter import describe, load_state, read_config, save, split_state
 from vlm.adapter.folder import read_tensors
-from vlm.adapter.reading import check_files, check_manifest, check_tensors
+from vlm.adapter.validate import check_files, check_manifest, check_tensors
 from vlm.data.case import Example, made_up_cases
 from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line

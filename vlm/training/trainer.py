@@ -12,13 +12,13 @@ from transformers import Trainer, TrainingArguments
 
 from vlm.config import LossConfig, TrainConfig
 from vlm.data.collate import IGNORED
-from vlm.data.examples import CaseDataset
-from vlm.data.packed.sampling import ShardSampler, shards_of
+from vlm.data.dataset import CaseDataset
+from vlm.data.sampling import ShardSampler, shards_of
+from vlm.distributed import say
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
-from vlm.processes import say
+from vlm.training.monitor.throughput import MeasuredTrainer, by_process
 from vlm.training.resumable import ResumableTrainer
-from vlm.training.throughput import MeasuredTrainer, by_process
 
 
 class ReportTrainer(MeasuredTrainer, ResumableTrainer):

@@ -1,7 +1,7 @@
 """Images out of shards: a shard is fetched once, as a whole, checked, and held until each of its images was read.
 
 A cell refers to its image as `row://17::ADDRESS`, in the manner of fsspec's chained addresses. Whoever reads the rows
-of a shard one soon after another (see `vlm.data.packed.sampling`) fetches it once.
+of a shard one soon after another (see `vlm.data.sampling`) fetches it once.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlm.data.images import decode_image
-from vlm.data.packed.layout import Pack, Shard, opened, read_pack
+from vlm.data.images.image import decode_image
+from vlm.data.packed.manifest import Pack, Shard, opened, read_pack
 from vlm.errors import UserError
 
 SCHEME = "row://"

@@ -1,0 +1,88 @@
+"""The LoRA as a GGUF file for llama.cpp, and the names and the order of rows that llama.cpp gives a Llama's layers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlm.adapter.hub import resolve
+from vlm.adapter.layout import read_config
+from vlm.adapter.validate import check_sources, check_tensors, read_lora_config
+from vlm.atomic import replaced
+from vlm.errors import UserError
+from vlm.locks import locked
+from vlm.weights import language_model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def write_lora(adapter: str, file: Path, base: str | None = None, revision: str | None = None) -> int:
+    """Write an adapter's LoRA to a GGUF file, in full precision; returns how many layers it changes.
+
+    llama.cpp lays it beside any GGUF file of the same base. Only the base's config is read, none of its weights.
+    Raises `UserError` as `resolve` and `read_config` do, for a base that is no Llama, and for a file that is there.
+    """
+    import gguf
+    from safetensors.torch import load_file
+
+    if file.exists():
+        raise UserError(f"{file}: is there already; name a new file")
+    folder = resolve(adapter, revision)
+    check_tensors(folder)
+    config, lora = _base_config(folder, base), read_lora_config(folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    with locked(file), replaced(file) as partial:
+        writer = gguf.GGUFWriter(partial, "llama")
+        writer.add_type("adapter")
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora["lora_alpha"]))  # its scale is alpha / rank
+        for name, value in sorted(tensors.items()):
+            layer, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+            value = value.float() if side == "lora_A" else in_pairs(value.float(), layer, config)  # r × in, out × r
+            writer.add_tensor(f"{gguf_name(layer, config)}.weight.{side.lower()}", value.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return len(tensors) // 2
+
+
+def _base_config(folder: Path, base: str | None) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    model = read_config(folder).model
+    check_sources(folder, model, given_base=base is not None)
+    llm = model.llm
+    source = base or language_model_folder(llm.base, llm.sha256)
+    try:
+        config = AutoConfig.from_pretrained(
+            source, revision=llm.revision if base is None else None, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{llm.base}: cannot read the base's config: {str(error).splitlines()[0]}") from None
+    if config.model_type != "llama":
+        raise UserError(f"gguf: knows the layers of bases of type llama, not of {config.model_type}")
+    return config  # type: ignore[no-any-return]
+
+
+def gguf_name(layer: str, config: Any) -> str:
+    """`model.layers.0.self_attn.q_proj` → `blk.0.attn_q`."""
+    import gguf
+
+    name = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers).get_name(layer)
+    if name is None:
+        raise UserError(f"gguf: llama.cpp has no layer for {layer}")
+    return str(name)
+
+
+def in_pairs(weight: torch.Tensor, layer: str, config: Any) -> torch.Tensor:
+    """The rows (out × …) of a query or key projection from halves to pairs; those of other layers as they are.
+
+    It is the order in which llama.cpp's rotary embedding finds the rows of a head.
+    """
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(layer.rpartition(".")[2])
+    if heads is None:
+        return weight
+    rows, columns = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns).contiguous()

@@ -1,0 +1,147 @@
+"""The base with its LoRA folded in, as a plain Transformers folder for programs that know no LoRA.
+
+It goes into the unpacked NF4 values that training saw, never into 4-bit or into the original base. The parts that stand
+before the language model lie beside it, in `adapter/`, as an adapter whose LoRA is nought, so that ours still drafts.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from vlm.adapter.folder import MERGED, load
+from vlm.adapter.hub import resolve
+from vlm.adapter.layout import FILES
+from vlm.atomic import flush, make_folder, seal, staged
+from vlm.data.case import made_up_cases
+from vlm.errors import UserError
+from vlm.locks import locked
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vlm.model.clinical_vlm import ClinicalVLM
+
+CASES = 8
+"""Made-up cases on which the merged model is held against the base with its LoRA beside it."""
+
+
+class Parity(NamedTuple):
+    """What the merged model, read back from its folder, does otherwise than the base with its LoRA beside it."""
+
+    difference: float
+    """Largest difference of two logits, at the end of the prompts and along the drafts."""
+    spread: float
+    """Standard deviation of the logits, to compare it with."""
+    same: int
+    """Greedy drafts that are the same to the letter."""
+    cases: int
+
+
+class _Watched(NamedTuple):
+    prompt: torch.Tensor
+    """T × H, the embeddings of a prompt."""
+    ids: torch.Tensor
+    """N, the greedy draft."""
+    logits: torch.Tensor
+    """(N + 1) × V."""
+
+
+def merge(adapter: str, out: Path, base: str | None = None, revision: str | None = None, most: int = 40) -> Parity:
+    """Write the merged model to a new folder, complete or not at all, and hold it against the base and its LoRA.
+
+    Raises `UserError` as `load` does, for a folder that is there already, and for a base that stays packed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from vlm.model.base_files import base_digest
+
+    if out.exists():
+        raise UserError(f"{out}: is there already; name a new folder")
+    folder = resolve(adapter, revision)
+    model = load(folder, base=base, device=torch.device("cpu"), dtype=torch.float32)
+    refuse_packed(model, "merge")
+    with torch.no_grad():
+        watched = [_watch(model.llm, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
+    with locked(out), staged(out, sealed=False) as staging:
+        plain = model.llm.merge_and_unload()  # type: ignore[operator]
+        plain.config.update({MERGED: True})
+        plain.save_pretrained(staging)
+        model.tokenizer.save_pretrained(staging)
+        _write_evidence(folder, staging / "adapter", out, base_digest(str(staging), None))
+        merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
+        with torch.no_grad():
+            parity = _compare(merged, model, watched, most)
+        for file in staging.rglob("*"):
+            flush(file)
+    return parity
+
+
+def refuse_packed(model: "ClinicalVLM", what: str) -> None:
+    """Raise `UserError` where the base's 4-bit values were not unpacked, as the adapter's config may ask."""
+    if any(type(parameter).__name__ == "Params4bit" for parameter in model.llm.parameters()):
+        raise UserError(f"{what}: the adapter's config keeps the base packed (unpack: never)")
+
+
+def _write_evidence(adapter: Path, folder: Path, base: Path, sha256: str) -> None:
+    """The adapter with a LoRA that adds nothing, on the merged base, whose weights are taken as they are."""
+    from safetensors.torch import load_file, save_file
+
+    make_folder(folder)
+    for name in set(FILES) & {path.name for path in adapter.iterdir()}:
+        shutil.copyfile(adapter / name, folder / name)
+    lora = load_file(folder / "adapter_model.safetensors")
+    nothing = {name: torch.zeros_like(value) if "lora_B" in name else value for name, value in lora.items()}
+    save_file(nothing, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    for name, change in (
+        ("config.json", {"base": str(base.resolve()), "sha256": None, "revision": None, "quantization": "none"}),
+        ("adapter_config.json", {"base_model_name_or_path": str(base.resolve()), "revision": None}),
+    ):
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        (values["model"]["llm"] if name == "config.json" else values).update(change)
+        if name == "config.json":
+            values["base_sha256"] = sha256
+        (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    seal(folder)
+
+
+def _prompts(model: "ClinicalVLM") -> Iterator[torch.Tensor]:
+    """The embeddings (T × H) of the adapter's own prompts on cases that are drawn, so that no patient is needed."""
+    from vlm.data.collate import Collator
+
+    for example in made_up_cases(model.spec, CASES):
+        batch = Collator(model.prompt, generation=True)([example])
+        encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+        yield model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]
+
+
+def _watch(llm: "PreTrainedModel", model: "ClinicalVLM", prompt: torch.Tensor, most: int) -> _Watched:
+    """The greedy draft of a language model after a prompt, and the logits at every place where it chose a word."""
+    ids = llm.generate(  # type: ignore[operator]
+        inputs_embeds=prompt[None],
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=most,
+        do_sample=False,
+        eos_token_id=model.prompt.end_id,
+        pad_token_id=model.prompt.pad_id,
+    )[0]
+    return _Watched(prompt, ids, _logits(llm, prompt, ids))
+
+
+def _logits(llm: "PreTrainedModel", prompt: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    read = torch.cat([prompt, llm.get_input_embeddings()(ids)])[None]  # 1 × (T + N) × H
+    return llm(inputs_embeds=read, logits_to_keep=len(ids) + 1).logits[0]  # type: ignore[no-any-return]
+
+
+def _compare(merged: "PreTrainedModel", model: "ClinicalVLM", watched: list[_Watched], most: int) -> Parity:
+    logits = [_logits(merged, case.prompt, case.ids) for case in watched]
+    drafts = [_watch(merged, model, case.prompt, most).ids for case in watched]
+    return Parity(
+        difference=max(float((ours - case.logits).abs().max()) for ours, case in zip(logits, watched, strict=True)),
+        spread=float(torch.cat([case.logits.flatten() for case in watched]).std()),
+        same=sum(torch.equal(ours, case.ids) for ours, case in zip(drafts, watched, strict=True)),
+        cases=len(watched),
+    )

@@ -1,0 +1,129 @@
+"""From a YAML file and dotted overrides to a `Config`; an unknown key is named with its nearest match."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from vlm.config import Config
+from vlm.config.limits import LARGEST_SIDE, model_problems
+from vlm.config.strict import check_keys, check_texts, dotted_names, nearest
+from vlm.errors import UserError
+from vlm.untrusted import read_yaml
+
+
+def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bool]:
+    """Read `--config FILE`, dotted overrides such as `--train.max_steps 10`, and `--resume`.
+
+    Returns the config and whether to resume; `--dry-run` is for the caller to see. Raises `UserError` for an unknown
+    key, a value of the wrong type or range, and an unreadable file.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file; see configs/.")
+    parser.add_class_arguments(Config, None)
+    parser.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint.")
+    parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
+    _check_options(argv)
+    for file in _config_files(argv):
+        _read_config(file)
+    try:
+        namespace = parser.parse_args(list(argv))
+        fields = parser.instantiate(namespace).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_one_line(error)) from None
+    resume = fields.pop("resume")
+    for option in ("config", "dry_run"):
+        fields.pop(option, None)
+    config = Config(**fields)
+    _check_values(config)
+    return config, resume
+
+
+def to_yaml(config: Any) -> str:
+    """A config dataclass as YAML that `parse_config` reads back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys, those in a list by their number."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
+        flat |= dotted(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).replace("<class ", "").replace("'>", "'").split())
+
+
+def _config_files(argv: Sequence[str]) -> Iterator[str]:
+    for index, word in enumerate(argv):
+        if word.startswith("--config="):
+            yield word.removeprefix("--config=")
+        elif word == "--config" and index + 1 < len(argv):
+            yield argv[index + 1]
+
+
+def _read_config(file: str) -> None:
+    """Raise `UserError` unless a config is a mapping of known keys, and no text in it would be read as YAML again."""
+    values = read_yaml(Path(file), "the config")
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: a config is a mapping such as `train: {{seed: 1}}`")
+    check_keys(values, Config, file)
+    check_texts(values, Config, file)
+
+
+def _check_options(argv: Sequence[str]) -> None:
+    """Refuse an unknown `--option` before argparse does, to be able to say what was meant."""
+    known = {f"--{name}" for name in dotted_names(Config)}
+    known |= {"--config", "--resume", "--dry-run", "--help", "--print_config"}
+    for word in argv:
+        option = word.split("=")[0]
+        if not option.startswith("--") or option.rstrip("+") in known or option.endswith(".help"):
+            continue
+        raise UserError(f"unknown option {option}{nearest(option, known)}")
+
+
+def _check_values(config: Config) -> None:
+    """Ranges that the types do not say; each message names the key."""
+    train, dropout, split = config.train, config.data.dropout, config.data.split
+    rules = [
+        (0 <= config.loss.alpha <= 1, "loss.alpha", "between 0 and 1"),
+        (train.micro_batch_size > 0, "train.micro_batch_size", "at least 1"),
+        (
+            train.batch_size % max(train.micro_batch_size, 1) == 0,
+            "train.batch_size",
+            "a multiple of train.micro_batch_size",
+        ),
+        (train.log_steps > 0, "train.log_steps", "at least 1"),
+        (train.eval_steps > 0, "train.eval_steps", "at least 1"),
+        (train.max_steps == -1 or train.max_steps > 0, "train.max_steps", "-1 or at least 1"),
+        (train.epochs > 0, "train.epochs", "more than 0"),
+        (
+            split.validation >= 0 and split.test >= 0 and split.validation + split.test < 1,
+            "data.split",
+            "shares that leave some patients to train on",
+        ),
+        (
+            all(0 <= p < 1 for p in (dropout.image, dropout.vitals, dropout.value)),
+            "data.dropout",
+            "probabilities below 1",
+        ),
+        (config.evaluation.batch_size > 0, "evaluation.batch_size", "at least 1"),
+        (config.evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", "at least 1"),
+        (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
+        (32 <= config.data.image_size <= LARGEST_SIDE, "data.image_size", f"32 to {LARGEST_SIDE:,} pixels"),
+        *((False, key, meaning) for key, meaning in model_problems(config.model)),
+        (1 <= config.data.lanes <= 16, "data.lanes", "1 to 16"),
+        (all(source.weight > 0 for source in config.data.sources), "data.sources", "of weights above 0"),
+        (config.run.name not in ("", ".", "..") and "/" not in config.run.name, "run.name", "a plain folder name"),
+    ]
+    for holds, key, meaning in rules:
+        if not holds:
+            raise UserError(f"{key}: must be {meaning}")

@@ -1,0 +1,96 @@
+"""Does a report's talk of the vitals fit the vitals given? Every number and every threshold word is checked."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vlm.data.vitals.schema import PRESSURE_NAMES, VitalsSchema
+from vlm.findings.labeller import sentences
+
+_NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?(?![\w])")
+_LEVELS = {
+    "elevated": re.compile(r"\b(?:elevated|high|raised|increased|hyper\w+)\b"),
+    "low": re.compile(r"\b(?:low|decreased|reduced|hypo\w+)\b"),
+    "normal": re.compile(r"\b(?:normal|unremarkable|within (?:normal )?limits|in range)\b"),
+    "not measured": re.compile(r"\bnot (?:measured|given|available|known)\b"),
+}
+_NEGATED = re.compile(r"\bnot\b|\bno\b")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a report about one vital."""
+
+    vital: str
+    said: str
+    """The number or word in the report."""
+    given: str
+    """What the patient's value is, or its level."""
+    consistent: bool
+
+
+def check_numbers(report: str, values: Mapping[str, float], schema: VitalsSchema) -> list[Claim]:
+    """Every number and threshold word of a report beside the vitals given.
+
+    `values` holds the vitals that were measured, by their names in the schema. A number must equal the given one
+    at the precision it is written with; a word (elevated, low, normal) must be that of the vital's reference
+    range; anything but "not measured" said of a missing vital is inconsistent. Sentences that name no vital are
+    not looked at.
+    """
+    claims: list[Claim] = []
+    names = _patterns(schema)
+    for sentence in sentences(report):
+        found = sorted((m.start(), m.end(), vitals) for pattern, vitals in names for m in pattern.finditer(sentence))
+        for place, (_, end, vitals) in enumerate(found):
+            stop = found[place + 1][0] if place + 1 < len(found) else len(sentence)
+            claims.extend(_claims(sentence[end:stop], vitals, values, schema))
+    return claims
+
+
+def _patterns(schema: VitalsSchema) -> list[tuple[re.Pattern[str], tuple[str, ...]]]:
+    """Names and aliases as they may stand in a sentence; blood pressure stands for its two parts."""
+    patterns: list[tuple[re.Pattern[str], tuple[str, ...]]] = []
+    for vital in schema.vitals:
+        spoken = "|".join(re.escape(name.replace("_", " ").lower()) for name in (vital.name, *vital.aliases))
+        patterns.append((re.compile(rf"\b(?:{spoken})\b"), (vital.name,)))
+    if schema.names_in(PRESSURE_NAMES[0]) == ("systolic", "diastolic"):
+        patterns.append((re.compile(r"\bblood pressure\b|\bbp\b"), ("systolic", "diastolic")))
+    return patterns
+
+
+def _claims(text: str, vitals: tuple[str, ...], values: Mapping[str, float], schema: VitalsSchema) -> Iterator[Claim]:
+    name = " and ".join(vitals)
+    measured = [values[vital] for vital in vitals if vital in values]
+    for number in _NUMBER.finditer(text):
+        said = [part for part in number.groups() if part is not None]
+        if len(said) == len(vitals):
+            right = len(measured) == len(said) and all(map(_equal, said, measured))
+            yield Claim(name, number.group(), "/".join(f"{value:g}" for value in measured) or "not measured", right)
+    level = _level(vitals, values, schema)
+    if level is None:
+        return
+    for word, pattern in _LEVELS.items():
+        match = pattern.search(text)
+        if match:
+            denied = word != "not measured" and _NEGATED.search(text[: match.start()]) is not None
+            yield Claim(name, f"{'not ' * denied}{match.group()}", level, (word == level) != denied)
+            return
+
+
+def _equal(said: str, value: float) -> bool:
+    """Equal at the precision of the words: `8.7` is right for 8.72."""
+    digits = len(said.partition(".")[2])
+    return abs(float(said) - value) <= 0.5 * 10**-digits + 1e-6
+
+
+def _level(vitals: tuple[str, ...], values: Mapping[str, float], schema: VitalsSchema) -> str | None:
+    """`elevated` where any part is, else `low` where any is; None without a reference range."""
+    ranges = [schema.vitals[schema.position(vital)].reference for vital in vitals]
+    if any(vital not in values for vital in vitals):
+        return "not measured"
+    if not all(ranges):
+        return None
+    numbers = [values[vital] for vital in vitals]
+    if any(number > limits[1] for number, limits in zip(numbers, ranges, strict=True)):
+        return "elevated"
+    return "low" if any(number < limits[0] for number, limits in zip(numbers, ranges, strict=True)) else "normal"

@@ -1,0 +1,266 @@
+"""A DICOM object to the greyscale picture that a viewer would show, without trusting the file.
+
+In order: transfer syntax and size are judged before anything is decoded; modality LUT or rescale; padding masked;
+VOI LUT or window; one inversion where low values are white (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2 and C.11.6).
+
+A header holds a patient's name: only the elements that a picture needs are read, and no value of any of them
+reaches an error text.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlm.data.images.file_types import kind_of, why_no_image
+from vlm.data.images.header import LARGEST_DECODED, LARGEST_IMAGE, read_header
+from vlm.errors import UserError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.uid import UID
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+PREAMBLE = bytes(128) + b"DICM"
+BAND = 256
+"""Rows that are computed at a time."""
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+NEEDED = [
+    "SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
+    "PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleIntercept", "RescaleSlope", "VOILUTSequence",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape", "PixelData", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+]  # fmt: skip
+
+
+def read_dicom(where: str, data: bytes) -> np.ndarray:
+    """Decode to H × W float32 with bright bone, NaN where the detector saw nothing; the preamble may be missing.
+
+    Raises `UserError` that begins with `where` for anything that is no single-frame image in a known encoding.
+    """
+    if data[128:132] != b"DICM":
+        if kind_of(data) != "DICOM":
+            raise UserError(f"{where}: not a DICOM file: the mark DICM is missing; {why_no_image(data)}")
+        data = PREAMBLE + data
+    if importlib.util.find_spec("pydicom") is None:
+        raise UserError(f"{where}: DICOM files need pydicom; pip install 'clinical-vlm[dicom]'")
+    for name in ("pydicom", "pylibjpeg", "openjpeg"):
+        logging.getLogger(name).disabled = True  # their messages quote header values
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _decode(where, data)
+    except UserError:
+        raise
+    except Exception:  # a broken header can raise nearly anything, with its values in the message
+        raise UserError(f"{where}: not a readable DICOM image: its header or its pixel data are broken") from None
+
+
+def _decode(where: str, data: bytes) -> np.ndarray:
+    from pydicom import dcmread
+    from pydicom.pixels import pixel_array
+    from pydicom.uid import RLELossless
+
+    said = _transfer_syntax(data)
+    if said:
+        _refuse_encoding(where, said)
+    dataset = dcmread(BytesIO(data), specific_tags=NEEDED)
+    if not said:
+        dataset.file_meta.TransferSyntaxUID = _native_syntax(where, dataset)
+    _refuse_object(where, dataset)
+    _refuse_frame(where, dataset)
+    # The Rust decoder of run lengths panics past every `except Exception`; pydicom's own is plain Python.
+    plugin = "pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
+    stored = pixel_array(dataset, decoding_plugin=plugin)  # H × W, or H × W × 3 as RGB
+    shown = np.empty(stored.shape[:2], np.float32)
+    for start in range(0, len(shown), BAND):  # most of it in 64 bits, of which a large picture would take a gigabyte
+        shown[start : start + BAND] = _shown(stored[start : start + BAND], dataset)
+    return shown
+
+
+def _shown(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """Rows of stored values, H × W or H × W × 3, → H × W of what a viewer shows."""
+    if stored.ndim == 3:
+        return stored[..., :3] @ np.array([0.299, 0.587, 0.114])
+    shown = _values_of_interest(_modality(stored, dataset), dataset).astype(np.float32)
+    # Digital radiographs say it twice, MONOCHROME1 and INVERSE: they are inverted once.
+    if dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE":
+        shown = -shown
+    shown[_padding(stored, dataset)] = np.nan
+    return shown
+
+
+def _modality(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """Stored values → those of the modality, as Hounsfield units."""
+    if dataset.get("ModalityLUTSequence"):
+        return _look_up(stored, dataset.ModalityLUTSequence[0], dataset)
+    slope, intercept = (next(iter(_numbers(dataset, name)), None) for name in ("RescaleSlope", "RescaleIntercept"))
+    return stored if slope is None or intercept is None else stored * slope + intercept
+
+
+def _values_of_interest(values: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """Apply the VOI LUT or the first window that has both numbers: anonymising often leaves them empty."""
+    from pydicom.pixels.processing import apply_windowing
+
+    if dataset.get("VOILUTSequence"):
+        return _look_up(np.rint(values), dataset.VOILUTSequence[0], dataset)
+    centers, widths = _numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")
+    for center, width in zip(centers, widths, strict=False):
+        if center is not None and width is not None:
+            dataset.WindowCenter, dataset.WindowWidth = center, width
+            if not dataset.get("VOILUTFunction"):
+                dataset.VOILUTFunction = "LINEAR"
+            return apply_windowing(values, dataset)
+    return values
+
+
+def _numbers(dataset: "Dataset", name: str) -> list[float | None]:
+    """The numbers of an element, None for an empty one of several; nothing where it is missing or empty."""
+    value = dataset.get(name)
+    if value is None or value == "":
+        return []
+    several = [value] if isinstance(value, str | float | int) else list(value)
+    return [None if one is None or not str(one).strip() else float(one) for one in several]
+
+
+def _native_syntax(where: str, dataset: "Dataset") -> "UID":
+    """Of a file that names no transfer syntax, that in which it could be read; its pixels must be uncompressed."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    implicit, little = dataset.original_encoding
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+        raise UserError(f"{where}: its pixels are compressed, and it does not say how: the file meta is missing")
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _transfer_syntax(data: bytes) -> str:
+    """From the file meta alone: opening a deflated object inflates all of it, a gigabyte from half a megabyte.
+
+    Read as pydicom will read it: where the first element has no known VR, as if none of them had one.
+    """
+    from pydicom.filereader import read_dataset
+
+    for implicit in (False, True):
+        meta = BytesIO(data)
+        meta.seek(132)
+        elements = read_dataset(meta, implicit, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        with contextlib.suppress(NotImplementedError):
+            for first in list(elements.keys())[:1]:
+                elements[first]  # converted, and so judged, when it is asked for
+            return str(elements.get("TransferSyntaxUID", ""))
+    return ""
+
+
+def _refuse_encoding(where: str, syntax: str) -> None:
+    """Raise `UserError` for a transfer syntax that is dangerous, unknown, or wants another decoder."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    name = _registered(syntax)
+    if syntax == DEFLATED:
+        raise UserError(f"{where}: {name} is refused: it may inflate without bound; store it uncompressed")
+    try:
+        decoder = get_decoder(UID(syntax))
+    except NotImplementedError:
+        raise UserError(f"{where}: no still image can be read from the transfer syntax {name}") from None
+    if not decoder.is_available:
+        raise UserError(f"{where}: {name} needs a decoder that is not installed; pip install python-gdcm") from None
+
+
+def _refuse_object(where: str, dataset: "Dataset") -> None:
+    """Raise `UserError` for what is no single grey or colour image of a reasonable size."""
+    if "PixelData" not in dataset:
+        raise UserError(f"{where}: no image but {_registered(str(dataset.get('SOPClassUID', '')))}")
+    _refuse_header(where, dataset)
+    frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
+    if frames != 1:
+        raise UserError(f"{where}: a multi-frame object; export the frame to be read as an image of its own")
+    if int(dataset.Rows) * int(dataset.Columns) * samples > LARGEST_IMAGE:
+        raise UserError(f"{where}: larger than {LARGEST_IMAGE:,} pixels")
+    if dataset.PhotometricInterpretation not in (GREY if samples == 1 else COLOUR):
+        raise UserError(f"{where}: neither a grey nor an RGB or YBR image; export it as greyscale")
+
+
+def _refuse_header(where: str, dataset: "Dataset") -> None:
+    """Raise `UserError` that names an element without which, or with whose value, pixels cannot be told."""
+    required = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation")
+    missing = [name for name in required if dataset.get(name) in (None, "")]
+    if missing:
+        raise UserError(f"{where}: not a readable DICOM image: its header has no {', '.join(missing)}")
+    if dataset.get("HighBit") not in (None, "", dataset.BitsStored - 1):
+        raise UserError(f"{where}: its pixels are not in the lowest bits (HighBit is not BitsStored - 1); export it "
+                        "again with the values shifted down")  # fmt: skip
+
+
+def _refuse_frame(where: str, dataset: "Dataset") -> None:
+    """Raise `UserError` for compressed pixels that are not what the header says, or would unpack without bound."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    size = rows * columns * int(dataset.get("SamplesPerPixel") or 1) * max(int(dataset.BitsAllocated) // 8, 1)
+    at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000: the size of its grid, and where the picture begins
+    width, height, left, top = (int.from_bytes(frame[at + place : at + place + 4], "big") for place in (8, 12, 16, 20))
+    if syntax == RLELossless:
+        fits = len(frame) <= 2 * size + 1024 and (64 * len(frame) <= LARGEST_DECODED or _run_length(frame) <= 2 * size)
+    elif frame.startswith(b"\xff\xd8\xff"):
+        try:
+            header = read_header(frame.rstrip(b"\0"), "JPEG")
+        except ValueError as error:
+            raise UserError(f"{where}: not a readable DICOM image: {error}") from None
+        fits = (header.height, header.width) == (rows, columns)
+    else:
+        fits = at < 0 or (height - top, width - left) == (rows, columns)
+    if not fits:
+        raise UserError(f"{where}: not a readable DICOM image: its compressed pixels are not of the size that it says")
+
+
+def _run_length(frame: bytes) -> int:
+    """Bytes to which the segments of a run-length frame unpack."""
+    place, total = 64, 0
+    while place < len(frame):
+        count = frame[place]
+        total += count + 1 if count < 128 else 257 - count if count > 128 else 0
+        place += count + 2 if count < 128 else 2 if count > 128 else 1
+    return total
+
+
+def _registered(uid: str) -> str:
+    """The standard's own name for a UID; nothing of one that it does not know."""
+    from pydicom.uid import UID, UID_dictionary
+
+    return str(UID(uid).name) if uid in UID_dictionary else "an unknown kind of object"
+
+
+def _look_up(values: np.ndarray, table: "Dataset", dataset: "Dataset") -> np.ndarray:
+    """The modality or VOI LUT; values beyond its ends take the first or the last entry.
+
+    pydicom's own keeps the index in the type of the output, so that an 8-bit table of 4,096 entries wraps around.
+    """
+    entries, first, _ = (int(number) for number in table.LUTDescriptor)
+    entries = entries or 2**16
+    data = table.LUTData
+    if isinstance(data, bytes):
+        word = np.dtype(np.uint16).newbyteorder("<" if dataset.original_encoding[1] else ">")
+        data = np.frombuffer(data, word if len(data) >= 2 * entries else np.uint8)
+    lut = np.asarray(data)[:entries]
+    return lut[np.clip(values.astype(np.int64) - first, 0, len(lut) - 1)]
+
+
+def _padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """H × W, True where the stored value says that there is nothing."""
+    values = (dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit"))
+    ends = [int(value) for value in values if value not in (None, "")]
+    if values[0] in (None, ""):
+        return np.zeros(stored.shape, dtype=bool)
+    return (stored >= min(ends)) & (stored <= max(ends))

@@ -1,0 +1,218 @@
+"""Find the image file that a table's cell names: inside one folder, never outside, however the name is written.
+
+The one rule for training, drafting, checking and packing. A name is taken as written; where no such file is there, it
+is tried without the quotes around it, with `%20` as a space, with `\\` as `/`, without the folder's own name in front,
+in any case and Unicode form, and with the extension of an image. What fits must be one file alone.
+"""
+
+import os
+import posixpath
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePath
+from urllib.parse import unquote
+
+from vlm.data.embedded import EmbeddedImage
+from vlm.data.vitals.synonyms import is_missing_word
+from vlm.errors import UserError
+
+EXTENSIONS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".webp",
+    ".gif",
+    ".dcm",
+    ".dicom",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+)
+"""Those that a name may leave out."""
+HELD, MOST_FOLDERS = 64, 100_000
+"""Folders whose names, and whose real places, are kept at a time."""
+LONGEST_NAME = 1000
+"""Characters."""
+_OUTSIDE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/|(?:file|https?|ftp|s3|gs|data):", re.IGNORECASE)
+"""Beginnings of a name that is no place below a folder: a root, a drive, a share, an address."""
+
+
+def image_in(cell: object, where: str) -> str | EmbeddedImage:
+    """The name in a cell, empty where it has none, or the image in it; raises `UserError` for anything else."""
+    if isinstance(cell, EmbeddedImage):
+        return cell
+    if isinstance(cell, bytes | list | dict):
+        way_out = "write one a row, as {bytes, path} or bytes alone in Parquet, or the name of its file"
+        raise UserError(f"{where} holds images, not names of files; {way_out}")
+    return "" if cell is None or cell != cell else str(cell).strip()
+
+
+class ImageFolder:
+    """A folder of images, in which names are looked up; it remembers how it found them."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._root = os.path.realpath(folder)
+        self._real: dict[str, str] = {}
+        self._listed: dict[str, dict[str, list[str]]] = {}
+        self._first: tuple[str, str] | None = None
+        self._otherwise = 0
+        self._empty: list[str] = []
+
+    def find(self, name: str) -> str:
+        """The path of the file that a name means.
+
+        Raises `UserError`, without the place of the name in its table, for a name that leads outside of the folder,
+        directly or by a link, and for one that means no file or several.
+        """
+        return self.find_with_note(name)[0]
+
+    def find_with_note(self, name: str) -> tuple[str, str]:
+        """`find`, and a sentence on what the name was taken for where its file is not written so, else nothing."""
+        text = name.strip()
+        if len(text) > LONGEST_NAME:
+            raise UserError(f"image {text[:60]!r} …: a name of {len(text):,} characters is no image file's")
+        path = self._existing(text)
+        if path is not None:
+            return self._checked(path, text), ""
+        path = self._checked(self._alike(text), text)
+        found = os.path.relpath(path, self._root)
+        self._first = self._first or (text, found)
+        self._otherwise += 1
+        return path, f"the image {text!r:.200} is read from {_plain(found)}"
+
+    def find_if_named(self, name: str) -> tuple[str | None, str]:
+        """`find_with_note`; None and nothing without a name, and for a word such as `NA` that no file has."""
+        try:
+            return self.find_with_note(name) if name else (None, "")
+        except UserError:
+            if is_missing_word(name):
+                return None, ""
+            raise
+
+    def notes(self, named: bool = True) -> list[str]:
+        """A sentence on the names that were not found as written, and one on empty files, where there were any.
+
+        Without names where they must not be shown: a file's name may be a patient's.
+        """
+        notes = []
+        if self._first is not None:
+            first = f"; the first: {self._first[0]!r:.200} is {_plain(self._first[1])}" if named else ""
+            said = "image names are not written as their files are; each fits one file, which is read"
+            notes.append(f"{self.folder}: {self._otherwise:,} {said}{first}")
+        if self._empty:
+            first = f"; the first: {_plain(self._empty[0])}" if named else ""
+            notes.append(f"{self.folder}: {len(self._empty):,} image files are empty and cannot be read{first}")
+        return notes
+
+    def _existing(self, text: str) -> str | None:
+        """The path as it is written, its `..` taken by the words alone; None where nothing is there."""
+        own, path = os.path.abspath(self.folder), os.path.normpath(os.path.join(self._root, text))
+        if path.startswith(own + os.sep):  # an absolute name, where the folder is reached by a link
+            path = self._root + path.removeprefix(own)
+        if not _is_below(path, self._root):
+            raise self._outside(text)
+        try:
+            return path if os.path.lexists(path) and not os.path.isdir(path) else None
+        except (OSError, ValueError):  # a name that no file can have
+            return None
+
+    def _shown(self, text: str) -> str:
+        return _plain(str(self.folder / text))
+
+    def _outside(self, text: str) -> UserError:
+        return UserError(f"image {text!r:.200} leads outside {self.folder}; write the name of a file in it")
+
+    def _checked(self, path: str, text: str) -> str:
+        """The path itself, once it is known to be a file with something in it, and no link out of the folder."""
+        try:
+            status = os.lstat(path)
+            folder = os.path.dirname(path)
+            if len(self._real) > MOST_FOLDERS:
+                self._real.clear()
+            real = self._real.get(folder) or self._real.setdefault(folder, os.path.realpath(folder))
+            if stat.S_ISLNK(status.st_mode):
+                real, status = os.path.realpath(path), os.stat(path)
+        except (OSError, ValueError):
+            raise UserError(
+                f"no image file {self._shown(text)}: cannot read the image, nothing has this name"
+            ) from None
+        if not _is_below(real, self._root):
+            raise UserError(
+                f"image {text!r:.200} is a link that leads outside {self.folder}; put the file itself there"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{self._shown(text)}: not a regular file")
+        if not status.st_size:
+            self._empty.append(text)
+        return path
+
+    def _alike(self, text: str) -> str:
+        """The one file whose name is like this one."""
+        words = text.strip("\"'“”‘’«» \t\ufeff").replace("\\", "/")
+        tried: list[list[str]] = []
+        for form in dict.fromkeys((words, unquote(words))):  # as it stands in an address: `scan%201.png`
+            parts = [part for part in posixpath.normpath(form).split("/") if part != "."]
+            if "\0" in form or _OUTSIDE.match(form) or ".." in parts:
+                raise self._outside(text)
+            tried += [parts, *self._below(parts)]
+        found = dict.fromkeys(path for some in tried if some for path in self._walk(self._root, some))
+        if not found:
+            raise UserError(f"no image file {self._shown(text)}: cannot read the image, nothing has this name")
+        names = [os.path.relpath(path, self._root) for path in found]
+        if len(found) > 1:
+            several = " or ".join(map(_plain, names[:2]))
+            raise UserError(f"image {text!r:.200} may be {several} in {self.folder}; write the whole name")
+        return next(iter(found))
+
+    def _below(self, parts: list[str]) -> Iterator[list[str]]:
+        """The name without the last parts of the folder's own path in front of it."""
+        for own in {self.folder.absolute().parts, PurePath(self._root).parts}:
+            for count in range(1, min(len(own), len(parts))):
+                if [*map(_key, own[-count:])] == [*map(_key, parts[:count])]:
+                    yield parts[count:]
+
+    def _walk(self, folder: str, parts: list[str]) -> Iterator[str]:
+        """Paths below a folder whose parts are like these."""
+        first, rest = _key(parts[0]), parts[1:]
+        for name in self._names(folder).get(first, []):
+            path = os.path.join(folder, name)
+            if rest and os.path.isdir(path):
+                yield from self._walk(path, rest)
+            elif not rest and not os.path.isdir(path):
+                yield path
+
+    def _names(self, folder: str) -> dict[str, list[str]]:
+        """Key → names in a folder that have it, with their extension and without."""
+        names = self._listed.get(folder)
+        if names is None:
+            names = {}
+            with suppress(OSError):
+                for name in sorted(os.listdir(folder)):
+                    stem, extension = os.path.splitext(name)
+                    for key in {_key(name), _key(stem if extension.lower() in EXTENSIONS else name)}:
+                        names.setdefault(key, []).append(name)
+            if len(self._listed) >= HELD:
+                self._listed = {}  # a new one: another thread may be looking at the old
+            self._listed[folder] = names
+        return names
+
+
+def _key(name: str) -> str:
+    """Alike for names that differ in case, in their Unicode form, in spaces around them and in a point behind them."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name.strip().rstrip(".")).casefold())
+
+
+def _plain(name: str) -> str:
+    """As it is, or quoted where a character in it cannot be shown: it must not break the line it stands in."""
+    return name if name.isprintable() else repr(name)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

@@ -1,0 +1,233 @@
+"""From an image file to the square greyscale picture the CNN sees."""
+
+import os
+
+from vlm.data.images.header import LARGEST_IMAGE, ImageHeader, SeveralPictures, read_header
+
+# OpenCV refuses larger files itself, before it allocates; the variable is read when it is imported.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(LARGEST_IMAGE))
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import cv2
+import numpy as np
+
+from vlm.config import AugmentConfig
+from vlm.config.limits import LARGEST_SIDE
+from vlm.data.images.dicom import read_dicom
+from vlm.data.images.file_types import kind_of, why_no_image
+from vlm.data.images.png import picture_alone
+from vlm.errors import UserError
+
+cv2.setNumThreads(1)  # the workers and PyTorch share the cores
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # an unreadable file is our own one-line error
+
+
+LARGEST_FILE = 512 << 20
+"""Bytes; larger files are refused before they are read."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an image is prepared; saved in the adapter, since the weights are meaningless without it."""
+
+    size: int = 224
+    """Side of the square, pixels."""
+    mean: float = 0.5
+    """Mean that the CNN was trained with, of values 0 to 1."""
+    std: float = 0.5
+    """Standard deviation that the CNN was trained with."""
+    low_percentile: float = 0.5
+    """Grey value shown as black."""
+    high_percentile: float = 99.5
+    """Grey value shown as white."""
+
+    def __post_init__(self) -> None:
+        rules = (
+            (32 <= self.size <= LARGEST_SIDE, "size", f"32 to {LARGEST_SIDE:,} pixels"),
+            (-1e3 <= self.mean <= 1e3, "mean", "a number"),
+            (1e-6 <= self.std <= 1e6, "std", "a number above 0"),
+            (0 <= self.low_percentile < self.high_percentile <= 100, "low_percentile", "below high_percentile"),
+        )  # fmt: skip
+        for holds, key, meaning in rules:  # NaN fails every comparison
+            if not holds:
+                raise UserError(f"image.{key}: must be {meaning}, not {getattr(self, key)}")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """`decode_image` of a file; raises `UserError` that names it."""
+    path = Path(path)
+    return decode_image(read_file(path), str(path))
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """Decode an image file's bytes to greyscale as a viewer shows it, H × W, as float32 of unscaled values.
+
+    PNG, JPEG, TIFF, BMP, WebP, GIF, PNM and DICOM are told by their bytes, whatever the name says. Values of any
+    depth are kept as they are; NaN where a file says that there is nothing. Raises `UserError` that begins with
+    `where`, for whatever goes wrong: one bad file must not end the work on all.
+    """
+    kind = kind_of(data) or ("DICOM" if PurePath(where).suffix.lower() in (".dcm", ".dicom") and data else "")
+    try:
+        if kind == "DICOM":
+            return read_dicom(where, data)
+        if not kind:
+            raise ValueError(why_no_image(data))
+        header = read_header(data, kind)
+        return _shown(_decoded(picture_alone(data) if kind == "PNG" else data), header)
+    except UserError:
+        raise
+    except SeveralPictures as error:
+        raise UserError(f"{where}: {error}") from None
+    except ValueError as error:
+        reason = str(error).split("\n")[0]
+    except MemoryError:
+        reason = "there is not enough memory for it"
+    except Exception as error:  # a decoder's own, in words of its own
+        full = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+        reason = "there is not enough memory for it" if full else "its pixels are broken"
+    raise UserError(f"{where}: not a readable image: {reason}")
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    """H × W, or H × W × 3 or 4 as OpenCV orders colours, of the depth that the file has."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError("its pixels are broken or cut off, or of a kind that no decoder here knows")
+    return image
+
+
+def _shown(image: np.ndarray, header: ImageHeader) -> np.ndarray:
+    """Decoded pixels → H × W float32: colour as luminance, upright, bright where a viewer shows it bright."""
+    transparent = None
+    if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].any():  # some programs write 0 and mean nothing by it
+        transparent = image[..., 3] == 0
+    if header.inverted:
+        image = 65_535 - image if image.dtype == np.uint16 else -image.astype(np.float32)
+    if image.ndim == 3 and image.shape[2] >= 3:
+        if image.dtype not in (np.uint8, np.uint16, np.float32):
+            image = image.astype(np.float32)
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
+    elif image.ndim == 3:
+        image = image[..., 0]
+    with np.errstate(over="ignore"):
+        grey = image.astype(np.float32)
+    if transparent is not None:
+        grey[transparent] = np.nan
+    return upright(grey, header.orientation)
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror pixels as stored → as they are meant to be seen; `orientation` 1 to 8 as in EXIF."""
+    if orientation > 4:
+        image = image.T
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file of a reasonable size: a pipe would never end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: cannot read the image: it is not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise UserError(f"{path}: larger than {LARGEST_FILE >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
+
+
+def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """Stretch the contrast between two percentiles and fit into a square, black beside it and where nothing is.
+
+    H × W of any scale → size × size, uint8. The aspect is kept: a stretched chest changes the heart's width.
+    """
+    box = Box.of(image.shape, spec.size)
+    square = np.zeros((spec.size, spec.size), dtype=np.uint8)
+    square[box.rows, box.columns] = resize(stretch_contrast(image, spec), box.height, box.width)
+    return square
+
+
+def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """H × W of any scale → H × W, float of 0 (black, and where nothing is) to 255."""
+    if image.dtype != np.float32:
+        image = image.real.astype(np.float32)
+    there = np.isfinite(image)
+    seen = image if there.all() else image[there]
+    low, high = np.percentile(seen, [spec.low_percentile, spec.high_percentile]) if seen.size else (0, 0)
+    del seen
+    shown = image - low  # the one copy: a large picture takes 200 MB
+    shown /= max(float(high - low), 1e-6)
+    np.clip(shown, 0, 1, out=shown)
+    shown *= 255
+    shown[~there] = 0
+    return shown
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """H × W of 0 to 255 → height × width, uint8."""
+    # Area averaging keeps fine opacities when shrinking; it would be blocky when enlarging.
+    shrinks = max(height, width) < max(image.shape)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.round(resized).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where an image lies in its square, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], size: int) -> "Box":
+        """That of an image of H × W in a square of this side."""
+        ratio = size / max(shape)
+        height, width = (max(1, round(side * ratio)) for side in shape)
+        return cls((size - height) // 2, (size - width) // 2, height, width)
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.left + self.width)
+
+
+def is_blank(square: np.ndarray) -> bool:
+    """Whether a picture is one grey value: it shows nothing, and nothing may be asserted from it."""
+    return bool(square.min() == square.max())
+
+
+def shows_nothing(image: np.ndarray) -> bool:
+    """Whether a decoded image, H × W, is one value wherever there is any."""
+    there = image[np.isfinite(image)]
+    return not there.size or bool(there.min() == there.max())
+
+
+def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Rotate, shift, scale and change the contrast at random; S × S uint8 → S × S uint8."""
+    side = square.shape[0]
+    angle = rng.uniform(-config.rotate, config.rotate)
+    scale = 1 + rng.uniform(-config.scale, config.scale)
+    matrix = cv2.getRotationMatrix2D((side / 2, side / 2), angle, scale)
+    matrix[:, 2] += rng.uniform(-config.shift, config.shift, size=2) * side
+    moved = cv2.warpAffine(square, matrix, (side, side), flags=cv2.INTER_LINEAR)
+    gain = 1 + rng.uniform(-config.contrast, config.contrast)
+    offset = rng.uniform(-config.contrast, config.contrast) * 64
+    return np.clip((moved.astype(np.float32) - 128) * gain + 128 + offset, 0, 255).astype(np.uint8)
+
+
+def to_pixel_values(square: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """S × S uint8 → 3 × S × S float32, scaled as the CNN was trained."""
+    scaled = (square.astype(np.float32) / 255 - spec.mean) / spec.std
+    return np.ascontiguousarray(np.broadcast_to(scaled, (3, *scaled.shape)))

@@ -1,0 +1,75 @@
+"""Open Parquet files from outside, and refuse those that unfold into far more than they hold."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm.data.images.parquet_cells import is_bytes, is_image_struct
+from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, MOST_CELLS, MOST_RATIO
+from vlm.errors import UserError
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """The file, with texts left in their dictionaries; raises `UserError` for one that says it unfolds too far."""
+    limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20,
+              "arrow_extensions_enabled": False}  # fmt: skip
+    with pq.ParquetFile(path, **limits) as file:
+        _refuse_bombs(path, file.metadata)
+        kinds = column_types(file)
+        texts = [name for name, kind in kinds.items() if is_text(kind) and not fixed_width(kind)]
+        images = [(name, kind) for name, kind in kinds.items() if is_image_struct(kind)]
+        texts += [f"{name}.{part.name}" for name, kind in images for part in kind if is_text(part.type)]
+        if _has_prefixes(file.metadata):  # Arrow makes no dictionary of these
+            texts = []
+    return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
+
+
+def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
+    size = path.stat().st_size
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            unpacked, packed = chunk.total_uncompressed_size, min(chunk.total_compressed_size, size)
+            if unpacked > max(FREE_UNPACKED, MOST_RATIO * packed):
+                column = chunk.path_in_schema[:60]
+                raise UserError(f"{path}: column {column} unpacks to {unpacked >> 20:,} MiB, more than {MOST_RATIO} "
+                                "times its size; if you mean it, write the file without compression")  # fmt: skip
+    if metadata.num_rows > max(1 << 20, MOST_RATIO * size):
+        raise UserError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes; that is no table of cases")
+
+
+def batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int = 0) -> int:
+    """Rows whose cells and bytes are few, as far as the file says how long they are; each has at least `width`."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0) + width
+    few = 4 if _has_prefixes(metadata) else rows
+    return max(1, min(rows, MOST_CELLS // max(columns, 1), int(FRAME_TEXT / max(longest, 1.0)), few))
+
+
+def _has_prefixes(metadata: pq.FileMetaData) -> bool:
+    """Whether a text may repeat the one before it, so that nothing says how long they are."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = (group.column(place) for group in groups for place in range(group.num_columns))
+    return any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks)
+
+
+def column_types(file: pq.ParquetFile) -> dict[str, pa.DataType]:
+    """The type of each column as it is stored, without a meaning that Arrow has for it, such as JSON or a tensor."""
+    schema = file.schema_arrow
+    types = [kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind for kind in schema.types]
+    return dict(zip(schema.names, types, strict=True))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    is_long = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return is_long or is_bytes(kind) or pa.types.is_binary_view(kind) or bool(fixed_width(kind))
+
+
+def fixed_width(kind: pa.DataType) -> int:
+    """Bytes of each value of a column of bytes that are all as long, which Arrow writes out however often one stands
+    there; 0 for other kinds."""
+    return kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0

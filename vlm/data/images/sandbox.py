@@ -1,0 +1,266 @@
+"""Decode a stranger's images in a process that can be killed: limits of time, memory and pixels hold whatever is sent.
+
+The worker is this module run as a program: it imports no PyTorch and starts in a third of a second. It is given a
+line of JSON and the file's bytes, and answers with a line of JSON and the pixels; nothing is pickled. When it breaks a
+limit or dies it is killed, the request ends as one `UserError`, and the next one gets a new worker.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from vlm.data.images.header import LARGEST_IMAGE
+from vlm.data.images.image import LARGEST_FILE, ImageSpec, decode_image, to_square
+from vlm.errors import UserError
+
+LONGEST_LINE = 8192
+"""Bytes of a line of JSON between the two."""
+START_SECONDS = 60.0
+"""To import the libraries, on a machine that does much else."""
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one image may take."""
+
+    seconds: float = 20.0
+    """From the first byte sent to the last pixel received."""
+    memory: int = 1 << 30
+    """Bytes beyond those of the libraries; held where the platform has a limit of address space, as Linux does."""
+    pixels: int = LARGEST_IMAGE
+
+
+class ImageDecoder:
+    """Decodes images in worker processes; use it as a context, or close it. Threads may share it.
+
+    As many images are decoded at once as there are `workers`; further ones wait for their turn.
+    """
+
+    def __init__(self, limits: DecodeLimits | None = None, workers: int = 1) -> None:
+        self.limits = limits or DecodeLimits()
+        self._turn = threading.Semaphore(workers)
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+        self._closed = False
+
+    def __enter__(self) -> "ImageDecoder":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start a worker and do not wait for it, so that the first image need not."""
+        with self._lock:
+            if not self._idle and not self._closed:
+                self._idle.append(_Worker(self.limits))
+
+    def close(self) -> None:
+        """End the workers that are idle, and those at work when they are done."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.end()
+
+    def decode(self, data: bytes, where: str) -> np.ndarray:
+        """`decode_image` of the bytes of a file, H × W float32.
+
+        Raises `UserError` in one line that begins with `where`, for what cannot be read or breaks a limit.
+        """
+        shape, pixels = self._ask(data, where, None)
+        return np.frombuffer(pixels, np.float32).reshape(shape)
+
+    def decode_square(self, data: bytes, where: str, spec: ImageSpec) -> np.ndarray:
+        """`to_square` of `decode`, S × S uint8: what a model sees, without the large picture in this process."""
+        _, pixels = self._ask(data, where, spec)
+        return np.frombuffer(pixels, np.uint8).reshape(spec.size, spec.size)
+
+    def _ask(self, data: bytes, where: str, spec: ImageSpec | None) -> tuple[list[int], bytearray]:
+        if len(data) > LARGEST_FILE:
+            raise UserError(f"{where}: larger than {LARGEST_FILE >> 20} MiB")
+        with self._turn:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None or not worker.alive:  # something else has killed it; no fault of this image
+                worker = _Worker(self.limits)
+            try:
+                answer = worker.ask(data, spec)
+            except BaseException:
+                worker.kill()
+                raise
+            with self._lock:
+                keep = worker.alive and not self._closed
+                if keep:
+                    self._idle.append(worker)
+        if not keep:
+            worker.end()
+        if "error" in answer:
+            raise UserError(f"{where}: {answer['error']}")
+        return answer["shape"], answer["pixels"]
+
+
+class _Worker:
+    """One process, which decodes one image after another."""
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self.limits = limits
+        self._late = self._ready = False
+        package = Path(__file__).resolve().parents[2]
+        # Nothing of this process's environment that might be secret; one thread, for others have the cores.
+        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+        paths = os.pathsep.join([str(package), *filter(None, sys.path)])
+        environment = {**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "vlm.data.images.sandbox", str(limits.memory)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's business
+        )  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, data: bytes, spec: ImageSpec | None) -> dict[str, Any]:
+        """Send an image and wait for its pixels, or for the `error` there was."""
+        if not self._ready:
+            if self._within(START_SECONDS, self._read_line) is None:
+                return self._failed("the process that decodes images cannot be started")
+            self._ready = True
+        answer = self._within(self.limits.seconds, lambda: self._exchange(data, spec))
+        if answer is not None:
+            return answer
+        if self._late:
+            return self._failed(f"not a readable image: it takes longer than {self.limits.seconds:g} seconds to decode")
+        return self._failed("not a readable image: the process that decodes it died of it, or of too little memory")
+
+    def _failed(self, reason: str) -> dict[str, Any]:
+        self.kill()
+        return {"error": reason}
+
+    def _exchange(self, data: bytes, spec: ImageSpec | None) -> dict[str, Any] | None:
+        wanted = {"size": len(data), "pixels": self.limits.pixels, "spec": asdict(spec) if spec else None}
+        sent, received = self._pipes()
+        sent.write(json.dumps(wanted).encode() + b"\n")
+        sent.write(data)
+        sent.flush()
+        answer = self._read_line()
+        if answer is None or "error" in answer:
+            return answer
+        height, width = answer["shape"]
+        most = spec.size**2 if spec else self.limits.pixels
+        if not 0 < height * width <= most:
+            return None
+        pixels = bytearray(height * width * (1 if spec else 4))
+        return {**answer, "pixels": pixels} if received.readinto(pixels) == len(pixels) else None  # type: ignore[attr-defined]
+
+    def _read_line(self) -> dict[str, Any] | None:
+        line = self._pipes()[1].readline(LONGEST_LINE)
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def _within(self, seconds: float, work: Any) -> Any:
+        """What `work` returns; None where the process died, or was killed because its time was over."""
+        timer = threading.Timer(seconds, self._over)
+        timer.daemon = True
+        timer.start()
+        try:
+            return work()
+        except (OSError, ValueError):  # a pipe that has broken, or half a line
+            return None
+        finally:
+            timer.cancel()
+
+    def _over(self) -> None:
+        self._late = True
+        self._process.kill()
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self._process.stdin and self._process.stdout
+        return self._process.stdin, self._process.stdout
+
+    def end(self) -> None:
+        """Let the process end, which it does when nothing can be sent to it any more."""
+        with suppress(OSError):
+            self._pipes()[0].close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+        self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in self._pipes():
+            with suppress(OSError):
+                pipe.close()
+
+
+# ------------------------------------------------------------------------------------- in the worker
+
+
+def _serve(received: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer requests until there are no more."""
+    answers.write(b"{}\n")
+    answers.flush()
+    while line := received.readline(LONGEST_LINE):
+        wanted = json.loads(line)
+        data = received.read(wanted["size"])
+        answer, pixels = _answer(data, wanted)
+        del data
+        answers.write(json.dumps(answer).encode() + b"\n")
+        if pixels is not None:
+            answers.write(pixels.data)
+        answers.flush()
+
+
+def _answer(data: bytes, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Shape and pixels of an image, or the `error` in words."""
+    try:
+        image = decode_image(data, "")
+        if image.size > wanted["pixels"]:
+            return {"error": f"larger than {wanted['pixels']:,} pixels"}, None
+        if wanted["spec"]:
+            image = to_square(image, ImageSpec(**wanted["spec"]))
+        return {"shape": image.shape}, np.ascontiguousarray(image)
+    except UserError as error:
+        return {"error": str(error).removeprefix(": ")[: LONGEST_LINE // 16]}, None
+    except MemoryError:
+        return {"error": "not a readable image: there is not enough memory for it"}, None
+
+
+def _limit(memory: int) -> None:
+    """Hold this process to so many bytes beyond what it has now, and let it write no file."""
+    with suppress(ImportError, ValueError, OSError):  # Windows has none of it
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def main() -> None:
+    """Keep the pipe of the answers for them alone, whatever a library may print."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    with suppress(ImportError):
+        pass
+    _limit(int(sys.argv[1]))
+    _serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

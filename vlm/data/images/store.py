@@ -1,0 +1,142 @@
+"""Read images out of Parquet tables, in the order of the rows, and keep them on disk to be read in any order.
+
+Parquet gives a row only with those before it, so what training reads at random is copied once to a private temporary
+file. A cohort refers to its place there as `embedded://SHA256/START+SIZE@FILE::WHERE`; WHERE is the row, for messages.
+"""
+
+import hashlib
+import re
+import threading
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlm.atomic import open_private
+from vlm.data.embedded import EmbeddedImage
+from vlm.data.images.image import LARGEST_FILE, read_file
+from vlm.data.images.parquet_file import batch_size, open_parquet
+from vlm.data.storage import new_path
+from vlm.errors import UserError
+
+IN_TABLE = r"(?s)^(embedded://[0-9a-f]{64})/.*"
+"""A reference whose image alone tells one case from another."""
+HELD = 4
+"""Batches of rows that are held, so that threads may ask for rows in nearly their order."""
+_REFERENCE = re.compile(r"embedded://([0-9a-f]{64})/(\d+)\+(\d+)@(.+?)::(.*)", re.DOTALL)
+
+
+class EmbeddedReader:
+    """Reads images out of Parquet files, quickly where rows are asked for in their order. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._path = self._column = ""
+        self._group, self._next = 0, 0
+        """The group of rows that is being read, and the row of the file that comes next."""
+        self._held: deque[tuple[int, pa.Array]] = deque(maxlen=HELD)
+
+    def __reduce__(self) -> tuple[type["EmbeddedReader"], tuple[()]]:
+        return EmbeddedReader, ()  # another process opens its own files
+
+    def read(self, image: EmbeddedImage, where: str) -> bytes:
+        """The file of an image; raises `UserError` that begins with `where`."""
+        if not image.size:
+            raise UserError(f"{where}: the image has a name and 0 bytes; leave both away where there is none")
+        if image.size > LARGEST_FILE:
+            raise UserError(f"{where}: the image is larger than {LARGEST_FILE >> 20} MiB")
+        try:
+            with self._lock:
+                data = self._cell(image)
+        except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{where}: cannot read the image: {type(error).__name__}") from None
+        if data is None or len(data) != image.size:
+            raise UserError(f"{where}: the table changed while it was read")
+        return data
+
+    def _cell(self, image: EmbeddedImage) -> bytes | None:
+        if self._path != image.file:
+            self._file, self._path, self._column = open_parquet(Path(image.file)), image.file, ""
+            groups = range(self._file.metadata.num_row_groups)
+            self._ends = np.cumsum([self._file.metadata.row_group(group).num_rows for group in groups])
+        group = int(np.searchsorted(self._ends, image.row, side="right"))
+        if group == len(self._ends):
+            return None
+        first = self._held[0][0] if self._held else self._next
+        if (self._column, self._group) != (image.column, group) or image.row < first:
+            self._start(image.column, group)
+        while self._next <= image.row:
+            batch = next(self._batches, None)
+            if batch is None:
+                return None
+            cells = batch.column(0)
+            self._held.append(
+                (self._next, pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells)
+            )
+            self._next += len(cells)
+        cells, start = next((cells, start) for start, cells in reversed(self._held) if start <= image.row)
+        return cells[image.row - start].as_py()
+
+    def _start(self, column: str, group: int) -> None:
+        """Begin at the first row of a group of rows."""
+        rows = batch_size(self._file.metadata, 1, 1000)
+        self._batches = self._file.iter_batches(batch_size=rows, row_groups=[group], columns=[column])
+        self._column, self._group, self._next = column, group, int(self._ends[group - 1]) if group else 0
+        self._held.clear()
+
+
+class ImageStore:
+    """Copies images out of Parquet tables to a temporary file, each content once."""
+
+    def __init__(self) -> None:
+        self._reader = EmbeddedReader()
+        self._places: dict[str, str] = {}
+        self._size = 0
+
+    def keep(self, image: EmbeddedImage, where: str) -> str:
+        """Copy an image and return the reference to it; raises `UserError`, which begins with `where`."""
+        data = self._reader.read(image, where)
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._places:
+            if not self._size:
+                self._path = new_path(".images")
+            try:
+                with open_private(self._path, "ab") as file:
+                    file.write(data)
+            except OSError as error:
+                folder = self._path.parent
+                raise UserError(f"{folder}: cannot keep the images there: {error.strerror}; set TMPDIR") from None
+            self._places[digest] = f"embedded://{digest}/{self._size}+{len(data)}@{self._path}"
+            self._size += len(data)
+        return f"{self._places[digest]}::{place_of(image, where)}"
+
+
+def place_of(image: EmbeddedImage, where: str) -> str:
+    """A row and the name of its image, if it has one: `cases.parquet: row 2: scan.png`."""
+    name = re.split(r"[/\\]", image.name)[-1][-100:]
+    return f"{where}: {name}" if name and name.isprintable() else where
+
+
+def read_source(path: str) -> tuple[bytes, str]:
+    """The bytes of an image, in a file or kept from a table, and what messages call it."""
+    stored = _REFERENCE.fullmatch(path)
+    if not stored:
+        return read_file(Path(path)), path
+    _, start, size, file, where = stored.groups()
+    with open(file, "rb") as images:
+        images.seek(int(start))
+        return images.read(int(size)), where
+
+
+def digest_of(path: str) -> str:
+    """SHA-256 of an image that was kept from a table; empty for that of a file."""
+    stored = _REFERENCE.fullmatch(path)
+    return stored[1] if stored else ""
+
+
+def image_label(path: str) -> str:
+    """What messages call the image of a cell."""
+    stored = _REFERENCE.fullmatch(path)
+    return stored[5] if stored else path

@@ -1,0 +1,93 @@
+"""JSON Lines as tables: one object a row, its keys the columns."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vlm.data.ingest.column_names import tidy, unique_header
+from vlm.data.ingest.frames import Record, frames
+from vlm.data.size_limits import Lines
+from vlm.errors import UserError
+
+MOST_KEYS = 100_000
+SPARSEST = 200
+"""Cells of the table for each that a row states, at most, where they are very many."""
+
+
+def read_json_lines(path: Path, rows: int) -> Iterator[pd.DataFrame]:
+    """Frames of at most `rows` rows; a column is there if any row has its key, and None where a row has not.
+
+    Raises `UserError` that names the row of what is no object of plain values, and for keys that cannot be columns.
+    """
+    columns = _columns(path)
+    keys = list(columns)
+    names = unique_header(keys, range(len(keys)), str(path))
+    records = (Record(number, [_cell(row.get(key)) for key in keys], size) for number, row, size in _rows(path))
+    yield from frames(records, names, rows)
+
+
+def _cell(value: Any) -> Any:
+    """A list or an object in a cell stands for itself by its kind alone."""
+    return type(value)() if isinstance(value, list | dict) else value
+
+
+def _columns(path: Path) -> dict[str, None]:
+    """Every key of any row, in the order in which they come."""
+    keys: dict[str, None] = {}
+    rows = stated = 0
+    for _, row, _ in _rows(path):
+        keys |= dict.fromkeys(row)
+        rows, stated = rows + 1, stated + len(row)
+        if len(keys) > MOST_KEYS or rows * len(keys) > max(50_000_000, SPARSEST * stated):
+            raise UserError(f"{path}: {len(keys):,} different keys in {rows:,} rows; that is no table")
+    if not rows:
+        raise UserError(f"{path}: the file is empty")
+    return keys
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """(row as a spreadsheet counts it, object, characters); the first line is row 1, as it holds names as well."""
+    try:
+        with Lines(path, "utf-8-sig") as lines:
+            for line in lines:
+                lines.row_ends()
+                if line.strip():
+                    yield lines.number, _object(line, path, lines.number), len(line)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: row {lines.number + 1} or later is not UTF-8, as JSON must be") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read the table: {str(error).splitlines()[0]}") from None
+
+
+def _object(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line, object_pairs_hook=_unique)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half of a character pair is no text
+    except RecursionError:
+        raise UserError(f"{path}: row {number} is no JSON object: nested too deep") from None
+    except _Twice as twice:
+        raise UserError(f"{path}: row {number}: the key {twice} stands there twice") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: row {number} holds half of a character (\\ud800 to \\udfff alone)") from None
+    except ValueError:
+        raise UserError(f"{path}: row {number} is no JSON object") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: row {number} is no JSON object")
+    return row
+
+
+class _Twice(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [tidy(name) for name, _ in pairs]
+        raise _Twice(ascii(next(name for name in names if names.count(name) > 1))[:60])
+    return row

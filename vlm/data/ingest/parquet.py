@@ -1,0 +1,130 @@
+"""Read Parquet files as tables: cells as Python objects."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlm.data.images.parquet_cells import bytes_cells, is_bytes, is_image_struct, struct_cells
+from vlm.data.images.parquet_file import batch_size, column_types, fixed_width, is_text, open_parquet
+from vlm.data.ingest.column_names import some_of, unique_header
+from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW
+from vlm.errors import UserError
+
+MOST_REPEATED = 1000
+"""Times a file's size that its text may be, for texts stand once in a dictionary and in many rows."""
+
+
+def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
+    """Frames of at most `rows` rows of Parquet files that have the same columns.
+
+    Of images the cells are `EmbeddedImage`; what other columns of lists or structures hold is not read. Raises
+    `UserError` as `read_chunks` does.
+    """
+    start, columns, empty = 0, None, None
+    for path in shards:
+        try:
+            with open_parquet(path) as file:
+                kept = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
+                names = unique_header(kept, range(len(kept)), str(path))
+                if columns is not None and set(names) != set(columns):
+                    odd = some_of(sorted(map(str, set(names) ^ set(columns))))
+                    raise UserError(f"{path}: its columns differ from those of {shards[0].name}: {odd}")
+                columns = columns or names
+                for cells, count in _batches(path, file, kept, rows):
+                    frame = dict(zip(names, cells, strict=True))
+                    yield pd.DataFrame(frame, index=range(start, start + count), dtype=object)[columns]
+                    start += count
+                empty = pd.DataFrame(columns=columns, dtype=object)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            kind = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(f"{path}: cannot read the table: {kind}") from None
+    if start == 0 and empty is not None:
+        yield empty
+
+
+def _may_hold_images(kind: pa.DataType) -> bool:
+    return is_bytes(kind) or is_image_struct(kind)
+
+
+def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
+    """The cells of each column and their number, as many rows at a time as hold a bounded text."""
+    kinds = column_types(file)
+    flat = [name for name in kept if is_image_struct(kinds[name]) or not pa.types.is_nested(kinds[name])]
+    nested = {name: _stand_in(kinds[name]) for name in kept if name not in flat}
+    most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
+    total = first = 0
+    width = sum(fixed_width(kinds[name]) for name in flat)
+    for batch in file.iter_batches(batch_size=batch_size(file.metadata, len(kept), rows, width), columns=flat):
+        stored = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in batch.columns]
+        batch = pa.record_batch(stored, names=flat)
+        nothing = np.zeros(batch.num_rows, np.int64)
+        lengths = {name: _text_sizes(column, name, path) for name, column in zip(flat, batch.columns, strict=True)}
+        texts = [length for name, length in lengths.items() if not _may_hold_images(kinds[name])]
+        if sum(texts, nothing).max(initial=0) > LONGEST_ROW:
+            raise UserError(f"{path}: a row is longer than 8 million characters")
+        sizes = sum(lengths.values(), nothing)
+        total += int(sizes.sum())
+        if total > most:
+            raise UserError(f"{path}: its text is more than {MOST_REPEATED:,} times as long as the file; that is no "
+                            "table of cases")  # fmt: skip
+        for start, end in _pieces(sizes):
+            piece = batch.slice(start, end - start)
+            columns = zip(flat, piece.columns, strict=True)
+            cells = {name: _cells(column, str(path), name, first + start) for name, column in columns}
+            for name, stand_in in nested.items():  # the first row is enough to say so where the column is used
+                cells[name] = [stand_in, *[None] * (len(piece) - 1)]
+            yield [cells[name] for name in kept], len(piece)
+        first += batch.num_rows
+
+
+def _stand_in(kind: pa.DataType) -> object:
+    """What stands for a list or a structure that is not read: its kind alone matters, to say so where it is used."""
+    return {} if pa.types.is_struct(kind) else []
+
+
+def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
+    """Bytes of each text or image of a column, N; 0 for other kinds. Raises `UserError` for a text that is too long."""
+    if is_image_struct(column.type):
+        files, paths = (_text_sizes(pc.struct_field(column, part), name, path) for part in ("bytes", "path"))
+        return files + paths
+    if not is_text(column.type):
+        return np.zeros(len(column), np.int64)
+    folded = pa.types.is_dictionary(column.type)
+    texts = column.dictionary if folded else column
+    lengths = pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    if len(lengths) and lengths.max() > LONGEST_ROW and not is_bytes(column.type):  # an image may be longer
+        raise UserError(f"{path}: column {name}: a cell is longer than 8 million characters")
+    if not folded:
+        return lengths
+    places = column.indices.fill_null(len(lengths)).to_numpy(zero_copy_only=False)
+    return np.append(lengths, 0)[places]
+
+
+def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and last row of pieces that hold at most `FRAME_TEXT` bytes of text, or one row."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + FRAME_TEXT, side="right")))
+        yield start, end
+        start = end
+
+
+def _cells(column: pa.Array, file: str, name: str, first: int) -> list[object]:
+    if is_image_struct(column.type):
+        return struct_cells(column, file, name, first)
+    return bytes_cells(column, file, name, first) if is_bytes(column.type) else _objects(column)
+
+
+def _objects(column: pa.Array) -> list[object]:
+    """Python objects, None for nothing: a whole number stays whole beside a missing one, equal texts are one."""
+    if pa.types.is_dictionary(column.type):
+        values = np.array([*_objects(column.dictionary), None], dtype=object)
+        return values[column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)].tolist()
+    return [None if value is None or value != value else value for value in column.to_pylist()]

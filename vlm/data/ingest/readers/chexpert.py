@@ -1,0 +1,56 @@
+"""CheXpert (Irvin et al., 2019): 224,316 radiographs with labels that may be uncertain, age and sex."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vlm.config import DataConfig, TableConfig
+from vlm.data.cohort import Cohort
+from vlm.data.ingest.readers.common import (
+    CHEXPERT_LABELS,
+    cohort_of,
+    find_table,
+    images_below,
+    read_columns,
+    uncertain,
+    validation_of,
+)
+
+TABLE = TableConfig(images=".", image="image", id="id", patient="patient", split="split", labels=list(CHEXPERT_LABELS),
+                    vitals=["age", "sex"])  # fmt: skip
+
+
+def load_chexpert(data: DataConfig) -> Cohort:
+    """Read `train.csv` and `valid.csv`; the official validation set is the test split. Frontal views only.
+
+    Raises `UserError` if a table or a column of it is missing, and for a cell that is no label, with its row.
+    """
+    root = Path(data.root)
+    find_table(root, "train.csv")
+    there = images_below(root)
+    parts, lateral, lost = [], 0, 0
+    for path in (root / "train.csv", root / "valid.csv"):
+        if path.is_file():
+            frame, views = _read(path, data)
+            lateral += views
+            lost += int((~frame["image"].isin(there)).sum())
+            parts.append((path, frame[frame["image"].isin(there)]))
+    left_out = {"of lateral views": lateral, "without their image file": lost}
+    return cohort_of(parts, TABLE, data, root, left_out, [path for path, _ in parts])
+
+
+def _read(path: Path, data: DataConfig) -> tuple[pd.DataFrame, int]:
+    """The frontal rows of one table, and how many others there were."""
+    rows = read_columns(path, ("Path", "Sex", "Age", "Frontal/Lateral", *CHEXPERT_LABELS))
+    frontal = rows["Frontal/Lateral"].str.strip().str.lower() == "frontal"
+    # The table's paths begin with the name of the collection's folder, whatever it is called here.
+    image = rows["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
+    frame = pd.DataFrame({"id": image, "image": image, "age": rows["Age"].replace("0", ""), "sex": rows["Sex"]})
+    frame["sex"] = frame["sex"].where(frame["sex"].isin(["Male", "Female"]), "")
+    frame["patient"] = image.str.extract(r"(patient\d+)", expand=False).fillna("")
+    test = path.name == "valid.csv"
+    frame["split"] = np.where(test, "test", validation_of(frame["patient"], data))
+    for name in CHEXPERT_LABELS:
+        frame[name] = uncertain(rows[name], path, data.chexpert.uncertain, data.chexpert.blank)
+    return frame[frontal], int((~frontal).sum())

@@ -1,0 +1,123 @@
+"""What the readers share: frames of the collection's own rows, described as any user's table is."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vlm.config import DataConfig, TableConfig
+from vlm.data.cohort import Cohort
+from vlm.data.ingest.read import read_table, reading_notes
+from vlm.data.ingest.table import CHUNK, Part, load_frames
+from vlm.data.splits import unit_hash
+from vlm.errors import UserError
+from vlm.faults import Faults
+
+CHEXPERT_LABELS = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
+                   "Consolidation",
+                   "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
+                   "Support Devices")  # fmt: skip
+"""The observations of the CheXpert labeller, without `No Finding`, which is the absence of the others."""
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
+
+
+def find_table(root: Path, *names: str, option: str = "data.root") -> Path:
+    """The first of the file names that is there; raises `UserError` that names them."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; set {option}")
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise UserError(f"{root}: no file {' or '.join(names)}; is this the collection's folder?")
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table as text, its index the row of the file; raises `UserError` for a column that it does not have."""
+    frame = read_table(path)
+    for column in columns:
+        if column not in frame.columns:
+            raise UserError(f"{path}: no column {column}; is this the collection's own table?")
+    return frame.fillna("").astype(str)
+
+
+def refuse(cells: pd.Series, wrong: pd.Series, path: Path, meaning: str) -> None:
+    """Raise `UserError` for the wrong cells, with their rows and column."""
+    faults = Faults()
+    for row in cells.index[wrong.to_numpy(bool)]:
+        faults.add(f"{path}: row {row + 2}: {cells.name}: {cells[row]!r:.60} is {meaning}")
+    faults.raise_any()
+
+
+def cohort_of(
+    parts: Sequence[Part],
+    table: TableConfig,
+    data: DataConfig,
+    where: Path,
+    left_out: dict[str, int],
+    read: Sequence[Path] = (),
+) -> Cohort:
+    """The cohort of a reader's frames; `data.table.labels` chooses among its labels, where it is given.
+
+    `read` are the tables that were read, of whose encodings there may be something to say.
+    Raises `UserError` for a chosen label that the collection does not have, and where no row is left.
+    """
+    chosen = list(data.table.labels) or table.labels
+    unknown = [name for name in chosen if name not in table.labels]
+    if unknown:
+        raise UserError(f"data.table.labels: {unknown[0]} is none of {', '.join(table.labels)}")
+    if all(frame.empty for _, frame in parts):
+        raise UserError(f"{where}: no row is left with an image on disk")
+    pieces = (
+        (path, frame.iloc[start : start + CHUNK]) for path, frame in parts for start in range(0, len(frame), CHUNK)
+    )
+    cohort = load_frames(pieces, replace(table, labels=chosen), data, where)
+    said = tuple(f"{where}: {count:,} rows {reason} left out" for reason, count in left_out.items() if count)
+    notes = tuple(note for path in read for note in reading_notes(path))
+    return replace(cohort, warnings=(*notes, *said, *cohort.warnings))
+
+
+def images_below(root: Path, pattern: str = "**/*") -> set[str]:
+    """The images on disk, as paths below `root`, by one walk through it."""
+    return {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in IMAGES}
+
+
+def validation_of(patients: pd.Series, data: DataConfig) -> np.ndarray:
+    """`validation` or `train` for patients whom a collection puts in neither; by the patient's id alone."""
+    shares = {name: unit_hash(f"{data.split.seed}/{name}") for name in patients.unique()}
+    return np.where(patients.map(shares) < data.split.validation, "validation", "train")
+
+
+def uncertain(cells: pd.Series, path: Path, uncertain_as: str, blank_as: str) -> pd.Series:
+    """CheXpert's 1.0, 0.0, -1.0 (uncertain) and nothing (not mentioned) → `1`, `0` or nothing.
+
+    Raises `UserError` for a cell that is none of these.
+    """
+    said = {"positive": "1", "negative": "0", "unknown": ""}
+    text = cells.str.strip()
+    number = pd.to_numeric(text, errors="coerce")
+    refuse(cells, (text != "") & ~number.isin([1, 0, -1]), path, "no label; 1, 0, -1 or nothing")
+    words = np.select([number == 1, number == 0, number == -1], ["1", "0", said[uncertain_as]], said[blank_as])
+    return pd.Series(words, index=cells.index)
+
+
+def read_times(cells: pd.Series, path: Path, form: str) -> pd.Series:
+    """Moments written as `form` says, NaT where nothing is; raises `UserError` for what is written otherwise."""
+    text = cells.str.strip()
+    times = pd.to_datetime(text.where(text != ""), format=form, errors="coerce")
+    refuse(cells, (text != "") & times.isna(), path, "no date and time")
+    return times
+
+
+_HEADING = re.compile(r"^\s*([A-Z][A-Z /()&-]{2,40}):", re.MULTILINE)
+
+
+def report_parts(text: str) -> dict[str, str]:
+    """The parts of a free-text report by their headings in capitals, in small letters: `findings`, `impression`."""
+    pieces = _HEADING.split(text)
+    parts: dict[str, str] = {}
+    for name, body in zip(pieces[1::2], pieces[2::2], strict=True):
+        parts.setdefault(name.strip().lower(), " ".join(body.split()))
+    return parts

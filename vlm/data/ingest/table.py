@@ -1,0 +1,242 @@
+"""A user's own CSV or Parquet table with a folder of images, described by the config alone."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import starmap
+from pathlib import Path
+
+import pandas as pd
+
+from vlm.config import DataConfig, TableConfig
+from vlm.data.cohort import (
+    Cohort,
+    Columns,
+    Doubts,
+    build_dataset,
+    doubt_warnings,
+    image_cells,
+    read_label_columns,
+    read_vitals_columns,
+    splits_for,
+)
+from vlm.data.embedded import EmbeddedImage
+from vlm.data.images.find import ImageFolder
+from vlm.data.images.store import ImageStore
+from vlm.data.ingest.column_names import find_column, some_of
+from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
+from vlm.data.labels import LabelReader
+from vlm.data.vitals.catalog import resolve_vitals
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.synonyms import is_missing_word
+from vlm.data.vitals.units import units_of
+from vlm.data.vitals.values import quoted
+from vlm.errors import UserError
+from vlm.faults import Faults
+
+CHUNK = 10_000
+"""Rows parsed at a time: few enough that their Python objects do not add up."""
+_ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
+"""A long number as a spreadsheet shows it: the last digits are lost, so different patients become one."""
+Part = tuple[Path, pd.DataFrame]
+"""The file of a table and some of its rows; the frame's index counts the rows of the whole file."""
+
+
+def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
+    """Read the cases that `data.table` describes.
+
+    Raises `UserError` for a missing column, an unreadable value or a missing image, with row and column.
+    """
+    table = table or data.table
+    root = Path(data.root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
+    path, options = root / table.file, TableOptions(table.encoding, table.sheet)
+    frames = read_chunks(path, CHUNK, options)
+    cohort = load_frames(((path, frame) for frame in frames), table, data, path)
+    return replace(cohort, warnings=(*reading_notes(path, options), *cohort.warnings))
+
+
+def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
+    """The cohort of a table in parts, described by `table`; the whole of it is called `path`."""
+    schema = VitalsSchema(resolve_vitals(table.vitals))
+    _check_needs(table, schema)
+    reader = _Reader(data, table, schema)
+    dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
+    if not len(dataset):
+        raise UserError(f"{path}: the table has no rows")
+    warnings = [*reader.notes(path), *reader.images.notes(), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
+    if table.patient is None:
+        warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
+    labels, sections = tuple(table.labels), tuple(table.report)
+    return Cohort(dataset, schema, labels, sections, None, table.label_findings, tuple(warnings))
+
+
+@dataclass
+class _Reader:
+    """Part of a table → the columns of a cohort; what it doubts on the way, and what is wrong, it gathers."""
+
+    data: DataConfig
+    table: TableConfig
+    schema: VitalsSchema
+    doubts: Doubts = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Name in the config → the column that was taken for it."""
+    labels: list[LabelReader] = field(init=False)
+    label_notes: list[str] = field(default_factory=list)
+    store: ImageStore = field(default_factory=ImageStore)
+    """Where images that lie in the table are kept."""
+    no_reports: dict[str, list[str]] = field(default_factory=dict)
+    """Column of reports → its cells that are a word for nothing, such as `NA`."""
+
+    def __post_init__(self) -> None:
+        self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
+
+    def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
+        """The columns of each part; raises one `UserError` at the end that names what cannot be read in any."""
+        yield from starmap(self.columns, parts)
+        self.label_notes = [note for reader in self.labels for note in reader.finish(self.faults)]
+        self.faults.raise_any()
+
+    def notes(self, path: Path) -> list[str]:
+        """What was taken for what, where the table does not say it in so many words."""
+        taken = [f"{name} is read from column {column}" for name, column in self.renamed.items()]
+        nothing = [
+            f"column {name}: {len(cells):,} cells such as {cells[0]!r} are read as no report"
+            for name, cells in self.no_reports.items()
+        ]
+        return [f"{path}: {note}" for note in ([", ".join(taken)] if taken else []) + nothing + self.label_notes]
+
+    @cached_property
+    def images(self) -> ImageFolder:
+        """Where the names of images are looked up."""
+        return ImageFolder(Path(self.data.root) / self.table.images)
+
+    def columns(self, path: Path, frame: pd.DataFrame) -> Columns:
+        """The columns of some rows of the file `path`."""
+        table, where = self.table, str(path)
+        column = self._columns_of(path, frame)
+        vitals, doubts = read_vitals_columns(frame, where, self.schema, _vitals_columns(frame, self.schema, path),
+                                             self.faults)  # fmt: skip
+        for name, rows in doubts.items():
+            self.doubts.setdefault(name, []).extend(rows)
+        labels = read_label_columns(frame, where, self.labels, [column[name] for name in table.labels], self.faults)
+        ids = _cells(frame, column.get(table.id), where) or [f"row-{number}" for number in frame.index + 2]
+        patients = _cells(frame, column.get(table.patient), where) or ids
+        for number, cells in zip(frame.index + 2, patients, strict=True):
+            if _ROUNDED.fullmatch(cells):
+                way_out = "format the column as text before it is saved"
+                self.faults.add(f"{where}: row {number}: {table.patient or table.id} {cells!r} is rounded; {way_out}")
+            if is_missing_word(cells):
+                what = f"{cells!r:.60} names nobody" if cells else "is empty"
+                self.faults.add(f"{where}: row {number}: {table.patient or table.id} {what}; the split is by patient")
+        nothing = [""] * len(frame)
+        probabilities = pd.Series(_cells(frame, column.get(table.probability), where) or nothing, index=frame.index)
+        sections = [self._reports(column[section.column], frame, where) for section in table.report]
+        fixed = frame[column[table.split]] if table.split else None
+        return {
+            "id": ids,
+            "patient": patients,
+            "split": splits_for(patients, self.data, fixed, where, self.faults),
+            "image": self._images(frame[column[table.image]], where) if table.image else [None] * len(frame),
+            "vitals": vitals,
+            "labels": labels,
+            "sections": [list(texts) for texts in zip(*sections, strict=True)] or [[] for _ in ids],
+            "context": _cells(frame, column.get(table.context), where) or nothing,
+            "probability": _probabilities(probabilities, where, table.probability, self.faults),
+        }
+
+    def _reports(self, name: str, frame: pd.DataFrame, where: str) -> list[str]:
+        """Texts of a report's part; a word that stands for nothing, such as `NA`, is no text to learn."""
+        texts = _cells(frame, name, where)
+        if nothing := [text for text in texts if text and is_missing_word(text)]:
+            self.no_reports.setdefault(name, []).extend(nothing)
+        return ["" if is_missing_word(text) else text for text in texts]
+
+    def _images(self, names: pd.Series, where: str) -> list[dict | None]:
+        """Image cells; where one is faulty, row by row, so that all are named."""
+        with suppress(UserError):
+            return image_cells(names, self.images, where, self.store)
+        cells: list[dict | None] = []
+        for place in range(len(names)):
+            cell: list[dict | None] = [None]
+            with self.faults.gather():
+                cell = image_cells(names.iloc[place : place + 1], self.images, where, self.store)
+            cells += cell
+        return cells
+
+    def _columns_of(self, path: Path, frame: pd.DataFrame) -> dict[str | None, str]:
+        """Name in the config → column of the frame; raises `UserError` for one that it does not have."""
+        table = self.table
+        single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
+        wanted = [*filter(None, single), *table.labels, *(section.column for section in table.report)]
+        found: dict[str | None, str] = {name: find_column(frame.columns, name, str(path)) for name in wanted}
+        self.renamed |= {str(name): column for name, column in found.items() if name != column}
+        return found
+
+
+def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
+    """The texts of a column, or nothing where none is named; raises `UserError` for one of lists or bytes."""
+    if not name:
+        return []
+    for number, value in zip(frame.index + 2, frame[name], strict=True):
+        if isinstance(value, list | dict | bytes | EmbeddedImage):
+            raise UserError(f"{where}: row {number}: {name}: {quoted(value)} is no text")
+    return [_text(value) for value in frame[name]]
+
+
+def _probabilities(cells: pd.Series, path: str, column: str | None, faults: Faults) -> list[float | None]:
+    """Numbers from 0 to 1, or nothing; percents are shares of a hundred."""
+    values: list[float | None] = []
+    for number, text in zip(cells.index + 2, cells, strict=True):
+        value = None if is_missing_word(text) else _share(text)
+        if value is not None and not 0 <= value <= 1:
+            faults.add(f"{path}: row {number}: {column}: {text!r:.60} is no probability; write 0 to 1 or nothing")
+        values.append(value)
+    return values
+
+
+def _share(text: str) -> float:
+    """`0.7`, `0,7` and `70 %` → 0.7; infinite for what is no number."""
+    try:
+        return float(text.rstrip("% ").replace(",", ".")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return math.inf
+
+
+def _text(value: object) -> str:
+    """A cell in words; a whole number has no point, however its column is typed."""
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value).strip()
+
+
+def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> list[str]:
+    """Columns that hold declared vitals under any of their names; every declared vital must have one."""
+    columns = [str(column) for column in frame.columns if schema.names_in(str(column))]
+    covered = {name for column in columns for name in schema.names_in(column)}
+    for vital in schema.names:
+        if vital not in covered:
+            _refuse_unit(frame, schema, vital, path)
+            raise UserError(f"{path}: no column for the vital {vital}; the table has {some_of(frame.columns)}")
+    return columns
+
+
+def _refuse_unit(frame: pd.DataFrame, schema: VitalsSchema, vital: str, path: Path) -> None:
+    """Say so where a header names the vital with a unit that it does not take."""
+    for column in map(str, frame.columns):
+        stem = re.split(r"[\[(]", column)[0]
+        if stem != column and schema.names_in(stem) == (vital,):
+            units = units_of(schema.vitals[schema.position(vital)])
+            raise UserError(f"{path}: row 1: column {column}: its unit is none of those that {vital} takes: {units}")
+
+
+def _check_needs(table: TableConfig, schema: VitalsSchema) -> None:
+    for section in table.report:
+        for need in section.needs:
+            if need not in ("image", "vitals"):
+                schema.position(need, f"data.table.report: {section.column}: needs")

@@ -1,0 +1,197 @@
+"""A folder of shards and its `pack.json`: what the columns mean, and what each shard is.
+
+    train-00000-of-00012.parquet    all columns of a cohort, the image's bytes among them
+    pack.json                       vitals, labels, parts of the report; rows, size and SHA-256 of each shard
+
+The folder may lie at any address that fsspec opens, and what is read of it is judged as if a stranger had written it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, BinaryIO
+
+import datasets
+import fsspec
+
+from vlm.config import SectionConfig, VitalConfig
+from vlm.config.strict import from_dict
+from vlm.data.cohort import features
+from vlm.data.vitals.schema import VitalsSchema, check_names
+from vlm.errors import UserError
+from vlm.plain import shortened
+from vlm.untrusted import parse_json
+from vlm.version import __version__
+
+FORMAT = 1
+"""Raised when a folder of this version could not be read by an older one."""
+FILE = "pack.json"
+LARGEST_FILE = 64 << 20
+"""Bytes of a pack.json."""
+MOST_SHARDS = 200_000
+LARGEST_SHARD = 1 << 30
+"""Bytes of a shard that is read; those that are written have 64 MiB, and more only by their last image."""
+_SHARD = re.compile(r"(train|validation|test)-(\d{5})-of-(\d{5})\.parquet")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a pack."""
+
+    rows: int
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The content of pack.json."""
+
+    schema: VitalsSchema
+    labels: tuple[str, ...]
+    sections: tuple[SectionConfig, ...]
+    label_findings: dict[str, str]
+    facts: str
+    """Source whose reader knows the facts in these reports; empty where none does."""
+    image_side: int
+    """Longest side to which the images were reduced, pixels; 0: they are as they were."""
+    fingerprint: str
+    """That of the cohort."""
+    warnings: tuple[str, ...]
+    """Those of the cohort when it was packed."""
+    shards: dict[str, Shard]
+    """By name, in the order of the rows."""
+
+    def to_json(self) -> bytes:
+        """As `read_pack` reads it."""
+        values = {
+            "format": FORMAT,
+            "clinical_vlm_version": __version__,
+            "vitals": [asdict(vital) for vital in self.schema.vitals],
+            "labels": list(self.labels),
+            "sections": [asdict(section) for section in self.sections],
+            "label_findings": self.label_findings,
+            "facts": self.facts,
+            "image_side": self.image_side,
+            "fingerprint": self.fingerprint,
+            "warnings": list(self.warnings),
+            "shards": {name: asdict(shard) for name, shard in self.shards.items()},
+        }
+        return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of a shard: those of a cohort, the image last, so that all others are one piece of the file."""
+        declared = features(len(self.schema), len(self.labels), len(self.sections))
+        del declared["image"]
+        return datasets.Features({**declared, "image": datasets.Image()})
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+    """As `datasets` finds the splits of a folder."""
+    return f"{split}-{number:05d}-of-{count:05d}.parquet"
+
+
+def split_of(shard: str) -> str:
+    """The split that the name of a shard says."""
+    return shard.split("-")[0]
+
+
+def address_of(root: str, name: str) -> str:
+    """Where a file of a pack lies."""
+    return f"{root.rstrip('/')}/{name}"
+
+
+@contextmanager
+def opened(address: str) -> Iterator[BinaryIO]:
+    """A file at a path or at any address that fsspec opens.
+
+    Raises `UserError` that names it for whatever keeps it from being read, within the block too.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+        with filesystem.open(path, "rb") as file:
+            yield file
+    except UserError:
+        raise
+    except FileNotFoundError:
+        way_out = "data.root is a whole folder that `python -m vlm.data pack` wrote"
+        raise UserError(f"{address}: no such file; {way_out}") from None
+    except Exception as error:  # every kind of store has errors of its own
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{address}: cannot be read: {said}") from None
+
+
+@cache
+def read_pack(root: str) -> Pack:
+    """The pack at this folder or address, read once by a process.
+
+    Raises `UserError` that names what is missing, of another format, or not as we would write it.
+    """
+    address = address_of(root, FILE)
+    with opened(address) as file:
+        data = file.read(LARGEST_FILE + 1)
+    try:
+        if len(data) > LARGEST_FILE:
+            raise ValueError(f"larger than {LARGEST_FILE >> 20} MiB")
+        values = parse_json(data, MOST_SHARDS)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else None
+            raise ValueError(f"format {found!r:.20}, this version reads {FORMAT}; was it made by `vlm.data pack`?")
+        return _parse(values, address)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{address}: cannot read the pack: {said:.300}") from None
+    except UserError as error:
+        raise UserError(f"{address}: {str(error).removeprefix(f'{address}: '):.300}") from None
+
+
+def _parse(values: dict[str, Any], where: str) -> Pack:
+    schema = VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in _list(values, "vitals", dict)))
+    sections = tuple(from_dict(SectionConfig, section, where) for section in _list(values, "sections", dict))
+    for section in sections:
+        for need in set(section.needs) - {"image", "vitals"}:
+            schema.position(need, f"sections: {section.column:.100}: needs")
+    labels = tuple(_list(values, "labels", str))
+    check_names(labels, "labels")
+    if len(set(labels)) < len(labels):
+        raise ValueError("labels: one stands there twice")
+    findings = values["label_findings"]
+    if not findings.keys() <= set(labels) or not all(isinstance(finding, str) for finding in findings.values()):
+        raise ValueError("label_findings: not a finding for some of the labels")
+    shards = {name: _shard(name, shard) for name, shard in values["shards"].items()}
+    _check_whole(shards)
+    warnings = tuple(_list(values, "warnings", str))
+    side, facts, fingerprint = values["image_side"], values["facts"], values["fingerprint"]
+    if type(side) is not int or not isinstance(facts, str) or not isinstance(fingerprint, str):
+        raise TypeError("image_side is a number, facts and fingerprint are words")
+    return Pack(schema, labels, sections, findings, facts, side, fingerprint, warnings, shards)
+
+
+def _list(values: dict[str, Any], key: str, kind: type) -> list[Any]:
+    if not isinstance(values[key], list) or not all(isinstance(value, kind) for value in values[key]):
+        raise TypeError(f"{key}: not a list of {'names' if kind is str else 'entries'}")
+    return values[key]
+
+
+def _shard(name: str, values: Any) -> Shard:
+    shard = Shard(**values)
+    whole = type(shard.rows) is int and type(shard.size) is int and isinstance(shard.sha256, str)
+    if not (whole and 0 < shard.rows < shard.size <= LARGEST_SHARD and re.fullmatch("[0-9a-f]{64}", shard.sha256)):
+        raise ValueError(f"shards: {shortened(name)}: no shard has such rows, size and SHA-256")
+    return shard
+
+
+def _check_whole(shards: dict[str, Shard]) -> None:
+    """Raise `ValueError` unless the names are those of all shards of each split, in order."""
+    names = [_SHARD.fullmatch(name) for name in shards]
+    counts = {match[1]: int(match[3]) for match in names if match}
+    wanted = [
+        shard_name(split, number, count) for split, count in counts.items() for number in range(min(count, len(shards)))
+    ]
+    if not shards or wanted != list(shards):
+        raise ValueError("shards: not the shards 00000 to the last of each split, in order")

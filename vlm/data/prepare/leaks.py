@@ -1,0 +1,104 @@
+"""What stands on both sides of a split, and how evenly the split divides the labels."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vlm.config import DataConfig, SplitConfig
+from vlm.data.cohort import SPLIT_WORDS, splits_for
+from vlm.data.prepare.columns import Roles
+from vlm.data.prepare.notice import Level, Notice, counted, listed
+from vlm.data.prepare.pictures import Pair
+from vlm.data.splits import assign_splits, deviations
+from vlm.data.vitals.synonyms import plain_word
+from vlm.faults import Faults
+
+SHORTEST_NOTE = 40
+"""Characters; shorter texts are often the same for good reason."""
+UNEVEN = 0.03
+SEEDS = 25
+
+
+def check_leaks(
+    frame: pd.DataFrame, roles: Roles, patients: np.ndarray, splits: np.ndarray, pairs: Sequence[Pair]
+) -> list[Notice]:
+    """Patients, notes and pictures on both sides; an error where the table fixes its split, else a warning."""
+    level: Level = "error" if roles.split else "warning"
+    by = f"column {roles.split}" if roles.split else "the planned split by patient"
+    notices = []
+    if roles.split and roles.patient:
+        sides = pd.DataFrame({"patient": patients, "split": splits}).drop_duplicates()["patient"]
+        shared = sides[sides.duplicated()].unique()
+        if len(shared):
+            message = f"{counted(len(shared), 'patient')} on both sides of {by}"
+            notices.append(Notice("error", "patient_leak", message))
+    for column in roles.texts:
+        across = shared_texts(frame[column], splits)
+        between = [] if across else shared_texts(frame[column], patients)
+        if across:
+            message = f"{counted(len(across), 'text')} of {column} on both sides of {by}: rows {_rows(across)}"
+            notices.append(Notice(level, "note_leak", message))
+        if between:
+            message = f"{counted(len(between), 'text')} of {column} shared by different patients: rows {_rows(between)}"
+            notices.append(Notice("note", "shared_notes", message))
+    leaking = [pair for pair in pairs if splits[pair.first] != splits[pair.second]]
+    if leaking:
+        rows = listed([f"{pair.first + 2} and {pair.second + 2}" for pair in leaking])
+        message = f"{counted(len(leaking), 'picture')} on both sides of {by}: rows {rows}"
+        notices.append(Notice(level, "image_leak", message))
+    return notices
+
+
+def shared_texts(column: pd.Series, sides: np.ndarray) -> list[tuple[int, int]]:
+    """Rows of each text that stands on two sides, whatever its case, spaces and punctuation."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(column.fillna("").astype(str)):
+        if len(text) >= SHORTEST_NOTE:
+            rows[re.sub(r"\W+", " ", text.lower()).strip()].append(row)
+    found = []
+    for same in rows.values():
+        other = [row for row in same if sides[row] != sides[same[0]]]
+        if other:
+            found.append((same[0], other[0]))
+    return found
+
+
+def check_shares(roles: Roles, patients: np.ndarray, config: SplitConfig) -> list[Notice]:
+    """Whether a hash of the patient divides each label as wanted, and a seed that would do better."""
+    if roles.split or not roles.labels:
+        return []
+    labels = {name: values == 1 for name, values in roles.labels.items()}
+    (now,) = deviations(patients, labels, config, [config.seed])
+    shares = f"{config.validation:.0%} validation and {config.test:.0%} test"
+    if now <= UNEVEN:
+        return [Notice("note", "split", f"a split of {shares} by patient divides every label within {UNEVEN:.0%}")]
+    others = deviations(patients, labels, config, range(SEEDS))
+    seed = int(np.argmin(others))
+    message = (f"a split of {shares} by patient is off by up to {now:.0%} of a label's patients; "
+               f"data.split.seed {seed} is off by {others[seed]:.0%}, the least of the first {SEEDS}")  # fmt: skip
+    return [Notice("note", "split", message)]
+
+
+def splits_of(frame: pd.DataFrame, roles: Roles, patients: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """N names: the table's own split, else the one that training would make."""
+    if roles.split:
+        words = [plain_word("" if value is None or value != value else str(value)) for value in frame[roles.split]]
+        return np.array([SPLIT_WORDS.get(word, word) for word in words], dtype=object)
+    return np.array(assign_splits(patients.tolist(), config), dtype=object)
+
+
+def check_splits(frame: pd.DataFrame, roles: Roles, table: Path) -> list[Notice]:
+    """Cells of the split column that name no split, as training says it."""
+    if not roles.split:
+        return []
+    faults = Faults()
+    splits_for([], DataConfig(), frame[roles.split], str(table), faults)
+    return [Notice("error", "split", line.removeprefix(f"{table}: ")) for line in faults.lines()]
+
+
+def _rows(pairs: list[tuple[int, int]]) -> str:
+    return listed([f"{first + 2} and {second + 2}" for first, second in pairs])

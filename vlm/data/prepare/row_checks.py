@@ -1,0 +1,166 @@
+"""What the table alone tells: counts, numbers, ids, licences, words that give the label away."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vlm.config import VitalConfig
+from vlm.data.prepare.columns import Roles, missing
+from vlm.data.prepare.notice import Level, Notice, counted, first_rows
+from vlm.data.vitals.units import conversion
+from vlm.data.vitals.values import is_plausible, read_value, suspected_unit
+from vlm.errors import UserError
+
+FORBIDS = re.compile(r"no[ -]?deriv|\bnd\b|-nd\b|credentialed|physionet|all rights reserved|no redistribution", re.I)
+
+
+def count_labels(frame: pd.DataFrame, roles: Roles, patients: np.ndarray) -> list[Notice]:
+    """Rows and patients, in all and of each label."""
+    who = counted(len(set(patients)), "patient") if roles.patient else "no patient column: each row counts as one"
+    notices = [Notice("note" if roles.patient else "warning", "rows", f"{counted(len(frame), 'row')}, {who}")]
+    for name, values in roles.labels.items():
+        positive, negative = (len(set(patients[values == side])) for side in (1, 0))
+        few = min(positive, negative) < 10
+        rows = [int((values == 1).sum()), int((values == 0).sum()), int(np.isnan(values).sum())]
+        text = (f"{name}: {rows[0]:,} rows of {counted(positive, 'patient')} positive, {rows[1]:,} of {negative:,} "
+                f"negative, {rows[2]:,} unknown")  # fmt: skip
+        notices.append(Notice("warning" if few else "note", "labels", text + ("; too few to test on" if few else "")))
+    if not roles.labels:
+        notices.append(Notice("warning", "labels", "no label column was recognised; name one with --label"))
+    return notices
+
+
+def count_missing(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
+    """Share of empty cells of the columns that are used."""
+    used = [*roles.vitals, *roles.texts, *filter(None, (roles.image, roles.patient))]
+    shares = {column: float(missing(frame[column]).mean()) for column in used}
+    some = {column: share for column, share in shares.items() if share > 0}
+    notices = []
+    if some:
+        words = ", ".join(f"{column} {share:.0%}" for column, share in sorted(some.items(), key=lambda x: -x[1]))
+        notices.append(Notice("note", "missing", f"empty cells: {words}"))
+    if roles.patient and shares[roles.patient]:
+        empty = missing(frame[roles.patient])
+        message = f"{counted(int(empty.sum()), 'row')} without a patient; the split is by patient"
+        notices.append(Notice("error", "missing_patient", message, first_rows(empty)))
+    return notices
+
+
+def read_numbers(column: pd.Series, vital: VitalConfig, unit: str = "") -> tuple[np.ndarray, dict[int, str]]:
+    """N numbers, NaN where missing, before anything is judged; and row → why a cell could not be read."""
+    words = column.fillna("").astype(str).str.strip()
+    factor, offset = (conversion(vital, unit) if unit else None) or (1.0, 0.0)
+    values = pd.to_numeric(words, errors="coerce").to_numpy(float) * factor + offset
+    broken: dict[int, str] = {}
+    written = words.to_numpy(object)
+    rest = np.flatnonzero(~np.isfinite(values) & ~missing(column))
+    for word in pd.unique(written[rest]):  # a category or a way of writing is read once, however often it stands there
+        rows = rest[written[rest] == word]
+        try:
+            values[rows] = read_value(vital, word, "", unit)
+        except UserError as error:
+            broken |= dict.fromkeys(rows.tolist(), str(error).removeprefix(": "))
+            values[rows] = np.nan
+    return values, broken
+
+
+def check_numbers(roles: Roles, numbers: dict[str, np.ndarray], broken: dict[str, dict[int, str]]) -> list[Notice]:
+    """Cells that are no value, values that no living patient has, and units that would explain them."""
+    notices = []
+    for column, vital in roles.vitals.items():
+        for rows in [broken[column]] if broken[column] else []:
+            first = min(rows)
+            message = f"{column}: {counted(len(rows), 'cell')} cannot be read, the first: {rows[first]}"
+            notices.append(Notice("error", "unreadable_value", message, tuple(row + 2 for row in sorted(rows)[:5])))
+        if vital.categories:
+            continue
+        x = numbers[column]
+        wild = np.array([not is_plausible(vital, value) for value in x], dtype=bool) & np.isfinite(x)
+        if wild.any():
+            low, high = vital.plausible
+            few = sorted({f"{value:g}" for value in x[wild]}, key=float)
+            seen = ", ".join(few if len(few) <= 6 else [*few[:3], "…", *few[-3:]])
+            message = (f"{column}: {counted(int(wild.sum()), 'value')} outside {low:g} to {high:g} {vital.unit} "
+                       f"({seen}); such a value counts as missing")  # fmt: skip
+            notices.append(Notice("warning", "out_of_range", message, first_rows(wild)))
+            notices += _unit_suspicion(column, vital, x[wild], int(np.isfinite(x).sum()))
+    return notices
+
+
+def _unit_suspicion(column: str, vital: VitalConfig, wild: np.ndarray, known: int) -> list[Notice]:
+    unit = suspected_unit(vital, wild.tolist())
+    if not unit:
+        return []
+    mixed = "the column seems to mix units" if len(wild) < known else "the whole column seems to be in it"
+    message = (f"{column}: {len(wild):,} of {known:,} values are no {vital.unit} but would be {unit}: {mixed}; write "
+               f"the unit in the header ({vital.name} [{unit}]) or in each cell")  # fmt: skip
+    return [Notice("warning", "unit", message)]
+
+
+def check_ids(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
+    """Patients who may be one: `012`, `12 `, `P12`. Asked about, never guessed."""
+    if not roles.patient:
+        return []
+    spelled: dict[str, set[str]] = defaultdict(set)
+    for name in frame[roles.patient].dropna().astype(str).unique():
+        spelled[_bare(name)].add(name)
+    groups = [sorted(names) for bare, names in spelled.items() if bare and len(names) > 1]
+    if not groups:
+        return []
+    example = ", ".join(repr(name) for name in groups[0])
+    message = (f"{counted(len(groups), 'group')} of patient ids differ only in spelling, such as {example}: if they "
+               "are one person, write one id, else a split by patient may put a person on both sides")  # fmt: skip
+    return [Notice("warning", "aliased_ids", message)]
+
+
+def _bare(name: str) -> str:
+    """An id without case, spaces, a prefix that says patient, leading zeros and a spreadsheet's `.0`."""
+    text = re.sub(r"[\s_\-]", "", unicodedata.normalize("NFKC", name).casefold())
+    text = re.sub(r"\.0$", "", text)
+    match = re.fullmatch(r"(?:p|pt|pat|patient|id|subj|subject|s)?0*([0-9]+)", text)
+    return match[1] if match else text
+
+
+def check_licences(frame: pd.DataFrame, roles: Roles, table: Path) -> list[Notice]:
+    """Licences that forbid sharing what is made from the data."""
+    notices = []
+    if roles.license:
+        words = frame[roles.license].fillna("").astype(str)
+        forbidden, unknown = words.str.contains(FORBIDS).to_numpy(), missing(frame[roles.license])
+        if forbidden.any():
+            message = (f"{counted(int(forbidden.sum()), 'row')} under a licence that forbids derivatives or "
+                       "redistribution; an adapter trained on them may not be shared")  # fmt: skip
+            notices.append(Notice("warning", "licence", message, first_rows(forbidden)))
+        if unknown.any():
+            message = f"{counted(int(unknown.sum()), 'row')} without a stated licence"
+            notices.append(Notice("warning", "licence", message, first_rows(unknown)))
+    for file in sorted(table.parent.glob("LICEN[SC]E*")):
+        if file.is_file() and FORBIDS.search(file.read_text(encoding="utf-8", errors="replace")[:100_000]):
+            notices.append(Notice("warning", "licence", f"{file.name} forbids derivatives or redistribution"))
+    return notices
+
+
+def check_words(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
+    """Words of a label inside a file name, which a loader or a person may see, or inside a report."""
+    notices = []
+    for label, values in roles.labels.items():
+        word = re.sub(r"[^a-z0-9]", "", label.lower())
+        positive, negative = values == 1, values == 0
+        if len(word) < 4 or not positive.any() or not negative.any():
+            continue
+        for column in [*filter(None, (roles.image, roles.source)), *roles.texts]:
+            cells = frame[column].fillna("").astype(str).str.lower().str.replace(r"[^a-z0-9]", "", regex=True)
+            said = cells.str.contains(word[:5] if word.startswith("covid") else word, regex=False).to_numpy()
+            shares = said[positive].mean(), said[negative].mean()
+            auroc = 0.5 + (shares[0] - shares[1]) / 2
+            if abs(auroc - 0.5) > 0.03:
+                level: Level = "note" if column in roles.texts else "warning"
+                message = (f"{column} names {label} in {shares[0]:.0%} of its positive rows and {shares[1]:.0%} of its "
+                           f"negative ones (AUROC {auroc:.2f})")  # fmt: skip
+                why = "; as a target that is fine, as an input it is the answer" if level == "note" else ""
+                notices.append(Notice(level, "label_words", message + why))
+    return notices

@@ -1,0 +1,110 @@
+"""The order of a training epoch over shards, so that each shard is fetched once by one process.
+
+The shards are shuffled and dealt into lanes, their rows shuffled within each. Every optimizer step takes the same
+number of cases from each lane, and a process sees its own lanes alone, while the cases of a step are the same whatever
+the number of processes. When the shortest lane ends, what is left in the others is cut into lanes anew: those shards,
+one or two for each lane, may be read by two processes.
+"""
+
+import heapq
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from vlm.data.dataset import CaseDataset
+from vlm.data.packed.shards import SCHEME, addresses
+from vlm.data.storage import column
+
+
+def shards_of(dataset: CaseDataset) -> np.ndarray | None:
+    """Number of the shard of each case's image, N; None where no image lies in one.
+
+    A case without an image goes with the one before it: the rows of a shard follow each other.
+    """
+    known: dict[str | None, int] = {}
+    numbers, packed = [np.empty(0, np.int64)], False
+    for cells in column(dataset.rows, "image").chunks:
+        packed = packed or bool(pc.any(pc.starts_with(pc.struct_field(cells, "path"), SCHEME)).as_py())
+        encoded: pa.DictionaryArray = addresses(cells).dictionary_encode()
+        own = [known.setdefault(address, len(known)) for address in encoded.dictionary.to_pylist()]
+        numbers.append(np.array([*own, -1])[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
+    if not packed:
+        return None
+    shards = np.concatenate(numbers)
+    has = np.flatnonzero(shards >= 0)
+    return shards[has[np.maximum(np.searchsorted(has, np.arange(len(shards)), side="right") - 1, 0)]]
+
+
+class ShardSampler(torch.utils.data.Sampler[int]):
+    """Every case once an epoch, by lanes of shards; of weighted cases as many, by weight and with replacement.
+
+    Drawn from (seed, epoch) alone, so that a resumed run draws the same; `processes` and the `micro` cases that each
+    of them takes at once change only how a step's cases stand. Within a step the cases of a lane stand by the length
+    of their reports, as `CaseSampler` puts the whole step.
+    """
+
+    def __init__(
+        self, dataset: CaseDataset, shards: np.ndarray, batch_size: int, micro: int = 1, processes: int = 1
+    ) -> None:
+        self.dataset, self.batch_size, self.micro, self.processes = dataset, batch_size, micro, processes
+        self.lanes = math.gcd(dataset.lanes, batch_size)
+        self._rows = np.argsort(shards, kind="stable")
+        self._ends = np.cumsum(np.bincount(shards))
+
+    def describe(self) -> str:
+        """How the shards are read, and why so."""
+        why = f"the most that divide data.lanes {self.dataset.lanes} and train.batch_size {self.batch_size}"
+        shared = f"; {self.processes} processes do not divide them, so some read the same shards"
+        return (f"packed: {len(self._ends)} shards in {self.lanes} lanes ({why})"
+                f"{shared if self.lanes % self.processes else ''}")  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.dataset.seed, self.dataset.epoch])
+        lanes = self._deal(self._drawn(rng), rng)
+        share = self.batch_size // self.lanes
+        even = min(map(len, lanes)) // share * share
+        rest = np.concatenate([rows[even:] for rows in lanes])
+        for part in ([rows[:even] for rows in lanes], np.array_split(rest, self.lanes)):
+            for start in range(0, max(map(len, part)), share):  # no list of a million numbers is made
+                yield from self._step([rows[start : start + share] for rows in part]).tolist()
+
+    def _drawn(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """The rows of each shard in a random order, as often as they are drawn.
+
+        So many of each as independent draws by weight would have given, which leaves the rows of a shard together.
+        """
+        weights, rows = self.dataset.weights, self._rows
+        ends = self._ends
+        if weights is not None:
+            times = rng.multinomial(len(rows), weights[rows] / weights.sum())
+            rows, ends = np.repeat(rows, times), np.cumsum(times)[self._ends - 1]
+        return [rng.permutation(shard) for shard in np.split(rows, ends[:-1])]
+
+    def _deal(self, shards: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+        """The rows of each lane: the shards in a random order, each to the lane that has the fewest."""
+        lanes: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(self.lanes)]
+        shortest = [(0, lane) for lane in range(self.lanes)]
+        for number in rng.permutation(len(shards)):
+            size, lane = heapq.heappop(shortest)
+            lanes[lane].append(shards[number])
+            heapq.heappush(shortest, (size + len(shards[number]), lane))
+        return [np.concatenate(rows) for rows in lanes]
+
+    def _step(self, lanes: list[np.ndarray]) -> np.ndarray:
+        """The cases of a step, so placed that each process gets those of its own lanes.
+
+        accelerate gives the batches of `micro` cases to the processes in turn.
+        """
+        lengths = self.dataset.report_lengths
+        step = np.concatenate([rows[np.argsort(-lengths[rows], kind="stable")] for rows in lanes])
+        process = np.arange(len(step)) // self.micro % self.processes  # of each place
+        placed = np.empty_like(step)
+        placed[np.argsort(process, kind="stable")] = step
+        return placed

@@ -1,0 +1,81 @@
+"""The ready-made vitals of `vitals.yaml`, and how an entry of a config becomes a full one."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from importlib.resources import files
+
+import yaml
+
+from vlm.config import VitalConfig
+from vlm.data.vitals.units import conversion, normal_unit, units_of
+from vlm.errors import UserError
+
+
+def _load() -> dict[str, VitalConfig]:
+    text = files("vlm.data").joinpath("vitals.yaml").read_text(encoding="utf-8")
+    return {name: VitalConfig(name, **entry) for name, entry in yaml.safe_load(text).items()}
+
+
+CATALOG: dict[str, VitalConfig] = _load()
+"""Name → ready-made entry."""
+
+
+def ready_made(name: str) -> VitalConfig:
+    """The entry of that name or alias; raises `UserError` with the nearest name."""
+    names = {spelled.lower(): entry for entry in CATALOG.values() for spelled in (entry.name, *entry.aliases)}
+    if name.lower() in names:
+        return names[name.lower()]
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {names[near[0]].name}?" if near else f"known: {', '.join(CATALOG)}"
+    raise UserError(f"vitals: no ready-made vital {name!r}; {hint} Any other is described: {{name: …, unit: …}}")
+
+
+def resolve_vitals(entries: Sequence[VitalConfig | str]) -> tuple[VitalConfig, ...]:
+    """Full entries in the order given: `glucose`, `{ready: glucose, unit: mg/dL}` or a description of one's own.
+
+    Raises `UserError` for an unknown ready-made name, and for an entry without a name.
+    """
+    return tuple(ready_made(entry) if isinstance(entry, str) else _resolve(entry) for entry in entries)
+
+
+def _resolve(entry: VitalConfig) -> VitalConfig:
+    if not entry.ready:
+        if not entry.name:
+            raise UserError("vitals: an entry needs a name, or ready: the name of a ready-made one")
+        return entry
+    base, empty = ready_made(entry.ready), VitalConfig()
+    given = {f.name: getattr(entry, f.name) for f in fields(entry) if getattr(entry, f.name) != getattr(empty, f.name)}
+    del given["ready"]
+    if entry.unit:
+        base = in_unit(base, entry.unit, free=bool(entry.plausible))
+    return replace(base, **given)
+
+
+def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
+    """The same vital kept in one of the units it accepts, with its ranges and conversions turned over.
+
+    Raises `UserError` for a unit that has no conversion, unless `free`: then ranges and conversions are dropped.
+    """
+    pair = conversion(vital, unit)
+    if pair is None and free:
+        return replace(vital, unit=unit, plausible=[], reference=[], accepts={}, loinc="", also_loinc=[])
+    if pair is None:
+        raise UserError(f"vitals: {vital.name}: unit {unit} is none of {units_of(vital)}; give plausible as well")
+    factor, offset = pair
+    if normal_unit(unit) == normal_unit(vital.unit):
+        return vital
+    others = {vital.unit: [1.0, 0.0]} | {other: pair for other, pair in vital.accepts.items()}
+    accepts = {
+        other: [own_factor / factor, (own_offset - offset) / factor]
+        for other, (own_factor, own_offset) in others.items()
+        if normal_unit(other) != normal_unit(unit)
+    }
+
+    def turn(limits: list[float]) -> list[float]:
+        return [float(f"{(limit - offset) / factor:.6g}") for limit in limits]
+
+    same = pair == (1.0, 0.0)  # else the code is another: that of a mass is not that of an amount of substance
+    also = [*vital.also_loinc, vital.loinc] if vital.loinc and not same else vital.also_loinc
+    return replace(vital, unit=unit, plausible=turn(vital.plausible), reference=turn(vital.reference),
+                   accepts=accepts, loinc=vital.loinc if same else "", also_loinc=also)  # fmt: skip

@@ -1,0 +1,229 @@
+"""The vitals a model reads: names, units, allowed values, and the scale learned from the training split."""
+
+import difflib
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from vlm.config import VitalConfig
+from vlm.data.vitals.units import conversion
+from vlm.data.vitals.values import is_plausible, read_value, split_pressure
+from vlm.errors import UserError
+from vlm.faults import Faults
+from vlm.plain import is_clean, shortened
+
+PRESSURE_NAMES = ("bp", "blood_pressure")
+"""Names under which `125/80` is read, where a schema has both `systolic` and `diastolic`."""
+MOST_VITALS, MOST_NAMES, LONGEST_NAME = 256, 1024, 200
+
+
+def check_names(names: Iterable[str], where: str, most: int = MOST_NAMES) -> None:
+    """Raise `UserError` for names that could not be told apart or shown: they stand in terminals and on pages."""
+    names = tuple(names)
+    if len(names) > most:
+        raise UserError(f"{where}: {len(names):,} of them, more than {most:,}")
+    for name in names:
+        if not name.strip() or len(name) > LONGEST_NAME or not is_clean(name) or re.search("<[a-zA-Z/!?]", name):
+            way_out = f"write 1 to {LONGEST_NAME} plain characters and no markup"
+            raise UserError(f"{where}: {shortened(name)} cannot be shown as a name; {way_out}")
+
+
+@dataclass(frozen=True)
+class VitalsSchema:
+    """The clinical vector x = [x1 ... xm], equation (3), before any scaling.
+
+    A value is a float: the number in the declared unit, or the index of the category; NaN is missing.
+    """
+
+    vitals: tuple[VitalConfig, ...]
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+    _columns: dict[str, tuple[tuple[str, ...], str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        index: dict[str, int] = {}
+        check_names(self.names, "vitals", MOST_VITALS)
+        for position, vital in enumerate(self.vitals):
+            check_names((vital.unit, *vital.accepts) if vital.unit else vital.accepts, f"vitals: {vital.name}: unit")
+            for key, names in (("aliases", vital.aliases), ("categories", vital.categories)):
+                check_names(names, f"vitals: {vital.name}: {key}")
+            for unit, pair in vital.accepts.items():
+                if not (len(pair) == 2 and all(map(math.isfinite, pair)) and pair[0] != 0):
+                    raise UserError(f"vitals: {vital.name}: accepts: {unit} is [factor, offset], not {pair}")
+            for name in (vital.name, *vital.aliases):
+                if index.setdefault(_normal(name), position) != position:
+                    raise UserError(f"vitals: the name {name} is declared twice")
+            for key, limits in (("plausible", vital.plausible), ("reference", vital.reference)):
+                if limits and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
+                    raise UserError(f"vitals: {vital.name}: {key} is [lowest, highest], not {limits}")
+        object.__setattr__(self, "_index", index)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(vital.name for vital in self.vitals)
+
+    def __len__(self) -> int:
+        return len(self.vitals)
+
+    def position(self, name: str, where: str = "vitals") -> int:
+        """Index of a vital by its name or alias; raises `UserError` with the nearest name."""
+        if _normal(name) not in self._index:
+            near = difflib.get_close_matches(_normal(name), self._index, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {self.vitals[self._index[near[0]]].name}?" if near else f"known: {', '.join(self.names)}"
+            )
+            raise UserError(f"{where}: unknown vital {name}; {hint}")
+        return self._index[_normal(name)]
+
+    def names_in(self, column: str) -> tuple[str, ...]:
+        """The vitals that a column of this name holds: one, two (`blood_pressure`), or none."""
+        return self.column(column)[0]
+
+    def column(self, header: str) -> tuple[tuple[str, ...], str]:
+        """The vitals that a column holds, and the unit its header states: `Temp [°F]`, `glucose_mg_dl`, `SpO2 (%)`."""
+        if header not in self._columns:
+            self._columns[header] = self._read_header(header)
+        return self._columns[header]
+
+    def _read_header(self, header: str) -> tuple[tuple[str, ...], str]:
+        name = _normal(header)
+        if self._named(name):
+            return self._named(name), ""
+        words = name.split("_")
+        splits = [("_".join(words[:place]), "_".join(words[place:])) for place in range(len(words) - 1, 0, -1)]
+        for stem, rest in (_bracketed(name), *splits):
+            vitals = self._named(stem.rstrip("_,:"))
+            unit = rest.strip("_()[]")
+            if vitals and unit and conversion(self.vitals[self._index[vitals[0]]], unit):
+                return vitals, unit
+        return (), ""
+
+    def _named(self, name: str) -> tuple[str, ...]:
+        if name in self._index:
+            return (self.vitals[self._index[name]].name,)
+        if name in PRESSURE_NAMES and {"systolic", "diastolic"} <= set(self._index):
+            return ("systolic", "diastolic")
+        return ()
+
+    def parse(
+        self, values: Mapping[str, Any], where: str = "vitals", faults: Faults | None = None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Read one patient's values, by name.
+
+        Returns x as float32 of shape `m` with NaN where a value is missing, and the values that are not
+        physically plausible and were therefore taken as missing, by name.
+        Raises `UserError` for an unknown name, two values for one vital, or text that is no number; where there are
+        `faults`, a cell that cannot be read goes there, and its value is missing.
+        """
+        gather = faults.gather if faults is not None else nullcontext
+        x = np.full(len(self.vitals), np.nan, dtype=np.float32)
+        given: dict[int, str] = {}
+        implausible: dict[str, float] = {}
+        for column, cell in values.items():
+            names, unit = self.column(column)
+            names = names or (column,)
+            parts: tuple[Any, ...] = ("",) * len(names)
+            with gather():
+                parts = split_pressure(cell, f"{where}: {column}") if len(names) == 2 else (cell,)
+            for name, part in zip(names, parts, strict=True):
+                position = self.position(name, where)
+                if position in given:
+                    raise UserError(f"{where}: {given[position]} and {column} both give {self.vitals[position].name}")
+                given[position] = column
+                vital = self.vitals[position]
+                with gather():
+                    x[position] = read_value(vital, part, f"{where}: {column}", unit)
+                if not is_plausible(vital, float(x[position])):
+                    implausible[vital.name] = float(x[position])
+                    x[position] = math.nan
+        return x, implausible
+
+
+def _normal(name: str) -> str:
+    """Upper case, spaces and hyphens do not distinguish names."""
+    return re.sub(r"[\s\-]+", "_", unicodedata.normalize("NFKC", str(name)).strip().lower())
+
+
+def _bracketed(name: str) -> tuple[str, str]:
+    """`glucose_(mg/dl)` → (`glucose_`, `mg/dl)`)."""
+    place = min((name.find(bracket) for bracket in "([" if bracket in name), default=len(name))
+    return name[:place], name[place + 1 :]
+
+
+@dataclass(frozen=True)
+class VitalsStatistics:
+    """Scale of each number, learned from the training split alone.
+
+    `centre` is the median, `scale` half the interquartile range over 0.6745 (a standard deviation, for a
+    normal distribution), `edges` the quantile edges of the piecewise-linear code.
+    """
+
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+    edges: tuple[tuple[float, ...], ...]
+
+    def check(self, schema: VitalsSchema) -> None:
+        """Raise `UserError` unless there is a finite centre, a scale above 0 and rising edges for each number."""
+        if not len(self.centre) == len(self.scale) == len(self.edges) == len(schema):
+            raise UserError(f"statistics: not one centre, scale and list of edges for each of {len(schema)} vitals")
+        for vital, centre, scale, edges in zip(schema.vitals, self.centre, self.scale, self.edges, strict=True):
+            where = f"statistics: {vital.name}"
+            if not math.isfinite(centre):
+                raise UserError(f"{where}: centre must be a finite number, not {centre}")
+            if not 0 < scale < math.inf:
+                raise UserError(f"{where}: scale must be a number above 0, not {scale}")
+            rising = all(low < high for low, high in pairwise(edges))
+            if not all(map(math.isfinite, edges)) or not rising or len(edges) > 257:
+                raise UserError(f"{where}: edges must be finite numbers that rise, 257 at most")
+            if (len(edges) < 2) != bool(vital.categories):
+                raise UserError(f"{where}: edges must be two or more for a number, and none for a category")
+
+    @classmethod
+    def fit(cls, schema: VitalsSchema, x: np.ndarray, bins: int) -> "VitalsStatistics":
+        """Fit to `x`, N × m with NaN where missing; a vital nobody has gets centre 0 and scale 1."""
+        centre, scale, edges = [], [], []
+        for position, vital in enumerate(schema.vitals):
+            column = x[:, position].astype(np.float64) if len(x) else np.empty(0)
+            column = column[np.isfinite(column)]
+            if vital.categories or len(column) == 0:
+                column = np.array([0.0])
+            low, middle, high = np.quantile(column, [0.25, 0.5, 0.75])
+            # A value that hardly varies has an interquartile range of 0: fall back to its spread, then to 1.
+            spread = (high - low) / 2 / 0.6745 or float(column.std()) or 1.0
+            centre.append(float(middle))
+            scale.append(float(spread))
+            edges.append(_bin_edges(column, bins) if not vital.categories else ())
+        return cls(tuple(centre), tuple(scale), tuple(edges))
+
+
+def _bin_edges(column: np.ndarray, bins: int) -> tuple[float, ...]:
+    """`bins + 1` increasing edges at the quantiles; ties are spread so that no bin is empty."""
+    edges = np.quantile(column, np.linspace(0, 1, bins + 1))
+    span = max(float(edges[-1] - edges[0]), 1e-3)
+    for i in range(1, len(edges)):
+        edges[i] = max(edges[i], edges[i - 1] + 1e-3 * span)
+    return tuple(float(edge) for edge in edges)
+
+
+def in_words(schema: VitalsSchema, x: Sequence[float]) -> str:
+    """x as a prompt may state it: `glucose 8.7 mmol/L, systolic 145 mmHg, sex not measured`."""
+    shown = describe(schema, x)
+    said = (f"{shown[v.name]} {v.unit}".strip() if v.name in shown else "not measured" for v in schema.vitals)
+    return ", ".join(f"{name} {words}" for name, words in zip(schema.names, said, strict=True))
+
+
+def describe(schema: VitalsSchema, x: Sequence[float]) -> dict[str, Any]:
+    """x as a user reads it: name → number or category, without the missing ones."""
+    shown: dict[str, Any] = {}
+    for vital, value in zip(schema.vitals, x, strict=True):
+        if not math.isnan(value):
+            shown[vital.name] = vital.categories[int(value)] if vital.categories else round(float(value), 4)
+    return shown

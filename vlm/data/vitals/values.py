@@ -1,0 +1,252 @@
+"""What a clinician reads in a cell: text → number, category or nothing; anything else is an error with its place."""
+
+import math
+import numbers
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from vlm.config import VitalConfig
+from vlm.data.embedded import EmbeddedImage
+from vlm.data.vitals.synonyms import FEMALE, MALE, MISSING, NO, OTHER, YES, is_missing_word, plain_word
+from vlm.data.vitals.units import conversion, units_of
+from vlm.errors import UserError
+
+MISSING_WORDS = MISSING
+_SIDES = ((FEMALE, MALE), (YES, NO))
+"""Words of one meaning, read where a vital has one category of each side; 0 and 1 mean nothing by themselves."""
+_PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
+_DIGITS = r"(?:\d+(?:[.,']\d+| \d{3}(?!\d))*[.,]?|[.,]\d+)(?:[eE][+-]?\d+)?"
+_CELL = re.compile(
+    rf"(?P<bound><=?|>=?|[≤≥~≈])? ?(?P<sign>[+-]?) ?(?P<low>{_DIGITS})(?: ?(?:-|to) ?(?P<high>{_DIGITS}))?"
+    r"(?P<plus>\+?) ?(?P<unit>.*)"
+)
+_GROUPED = re.compile(r"([1-9]\d{0,2}(?:(?P<group>[.,' ])\d{3})(?:(?P=group)\d{3})*)(?:(?P<point>[.,])(\d*))?")
+_FLAG = re.compile(r"(?: ?(?:\*+|!+|[↑↓]+|[(\[](?:HH|LL|H|L|\*)[)\]])|(?<=[\d +])(?:HH|LL|H|L))$")
+_DATE = re.compile(
+    r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}|\d{1,2}[- ]?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.IGNORECASE
+)
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SAME = str.maketrans({**dict.fromkeys("·∙⋅‧٫", "."), **dict.fromkeys("−‐‑‒–—―﹣", "-"), **dict.fromkeys("’‘`´", "'")})
+_SLASHES = str.maketrans("⁄∕", "//")
+LONGEST = 100
+"""Characters of the longest cell that is looked at as a value."""
+
+
+def read_value(vital: VitalConfig, cell: Any, where: str, unit: str = "") -> float:
+    """One cell of one vital → its number in `vital.unit`, the index of its category, or NaN where it is missing.
+
+    `unit` is what the header states; a unit in the cell itself goes before it. Raises `UserError` for anything else.
+    """
+    if isinstance(cell, str) and not vital.categories and not unit and _PLAIN.fullmatch(cell):
+        return float(cell)
+    if vital.categories:
+        return _read_category(vital, cell, where)
+    return math.nan if is_missing(cell) else _read_number(vital, cell, where, unit)
+
+
+def is_missing(cell: Any) -> bool:
+    """Nothing, or one of the words that stand for it."""
+    if isinstance(cell, str):
+        return len(cell) <= LONGEST and is_missing_word(clean(cell))
+    return (
+        cell is None
+        or type(cell).__name__ in ("NAType", "NaTType")  # pandas' own, without a second's import of it
+        or (isinstance(cell, numbers.Real | Decimal) and cell != cell)
+    )
+
+
+def clean(text: str) -> str:
+    """One way of writing digits, points, dashes and spaces, without Excel's marks of text."""
+    text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match.group()), text)
+    text = unicodedata.normalize("NFKC", text.translate(_SAME)).translate(_SAME)
+    text = "".join(_ascii_digit(letter) for letter in text if unicodedata.category(letter) != "Cf")
+    text = " ".join(text.split())
+    if text.startswith('="') and text.endswith('"'):
+        text = text[2:-1]
+    return text.removeprefix("'").strip()
+
+
+def _ascii_digit(letter: str) -> str:
+    return str(unicodedata.decimal(letter)) if letter.isdecimal() else letter
+
+
+def quoted(cell: Any) -> str:
+    """A cell for an error text, cut to what tells a typing error."""
+    if isinstance(cell, bytes | EmbeddedImage | list | dict | tuple):  # a picture, perhaps
+        return f"a {_name(cell)}"
+    text = repr(cell if isinstance(cell, str) else str(cell))
+    return text if len(text) <= 42 else f"{text[:40]}…'"
+
+
+def _read_category(vital: VitalConfig, cell: Any, where: str) -> float:
+    whole = isinstance(cell, numbers.Real) and not isinstance(cell, bool) and float(cell).is_integer()
+    word = plain_word(clean(str(int(cell) if whole else cell)[: LONGEST + 1]))
+    words = [plain_word(clean(category)) for category in vital.categories]
+    if word in words:
+        return float(words.index(word))
+    if is_missing(cell):
+        return math.nan
+    for pair in _SIDES:
+        sides = [[index for index, name in enumerate(words) if name in side] for side in pair]
+        if all(len(side) == 1 for side in sides):
+            for names, side in zip(pair, sides, strict=True):
+                if word in names or word.rstrip(".") in names:
+                    return float(side[0])
+            if pair == (FEMALE, MALE) and word in OTHER:
+                others = [index for index, name in enumerate(words) if name in OTHER]
+                return float(others[0]) if len(others) == 1 else math.nan
+    raise UserError(f"{where}: {quoted(cell)} is none of {', '.join(vital.categories)}")
+
+
+def _read_number(vital: VitalConfig, cell: Any, where: str, unit: str) -> float:
+    if isinstance(cell, bool) or not isinstance(cell, str | numbers.Real | Decimal):
+        raise UserError(f"{where}: {quoted(cell)} is {_kind(cell)}, not a number{_in_unit(vital)}")
+    if isinstance(cell, str):
+        return _read_text(vital, cell, where, unit)
+    try:
+        number = float(cell)
+    except OverflowError:
+        number, cell = math.inf, "inf"
+    return _finite(_convert(vital, number, unit, where), cell, where)
+
+
+def _read_text(vital: VitalConfig, cell: str, where: str, unit: str) -> float:
+    text = clean(cell[: LONGEST + 1])
+    if text.lower().lstrip("+-") in ("inf", "infinity", "∞"):
+        raise UserError(f"{where}: {quoted(cell)} is not a finite number")
+    while _FLAG.search(text):
+        text = _FLAG.sub("", text)
+    text = re.sub(r"^(?:\*+|HH?|LL?) (?=\d)", "", text)
+    match = _CELL.fullmatch(text)
+    if match is None or len(cell) > LONGEST or _DATE.match(text) or not _is_unit(match["unit"]):
+        kind = "looks like a date, not" if _DATE.match(text) else "is not"
+        raise UserError(f"{where}: {quoted(cell)} {kind} a number{_in_unit(vital)}")
+    unit = match["unit"] or unit
+    low = _choose(vital, match["sign"], match["low"], unit, cell, where)
+    if match["high"] is None:
+        return low
+    high = _choose(vital, "", match["high"], unit, cell, where)
+    odd = match["sign"] or match["bound"] or match["plus"] or re.match(r"0\d", match["low"])
+    if odd or low > high:
+        raise UserError(f"{where}: {quoted(cell)} is no range; write the lower number first, such as 91-92")
+    return _finite(low / 2 + high / 2, cell, where)
+
+
+def _choose(vital: VitalConfig, sign: str, digits: str, unit: str, cell: str, where: str) -> float:
+    """The one plausible reading of a comma or point; of several implausible ones the decimal."""
+    found = [_finite(_convert(vital, float(sign + reading), unit, where), cell, where) for reading in _readings(digits)]
+    if not found:
+        raise UserError(f"{where}: {quoted(cell)} is not a number{_in_unit(vital)}")
+    fitting = [value for value in found if is_plausible(vital, value)]
+    if len(fitting) > 1:
+        one, other = _readings(digits)
+        raise UserError(f"{where}: {quoted(cell)} can be read as {one} or {other}; write one of these")
+    return (fitting or found)[0]
+
+
+def _readings(digits: str) -> list[str]:
+    """`1,234` → 1.234 and 1234; `6,4`, `1.234` and `1 234` have one reading, `1.2.3` has none."""
+    body, _, power = digits.lower().partition("e")
+    found = []
+    if re.fullmatch(r"\d*[.,]?\d*", body):
+        found.append(body.replace(",", "."))
+    match = _GROUPED.fullmatch(body)
+    if match and match["group"] != match["point"] and not (match["group"] == "." and found):
+        found.append(re.sub(r"\D", "", match[1]) + (f".{match[4]}" if match[4] else ""))
+    return [f"{text}e{power}" if power else text for text in found]
+
+
+def _convert(vital: VitalConfig, number: float, unit: str, where: str) -> float:
+    if not unit:
+        return number
+    pair = conversion(vital, unit)
+    if pair is None:
+        raise UserError(f"{where}: unit {unit} is none of those that {vital.name} takes: {units_of(vital)}")
+    return number if pair == (1.0, 0.0) else pair[0] * number + pair[1]
+
+
+def _finite(number: float, cell: Any, where: str) -> float:
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {quoted(cell)} is not a finite number")
+    return number
+
+
+def _is_unit(text: str) -> bool:
+    """Whether the rest of a cell can be a unit: no second number, no sentence."""
+    return len(text) <= 20 and not re.match(r"[-+:;,.'=<>]", text)
+
+
+def _kind(cell: Any) -> str:
+    if isinstance(cell, bool):
+        return "true or false"
+    return "a date" if hasattr(cell, "isoformat") else f"of type {_name(cell)}"
+
+
+def _name(cell: Any) -> str:
+    """The type's name, that of the built-in one where it is a kind of it."""
+    if isinstance(cell, EmbeddedImage):
+        return "bytes"
+    return next((kind.__name__ for kind in (bytes, list, dict) if isinstance(cell, kind)), type(cell).__name__)
+
+
+def _in_unit(vital: VitalConfig) -> str:
+    return f" ({vital.unit})" if vital.unit else ""
+
+
+def is_plausible(vital: VitalConfig, value: float) -> bool:
+    """Whether a number can be one of a living patient; a missing value and a category always can."""
+    return not vital.plausible or math.isnan(value) or vital.plausible[0] <= value <= vital.plausible[1]
+
+
+def suspected_unit(vital: VitalConfig, implausible: Sequence[float]) -> str | None:
+    """The unit in which most of these numbers would be plausible, where the vital accepts such a one."""
+    for unit, (factor, offset) in vital.accepts.items():
+        fitting = sum(is_plausible(vital, factor * value + offset) for value in implausible)
+        if (factor, offset) != (1, 0) and fitting > len(implausible) / 2:
+            return unit
+    return None
+
+
+def split_pressure(cell: Any, where: str) -> tuple[Any, Any]:
+    """`125/80 mmHg` → (`125 mmHg`, `80 mmHg`); a missing value is missing twice.
+
+    Another sign between the two, or a word, does as well where the first number is the larger; a mean pressure in
+    brackets must lie between them.
+    """
+    if is_missing(cell):
+        return "", ""
+    text = clean(str(cell)[: LONGEST + 1].translate(_SLASHES))
+    text = re.sub(r"^(?:bp|ад|rr|ta|nibp|blood pressure)[ :=]*(?=\d)", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<=\d) ?([^\W\d]+)(?= ?/ ?\d+ ?\1$)", "", text)  # 120 mmHg / 80 mmHg
+    parts = text.split("/") if text.count("/") == 1 and "(" not in text else _parts_of_pressure(text)
+    if len(parts) != 2:
+        raise UserError(
+            f"{where}: {quoted(cell)} is no blood pressure; write systolic/diastolic in mmHg, such as 125/80"
+        )
+    high, low = (re.fullmatch(r" ?(\d{2,3})(?:[.,]\d+)?\b.*", part) for part in parts)
+    if high and low and int(high[1]) < int(low[1]):
+        raise UserError(f"{where}: {quoted(cell)}: the systolic is below the diastolic; write such as 125/80")
+    unit = re.fullmatch(r" ?[\d.,]+ ?([^\W\d].*)", parts[1])
+    return (f"{parts[0]} {unit[1]}" if unit else parts[0]).strip(), parts[1].strip()
+
+
+_TWO = re.compile(
+    r"(\d{2,3}(?:[.,]\d+)?) ?(?:[/\\|:-]|over|auf|на|sur|su|(?<= )(?=\d)) ?(\d{2,3}(?:[.,]\d+)?)"
+    r"( ?[^\W\d][^\d()/]*)??(?: ?\((?:map|mad|mbp|сад|срад)?[ :=]*(\d{2,3}(?:[.,]\d+)?)( ?[^\W\d][^()]*)?\))?"
+    r"( ?[^\W\d][^\d()/]*)?", re.IGNORECASE
+)  # fmt: skip
+
+
+def _parts_of_pressure(text: str) -> list[str]:
+    """Systolic and diastolic with the unit after each, of a cell that does not write them as 125/80; else nothing."""
+    match = _TWO.fullmatch(text)
+    if not match:
+        return []
+    high, low, mean = (float(match[group].replace(",", ".")) if match[group] else math.nan for group in (1, 2, 4))
+    if high <= low or not (math.isnan(mean) or low <= mean <= high):
+        return []
+    unit = (match[3] or match[6] or "").strip()
+    return [match[1], f"{match[2]} {unit}".strip()]

@@ -1,0 +1,199 @@
+"""The test of a model on unseen cases, from drafting to metrics.json, predictions.jsonl, figures and a page."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vlm.atomic import make_folder, replace_file, writing
+from vlm.config import Config
+from vlm.data.cohort import Cohort
+from vlm.data.dataset import CaseDataset
+from vlm.data.storage import matrix
+from vlm.distributed import is_main, joined_shares, own_share
+from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
+from vlm.evaluation.agreement import NAMES, was_read
+from vlm.evaluation.arms import ARMS, Arm, ArmCases
+from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
+from vlm.evaluation.figures import draw_figures
+from vlm.evaluation.html_report import write_page
+from vlm.evaluation.intervals import mean
+from vlm.evaluation.learned import LearnedMetric
+from vlm.evaluation.measures import (
+    Bootstrap,
+    Reports,
+    auroc_of,
+    contradictions,
+    fact_measures,
+    finding_measures,
+    label_measures,
+    number_measures,
+    pooled_calibration_error,
+    text_loss_measure,
+    text_measures,
+)
+from vlm.evaluation.predictions import write_predictions
+from vlm.evaluation.scoring import CaseScores, score_cases
+from vlm.inference.engine import Draft, ReportEngine
+from vlm.model.clinical_vlm import ClinicalVLM
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The cases of a cohort as they are: no dropout, no augmentation."""
+
+    train: CaseDataset
+    validation: CaseDataset
+    test: CaseDataset
+
+    @classmethod
+    def of(cls, model: ClinicalVLM, cohort: Cohort, config: Config) -> "Splits":
+        """The three splits, in the form the model was trained on."""
+        withhold = tuple(config.data.withhold)
+        return cls(
+            *(CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in
+              ("train", "validation", "test"))
+        )  # fmt: skip
+
+
+def evaluate(
+    model: ClinicalVLM,
+    cohort: Cohort,
+    config: Config,
+    folder: Path,
+    untrained: CaseScores | None = None,
+    log: Sequence[dict[str, Any]] = (),
+    learned: Sequence[LearnedMetric] = (),
+) -> dict[str, Any]:
+    """Measure a model on the test split and write what it did to `folder`; returns the metrics.
+
+    `untrained` are the scores before training, `log` the rows of the training log, where there are any; `learned`
+    are loaded by the caller before the work begins, since they may have to be fetched. Of several processes all draft,
+    and the main one measures and writes; the others get an empty answer as soon as they are not needed.
+    """
+    splits, options = Splits.of(model, cohort, config), config.evaluation
+    test = splits.test
+    bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
+    scores = score_cases(model, test, options.batch_size, "test")
+    arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
+    drafted: Drafted = {}
+    results = {
+        name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
+    }
+    if not is_main():
+        return {}
+    given = results["as_given"]
+    references = test.reports
+    probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()  # N × K
+    reports = Reports(given.drafts, references)
+    vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
+    stands_for = {label: label for label in model.spec.labels if label in NAMES} | cohort.label_findings
+    disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for)
+
+    metrics: dict[str, Any] = {
+        "cases": len(test),
+        "patients": len(set(test.rows["patient"])),
+        "splits": {name: {"cases": len(split), "patients": len(set(split.rows["patient"]))}
+                   for name, split in (("train", splits.train), ("validation", splits.validation), ("test", test))},
+        "text_loss": text_loss_measure(scores, bootstrap),
+        "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
+        "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
+        "references": {"cases": len(reports.rows), "read": sum(map(was_read, references))},
+        "text": text_measures(reports, bootstrap, learned),
+        "findings": finding_measures(reports, bootstrap),
+        "numbers": number_measures(given.drafts, vitals, cohort.schema, bootstrap),
+        "distinct_reports": len(set(given.drafts)),
+        "distinct_ratio": len(set(given.drafts)) / max(len(test), 1),
+        "cut_drafts": {**bootstrap(mean(np.array(given.cut))), "cases": sum(given.cut),
+                       "max_new_tokens": options.max_new_tokens} if len(given.cut) else {},
+        "head_against_text": bootstrap(mean(disagreements)),
+        "ablation": ablation_measures(results, arms, scores, references, bootstrap),
+        "baselines": baseline_measures(model, splits, references, scores, bootstrap, options.batch_size, learned),
+    }  # fmt: skip
+    if untrained is not None:
+        metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
+    if cohort.facts is not None:
+        metrics["facts"] = {
+            name: fact_measures(arms[name], cohort.facts, arm.drafts, bootstrap) for name, arm in results.items()
+        }
+    metrics["verdicts"] = verdicts(metrics)
+    with writing(folder):
+        make_folder(folder)
+    replace_file(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    rows = write_predictions(folder, test, scores, given, references, probabilities, disagreements)
+    draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
+    write_page(folder, test, rows, metrics, title=config.run.name)
+    return metrics
+
+
+def _applies(arm: Arm, config: Config) -> bool:
+    """Only the first arm where no ablation is wanted; no arm about evidence that the whole run withholds."""
+    changed = {name for name, shown in (("image", arm.image), ("vitals", arm.vitals)) if shown != "own"}
+    return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
+
+
+Drafted = dict[tuple[int, int, str], Draft]
+"""What was shown → the draft: no two arms draft the same case twice."""
+
+
+def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: Drafted) -> ArmResult:
+    """Draft and score the cases as an arm shows them; the text loss on the first `ablation_cases` of them."""
+    options, name = config.evaluation, cases.arm.name.replace("_", " ")
+    drafts = draft(model, cases, config, drafted)
+    texts, cut = [draft.text for draft in drafts], [bool(draft.cut_at) for draft in drafts]
+    if cases.arm == ARMS[0]:
+        return ArmResult(texts, given.logits, given.losses, cut)
+    logits = np.array([draft.logits for draft in drafts]).reshape(given.logits.shape)
+    first = torch.utils.data.Subset(cases, range(min(options.ablation_cases or len(cases), len(cases))))
+    return ArmResult(texts, logits, score_cases(model, first, options.batch_size, name).losses, cut)
+
+
+def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> list[Draft]:
+    """Draft every case of an arm that shows something new, several processes each its share."""
+    engine, options = ReportEngine(model), config.evaluation
+    engine.max_seconds = math.inf  # bounded in tokens: what is measured must not depend on how busy the machine is
+    new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
+    places = list(new.values())
+    own = [places[place] for place in own_share(len(new), model.sharded)]
+    title = f"drafting: {cases.arm.name.replace('_', ' ')}"
+    drafts = engine.draft((cases[index] for index in own), options.batch_size, options.max_new_tokens)
+    progress = tqdm(drafts, total=len(own), desc=title, unit="report", leave=False, disable=not is_main())
+    drafted |= zip(new, joined_shares(list(progress), len(new), model.sharded), strict=True)
+    return [drafted[shown] for shown in cases.shown]
+
+
+def baseline_measures(
+    model: ClinicalVLM,
+    splits: Splits,
+    references: Sequence[str],
+    scores: CaseScores,
+    bootstrap: Bootstrap,
+    batch_size: int,
+    learned: Sequence[LearnedMetric] = (),
+) -> dict[str, Any]:
+    """Constant report, nearest training case, vitals alone, missingness alone: always beside the model."""
+    if not len(splits.train):
+        return {}
+    reports = {}
+    if any(references):
+        reports["constant"] = [constant_report(splits.train.reports)] * len(references)
+        reports["nearest"] = nearest_reports(model, splits.train, splits.test, batch_size)
+    measures: dict[str, Any] = {
+        name: {
+            "text": text_measures(Reports(drafts, references), bootstrap, learned),
+            "findings": finding_measures(Reports(drafts, references), bootstrap),
+        }
+        for name, drafts in reports.items()
+    }
+    for kind in ("vitals", "missingness"):
+        guesses = classifier_scores(splits.train, splits.test, kind)
+        measures[kind] = {
+            label: auroc_of(guesses[:, k], scores.targets[:, k], bootstrap) for k, label in enumerate(model.spec.labels)
+        }
+    return measures

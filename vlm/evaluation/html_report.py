@@ -1,0 +1,195 @@
+"""report.html: one self-contained page that a reviewer looks at, without script and without network."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+
+from vlm.atomic import replace_file
+from vlm.data.dataset import CaseDataset, load_picture
+from vlm.estimate import described
+from vlm.evaluation.learned import LEARNED
+from vlm.evaluation.text import METRICS, RougeL
+
+SHOWN = 4
+"""Cases of each kind."""
+NAMES = {metric().key: name for metric, name in zip(METRICS, ("BLEU-4", "chrF", "ROUGE-L", "METEOR without synonyms",
+                                                             "CIDEr-D"), strict=True)}  # fmt: skip
+NAMES |= {name: title for name, title in zip(LEARNED, ("BERTScore", "RadGraph F1", "CheXbert F1"), strict=True)}
+FINDING_ROWS = {"f1": "Finding F1", "precision": "Finding precision", "recall": "Finding recall",
+                "hallucination_rate": "Drafts that invent a finding", "miss_rate": "Findings missed",
+                "negation_flip_rate": "Negation flips", "side_flip_rate": "Side flips",
+                "zone_flip_rate": "Zone flips"}  # fmt: skip
+
+
+def write_page(
+    folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], title: str
+) -> None:
+    """Write report.html from what an evaluation measured and drew."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    figures = {name: _data(folder / "figures" / f"{name}.png") for name in
+               ("ablation", "probability", "losses", "correlation")}  # fmt: skip
+    page = environment.get_template("page.html.j2").render(
+        title=title,
+        metrics=metrics,
+        figures=figures,
+        tiles=_tiles(metrics),
+        facts=_facts(metrics),
+        reports=_reports(metrics),
+        findings=_findings(metrics),
+        labels=_labels(metrics),
+        calibration=_calibration(metrics["calibration"]),
+        missingness=_missingness(metrics),
+        groups=_groups(test, rows),
+    )
+    replace_file(folder / "report.html", page)
+
+
+def show(estimate: Mapping[str, Any] | None) -> str:
+    """An estimate with its interval, or a dash."""
+    if not estimate or estimate.get("value") is None:
+        return "–"
+    return described(estimate).replace(" to ", "–")
+
+
+def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    tiles = [("Text loss per token", metrics["text_loss"], "nats on the reference")]
+    if metrics.get("findings"):
+        tiles.append(("Finding F1", metrics["findings"]["f1"], "draft against reference"))
+    for label, values in list(metrics["labels"].items())[:1]:
+        tiles.append((f"AUROC {label.replace('_', ' ')}", values["auroc"], f"{values['positives']} positive cases"))
+    if metrics["labels"]:
+        tiles.append(("ECE, all labels", metrics["calibration"]["ece"], "0 is perfectly calibrated"))
+    if metrics["numbers"]["statements"]:
+        count = metrics["numbers"]["statements"]
+        tiles.append(("Vitals stated right", metrics["numbers"]["consistent"], f"of {count} statements"))
+    if metrics.get("cut_drafts", {}).get("cases"):
+        tiles.append(("Drafts cut", metrics["cut_drafts"], f"at {metrics['cut_drafts']['max_new_tokens']} tokens"))
+    tiles.append(("Distinct drafts", {"value": metrics["distinct_ratio"], "low": None, "high": None}, "share of cases"))
+    named = []
+    for name, estimate, note in tiles:
+        value, _, interval = show(estimate).partition(" ")
+        named.append({"name": name, "value": value, "note": f"{interval} {note}".strip()})
+    return named
+
+
+def _facts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"arm": arm.replace("_", " "), "cells": [show(measures[name]) for name in
+         ("image_facts_right", "vitals_facts_right", "finding_asserted_without_image")]}
+        for arm, measures in metrics.get("facts", {}).items()
+    ]  # fmt: skip
+
+
+def _reports(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """This model, the constant report and the nearest case, row by row."""
+    sources = [metrics, *(metrics.get("baselines", {}).get(name, {}) for name in ("constant", "nearest"))]
+    rows = [
+        {"name": name, "cells": [show(source.get("findings", {}).get(key)) for source in sources]}
+        for key, name in FINDING_ROWS.items()
+    ]
+    return rows + [
+        {"name": name, "cells": [show(source.get("text", {}).get(key)) for source in sources]}
+        for key, name in NAMES.items()
+        if key in metrics.get("text", {}) or key not in LEARNED
+    ]
+
+
+def _findings(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    each = metrics.get("findings", {}).get("each", {})
+    rows = [{"name": name.replace("_", " "), **values, "f1": show(values["f1"])} for name, values in each.items()]
+    return sorted(rows, key=lambda row: -row["in_references"])
+
+
+def _labels(metrics: Mapping[str, Any]) -> list[list[str]]:
+    baselines = metrics.get("baselines", {})
+    return [
+        [
+            label.replace("_", " "), show(values["auroc"]), show(baselines.get("vitals", {}).get(label)),
+            show(baselines.get("missingness", {}).get(label)), show(values["auprc"]),
+            "–" if values["prevalence"] is None else f"{values['prevalence']:.2f}", show(values["brier"]),
+            show(values["ece"]), show(values["calibration_slope"]),
+            f"{values['positive_patients']}/{values['negative_patients']}",
+        ]
+        for label, values in metrics["labels"].items()
+    ]  # fmt: skip
+
+
+def _calibration(values: Mapping[str, Any]) -> str:
+    if not values["patients"]:
+        return "The probabilities are not calibrated: no validation patient had a known label."
+    return (
+        f"Calibrated by one temperature, {values['temperature']:.2f}, fitted on {values['cases']} cases of "
+        f"{values['patients']} validation patients."
+    )
+
+
+def _missingness(metrics: Mapping[str, Any]) -> str:
+    """An honest sentence on what the mere pattern of missing values gives away."""
+    sentences = []
+    for label, values in metrics["labels"].items():
+        guess, ours = metrics["baselines"].get("missingness", {}).get(label, {}).get("value"), values["auroc"]["value"]
+        if guess is not None and ours is not None and guess >= 0.6:
+            sentences.append(
+                f"Which values were recorded already predicts {label.replace('_', ' ')} with an AUROC of {guess:.2f} "
+                f"(the model: {ours:.2f}): that part is how the data were collected, not what the patients have, and "
+                "will not hold elsewhere."
+            )
+    return " ".join(sentences)
+
+
+def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The best, the worst and the most contradictory cases."""
+    written = [index for index, row in enumerate(rows) if row["reference"]]
+    likeness = np.zeros(len(rows))
+    for index in written:
+        row = rows[index]
+        likeness[index] = RougeL().statistic([row["report"]], [row["reference"]])(np.ones((1, 1)))[0]
+    order = sorted(written, key=lambda index: likeness[index])
+    doubts = [len(row["inconsistent_numbers"]) + bool(row["head_against_text"]) for row in rows]
+    doubtful = sorted((index for index, count in enumerate(doubts) if count), key=lambda index: -doubts[index])
+    groups = [
+        ("Worst drafts", "Least like their reference (ROUGE-L).", order[:SHOWN]),
+        ("Best drafts", "Most like their reference.", order[::-1][:SHOWN]),
+        ("Contradictions", "The draft says of the vitals what was not given, or denies what the head asserts.",
+         doubtful[:SHOWN]),
+    ]  # fmt: skip
+    return [
+        {"title": title, "note": note, "cases": [_case(test, rows[index], index) for index in chosen]}
+        for title, note, chosen in groups
+        if chosen
+    ]
+
+
+def _case(test: CaseDataset, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    picture = load_picture(test.rows[index]["image"], test.spec) if "image" not in test.withhold else None
+    return {
+        **row,
+        "image": _encode(picture) if picture is not None else "",
+        "vitals": ", ".join(f"{name} {value}" for name, value in row["vitals"].items()),
+        "probabilities": ", ".join(f"{name.replace('_', ' ')} {value:.0%}{_truth(row['labels'][name])}"
+                                   for name, value in row["probabilities"].items()),
+        "wrong": [*row["inconsistent_numbers"], *(["head and text disagree"] if row["head_against_text"] else [])],
+    }  # fmt: skip
+
+
+def _truth(label: int | None) -> str:
+    return {1: " (true)", 0: "", None: " (unknown)"}[label]
+
+
+def _encode(picture: np.ndarray) -> str:
+    """S × S uint8 → a data address."""
+    _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+
+
+def _data(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()

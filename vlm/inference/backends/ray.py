@@ -1,0 +1,142 @@
+"""A table drafted by a Ray cluster: rows go out in windows, each worker holds an engine, drafts come back in order.
+
+The table is read and the output written as `vlm.inference.parts` does, so a job that was begun here goes on with
+`accelerate launch`, and the other way round. Adapter, images and table must be seen under one path by all nodes, or the
+adapter be a Hub id. Ray starts a lost worker again and gives its windows to others. Ray itself runs in a process of its
+own, since it ends the one that it runs in when its services fail; that one is started again with the windows left.
+"""
+
+import importlib.util
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import Any
+
+from vlm.errors import UserError
+from vlm.inference.backends.ray_process import answers
+from vlm.inference.many import WINDOW, Counts, TableJob
+from vlm.inference.parts import Lines, Share, SharedJob
+from vlm.inference.rows import Row
+
+WORKER_RESTARTS = 10
+"""Deaths of one worker after which Ray gives up: without a limit it would start a hopeless one for ever."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where and by how many."""
+
+    address: str = "local"
+    """`local` starts Ray on this machine; `auto` or `ray://HOST:10001` joins a cluster."""
+    workers: int = 1
+    """Engines at work at the same time."""
+    gpus: float = 0
+    """GPUs of each; a share of one puts several small models on it."""
+
+    def check(self) -> None:
+        """Raise `UserError` for a host that does not answer: Ray itself asks it for minutes."""
+        host, colon, port = self.address.removeprefix("ray://").partition(":")
+        try:
+            if colon:
+                socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(f"--ray {self.address}: {str(error).splitlines()[0]}") from None
+
+
+def draft_on_ray(
+    job: TableJob, adapter: str, schema: Any, made_by: Mapping[str, Any], cluster: Cluster, engine: Mapping[str, Any]
+) -> Counts:
+    """Draft the rows that have no line yet; `engine` is what `draft_table` takes. The job is checked already.
+
+    Raises `UserError` where Ray is missing or cannot be reached, and for what a worker's engine refuses.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--ray: needs Ray; pip install 'clinical-vlm[ray]'")
+    cluster.check()
+
+    def draft(rows: Iterator[Row]) -> Iterator[Lines]:
+        windows = [json.dumps(window) for window in _windows(rows, WINDOW * job.batch_size)]
+        return map(json.loads, answers(_drive, windows, job, adapter, cluster, dict(engine)))
+
+    return SharedJob(job, Share()).write(draft, schema, made_by)
+
+
+def _drive(
+    connection: Connection, windows: list[str], job: TableJob, adapter: str, cluster: Cluster, engine: dict[str, Any]
+) -> None:
+    """Draft windows of rows (JSON) on Ray; sends the lines of each (JSON), in order."""
+    ray = _connect(cluster)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True  # the parts are merged by their order
+    context.enable_progress_bars = False  # ours is shown
+    rows = [{"rows": window} for window in windows]
+    drafted = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        Drafter,
+        fn_constructor_args=(adapter, job, engine),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=cluster.workers),
+        num_gpus=cluster.gpus,
+        num_cpus=1,
+        max_restarts=WORKER_RESTARTS,
+        max_task_retries=WORKER_RESTARTS,
+    )
+    for window in drafted.iter_rows():
+        if window["refused"]:
+            raise UserError(window["refused"])
+        connection.send(("lines", window["lines"]))
+
+
+def _windows(rows: Iterator[Row], size: int) -> Iterator[list[dict[str, Any]]]:
+    while window := list(islice(rows, size)):
+        yield [asdict(row) for row in window]
+
+
+class Drafter:
+    """A worker: loads an engine once, and drafts windows with it.
+
+    What the engine refuses is an answer: of a worker that raises, Ray would start another, and again.
+    """
+
+    def __init__(self, adapter: str, job: TableJob, engine: Mapping[str, Any]) -> None:
+        from vlm.inference.open_engine import open_engine, prepare_libraries
+
+        prepare_libraries()
+        self.job = job
+        self.refused = ""
+        try:
+            self.engine = open_engine(adapter, **engine)
+        except UserError as error:
+            self.refused = str(error)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """One window of rows as JSON → its lines as JSON, or why there are none."""
+        if self.refused:
+            return {"lines": [""], "refused": [self.refused]}
+        (window,) = batch["rows"]
+        rows = (Row.from_dict(row) for row in json.loads(window))
+        lines = [line for part in self.job.draft(self.engine, rows) for line in part]
+        return {"lines": [json.dumps(lines)], "refused": [""]}
+
+
+def _connect(cluster: Cluster) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError(f"needs all of Ray ({error.name} is missing); pip install 'clinical-vlm[ray]'") from None
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if cluster.address == "local":  # if it fails, the next attempt may find the machine less busy
+        cores = max(cluster.workers, os.cpu_count() or 1)
+        ray.init(address="local", include_dashboard=False, num_cpus=cores, **options)
+        return ray
+    try:
+        ray.init(address=cluster.address, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{cluster.address}: {str(error).splitlines()[0]}") from None
+    return ray

@@ -1,0 +1,176 @@
+"""A draft as a FHIR Bundle: the report, the values it was drafted from, the probabilities, and what made it."""
+
+import json
+import re
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID, uuid5
+
+from vlm.config import VitalConfig
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.units import ucum
+from vlm.inference.fhir.codes import (
+    DIASTOLIC,
+    IMAGING_STUDY,
+    NOTE,
+    PRESSURE_PANEL,
+    SYSTOLIC,
+    TERMINOLOGY,
+    UCUM,
+    VITAL_SIGNS,
+    concept,
+    loinc,
+)
+from vlm.report import NOTICE, Report
+from vlm.version import __version__
+
+Resource = dict[str, Any]
+_IDS = UUID("5c0c7a5e-6b8d-4d86-9f5e-2f6d1a3b9c47")  # any fixed one: the ids of all Bundles are derived from it
+_BY_MACHINE = {
+    "security": [{"system": f"{TERMINOLOGY}/v3-ObservationValue", "code": "AIAST",
+                  "display": "Artificial Intelligence asserted"}],
+    "tag": [{"display": NOTICE}],
+}  # fmt: skip
+
+
+class About(NamedTuple):
+    """What made the draft."""
+
+    adapter: str
+    """Digest of the adapter's weights and config."""
+    base: str
+    """The base model; of a local folder, its name alone."""
+    version: str = __version__
+    """Of clinical-vlm."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "About":
+        """That of the adapter in a folder; raises `UserError` if its config cannot be read."""
+        from vlm.adapter import digest, read_config
+        from vlm.weights import public_name
+
+        return cls(digest(folder), public_name(read_config(folder).model.llm.base))
+
+
+def to_fhir(
+    report: Report,
+    schema: VitalsSchema,
+    about: About,
+    image: bool = True,
+    subject: str | None = None,
+    issued: datetime | None = None,
+) -> Resource:
+    """A Bundle of type `collection`: DiagnosticReport, Observations, Device and Provenance.
+
+    All of it is preliminary. `image` says whether the case had one, `subject` is a reference such as `Patient/123`;
+    without it the Bundle names nobody. The same report gives the same Bundle, ids included, but for `issued`
+    (default: now). A probability is an Observation of the software, never a Condition; a missing value is left out.
+    """
+    time = (issued or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    root = uuid5(_IDS, json.dumps([report.to_dict(), list(about), image, subject], sort_keys=True))
+
+    def address(part: str) -> str:
+        return f"urn:uuid:{uuid5(root, part)}"
+
+    device = {"reference": address("device"), "display": f"clinical-vlm {about.version}"}
+    given = dict(_vitals(report, schema))
+    estimated = {f"probability of {label}": _probability(label, value, report, device, time)
+             for label, value in report.probabilities.items()}  # fmt: skip
+    results = [{"reference": address(part)} for part in (*given, *estimated)]
+    made = [{"reference": address(part)} for part in ("report", *estimated)]
+    resources = {"report": _report(report, image, results, time), **given, **estimated}
+    if subject:
+        resources = {part: {**resource, "subject": {"reference": subject}} for part, resource in resources.items()}
+    resources |= {"device": _device(about), "provenance": _provenance(made, device, time)}
+    entries = [{"fullUrl": address(part), "resource": resource} for part, resource in resources.items()]
+    return {"resourceType": "Bundle", "meta": _BY_MACHINE, "type": "collection", "timestamp": time, "entry": entries}
+
+
+def _report(report: Report, image: bool, results: list[Resource], time: str) -> Resource:
+    code = loinc("Draft of a diagnostic imaging report", IMAGING_STUDY) if image else concept("Draft of a report")
+    notes = [NOTICE, *(f"warning: {warning}" for warning in report.warnings)]
+    text = _plain(report.text)
+    paragraphs = "".join(f"<p>{escape(_plain(line), quote=False)}</p>" for line in (NOTICE, text, *notes[1:]) if line)
+    return {
+        "resourceType": "DiagnosticReport",
+        "meta": _BY_MACHINE,
+        "text": {"status": "generated", "div": f'<div xmlns="http://www.w3.org/1999/xhtml">{paragraphs}</div>'},
+        "extension": [{"url": NOTE, "valueAnnotation": {"text": _plain(note)}} for note in notes],
+        "status": "preliminary",
+        **({"category": [concept("Radiology", f"{TERMINOLOGY}/v2-0074", "RAD")]} if image else {}),
+        "code": code,
+        "issued": time,
+        **({"result": results} if results else {}),
+        **({"conclusion": text} if text else {}),
+    }
+
+
+def _plain(text: str) -> str:
+    """Without what FHIR forbids in a text: control characters, and space around it."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]", "", text).strip()
+
+
+def _vitals(report: Report, schema: VitalsSchema) -> list[tuple[str, Resource]]:
+    """(name, Observation) of each value; systolic and diastolic pressure are one."""
+    shown = [vital for vital in schema.vitals if vital.name in report.vitals]
+    pressure = {vital.loinc: vital for vital in shown if vital.loinc in (SYSTOLIC, DIASTOLIC)}
+    if len(pressure) < 2:
+        pressure = {}
+    found = [(vital.name, _observation(_coded(vital, report.vitals[vital.name]), vital.loinc))
+             for vital in shown if vital not in pressure.values()]  # fmt: skip
+    if pressure:
+        parts = [_coded(pressure[code], report.vitals[pressure[code].name]) for code in (SYSTOLIC, DIASTOLIC)]
+        panel = {"code": loinc("blood pressure", PRESSURE_PANEL), "component": parts}
+        found.append(("blood pressure", _observation(panel, PRESSURE_PANEL)))
+    return found
+
+
+def _coded(vital: VitalConfig, value: Any) -> Resource:
+    code = loinc(vital.name, vital.loinc)
+    if vital.categories:
+        return {"code": code, "valueCodeableConcept": concept(str(value))}
+    return {"code": code, "valueQuantity": _quantity(value, vital.unit, ucum(vital.unit))}
+
+
+def _quantity(value: float, unit: str, code: str | None) -> Resource:
+    """A number with its unit as people write it, and its UCUM code where it has one."""
+    number = int(value) if float(value).is_integer() else value
+    return {"value": number} | ({"unit": unit} if unit else {}) | ({"system": UCUM, "code": code} if code else {})
+
+
+def _observation(content: Resource, code: str = "") -> Resource:
+    """As given by the user, unverified: preliminary. When it was measured is not known here."""
+    kind = [concept("Vital Signs", f"{TERMINOLOGY}/observation-category", "vital-signs")]
+    category = {"category": kind} if code in VITAL_SIGNS else {}
+    return {"resourceType": "Observation", "status": "preliminary", **category, **content}
+
+
+def _probability(label: str, value: float, report: Report, device: Resource, time: str) -> Resource:
+    content = {
+        "meta": _BY_MACHINE,
+        "code": concept(f"Probability of {label}, estimated by software"),
+        "issued": time,
+        "valueQuantity": _quantity(round(value, 6), "probability", "1"),
+        "note": [{"text": NOTICE}],
+        "method": concept(f"Multi-label head on image and vitals; {report.calibration or 'calibration not stated'}"),
+        "device": device,
+    }
+    return _observation(content)
+
+
+def _device(about: About) -> Resource:
+    """Without its name and type, whose elements are others in R4 and R5."""
+    versions = {"clinical-vlm": about.version, "adapter (SHA-256)": about.adapter, "base model": about.base}
+    return {
+        "resourceType": "Device",
+        "modelNumber": "clinical-vlm",
+        "version": [{"type": concept(kind), "value": value} for kind, value in versions.items()],
+        "note": [{"text": NOTICE}],
+    }
+
+
+def _provenance(made: list[Resource], device: Resource, time: str) -> Resource:
+    author = concept("Author", f"{TERMINOLOGY}/provenance-participant-type", "author")
+    return {"resourceType": "Provenance", "target": made, "recorded": time, "agent": [{"type": author, "who": device}]}

@@ -1,0 +1,202 @@
+"""A patient's vitals from FHIR Observations: found by LOINC code, converted by UCUM unit, the newest of each."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from vlm.config import VitalConfig
+from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.units import ucum_conversion, units_of
+from vlm.data.vitals.values import read_value
+from vlm.errors import UserError
+from vlm.inference.fhir.codes import LOINC, UCUM
+from vlm.inference.fhir.patient import UNDATED, from_patient
+
+STATUSES = ("final", "preliminary", "amended", "corrected")
+"""Observations in another state, such as `entered-in-error`, are not read."""
+
+
+class _Unread(Exception):
+    """Why an Observation's value was left out, for a warning."""
+
+
+class _Value(NamedTuple):
+    value: Any
+    when: datetime
+
+
+def is_fhir(values: Any) -> bool:
+    """Whether JSON values are FHIR: one resource or a list of them."""
+    return isinstance(values, list) or (isinstance(values, dict) and "resourceType" in values)
+
+
+def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Vitals by name, in the schema's units, and warnings on what was left out.
+
+    `values` is a Bundle, an Observation or a list of Observations, of R4 or later, with the Patient or without; other
+    resources are passed over. Of several Observations of one vital the newest counts, and before sex and age of the
+    Patient. A vital without a LOINC code is found by its name in `code.text`. Raises `UserError` that names `where`
+    and the entry for a broken resource, and for Observations of more than one patient.
+    """
+    left_out: Counter[str] = Counter()
+    resources = list(_resources(values, where))
+    observations = [(place, one) for place, one in resources if one["resourceType"] == "Observation"]
+    patients = [(place, one) for place, one in resources if one["resourceType"] == "Patient"]
+    _check_one_patient([one for _, one in observations], [one for _, one in patients], where)
+    found: dict[str, list[_Value]] = {}
+    for place, observation in observations:
+        for name, value in _values(observation, schema, place, left_out):
+            found.setdefault(name, []).append(_Value(value, _time(observation, place)))
+    warnings = [f"left out {count} of {len(observations)} Observations: {why}" for why, count in left_out.items()]
+    warnings += [f"{name} is there {len(several)} times; the newest was taken"
+                 for name, several in found.items() if len(several) > 1]  # fmt: skip
+    newest = {name: max(reversed(several), key=lambda one: one.when).value for name, several in found.items()}
+    for place, patient in patients:
+        times = [_time(one, where) for where, one in observations]
+        told, notes = from_patient(patient, schema, place, max(times, default=UNDATED))
+        newest = told | newest
+        warnings += notes
+    return newest, tuple(warnings if observations or patients else ["there is no Observation in it"])
+
+
+def _values(
+    observation: dict[str, Any], schema: VitalsSchema, place: str, left_out: Counter[str]
+) -> Iterator[tuple[str, Any]]:
+    """(vital, value) of an Observation and its components; counts in `left_out` why there is none."""
+    if observation["status"] not in STATUSES:
+        left_out[f"status {observation['status']}"] += 1
+        return
+    parts = [observation, *_list(observation, "component", place)]
+    known = [(vital, part) for part in parts if (vital := _vital_of(part, schema, place))]
+    if not known:
+        left_out["no vital of the adapter has such a code"] += 1
+    for vital, part in known:
+        try:
+            value = _read(vital, part, place)
+        except _Unread as reason:
+            left_out[str(reason)] += 1
+        else:
+            if value is not None:
+                yield vital.name, value
+
+
+def _resources(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, resource) of each Observation and Patient; checks what every one of them must have."""
+    kind = "list" if isinstance(values, list) else values.get("resourceType")
+    if kind == "Patient" and not values.keys() & {"gender", "birthDate"}:
+        raise UserError(
+            f"{where}: a Patient; give a Bundle, an Observation or a list of these, or its gender or birthDate"
+        )
+    if kind not in ("list", "Bundle", "Observation", "Patient"):
+        raise UserError(f"{where}: a {kind}; give a Bundle, an Observation or a list of these")
+    bundled = [entry.get("resource") for entry in _list(values, "entry", where)] if kind == "Bundle" else []
+    for number, resource in enumerate({"list": values, "Bundle": bundled}.get(kind, [values]), 1):
+        place = f"{where}: entry {number}"
+        if resource is None and kind == "Bundle":  # an entry of a request alone
+            continue
+        if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
+            raise UserError(f"{place} is no FHIR resource: it has no resourceType")
+        if resource["resourceType"] == "Observation":
+            if not isinstance(resource.get("status"), str):
+                raise UserError(f"{place}: an Observation without a status")
+            _mapping(resource, "code", place, required=True)
+            yield place, resource
+        elif resource["resourceType"] == "Patient":
+            yield place, resource
+
+
+def _check_one_patient(observations: list[dict[str, Any]], patients: list[dict[str, Any]], where: str) -> None:
+    subjects = [_mapping(observation, "subject", where) for observation in observations]
+    references = {str(subject.get("reference", subject)) for subject in subjects if subject}
+    if len(references) > 1:
+        raise UserError(f"{where}: Observations of {len(references)} subjects; give those of one patient")
+    if len(patients) > 1:
+        raise UserError(f"{where}: {len(patients)} Patients; give one")
+    named = [reference.rpartition("/")[2] for reference in references if re.search(r"(^|/)Patient/", reference)]
+    if patients and named and patients[0].get("id") not in (None, named[0]):
+        raise UserError(f"{where}: the Observations are of another patient than the Patient that is there")
+
+
+def _vital_of(part: Mapping[str, Any], schema: VitalsSchema, place: str) -> VitalConfig | None:
+    """The vital with this code; of several with one code that of this name."""
+    code = _mapping(part, "code", place, required=True)
+    codes = {str(coding.get("code")) for coding in _list(code, "coding", place) if coding.get("system") == LOINC}
+    named = [vital for vital in schema.vitals if vital.name == code.get("text")]
+    if not codes:
+        return next((vital for vital in named if not vital.loinc), None)
+    fitting = [vital for vital in schema.vitals if codes & ({vital.loinc, *vital.also_loinc} - {""})]
+    return fitting[0] if len(fitting) == 1 else next((vital for vital in named if vital in fitting), None)
+
+
+def _read(vital: VitalConfig, part: Mapping[str, Any], place: str) -> Any:
+    """The value in the vital's unit or one of its categories; None where the Observation says that there is none."""
+    kinds = [key for key in part if key.startswith("value")]
+    if not kinds:
+        return None
+    if vital.categories:
+        return _read_category(vital, part, place)
+    if "valueInteger" in part:
+        return _convert(vital, part["valueInteger"], "", place)
+    if "valueQuantity" not in part:
+        raise _Unread(f"{vital.name} is a {kinds[0]}, not a valueQuantity")
+    quantity = _mapping(part, "valueQuantity", place)
+    if "value" not in quantity:
+        return None
+    code, unit = quantity.get("code"), quantity.get("unit")
+    written = code or unit if quantity.get("system") == UCUM else unit or code
+    return _convert(vital, quantity["value"], str(written or ""), place)
+
+
+def _convert(vital: VitalConfig, number: Any, unit: str, place: str) -> float:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise UserError(f"{place}: the value of {vital.name} is not a number")
+    pair = ucum_conversion(vital, unit)
+    if pair is None:
+        raise _Unread(f"{vital.name} is in {unit or 'no unit'}, not in {units_of(vital)}")
+    return number if pair == (1.0, 0.0) else pair[0] * number + pair[1]
+
+
+def _read_category(vital: VitalConfig, part: Mapping[str, Any], place: str) -> str:
+    """The first word of the concept that is a category or one of its usual spellings."""
+    concept = _mapping(part, "valueCodeableConcept", place)
+    codings = _list(concept, "coding", place)
+    words = [part.get("valueString"), concept.get("text")]
+    words += [coding.get(key) for coding in codings for key in ("display", "code")]
+    for word in filter(None, words):
+        try:
+            return vital.categories[int(read_value(vital, word, place))]
+        except (UserError, ValueError):  # no category, or a word for missing
+            continue
+    raise _Unread(f"{vital.name} is none of {', '.join(vital.categories)}")
+
+
+def _time(observation: Mapping[str, Any], place: str) -> datetime:
+    """When it was measured; a day or a year alone is its beginning, and no time at all is before all others."""
+    period = _mapping(observation, "effectivePeriod", place)
+    times = (observation.get("effectiveDateTime"), observation.get("effectiveInstant"), period.get("end"),
+             period.get("start"))  # fmt: skip
+    text = next(filter(None, times), None)
+    if text is None:
+        return UNDATED
+    try:
+        padded = text + "-01-01"[len(text) - 4 :] if len(text) in (4, 7) else text
+        time = datetime.fromisoformat(padded)
+    except (TypeError, ValueError):
+        raise UserError(f"{place}: the time of the Observation is not one that FHIR knows") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _mapping(values: Mapping[str, Any], key: str, place: str, required: bool = False) -> Mapping[str, Any]:
+    found = values.get(key, None if required else {})
+    if not isinstance(found, dict):
+        raise UserError(f"{place}: {key} {'is missing' if found is None else 'is not an object'}")
+    return found
+
+
+def _list(values: Mapping[str, Any], key: str, place: str) -> list[dict[str, Any]]:
+    found = values.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise UserError(f"{place}: {key} is not a list of objects")
+    return found

@@ -1,0 +1,64 @@
+"""What a batch of drafts was made from, kept beside its output so that it goes on with the same or not at all."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm.atomic import CHUNK
+from vlm.data.images.find import ImageFolder
+from vlm.errors import UserError
+from vlm.inference.rows import Row
+from vlm.untrusted import read_json
+
+CONTENTS = {"contents": "the table", "pictures": "a size or a name of the images in the table"}
+"""Keys that stamps of earlier versions do not have → what changed where they differ."""
+
+
+def contents_of(table: Path, rows: Iterable[Row], images: Path) -> dict[str, str]:
+    """SHA-256 of the table's bytes, and of the names and sizes of its images, which are too many to be read twice."""
+    hashed, folder = hashlib.sha256(), ImageFolder(images)
+    for row in rows:
+        if row.image and isinstance(row.image, str):  # an image in the table is part of its bytes
+            hashed.update(f"{row.image} {_size(folder, row.image)}\n".encode("utf-8", "backslashreplace"))
+    return {"contents": _table_digest(table), "pictures": hashed.hexdigest()}
+
+
+def _size(folder: ImageFolder, name: str) -> int | None:
+    """Bytes of an image; None where its row will have an error in place of a draft."""
+    try:
+        return Path(folder.find(name)).stat().st_size
+    except (UserError, OSError):
+        return None
+
+
+def _table_digest(table: Path) -> str:
+    hashed = hashlib.sha256()
+    for file in sorted(path for path in table.rglob("*") if path.is_file()) if table.is_dir() else [table]:
+        with file.open("rb") as read:
+            while chunk := read.read(CHUNK):
+                hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+def compare_metadata(file: Path, output: Path, made_by: Mapping[str, Any], check_last_rows: Callable[[], None]) -> None:
+    """Raise `UserError` where the output was begun with anything else; say what an earlier version did not keep.
+
+    `check_last_rows` may raise a clearer one where the table changed.
+    """
+    before = read_json(file, "what the drafts are made of") if file.is_file() else {}
+    if not isinstance(before, dict):
+        raise UserError(f"{file}: does not say what {output} is made of; name another --output")
+    changed = [name for name, value in made_by.items() if name not in CONTENTS and before.get(name) != value]
+    if changed:
+        raise UserError(f"{output}: was begun with another {changed[0]}; name another --output")
+    if not CONTENTS.keys() <= before.keys():
+        what = "whether the table and its images are as they were cannot be checked"
+        print(f"warning: {output}: begun by an earlier version; {what}", file=sys.stderr)
+        return
+    for name, what in CONTENTS.items():
+        if before[name] != made_by.get(name, before[name]):
+            check_last_rows()
+            way_out = "put it back as it was, or name another --output"
+            raise UserError(f"{output}: {what} changed since its first drafts; {way_out}")

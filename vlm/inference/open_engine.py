@@ -1,0 +1,146 @@
+"""Which engine drafts: PyTorch, which batches and runs on a GPU, llama.cpp, which is quick for one case on a CPU, or a
+vLLM server, which serves many.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from vlm.adapter import load_evidence, resolve
+from vlm.data.case import Example
+from vlm.device import choose_threads
+from vlm.errors import UserError
+from vlm.inference.backends.llamacpp import LlamaCpp
+from vlm.inference.backends.merged_base import MergedBase
+from vlm.inference.engine import MAX_SECONDS, Draft, Engine, batches
+from vlm.model.evidence import EvidenceEncoder
+
+if TYPE_CHECKING:  # only who has a server needs its client
+    from vlm.inference.backends.vllm import VLLMServer
+
+
+def open_engine(
+    adapter: str,
+    engine: str = "torch",
+    base: str | None = None,
+    revision: str | None = None,
+    server: "VLLMServer | None" = None,
+    max_seconds: float = MAX_SECONDS,
+) -> Engine:
+    """What drafts, loaded: an adapter folder or Hub id in one of the engines. Raises `UserError` as `load` does."""
+    drafter = make_engine(engine, resolve(adapter, revision), base, server)
+    drafter.max_seconds = max_seconds
+    return drafter
+
+
+def prepare_libraries() -> None:
+    """Keep Transformers quiet, and use every core."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(choose_threads(0).value)
+
+
+def make_engine(name: str, adapter: Path, base: str | None = None, server: "VLLMServer | None" = None) -> Engine:
+    """`torch`, `llamacpp` or `vllm`, on the adapter in a folder; only the last needs a server.
+
+    Raises `UserError` as `vlm.adapter.load` does, where llama.cpp cannot serve the base or is not installed, and for a
+    server that cannot be reached or has no such model.
+    """
+    if name == "vllm":
+        if server is None:
+            raise UserError("--engine vllm: needs --vllm_url and --vllm_model")
+        server.check()
+        return VLLMEngine(_evidence_of(adapter, base), server)
+    if name == "llamacpp":
+        if base is not None:
+            raise UserError("--base: --engine llamacpp takes the base that the adapter names; leave one of them away")
+        merged = MergedBase.of(adapter)
+        return LlamaCppEngine(load_evidence(adapter, merged.embedding_space()), merged.file)
+    from vlm.adapter import load
+    from vlm.inference.engine import ReportEngine
+
+    return ReportEngine(load(adapter, base=base))
+
+
+class LlamaCppEngine(Engine):
+    """Image, vitals and head as ever; the language model is llama.cpp's, on the merged weights in 8 bits."""
+
+    def __init__(self, model: EvidenceEncoder, file: Path) -> None:
+        super().__init__(model)
+        self.llama = LlamaCpp(file, torch.get_num_threads())
+
+    @torch.no_grad()
+    def draft(
+        self, examples: Iterable[Example], batch_size: int = 1, max_new_tokens: int = 96, **options: Any
+    ) -> Iterator[Draft]:
+        """Draft prepared examples one after another. Takes a `streamer`."""
+        streamer, model = options.get("streamer"), self.model
+        for example in examples:
+            batch = self.to_device(self.collate([example]))
+            encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+            prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
+            tokens, until, cut_at = [], time.monotonic() + self.max_seconds, ""
+            most = model.prompt.most_new_tokens(prompt.shape[0], max_new_tokens)
+            for token in self.llama.generate(
+                prompt.float().numpy(), model.prompt.fixed_tokens, most, model.prompt.end_id
+            ):
+                tokens.append(token)
+                if streamer is not None:
+                    streamer.put(torch.tensor([token]))
+                if len(tokens) == most:  # the end of the text is not among the tokens
+                    cut_at = f"{most} tokens"
+                elif time.monotonic() > until:
+                    cut_at = f"{self.max_seconds:g} seconds"
+                    break
+            if streamer is not None:
+                streamer.end()
+            text = str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+            yield Draft(text, encoded.logits[0].tolist(), cut_at)
+
+
+class VLLMEngine(Engine):
+    """Image, vitals and head as ever; the language model is that of a vLLM server."""
+
+    def __init__(self, model: EvidenceEncoder, server: "VLLMServer") -> None:
+        super().__init__(model)
+        self.server = server
+
+    @torch.no_grad()
+    def draft(
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+    ) -> Iterator[Draft]:
+        """Draft prepared examples, a batch a request. Takes a `streamer`."""
+        streamer, model = options.get("streamer"), self.model
+        for cases in batches(examples, batch_size):
+            batch = self.to_device(self.collate(cases))
+            encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+            padded = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)  # B × T × H
+            prompts = [row[mask.bool()] for row, mask in zip(padded, batch["attention_mask"], strict=True)]
+            texts = self.server.complete(prompts, max_new_tokens, model.prompt.end_id)
+            for (text, cut), row in zip(texts, encoded.logits.tolist(), strict=True):
+                if streamer is not None:
+                    streamer.on_finalized_text(text.strip(), stream_end=True)
+                yield Draft(text.strip(), row, f"{max_new_tokens} tokens" if cut else "")
+
+
+def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
+    """The parts before the language model, on the base's words; the base is read for them and let go.
+
+    Its 4-bit values are not made: word embeddings are never quantised, and the fingerprint does not see them.
+    """
+    from vlm.adapter import check_base, read_config
+    from vlm.model.llm import embedding_space, fingerprint, load_llm
+
+    config = read_config(adapter)
+    llm = replace(config.model.llm, quantization="none")
+    if base is not None:
+        llm = replace(llm, base=base, sha256=None, revision=None)
+    model, tokenizer = load_llm(llm, torch.device("cpu"), torch.float32)
+    used = config._replace(model=replace(config.model, llm=llm))
+    check_base(used, fingerprint(model), getattr(model, "sha256", None), adapter)
+    return load_evidence(adapter, embedding_space(model, tokenizer))

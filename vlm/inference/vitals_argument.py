@@ -1,0 +1,70 @@
+"""Vitals as a user gives them to a command: names and values in a line, JSON, or a file of it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from vlm.errors import UserError
+from vlm.inference.fhir import is_fhir
+from vlm.untrusted import parse_json, read_json, read_yaml
+
+MOST_RESOURCES = 100_000
+"""In one FHIR file of vitals."""
+LONGEST = 1 << 20
+ENDINGS = (".json", ".yaml", ".yml")
+"""Of a file that stands in place of the values."""
+_NEXT = re.compile(r"[;\n]|,(?=\s*(?:$|[;\n,]|[^\d\s,;=:][^,;=:]*[=:]))")
+"""What ends a value: a comma only where another name follows, for it may be a decimal one."""
+
+
+def read_vitals(text: str) -> Any:
+    """`name=value, name=value`, JSON, or what a JSON or YAML file holds: names and values, or FHIR resources.
+
+    `:` stands for `=` and `;` for the comma as well; with `;` a comma in a number is a decimal one. Raises
+    `UserError` for anything else.
+    """
+    text = text.strip()
+    if text.endswith(ENDINGS) and not text.startswith(("{", "[")):
+        read = read_json(Path(text), "the vitals", MOST_RESOURCES) if text.endswith(".json") else read_yaml(
+            Path(text), "the vitals")  # fmt: skip
+        return _checked(read, text)
+    if len(text) > LONGEST:
+        raise UserError(f"--vitals: longer than {LONGEST >> 20} MiB; write them to a .json file and name it")
+    if text.startswith(("{", "[")):
+        try:
+            return _checked(parse_json(text.encode(), MOST_RESOURCES), "--vitals")
+        except ValueError as error:
+            inner = re.fullmatch(r"\{([^{}\[\]]*)\}", text)  # a shell may have taken the quotes
+            if not inner or '"' in text:
+                raise UserError(f"--vitals: no valid JSON: {error}") from None
+            text = inner[1]
+    return _pairs(text)
+
+
+def _checked(values: Any, where: str) -> Any:
+    if not isinstance(values, dict) and not is_fhir(values):
+        raise UserError(
+            f'{where}: vitals are one object, such as {{"glucose": 8.7, "bp": "145/90"}}, or FHIR resources'
+        )
+    return values
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    text = text.translate(str.maketrans("：；，＝", ":;,="))
+    for part in filter(str.strip, _NEXT.split(text)):
+        pair = re.fullmatch(r"([^=:]*?)\s*[=:]\s*(.*)", part.strip(), re.DOTALL)
+        name, value = (pair[1].strip("\"' "), pair[2].strip("\"' ")) if pair else ("", "")
+        if not name:
+            raise UserError(f'--vitals: {part.strip()!r:.80} is no name=value; write "glucose=8.7, bp=145/90"')
+        rest = re.search(r",\s*(.*)", value, re.DOTALL)
+        if rest and not rest[1][:1].isdigit():
+            raise UserError(f'--vitals: {rest[1]!r:.80} is no name=value; write "glucose=8.7, bp=145/90"')
+        if rest and ";" not in text and "\n" not in text:
+            point = value.replace(", ", ",").replace(",", ".", 1)
+            way_out = f"write {name}={point} with a point, or a thousand without a comma; or ; between the values"
+            raise UserError(f"--vitals: {name}={value}: a comma stands between two values; {way_out}")
+        if name in values:
+            raise UserError(f"--vitals: {name} is given twice")
+        values[name] = value
+    return values

@@ -1,0 +1,40 @@
+"""The embedding space of a language model, as the parts that stand before it need it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm.data.prompt import PlainText
+
+if TYPE_CHECKING:  # the tokenizer is given; its library takes seconds to import
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EmbeddingSpace:
+    """Embed token ids and names as the language model does."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    """Token ids (…) → their embeddings as the language model reads them (… × H)."""
+    hidden_size: int
+    device: torch.device
+    """Where the ids must be."""
+    rms: float
+    """Root mean square of all word embeddings: the size at which evidence tokens are shown."""
+    context_length: int | None = None
+    """Tokens that the language model was made to read; None if it does not say."""
+    vocabulary: int | None = None
+    """Number of word embeddings."""
+
+    @torch.no_grad()
+    def embed_names(self, names: Sequence[str]) -> torch.Tensor:
+        """Mean word embedding of each name, S × H, float32 on PyTorch's default device; `right_lung` is two words."""
+        rows, plain = [torch.zeros(0, self.hidden_size)], PlainText(self.tokenizer)
+        for name in names:
+            ids = plain.ids(" " + name.replace("_", " "))
+            embedded = self.embed(torch.tensor(ids, device=self.device))  # n × H
+            rows.append(embedded.float().mean(dim=0, keepdim=True).to(rows[0].device))
+        return torch.cat(rows)

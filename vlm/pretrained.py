@@ -1,0 +1,84 @@
+"""The public model: loads, saves, shares and drafts, above the rooms that do each of these."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers.generation import BaseStreamer
+
+from vlm.adapter.folder import load, save
+from vlm.adapter.hub import push
+from vlm.adapter.metadata import CardDetails
+from vlm.inference.engine import ReportEngine
+from vlm.model import clinical_vlm
+from vlm.report import Report
+
+Case = tuple[str | Path | None, Mapping[str, Any] | None]
+"""An image file and vitals by name, either of them None."""
+
+
+class ClinicalVLM(clinical_vlm.ClinicalVLM):
+    """Frozen 4-bit language model with an adapter that sees an image and clinical values.
+
+    Load one with `from_pretrained` and draft with `predict`; train one with `vlm.train`.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: str | Path,
+        base: str | None = None,
+        revision: str | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "ClinicalVLM":
+        """Load an adapter folder or Hub id, and the base model that it names or `base`.
+
+        `revision` is that of the Hub id. Raises `UserError` for a missing file or tensor, and for a base other than
+        the one the adapter was trained on.
+        """
+        return cast(ClinicalVLM, load(adapter, base, device, dtype, revision, model_class=cls))
+
+    def save_pretrained(self, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
+        """Write the adapter folder, complete or not at all; `metrics` are what it was measured to do.
+
+        Raises `UserError` for a folder that holds anything but an adapter.
+        """
+        return save(self, folder, metrics)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        metrics: Mapping[str, Any] | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "Adapter",
+        details: CardDetails | None = None,
+    ) -> str:
+        """Share the adapter on the Hub with what it was measured to do; returns the commit.
+
+        `details` fill in the card. Raises `UserError` for what `vlm.adapter.hub.push` refuses.
+        """
+        with tempfile.TemporaryDirectory() as work:
+            return push(save(self, Path(work) / "adapter", metrics), repo, private, revision, message, details).commit
+
+    def predict(
+        self,
+        image: str | Path | None = None,
+        vitals: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 96,
+        streamer: BaseStreamer | None = None,
+    ) -> Report:
+        """Draft the report of one case from an image file, or none, and vitals by name.
+
+        A `streamer` of Transformers gets the words as they come.
+        Raises `UserError` for an image that cannot be read and for a vital that the adapter does not know.
+        """
+        options = {} if streamer is None else {"streamer": streamer}
+        return ReportEngine(self).predict([(image, vitals)], 1, max_new_tokens, **options)[0]
+
+    def predict_many(self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96) -> list[Report]:
+        """Draft the reports of many cases, in their order; raises `UserError` as `predict` does."""
+        return ReportEngine(self).predict(cases, batch_size=batch_size, max_new_tokens=max_new_tokens)
