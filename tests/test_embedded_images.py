@@ -27,9 +27,9 @@ from vlm.data.ingest.uninformative import cohort_notes
 from vlm.data.prepare.check import CheckOptions, check_table
 from vlm.data.prepare.pack import PackOptions, pack
 from vlm.errors import UserError
-from vlm.inference.backends.ray import Drafter
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import TableColumns, TableJob
+from vlm.inference.on_ray import Drafter
 from vlm.inference.rows import Row
 
 IMAGE = {

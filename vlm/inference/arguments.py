@@ -86,7 +86,7 @@ def cluster_of(arguments: argparse.Namespace) -> Any:
     """The Ray cluster that was asked for, or None."""
     if arguments.ray is None:
         return None
-    from vlm.inference.backends.ray import Cluster
+    from vlm.inference.on_ray import Cluster
 
     return Cluster(arguments.ray, arguments.ray_workers, arguments.ray_gpus)
 

@@ -16,8 +16,8 @@ from vlm.plain import printable
 from vlm.report import Report
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
-    from vlm.inference.backends.ray import Cluster
     from vlm.inference.many import Counts, TableJob
+    from vlm.inference.on_ray import Cluster
 
 
 class FhirFile(NamedTuple):
@@ -98,7 +98,7 @@ def draft_table(
     """Draft the report of every row of a table.
 
     One process does it as in `vlm.inference.many`, several that were launched together as in `vlm.inference.parts`, a
-    `cluster` as in `vlm.inference.backends.ray`; `engine` is what `open_engine` takes. The job is checked before a
+    `cluster` as in `vlm.inference.on_ray`; `engine` is what `open_engine` takes. The job is checked before a
     model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
     from vlm.inference.parts import Share, SharedJob
@@ -111,7 +111,7 @@ def draft_table(
     if shared:
         shared.check(resume)
     if cluster:
-        from vlm.inference.backends.ray import draft_on_ray
+        from vlm.inference.on_ray import draft_on_ray
 
         return draft_on_ray(job, adapter, schema, made_by, cluster, engine)
     return (shared or job).run(open_engine(adapter, **engine), made_by)

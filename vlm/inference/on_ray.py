@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from vlm.errors import UserError
-from vlm.inference.backends.ray_process import answers
 from vlm.inference.many import WINDOW, Counts, TableJob
 from vlm.inference.parts import Lines, Share, SharedJob
+from vlm.inference.ray_process import answers
 from vlm.inference.rows import Row
 
 WORKER_RESTARTS = 10
