@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.data.ingest.table import load_table
 from vlm.data.labels import LabelReader, parse_labels
 from vlm.data.prepare.check import CheckOptions, check_table
+from vlm.data.prepare.columns import find_roles, missing
+from vlm.data.prepare.row_checks import read_numbers
 from vlm.data.vitals.catalog import CATALOG, resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.data.vitals.values import read_value
+from vlm.data.vitals.values import is_missing, read_value
 from vlm.errors import UserError
 from vlm.inference.fhir import from_fhir
 from vlm.inference.many import TableColumns
@@ -52,6 +55,14 @@ LABELS = [
     (["+ve", "-ve"], [1, 0]), (["выявлено", "не выявлено"], [1, 0]), (["存在", "不存在"], [1, 0]),
     (['="1"', '="0"'], [1, 0]),
     (["Так", "Ні"], [1, 0]), (["1", "N.A.", "k. A.", "not applicable", "нд", "N/K", "不适用"], [1, *[NAN] * 6]),
+    (["θετικός", "αρνητικός"], [1, 0]), (["ΘΕΤΙΚΟΣ", "ΑΡΝΗΤΙΚΟΣ"], [1, 0]), (["✓", "✗"], [1, 0]), (["☑", "☐"], [1, 0]),
+    (["S", "N"], [1, 0]), (["да", "не"], [1, 0]), (["áno", "nie"], [1, 0]), (["taip", "ne"], [1, 0]),
+    (["ja", "nee"], [1, 0]), (["kyllä", "ei"], [1, 0]), (["evet", "HAYIR"], [1, 0]), (["VAR", "YOK"], [1, 0]),
+    (["כן", "לא"], [1, 0]), (["إيجابي", "سلبي"], [1, 0]), (["ใช่", "ไม่ใช่"], [1, 0]), (["네", "아니요"], [1, 0]),
+    (["有", "没有"], [1, 0]), (["检出", "未检出"], [1, 0]), (["vorhanden", "nicht vorhanden"], [1, 0]),
+    (["présente", "absente"], [1, 0]), (["presente", "assente"], [1, 0]), (["выявлен", "не выявлен"], [1, 0]),
+    (["полож.", "отриц."], [1, 0]), (["имеется", "не имеется"], [1, 0]), (["pozytywny", "negatywny"], [1, 0]),
+    (["1", "not assessed", "unavailable", "не опр."], [1, *[NAN] * 3]),
     (["1", "±", "probable", "inconclusive", "fraglich", "сомнительно", "疑い", "可疑"], [1, *[NAN] * 7]),
 ]  # fmt: skip
 
@@ -115,9 +126,11 @@ def test_a_sign_of_another_part_of_the_table_counts() -> None:
 
 SEXES = {
     0: "F f F. Female W weiblich femme ж Ж жен жен. женский Женщина 女 女性 여 mujer donna kobieta žena أنثى K θήλυ "
-    "weibl. Fem. ♀ 女孩 девочка",
+    "weibl. Fem. ♀ 女孩 девочка ΓΥΝΑΙΚΑ γυναίκα Θ женск. жінка женски زن נ nữ kadın KADIN femminile Ž "
+    "moteris femeie naine sieviete ženska žensko 女士",
     1: "M m male Mann männlich homme H м муж муж. мужской 男 男性 남 hombre uomo mężczyzna muž ذكر "
-    "männl. masc. ♂ 男孩 мальчик",
+    "männl. masc. ♂ 男孩 мальчик άνδρας Άνδρας ΑΝΔΡΑΣ E мужск. мъж чоловік чоловіча مرد ז nam maschile mand mees "
+    "vyras bărbat moški muško mezczyzna 先生",
 }
 
 
@@ -179,7 +192,13 @@ UNITS = [
     ("creatinine", "88 micromol/L", 88), ("creatinine", "88 微摩尔/升", 88), ("heart_rate", "72 次/分钟", 72),
     ("heart_rate", "72 ударов в минуту", 72), ("heart_rate", "72 уд. в мин.", 72), ("weight", "70 公斤", 70),
     ("weight", "3200 гр", 3.2), ("height", "172 厘米", 172), ("leukocytes", "7200 кл/мкл", 7.2),
-    ("leukocytes", "7.2 thou/mm3", 7.2), ("age", "54 yr old", 54),
+    ("leukocytes", "7.2 thou/mm3", 7.2), ("age", "54 yr old", 54), ("leukocytes", "7.2 х10^9/л", 7.2),
+    ("temperature", "36,6°", 36.6), ("temperature", "36.8 grados", 36.8), ("age", "54 jaar", 54), ("age", "54 år", 54),
+    ("age", "54 роки", 54), ("age", "54 років", 54), ("age", "54 ετών", 54), ("age", "54살", 54), ("age", "6ヶ月", 0.5),
+    ("age", "54 Jahre alt", 54), ("alt", "30 Е/л", 30), ("creatinine", "88 mkmol/l", 88),
+    ("haemoglobin", "13,5 g%", 13.5),
+    ("heart_rate", "72 уд. в 1 мин.", 72), ("heart_rate", "72 lpm", 72), ("weight", "80 kilos", 80),
+    ("crp", "↑ 12.5", 12.5), ("crp", "↑12.5", 12.5), ("glucose", "٦،٤", 6.4), ("platelets", "250.000 /µl", 250),
 ]  # fmt: skip
 
 
@@ -206,7 +225,8 @@ def test_headers_with_a_unit_or_in_another_case(header: str, cell: str, number: 
 PRESSURES = ["120/80", "120-80", "120–80", "120/80 (95)", "120/80(95)", "120 / 80 mmHg", "120\\80", "120:80", "120 80",
              "120|80", "120 over 80", "120 на 80", "120/80 mmHg (95)", "120/80 (MAP 93)", "120-80 мм рт. ст.",
              "120/80 mm Hg", "120/80*", "16.0/10.67 kPa", "BP 120/80", "АД 120/80", "120 mmHg / 80 mmHg", "120⁄80",
-             "120∕80"]  # fmt: skip
+             "120∕80", "120x80", "120 × 80 mmHg", "120 х 80", "120 to 80", "120 zu 80", "120 por 80", "120/80(H)",
+             "120/80 [95]", "120/80 MAP 93", "120/80 MAP: 93", "120/80 mmHg, MAP 93", "120-80 mmHg [93]"]  # fmt: skip
 
 
 @pytest.mark.parametrize("cell", PRESSURES)
@@ -214,7 +234,10 @@ def test_ways_of_writing_a_blood_pressure(cell: str) -> None:
     assert PRESSURE.parse({"bp": cell})[0] == pytest.approx([120, 80], rel=1e-3)
 
 
-@pytest.mark.parametrize("cell", ["80-120", "120/80/95", "120/80 (130)", "120", "12/08/2020", "120 80 60", "high"])
+@pytest.mark.parametrize(
+    "cell",
+    ["80-120", "120/80/95", "120/80 (130)", "120", "12/08/2020", "120 80 60", "high", "120/80 MAP 130", "120/80 [70]"],
+)
 def test_what_is_no_blood_pressure_is_refused(cell: str) -> None:
     with pytest.raises(UserError) as error:
         PRESSURE.parse({"bp": cell}, "row 2")
@@ -227,6 +250,13 @@ def test_a_blood_pressure_the_wrong_way_round_is_refused(cell: str) -> None:
     with pytest.raises(UserError) as error:
         PRESSURE.parse({"bp": cell}, "row 2")
     assert str(error.value) == f"row 2: bp: '{cell}': the systolic is below the diastolic; write such as 125/80"
+
+
+@pytest.mark.parametrize("cell", ["5.000 /µL", "5,000/mm3", "7.200 кл/мкл"])
+def test_a_count_of_cells_with_a_point_is_asked_about(cell: str) -> None:
+    with pytest.raises(UserError, match=r"here: '.*' can be read as \d\.\d{3} or \d{4}; write one of these"):
+        read_value(CATALOG["leukocytes"], cell, "here")
+    assert read_value(CATALOG["leukocytes"], "5.000", "here") == 5, "of thousands a point is the decimal one"
 
 
 # --------------------------------------------------------------------------------------------- columns, all faults
@@ -332,6 +362,17 @@ def test_a_workbook_is_read_as_it_is_shown(tmp_path: Path) -> None:
     table = TableConfig(file="t.xlsx", image=None, id="case", vitals=["age", "spo2"], labels=["edema"])
     cohort = load_table(DataConfig(source="table", root=str(tmp_path), table=table))
     assert cohort.dataset["vitals"] == [[54, 97], [61, 95]] and cohort.dataset["labels"] == [[1], [0]]
+
+
+@pytest.mark.parametrize(("form", "value", "shown"), [
+    ('0.0" mmol/L"', 6.4, "6.4 mmol/L"), ('0 "mg/dL"', 110, "110 mg/dL"), ('#,##0\\ "/µL"', 7200, "7200 /µL"),
+    ('General" kg"', 80.5, "80.5 kg"), ('0.0" °F";-0.0" °F"', 98.6, "98.6 °F"), ("#,##0", 5000, 5000),
+    ('0.0""', 6.4, 6.4), ('"n="0', 5, 5)])  # fmt: skip
+def test_a_unit_in_the_format_of_a_number_counts(form: str, value: float, shown: Any, tmp_path: Path) -> None:
+    book = workbook(tmp_path / "t.xlsx", [["id", "x"], ["a", value]])
+    book.active["B2"].number_format = form
+    book.save(tmp_path / "t.xlsx")
+    assert read_table(tmp_path / "t.xlsx")["x"].tolist() == [shown]
 
 
 def test_a_workbook_asks_for_its_sheet_and_says_what_is_odd(tmp_path: Path) -> None:
@@ -486,6 +527,9 @@ def test_a_broken_patient_is_one_line(values: Any, message: str) -> None:
 
 
 def test_the_age_of_a_patient_who_died_or_is_not_born() -> None:
+    for died in ("2000-06", "2000"):
+        late = {**PATIENT, "birthDate": "1940-01-01", "deceasedDateTime": died}
+        assert from_fhir([late, GLUCOSE], SCHEMA)[0]["age"] == 60, "a month or year alone is a day of death too"
     dead = {**PATIENT, "birthDate": "1940-01-01", "deceasedDateTime": "2000-06-01T10:00:00Z"}
     assert from_fhir(dead, SCHEMA) == ({"sex": "F", "age": 60.0}, ("age is that of 2000-06-01, the day of death",))
     for born in ("2021", "2020-05"):
@@ -544,3 +588,48 @@ def test_check_says_what_training_says(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlm.data", "check", str(path), "--encoding", "utf-8"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "line 2 is not in utf-8, which data.table.encoding" in done.stderr
+
+
+def test_a_gender_that_the_vital_names_is_given() -> None:
+    three = VitalsSchema((VitalConfig("sex", categories=["Female", "Male", "Other"]),))
+    assert from_fhir([{**PATIENT, "gender": "other"}], three)[0] == {"sex": "Other"}
+    values, notes = from_fhir([{**PATIENT, "gender": "unknown"}], three)
+    assert values == {} and notes == ("the Patient's gender is unknown: sex is not given",)
+
+
+# ---------------------------------------------------------------------- check reads as training reads
+
+
+def test_check_counts_missing_cells_and_classes_by_the_rule_of_training() -> None:
+    cells = ["n.a.", "N. A.", "k. A.", '="NA"', "\u200bNA", "не опр.", "5", None, np.nan, 5.0]
+    assert missing(pd.Series(cells, dtype=object)).tolist() == [is_missing(cell) for cell in cells] == [
+        *[True] * 6, False, True, True, False]  # fmt: skip
+    found = pd.Series(["edema"] * 12 + ["n.a."] * 12 + ["normal"] * 12, dtype=object)
+    frame = pd.DataFrame({"patient": [f"p{row}" for row in range(36)], "finding": found})
+    labels = find_roles(frame, {}).labels
+    assert sorted(labels) == ["edema", "normal"] and np.isnan(labels["edema"][12:24]).all()
+
+
+@pytest.mark.parametrize(("name", "unit", "cell"), [
+    ("sex", "", "1"), ("sex", "", 0.0), ("sex", "", "w"), ("leukocytes", "/µL", "5.000"), ("leukocytes", "/µL", "7200"),
+    ("glucose", "mg/dL", "110"), ("glucose", "", "1e3"), ("glucose", "", "６,４"), ("glucose", "", True),
+    ("glucose", "", "1_000"), ("glucose", "", "n.a."), ("glucose", "", 6.4), ("age", "", [1])])  # fmt: skip
+def test_check_reads_a_vital_as_training_does(name: str, unit: str, cell: Any) -> None:
+    values, broken = read_numbers(pd.Series(["", cell, cell], dtype=object), CATALOG[name], unit)
+    try:
+        np.testing.assert_array_equal(values, [NAN, *[read_value(CATALOG[name], cell, "", unit)] * 2])
+        assert broken == {}
+    except UserError:
+        assert np.isnan(values).all() and sorted(broken) == [1, 2]
+
+
+def test_a_spreadsheet_and_utf16_that_are_not_read_say_the_way_out(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.ods", "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+    with pytest.raises(UserError, match=r"an OpenDocument spreadsheet; save it as \.xlsx or CSV"):
+        read_table(tmp_path / "t.ods")
+    for codec in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        (tmp_path / "t.csv").write_bytes("id,note\n1,ü\n".encode(codec))
+        with pytest.raises(UserError, match=rf"set data\.table\.encoding \(--encoding\) to {codec}$"):
+            read_table(tmp_path / "t.csv")
+        assert read_table(tmp_path / "t.csv", TableOptions(codec))["note"].tolist() == ["ü"], "the way out is one"

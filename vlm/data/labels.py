@@ -13,7 +13,7 @@ from vlm.data.vitals.values import clean
 from vlm.faults import Faults
 
 WAY_OUT = "write 1, 0 or nothing for unknown"
-_SAME = str.maketrans({**dict.fromkeys("−‐‑‒–—―﹣－", "-"), "＋": "+", "✓": "+", "✔": "+"})
+_SAME = str.maketrans({**dict.fromkeys("−‐‑‒–—―﹣－", "-"), **dict.fromkeys("＋✓✔☑", "+"), **dict.fromkeys("✗✘☐", "-")})
 _WORDS = YES | NO | UNCERTAIN
 _VALUE = {"ignore": math.nan, "positive": 1.0, "negative": 0.0, None: math.nan}
 
@@ -33,7 +33,7 @@ class LabelReader:
 
     def read(self, cells: pd.Series, where: str, faults: Faults) -> np.ndarray:
         """N of 1, 0 or NaN for unknown; a cell that is none of these goes to `faults` with its row."""
-        places, different = _factorized(cells)  # a way of writing is read once, however often it stands there
+        places, different = factorized(cells)  # a way of writing is read once, however often it stands there
         words = [_key(cell) for cell in different]
         meanings = [self._meaning(word) for word in words]
         for place in np.flatnonzero(np.array([meaning is None for meaning in meanings], dtype=bool)[places]).tolist():
@@ -84,11 +84,11 @@ def parse_labels(column: pd.Series, where: str, uncertain: str | None = None) ->
 def are_labels(cells: Iterable[Any]) -> bool:
     """Whether a column's cells are labels of both sides, at least one of each."""
     reader = LabelReader("")
-    found = {reader._meaning(_key(cell)) for cell in _factorized(pd.Series(cells, dtype=object))[1]}
+    found = {reader._meaning(_key(cell)) for cell in factorized(pd.Series(cells, dtype=object))[1]}
     return None not in found and {0.0, 1.0} <= found and not ("-" in reader.signs and "+" not in reader.signs)
 
 
-def _factorized(cells: pd.Series) -> tuple[np.ndarray, list[Any]]:
+def factorized(cells: pd.Series) -> tuple[np.ndarray, list[Any]]:
     """For each of N cells its place among the different ones, and these."""
     plain = cells.astype(object).map(lambda cell: "(nested)" if isinstance(cell, list | dict) else cell)
     places, different = pd.factorize(plain.to_numpy(object), use_na_sentinel=False)

@@ -1,6 +1,7 @@
 """How a text table is written: encoding, separator, and what a file is that is no table at all."""
 
 import csv
+import json
 import re
 import zlib
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def _refuse_other_kinds(path: Path, head: bytes, encoding: str | None) -> None:
 def seems_to_be(head: bytes, is_named: bool = False) -> str | None:
     """What a file's first bytes are, in words; None for text. `is_named`: the user says its encoding."""
     if head.startswith(b"PK\x03\x04"):
+        if b"opendocument.spreadsheet" in head[:200]:
+            return "an OpenDocument spreadsheet; save it as .xlsx or CSV"
         is_workbook = b"xl/" in head or b"[Content_" in head
         return "an Excel workbook; save it as CSV or name it .xlsx" if is_workbook else "a ZIP archive"
     for magic, kind in _MAGIC:
@@ -105,7 +108,9 @@ def seems_to_be(head: bytes, is_named: bool = False) -> str | None:
     if re.search(rb"\x1b[$(][@BJ]", head):
         return "in ISO-2022-JP; save it as UTF-8, or set data.table.encoding (--encoding) to iso2022_jp"
     if max(head[::2].count(0), head[1::2].count(0)) > 0.4 * len(head) / 2:
-        return "UTF-16 without its byte order mark, or binary; save it as UTF-8"
+        codec = json.detect_encoding(head)
+        way_out = "" if codec == "utf-8" else f", or set data.table.encoding (--encoding) to {codec}"
+        return f"UTF-16 without its byte order mark, or binary; save it as UTF-8{way_out}"
     odd = sum(head.count(byte) for byte in (*range(9), *range(14, 32)))
     return "a binary file" if odd > 2 + 0.01 * len(head) else None
 

@@ -4,6 +4,7 @@ A workbook is a ZIP archive of XML that may unfold without end, so it is read wh
 """
 
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ FREE_UNPACKED, MOST_RATIO = 1 << 25, 100
 LARGEST_MERGED = 1_000_000
 MOST_COLUMNS = 1 << 14
 """As Excel has it."""
+_UNIT = re.compile(r'(?:[#0?.,]+|General)[\\ _]*"([^"]*\w[^"]*)"')
+"""A format of numbers that ends in a unit: `0.0" mmol/L"`."""
 
 
 class Refusal(Exception):
@@ -209,7 +212,7 @@ def holds(cell: Any) -> bool:
 
 
 def plain(cell: Any, value: Any) -> Any:
-    """A cell's value as the sheet shows it: percents and leading zeros are in the format, not in the number."""
+    """A cell's value as the sheet shows it: percents, units and leading zeros are in the format, not in the number."""
     form = cell.number_format or "General"
     if isinstance(value, datetime | date):
         return [value.isoformat()]
@@ -218,6 +221,8 @@ def plain(cell: Any, value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if "%" in form:
             return f"{value * 100:.10g}%"
+        if unit := _UNIT.fullmatch(form.split(";")[0]):
+            return f"{value:.15g} {unit[1].strip()}"
         if isinstance(value, int) and form.strip("0") == "" and len(form) > 1:
             return str(value).zfill(len(form))
         return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value

@@ -12,7 +12,7 @@ from vlm.data.ingest.column_names import find_column
 from vlm.data.labels import LabelReader, are_labels, parse_labels
 from vlm.data.vitals.catalog import CATALOG
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.data.vitals.values import MISSING_WORDS
+from vlm.data.vitals.values import is_missing
 from vlm.faults import Faults
 
 HEADERS = {
@@ -25,7 +25,6 @@ HEADERS = {
 }
 """Role → headers in small letters and digits alone."""
 CLASSES = ("finding", "findings", "findinglabels", "label", "labels", "diagnosis", "class", "target")
-UNLABELLED = frozenset({*MISSING_WORDS, "todo"})
 FEWEST_PATIENTS = 10
 
 
@@ -97,9 +96,9 @@ def find_roles(
 
 
 def missing(column: pd.Series) -> np.ndarray:
-    """N, True where a cell says nothing."""
-    words = column.fillna("").astype(str).str.strip().str.lower()
-    return words.isin(MISSING_WORDS).to_numpy()
+    """N, True where a cell says nothing, by the rule of training."""
+    words = column.fillna("").astype(str)
+    return words.map({word: is_missing(word) for word in words.unique()}).to_numpy(bool)
 
 
 def is_text(column: pd.Series) -> bool:
@@ -189,7 +188,7 @@ def _classes_of(frame: pd.DataFrame, column: str, patients: np.ndarray, reasons:
 def _classes(words: pd.Series, cells: pd.Series, patients: np.ndarray) -> dict[str, np.ndarray]:
     """`A|B` and `a/b/c` name several classes each."""
     parts = cells.str.split(r"[|/;]", regex=True).map(lambda names: {name.strip() for name in names})
-    unknown = words.isin(UNLABELLED).to_numpy()
+    unknown = missing(cells) | (words == "todo").to_numpy()
     one_hot = pd.Series(["|".join(sorted(names)) for names in parts]).str.get_dummies("|")
     labels = {}
     for name in one_hot.columns:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from vlm.config import VitalConfig
+from vlm.data.labels import factorized
 from vlm.data.prepare.columns import Roles, missing
 from vlm.data.prepare.notice import Level, Notice, counted, first_rows
-from vlm.data.vitals.units import conversion
 from vlm.data.vitals.values import is_plausible, read_value, suspected_unit
 from vlm.errors import UserError
 
@@ -52,20 +52,15 @@ def count_missing(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
 
 def read_numbers(column: pd.Series, vital: VitalConfig, unit: str = "") -> tuple[np.ndarray, dict[int, str]]:
     """N numbers, NaN where missing, before anything is judged; and row → why a cell could not be read."""
-    words = column.fillna("").astype(str).str.strip()
-    factor, offset = (conversion(vital, unit) if unit else None) or (1.0, 0.0)
-    values = pd.to_numeric(words, errors="coerce").to_numpy(float) * factor + offset
-    broken: dict[int, str] = {}
-    written = words.to_numpy(object)
-    rest = np.flatnonzero(~np.isfinite(values) & ~missing(column))
-    for word in pd.unique(written[rest]):  # a category or a way of writing is read once, however often it stands there
-        rows = rest[written[rest] == word]
+    places, different = factorized(column)
+    values, faults = np.full(len(different), np.nan), dict[int, str]()
+    for place, cell in enumerate(different):
         try:
-            values[rows] = read_value(vital, word, "", unit)
+            values[place] = read_value(vital, cell, "", unit)
         except UserError as error:
-            broken |= dict.fromkeys(rows.tolist(), str(error).removeprefix(": "))
-            values[rows] = np.nan
-    return values, broken
+            faults[place] = str(error).removeprefix(": ")
+    broken = {row: faults[places[row]] for row in np.flatnonzero(np.isin(places, list(faults))).tolist()}
+    return values[places], broken
 
 
 def check_numbers(roles: Roles, numbers: dict[str, np.ndarray], broken: dict[str, dict[int, str]]) -> list[Notice]:

@@ -6,22 +6,23 @@ import unicodedata
 from vlm.config import VitalConfig
 
 _SPELLINGS = {
-    "°C": "Celsius degC degreesC deg_C oC 摄氏度 град градусов",
+    "°C": "Celsius degC degreesC deg_C oC 摄氏度 град градусов grados grad gradi graus",
     "°F": "Fahrenheit degF degreesF oF",
     "%": "percent pct prozent процентов процент",
     "fraction": "ratio share proportion 0-1",
     "years": "y yr yrs year yo yearsold yrsold "
-    "jahre jahr j. ans an años año anni lat rok let anos roku ára yaş 岁 歲 歳 才 세 سنة г",
-    "months": "m mo mos mth mths month monate monat mois meses mesi 月 个月 か月 개월",
+    "jahre jahr j. ans an años año anni lat rok let anos roku ára yaş 岁 歲 歳 才 세 살 سنة г "
+    "jahrealt jaar år év éves yaşında ετών έτη metų gads gadi godina god. vuotta",
+    "months": "m mo mos mth mths month monate monat mois meses mesi 月 个月 か月 ヶ月 カ月 ヵ月 個月 개월",
     "weeks": "w wk wks week wochen woche semaines 周 週",
     "days": "d day tage tag jours jour días giorni dni 天 日",
     "mmHg": "torr 毫米汞柱",
     "/min": "bpm 1/min min-1 permin perminute /minute beats/min beats/minute breaths/min breaths/minute rpm "
-    "/m 次/min 回/min schläge/min уд/min вдохов/min дых/min в/min раз/min уд.в.min",
+    "/m 次/min 回/min schläge/min уд/min вдохов/min дых/min в/min раз/min уд.в.min уд.в.1.min lpm spm",
     "cm": "centimetre centimetres centimeter centimeters",
     "m": "metre metres meter meters",
     "in": "inch inches",
-    "kg": "kgs kilogram kilograms",
+    "kg": "kgs kilo kilos kilogram kilograms",
     "lb": "lbs pound pounds",
     "g": "gram grams",
     "10^9/L": "x10^9/L 10e9/L x10e9/L 1e9/L G/L Giga/L Gpt/L /nL K/µL K/mm3 10^3/µL x10^3/µL 10e3/µL x10e3/µL "
@@ -29,6 +30,7 @@ _SPELLINGS = {
     "/µL": "1/µL cells/µL /mm3 cells/mm3 1/mm3",
     "U/L": "IU/L UI/L units/L",
     "mg/dL": "mg%",
+    "g/dL": "g%",
     "points": "point pts /10",
 }
 """Unit → its other spellings. One spelling may stand for two units (`m`, `G/L`): the vital decides."""
@@ -69,14 +71,15 @@ _WORDS = {
     "ммоль": "mmol", "мкмоль": "μmol", "нмоль": "nmol", "мг": "mg", "мкг": "μg", "нг": "ng", "пг": "pg", "г": "g",
     "кг": "kg", "л": "l", "дл": "dl", "мл": "ml", "мкл": "μl", "мм": "mm", "рт": "h", "ст": "g", "см": "cm", "м": "m",
     "кпа": "kpa", "мэкв": "meq", "ед": "u", "ме": "iu", "мкат": "mkat", "мккат": "μkat",
-    "мин": "min", "с": "c", "ф": "f",
+    "мин": "min", "с": "c", "ф": "f", "х": "x", "е": "u", "років": "years", "роки": "years", "рік": "years",
     "литр": "l", "литра": "l", "грамм": "g", "гр": "g", "килограмм": "kg", "кл": "cells", "минуту": "min",
     "ударов": "уд",
     "лет": "years", "год": "years", "года": "years", "мес": "months", "месяц": "months", "месяца": "months",
     "месяцев": "months", "нед": "weeks", "недель": "weeks", "недели": "weeks", "дн": "days", "дней": "days",
     "дня": "days", "день": "days", "сут": "days", "тыс": "k", "баллов": "points", "балла": "points",
     "liter": "l", "litre": "l", "liters": "l", "litres": "l", "deciliter": "dl", "decilitre": "dl", "gm": "g",
-    "gr": "g", "mcmol": "μmol", "micromol": "μmol", "millimol": "mmol", "thou": "k", "old": "",
+    "gr": "g", "mcmol": "μmol", "mkmol": "μmol", "mkg": "μg", "micromol": "μmol", "millimol": "mmol", "thou": "k",
+    "old": "",
     "毫摩尔": "mmol", "微摩尔": "μmol", "毫克": "mg", "微克": "μg", "纳克": "ng", "克": "g", "千克": "kg", "公斤": "kg",
     "升": "l", "分升": "dl", "毫升": "ml", "微升": "μl", "厘米": "cm", "公分": "cm", "米": "m", "分": "min",
     "分钟": "min", "分鐘": "min",
@@ -87,7 +90,7 @@ _WORDS = {
 def _lower(text: str) -> str:
     """In small Latin letters, with one micro sign and a slash for every underscore, `per` and power of -1."""
     lower = unicodedata.normalize("NFKC", text).lower().replace("_", "/").replace("mcg", "μg")
-    lower = re.sub(r"[а-яё]+|[a-zμ]+|[^\W\da-zμа-яё_]+", lambda match: _WORDS.get(match[0], match[0]), lower)
+    lower = re.sub(r"[а-яёіїєґ]+|[a-zμ]+|[^\W\da-zμа-яёіїєґ_]+", lambda match: _WORDS.get(match[0], match[0]), lower)
     lower = re.sub(r"/(d?l|ml|min)/1$", r"/\1", lower)  # of a header, whose hyphens are gone
     lower = re.sub(r"(?<=[a-zμ]) per (?=[a-zμ])", "/", lower)
     lower = re.sub(r"[ ·*.]*\b(d?l|ml|μl|min)\^?[-−]\^?1\b", r"/\1", lower)
@@ -98,6 +101,12 @@ SPELLINGS = {
     normal_unit(unit): {normal_unit(word) for word in words.split()} - {normal_unit(unit)}
     for unit, words in _SPELLINGS.items()
 }
+
+
+def is_count(unit: str) -> bool:
+    """Whether a unit counts cells, which are whole: in `5.000 /µL` the point may part thousands."""
+    word = normal_unit("/µL")
+    return normal_unit(unit) in {word, *SPELLINGS[word]}
 
 
 def ucum(unit: str) -> str | None:

@@ -10,11 +10,10 @@ from typing import Any
 
 from vlm.config import VitalConfig
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.vitals.synonyms import FEMALE, MALE, MISSING, NO, OTHER, YES, is_missing_word, plain_word
-from vlm.data.vitals.units import conversion, units_of
+from vlm.data.vitals.synonyms import FEMALE, MALE, NO, OTHER, YES, is_missing_word, plain_word
+from vlm.data.vitals.units import conversion, is_count, units_of
 from vlm.errors import UserError
 
-MISSING_WORDS = MISSING
 _SIDES = ((FEMALE, MALE), (YES, NO))
 """Words of one meaning, read where a vital has one category of each side; 0 and 1 mean nothing by themselves."""
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
@@ -29,7 +28,9 @@ _DATE = re.compile(
     r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}|\d{1,2}[- ]?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.IGNORECASE
 )
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_SAME = str.maketrans({**dict.fromkeys("·∙⋅‧٫", "."), **dict.fromkeys("−‐‑‒–—―﹣", "-"), **dict.fromkeys("’‘`´", "'")})
+_SAME = str.maketrans(
+    {**dict.fromkeys("·∙⋅‧٫", "."), **dict.fromkeys("−‐‑‒–—―﹣", "-"), **dict.fromkeys("’‘`´", "'"), "،": ","}
+)
 _SLASHES = str.maketrans("⁄∕", "//")
 LONGEST = 100
 """Characters of the longest cell that is looked at as a value."""
@@ -119,12 +120,12 @@ def _read_text(vital: VitalConfig, cell: str, where: str, unit: str) -> float:
         raise UserError(f"{where}: {quoted(cell)} is not a finite number")
     while _FLAG.search(text):
         text = _FLAG.sub("", text)
-    text = re.sub(r"^(?:\*+|HH?|LL?) (?=\d)", "", text)
+    text = re.sub(r"^(?:(?:\*+|HH?|LL?) |[↑↓]+ ?)(?=\d)", "", text)
     match = _CELL.fullmatch(text)
     if match is None or len(cell) > LONGEST or _DATE.match(text) or not _is_unit(match["unit"]):
         kind = "looks like a date, not" if _DATE.match(text) else "is not"
         raise UserError(f"{where}: {quoted(cell)} {kind} a number{_in_unit(vital)}")
-    unit = match["unit"] or unit
+    unit = unit if match["unit"] in ("", "°") else match["unit"]
     low = _choose(vital, match["sign"], match["low"], unit, cell, where)
     if match["high"] is None:
         return low
@@ -137,24 +138,25 @@ def _read_text(vital: VitalConfig, cell: str, where: str, unit: str) -> float:
 
 def _choose(vital: VitalConfig, sign: str, digits: str, unit: str, cell: str, where: str) -> float:
     """The one plausible reading of a comma or point; of several implausible ones the decimal."""
-    found = [_finite(_convert(vital, float(sign + reading), unit, where), cell, where) for reading in _readings(digits)]
+    readings = _readings(digits, is_count(unit))
+    found = [_finite(_convert(vital, float(sign + reading), unit, where), cell, where) for reading in readings]
     if not found:
         raise UserError(f"{where}: {quoted(cell)} is not a number{_in_unit(vital)}")
     fitting = [value for value in found if is_plausible(vital, value)]
     if len(fitting) > 1:
-        one, other = _readings(digits)
+        one, other = readings
         raise UserError(f"{where}: {quoted(cell)} can be read as {one} or {other}; write one of these")
     return (fitting or found)[0]
 
 
-def _readings(digits: str) -> list[str]:
-    """`1,234` → 1.234 and 1234; `6,4`, `1.234` and `1 234` have one reading, `1.2.3` has none."""
+def _readings(digits: str, whole: bool = False) -> list[str]:
+    """`1,234` → 1.234 and 1234; `6,4` and `1 234` have one reading, `1.234` too unless it is `whole`; `1.2.3` none."""
     body, _, power = digits.lower().partition("e")
     found = []
     if re.fullmatch(r"\d*[.,]?\d*", body):
         found.append(body.replace(",", "."))
     match = _GROUPED.fullmatch(body)
-    if match and match["group"] != match["point"] and not (match["group"] == "." and found):
+    if match and match["group"] != match["point"] and not (match["group"] == "." and found and not whole):
         found.append(re.sub(r"\D", "", match[1]) + (f".{match[4]}" if match[4] else ""))
     return [f"{text}e{power}" if power else text for text in found]
 
@@ -218,10 +220,11 @@ def split_pressure(cell: Any, where: str) -> tuple[Any, Any]:
     """
     if is_missing(cell):
         return "", ""
-    text = clean(str(cell)[: LONGEST + 1].translate(_SLASHES))
+    text = _FLAG.sub("", clean(str(cell)[: LONGEST + 1].translate(_SLASHES)))
     text = re.sub(r"^(?:bp|ад|rr|ta|nibp|blood pressure)[ :=]*(?=\d)", "", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=\d) ?([^\W\d]+)(?= ?/ ?\d+ ?\1$)", "", text)  # 120 mmHg / 80 mmHg
-    parts = text.split("/") if text.count("/") == 1 and "(" not in text else _parts_of_pressure(text)
+    is_plain = text.count("/") == 1 and not re.search(rf"[(\[]|{_MEAN}", text, re.IGNORECASE)
+    parts = text.split("/") if is_plain else _parts_of_pressure(text)
     if len(parts) != 2:
         raise UserError(
             f"{where}: {quoted(cell)} is no blood pressure; write systolic/diastolic in mmHg, such as 125/80"
@@ -233,9 +236,11 @@ def split_pressure(cell: Any, where: str) -> tuple[Any, Any]:
     return (f"{parts[0]} {unit[1]}" if unit else parts[0]).strip(), parts[1].strip()
 
 
+_MEAN = "map|mad|mbp|сад|срад"
 _TWO = re.compile(
-    r"(\d{2,3}(?:[.,]\d+)?) ?(?:[/\\|:-]|over|auf|на|sur|su|(?<= )(?=\d)) ?(\d{2,3}(?:[.,]\d+)?)"
-    r"( ?[^\W\d][^\d()/]*)??(?: ?\((?:map|mad|mbp|сад|срад)?[ :=]*(\d{2,3}(?:[.,]\d+)?)( ?[^\W\d][^()]*)?\))?"
+    r"(\d{2,3}(?:[.,]\d+)?) ?(?:[/\\|:x×х-]|over|auf|zu|to|на|sur|su|por|(?<= )(?=\d)) ?(\d{2,3}(?:[.,]\d+)?)"
+    rf"( ?[^\W\d][^\d()/]*?)??(?:[ ,;]*(?:[(\[](?:{_MEAN})?|(?:{_MEAN}))[ :=]*"
+    rf"(\d{{2,3}}(?:[.,]\d+)?)( ?[^\W\d][^()\[\]]*)?[)\]]?)?"
     r"( ?[^\W\d][^\d()/]*)?", re.IGNORECASE
 )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Sex and age out of a FHIR Patient."""
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
@@ -14,6 +15,8 @@ from vlm.errors import UserError
 UNDATED = datetime.min.replace(tzinfo=UTC)
 SEX, AGE = "46098-0", "30525-0"
 """LOINC codes of the vitals that a Patient tells."""
+_MIDDLE = {4: "-07-01", 7: "-15"}
+"""Length of a date without its day → what makes it the middle of its year or month."""
 GENDERS = ("male", "female", "other", "unknown")
 
 
@@ -30,8 +33,9 @@ def from_patient(
     if gender is not None and gender not in GENDERS:
         raise UserError(f"{place}: the gender of the Patient is none of {', '.join(GENDERS)}")
     sex = _vital(schema, SEX, "sex")
-    if gender in ("male", "female") and sex is not None and sex.categories:
-        values[sex.name] = sex.categories[int(read_value(sex, gender, f"{place}: gender"))]
+    side = math.nan if gender is None or sex is None or not sex.categories else read_value(sex, gender, place)
+    if sex is not None and not math.isnan(side):
+        values[sex.name] = sex.categories[int(side)]
     elif gender and sex is not None:
         notes.append(f"the Patient's gender is {gender}: {sex.name} is not given")
     age = _vital(schema, AGE, "age")
@@ -58,9 +62,10 @@ def _vital(schema: VitalsSchema, code: str, name: str) -> VitalConfig | None:
 
 
 def _day(text: Any) -> date | None:
-    """The day of a FHIR date or time that names one."""
+    """The day of a FHIR date or time; of a year or month alone the middle."""
+    text = str(text)[:10]
     try:
-        return date.fromisoformat(str(text)[:10])
+        return date.fromisoformat(text + _MIDDLE.get(len(text), ""))
     except ValueError:
         return None
 
@@ -70,7 +75,7 @@ def _years(born: Any, day: date, place: str) -> float:
     if not isinstance(born, str) or not re.fullmatch(r"\d{4}(-\d\d(-\d\d)?)?", born):
         raise UserError(f"{place}: the birthDate of the Patient is not one that FHIR knows, such as 1956-04-30")
     try:
-        birth = date.fromisoformat(born + {4: "-07-01", 7: "-15"}.get(len(born), ""))
+        birth = date.fromisoformat(born + _MIDDLE.get(len(born), ""))
     except ValueError:
         raise UserError(f"{place}: the birthDate of the Patient is no day of the calendar") from None
     months = 12 * (day.year - birth.year) + day.month - birth.month - (day.day < birth.day)
