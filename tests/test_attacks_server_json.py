@@ -162,7 +162,7 @@ def test_a_form_names_no_codec_of_python(url: str, codec: str, capfd: pytest.Cap
         text = b"a-" + b"kva" * 80_000
         body = b'--x\r\nContent-Disposition: form-data; name="vitals"\r\n\r\n' + text + b"\r\n--x--\r\n"
         headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
-        answer = httpx.post(f"{url}/v1/report", content=body, headers=headers, timeout=5)
+        answer = httpx.post(f"{url}/v1/report", content=body, headers=headers, timeout=30)  # of minutes
         assert answer.status_code == 415 and answer.json()["detail"] == "content-type: a form is sent in UTF-8"
     assert not capfd.readouterr().err
 
