@@ -265,8 +265,8 @@ def workbook_merged(path: Path) -> None:
 
 
 def workbook_of_small_areas(path: Path) -> None:
-    areas = b"".join(b'<mergeCell ref="C%d:C%d"/>' % (row, row + 1) for row in range(1, 20_000, 2))
-    rows = b"".join(b'<row r="%d"><c r="A%d"><v>1</v></c></row>' % (row, row) for row in range(1, 20_001))
+    areas = b"".join(b'<mergeCell ref="C%d:C%d"/>' % (row, row + 1) for row in range(1, 40_000, 2))
+    rows = b"".join(b'<row r="%d"><c r="A%d"><v>1</v></c></row>' % (row, row) for row in range(1, 40_001))
     end = END.replace(b"</worksheet>", b"<mergeCells>" + areas + b"</mergeCells></worksheet>")
     workbook_of(rows, 1, end)(path)
 
