@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.data.contents import MOST_READ
 from vlm.data.image_names import ImageFolder
 from vlm.data.schema import VitalsSchema
 from vlm.durable import CHUNK
@@ -15,25 +16,38 @@ from vlm.untrusted import read_json
 if TYPE_CHECKING:
     from vlm.inference.many import TableJob
 
-CONTENTS = {"contents": "the table", "pictures": "a size or a name of the images in the table"}
+CONTENTS = {"contents": "the table", "pictures": "the content, a size or a name of the images in the table"}
 """Keys that stamps of earlier versions do not have → what changed where they differ."""
 
 
 def contents_of(job: "TableJob", schema: VitalsSchema) -> dict[str, str]:
-    """SHA-256 of the table's bytes, and of the names and sizes of its images, which are too many to be read twice."""
-    images, folder = hashlib.sha256(), ImageFolder(job.images)
+    """SHA-256 of the table's bytes, and of its images: names, sizes and the bytes of the first gigabyte of them."""
+    images, folder, total = hashlib.sha256(), ImageFolder(job.images), 0
     for row in job.rows(schema):
         if row.image and isinstance(row.image, str):  # an image in the table is part of its bytes
-            images.update(f"{row.image} {_size(folder, row.image)}\n".encode("utf-8", "backslashreplace"))
+            size, path = _size(folder, row.image)
+            images.update(f"{row.image} {size}\n".encode("utf-8", "backslashreplace"))
+            total += size or 0
+            if size and total <= MOST_READ:
+                images.update(_digest(path))
     return {"contents": _table_digest(job.table), "pictures": images.hexdigest()}
 
 
-def _size(folder: ImageFolder, name: str) -> int | None:
-    """Bytes of an image; None where its row will have an error in place of a draft."""
+def _size(folder: ImageFolder, name: str) -> tuple[int | None, Path]:
+    """Bytes of an image and its file; None where its row will have an error in place of a draft."""
     try:
-        return Path(folder.find(name)).stat().st_size
+        path = Path(folder.find(name))
+        return path.stat().st_size, path
     except (UserError, OSError):
-        return None
+        return None, Path(name)
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # its row will have an error
+        return b""
 
 
 def _table_digest(table: Path) -> str:

@@ -16,6 +16,7 @@ from vlm.data.check.notice import LEVELS
 from vlm.data.check.pictures import Pair
 from vlm.data.check.run import CheckResult
 from vlm.durable import make_folder, replace_file, writing
+from vlm.plain import escaped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -31,10 +32,10 @@ def as_text(result: CheckResult) -> str:
         f"{sum(n.level == level for n in result.notices)} {level}s" for level in LEVELS)]  # fmt: skip
     for notice in result.notices:
         rows = f" (row {', '.join(map(str, notice.rows))})" if notice.rows else ""
-        lines += textwrap.wrap(f"{SIGNS[notice.level]} {notice.message}{rows}", 118, subsequent_indent="  ")
+        lines += textwrap.wrap(escaped(f"{SIGNS[notice.level]} {notice.message}{rows}"), 118, subsequent_indent="  ")
     lines.append("columns")
     for reason in result.roles.reasons:
-        lines += textwrap.wrap(f"  {reason}", 118, subsequent_indent="    ")
+        lines += textwrap.wrap(escaped(f"  {reason}"), 118, subsequent_indent="    ")
     return "\n".join(lines)
 
 
