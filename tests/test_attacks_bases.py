@@ -117,10 +117,10 @@ REFUSED = {
 def test_a_template_that_cannot_be_used_is_one_line_in_bounded_time(kind: str, tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(chat_template, "CPU_SECONDS", 1)
     template, message = REFUSED[kind]
-    start = time.monotonic()
+    start = sum(os.times()[:4])  # seconds of work, of this process and its children, however busy the machine is
     with pytest.raises(UserError, match=message.replace("5 seconds", "1 seconds")) as error:
         rendered(tokenizer, template)
-    assert time.monotonic() - start < 30 and "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert sum(os.times()[:4]) - start < 30 and "\n" not in str(error.value) and len(str(error.value)) < 400
     assert str(error.value).startswith("model.llm.base: ")
 
 

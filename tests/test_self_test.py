@@ -110,9 +110,7 @@ def test_what_cannot_be_put_in_4_bits_is_refused_and_works_without(family: str, 
         assert family == "falcon" or lines[0].endswith(f"layers: {UNQUANTISED[family]}")
 
 
-def test_weights_that_lie_the_other_way_carry_lora_and_draft_as_they_train(
-    bases, tiny_config: Config, tmp_path
-) -> None:
+def test_weights_that_lie_the_other_way_are_merged_and_kept(bases, tiny_config: Config, tmp_path: Path) -> None:
     """GPT-2's, which are in × out where they were not put in 4 bits."""
     model = model_on(bases("gpt2"), tiny_config, quantization="none")
     assert self_test(model)[0] == "LoRA on 6 layers: c_attn 2, c_proj 4"
@@ -137,10 +135,10 @@ def test_words_narrower_than_hidden_states_are_refused(tiny_llm: str, tiny_confi
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_family_that_cannot_be_used_is_one_line_within_seconds(family: str, bases, tiny_config: Config) -> None:
-    base, start = bases(family), time.monotonic()
+    base, start = bases(family), time.process_time()  # of work, however busy the machine is
     with pytest.raises(UserError, match=REFUSED[family]) as error:
         self_test(model_on(base, tiny_config, quantization="none"))
-    assert time.monotonic() - start < 20 and "\n" not in str(error.value) and base in str(error.value)
+    assert time.process_time() - start < 20 and "\n" not in str(error.value) and base in str(error.value)
 
 
 def test_training_and_the_dry_run_end_before_their_first_step(bases, tiny_config: Config) -> None:
