@@ -34,7 +34,7 @@ GREY = cv2.resize(np.random.default_rng(3).integers(0, 256, (6, 5), dtype=np.uin
 
 
 def refused(data: bytes, within: float = 3.0) -> str:
-    """Why an image is refused, which must be known at once."""
+    """Why an image is refused, which must be known at once: in seconds of work, however busy the machine is."""
     start = time.process_time()
     with pytest.raises(UserError) as caught:
         decode_image(data, "case")
