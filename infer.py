@@ -16,6 +16,7 @@ from vlm.inference.arguments import cluster_of, engine_of, parse_arguments
 
 def draft_table(arguments: argparse.Namespace) -> None:
     from vlm.data.ingest.read import TableOptions, reading_notes
+    from vlm.distributed import say
     from vlm.inference.command import draft_table
     from vlm.inference.many import TableColumns, TableJob
 
@@ -23,7 +24,7 @@ def draft_table(arguments: argparse.Namespace) -> None:
     images = Path(arguments.images) if arguments.images else table.parent
     columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
     options = TableOptions(arguments.encoding, arguments.sheet)
-    print(*(f"warning: {note}\n" for note in reading_notes(table, options)), sep="", end="", file=sys.stderr)
+    say(*(f"warning: {note}" for note in reading_notes(table, options)))
     sizes = arguments.batch_size, arguments.max_new_tokens
     job = TableJob(table, Path(arguments.output), images, columns, *sizes, options)
     counts = draft_table(arguments.adapter, job, arguments.resume, cluster_of(arguments), **engine_of(arguments))

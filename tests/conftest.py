@@ -167,6 +167,23 @@ def tiny_adapter(tiny_llm: str, table_root: Path, tmp_path_factory: pytest.TempP
     return save(model, tmp_path_factory.mktemp("tiny") / "adapter")
 
 
+@pytest.fixture(scope="module")
+def engine(tiny_adapter: Path):
+    """An engine on `tiny_adapter`; of one module, since its tests may patch it."""
+    from vlm.adapter import load
+    from vlm.inference.engine import ReportEngine
+
+    return ReportEngine(load(tiny_adapter))
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_adapter: Path):
+    """What a server says of `tiny_adapter`."""
+    from vlm.app.about import Adapter
+
+    return Adapter.of(tiny_adapter)
+
+
 @pytest.fixture
 def tiny_batch(tiny_config: Config, tiny_model):
     """A training batch of six cases: with and without image, vitals, label and report."""

@@ -36,6 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "mixtral": LOCAL_EXPERTS,
     "mpt": {},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention"]},
     "olmoe": EXPERTS,
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 64},
     "phi": {},
@@ -55,12 +56,12 @@ VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "n
 QWEN_VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 32}
 
 
-def write_base(name: str, folder: Path, tokenizer: str) -> str:
+def write_base(name: str, folder: Path, tokenizer: str, **changes: Any) -> str:
     """Write a base of a family, with random weights, to a folder that holds none yet; returns the folder."""
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    sizes = SIZES | FAMILIES[name]
+    sizes = SIZES | FAMILIES[name] | changes
     torch.manual_seed(0)
     if name == "gemma3":
         config = transformers.Gemma3Config(text_config=sizes, vision_config=VISION)

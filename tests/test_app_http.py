@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from tests.serving import serving
-from vlm.adapter import load
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.service import Limits, Service
@@ -32,16 +31,6 @@ VITALS: list[dict[str, Any]] = [
     {"glu": 156.5, "sex": "male"},
     {},
 ]
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_adapter: Path) -> ReportEngine:
-    return ReportEngine(load(tiny_adapter))
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_adapter: Path) -> Adapter:
-    return Adapter.of(tiny_adapter)
 
 
 @pytest.fixture(scope="module")

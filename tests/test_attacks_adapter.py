@@ -34,7 +34,8 @@ from vlm.adapter import validate as reading
 from vlm.atomic import seal
 from vlm.config import Config
 from vlm.config.parsing import parse_config
-from vlm.errors import UserError
+from vlm.distributed import say
+from vlm.errors import UserError, run_program
 from vlm.report import Report
 
 LEVELS = ["&a0 [x,x,x,x,x,x,x,x,x]"] + [f"&a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
@@ -56,6 +57,10 @@ WRONG_TYPES: dict[str, tuple[Spoil, str]] = {
     "bomb for conversions": (vital(accepts=BOMB), "accepts: must be a mapping of keys, not"),
     "bomb in a conversion": (vital(accepts={"mg/dL": BOMB}), "accepts.mg/dL: must be a list, not"),
     "bomb in statistics": (config(lambda c: c["statistics"].update(centre=BOMB)), "is no list of numbers"),
+    "edges beyond 32 bits": (
+        config(lambda c: c["statistics"]["edges"][0].__setitem__(0, -1e308)),
+        "no list of numbers below 1e.30",
+    ),
     "bomb for labels": (config(lambda c: c.update(labels=BOMB)), "is no list of names"),
     "bomb for a hash": (
         config(lambda c: c.update(base_fingerprint=[BOMB])),
@@ -189,6 +194,23 @@ def test_a_message_is_cut_and_escaped_whoever_wrote_what_it_quotes() -> None:
     said = str(UserError(f"x.csv: row 3: {LONG}"))
     assert said.startswith(r"x.csv: row 3: \u202e\x1b[31mAAA") and len(said) < 4100 and said.endswith("…")
     assert str(UserError("Größe ≥ 3 °C: 脑")) == "Größe ≥ 3 °C: 脑", "other languages stay as they are"
+
+
+def test_a_message_is_one_line_whoever_wrote_what_it_quotes(capsys) -> None:
+    forged = UserError("x.parquet: column a\nerror: fine unpacks to 64 MiB")
+    wrapped = UserError(
+        f"Caught UserError in DataLoader worker process 0.\nTraceback …\nvlm.errors.UserError: {forged}\n"
+    )
+    for error in (forged, wrapped):
+
+        def fail(error: UserError = error) -> None:
+            raise error
+
+        with pytest.raises(SystemExit):
+            run_program(fail)
+        assert capsys.readouterr().err == "error: x.parquet: column a\\nerror: fine unpacks to 64 MiB\n"
+    say("warning: \x1b[2J\u202e", "two\nlines")
+    assert capsys.readouterr().err == "warning: \\x1b[2J\\u202e\ntwo\nlines\n"
 
 
 def test_what_is_printed_of_a_report_has_an_end() -> None:

@@ -17,7 +17,6 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.serving import serving
-from vlm.adapter import load
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.form import _plain
@@ -35,11 +34,6 @@ WORDS = ["[press](https://evil.example/a)", "[press](javascript:document.title=1
          "${document.title=1}{{7*7}}", "&lt;b&gt;", "~~s~~ _i_ |a|b|", "\\[x\\](https://evil.example)", "- a", "1. a",
          "__i18n__ x", "&#106;avascript:1", "\\(y\\) \\[z\\]"]  # fmt: skip
 """Units, names and categories as a schema takes them: it refuses `<` and `>` itself."""
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_adapter: Path) -> ReportEngine:
-    return ReportEngine(load(tiny_adapter))
 
 
 @pytest.fixture(scope="module")

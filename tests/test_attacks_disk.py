@@ -18,6 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from tests.conftest import read_json, table_config
@@ -134,6 +135,23 @@ def test_a_run_resumes_on_the_cases_that_it_began_with_alone(tiny_config: Config
     assert any("begun by an earlier version; whether reports, labels" in warning for warning in old.warnings)
 
 
+def test_a_run_resumes_on_the_base_that_it_began_with_alone(tiny_config: Config, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_config.model.llm.base, tmp_path / "base"))
+    model = replace(tiny_config.model, llm=replace(tiny_config.model.llm, base=str(base)))
+    short = replace(tiny_config.train, max_steps=2)
+    config = replace(
+        tiny_config, model=model, train=short, evaluation=EvaluationConfig(max_new_tokens=2, ablation=False)
+    )
+    folder = train(config)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"] += 0.01
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    log = (folder / "log.jsonl").read_text()
+    with pytest.raises(UserError, match="tiny: the weights of the base changed since the run began; put them back"):
+        train(replace(config, train=replace(short, max_steps=4)), resume=True)
+    assert (folder / "log.jsonl").read_text() == log
+
+
 # ------------------------------------------------------------------------------------ a batch of drafts
 
 
@@ -165,6 +183,17 @@ def test_a_batch_goes_on_with_the_images_that_it_began_with_alone(job, data, tin
     draft(job, tiny_model, tiny_adapter)
     (data / "images" / "0.png").unlink()
     with pytest.raises(UserError, match="a size or a name of the images in the table changed since"):
+        draft(job, tiny_model, tiny_adapter, resume=True)
+
+
+def test_a_batch_knows_its_images_by_their_bytes(job, data, tiny_model, tiny_adapter) -> None:
+    bitmap, named = data / "images" / "0.png", cv2.imread(str(data / "images" / "0.png"), cv2.IMREAD_UNCHANGED)
+    bitmap.write_bytes(cv2.imencode(".bmp", named)[1].tobytes())
+    draft(job, tiny_model, tiny_adapter)
+    size = bitmap.stat().st_size
+    bitmap.write_bytes(cv2.imencode(".bmp", named ^ 1)[1].tobytes())
+    assert bitmap.stat().st_size == size
+    with pytest.raises(UserError, match="the content, a size or a name of the images in the table changed since"):
         draft(job, tiny_model, tiny_adapter, resume=True)
 
 
@@ -293,8 +322,6 @@ def _save(adapter: Path, data: Path, out: Path) -> None:
 
 
 def _safetensors(adapter: Path, data: Path, out: Path) -> None:
-    from safetensors.torch import save_file
-
     with staged(out) as staging:
         save_file({"a": torch.zeros(10_000)}, staging / "a.safetensors")
 
@@ -407,6 +434,16 @@ def test_a_folder_of_the_users_stays_as_it_is(as_usual, tiny_config: Config, tmp
 def test_what_is_written_is_its_owners_alone(what: str, as_usual, data: Path, tiny_adapter: Path, tmp_path) -> None:
     WRITERS[what](tiny_adapter, data, tmp_path / "out")
     assert (tmp_path / "out").exists() and wide(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("planted", ["a link", "a file"])
+def test_nothing_is_written_to_what_another_user_planted(planted: str, as_usual, tmp_path: Path) -> None:
+    partial, elsewhere = tmp_path / ".out.partial", tmp_path / "elsewhere"
+    elsewhere.write_text("theirs")
+    partial.symlink_to(elsewhere) if planted == "a link" else os.link(elsewhere, partial)
+    replace_file(tmp_path / "out", "a patient's")
+    assert (tmp_path / "out").read_text() == "a patient's" and elsewhere.read_text() == "theirs"
+    assert not (tmp_path / "out").is_symlink() and (tmp_path / "out").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -34,11 +34,11 @@ GREY = cv2.resize(np.random.default_rng(3).integers(0, 256, (6, 5), dtype=np.uin
 
 
 def refused(data: bytes, within: float = 3.0) -> str:
-    """Why an image is refused, which must be known at once."""
-    start = time.perf_counter()
+    """Why an image is refused, which must be known at once: in seconds of work, however busy the machine is."""
+    start = time.process_time()
     with pytest.raises(UserError) as caught:
         decode_image(data, "case")
-    assert time.perf_counter() - start < within
+    assert time.process_time() - start < within
     said = str(caught.value)
     assert said.startswith("case: ") and "\n" not in said
     return said
@@ -124,9 +124,9 @@ def test_texts_and_profiles_that_unpack_to_megabytes_are_not_unpacked(kind: byte
         whole = saved(image, "PNG")
         between = {b"iTXt": b"k\0\1\0\0\0"}.get(kind, b"k\0\0") + zlib.compress(bytes(7_900_000), 9)
         bomb = whole[:33] + png_chunk(kind, between) * 200 + whole[33:]
-        start = time.perf_counter()
+        start = time.process_time()
         np.testing.assert_array_equal(decode_image(bomb, "x"), decode_image(whole, "x"))
-        assert time.perf_counter() - start < 6, "each takes a tenth of a second to unpack"
+        assert time.process_time() - start < 6, "each takes a tenth of a second to unpack"
 
 
 def test_strips_that_lie_upon_each_other_are_refused() -> None:

@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from tests.serving import serving
-from vlm.adapter import load
 from vlm.app.__main__ import reserve
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
@@ -20,16 +19,6 @@ from vlm.inference.engine import ReportEngine
 
 TOKEN = b"0123456789abcdef"
 PATHS = ["/", "/v1/schema", "/docs", "/openapi.json", "/theme.css", "/gradio_api/app_id", "/nowhere"]
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_adapter: Path) -> ReportEngine:
-    return ReportEngine(load(tiny_adapter))
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_adapter: Path) -> Adapter:
-    return Adapter.of(tiny_adapter)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +115,32 @@ def test_another_web_page_is_refused(url: str, method: str, headers: dict[str, s
         answer = httpx.request(method, url + path, headers=headers, content=b"{}" if method == "POST" else None)
         assert answer.status_code == 403 and "another web page" in answer.json()["detail"]
         assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "code"),
+    [
+        ("localhost", "http://localhost", 200),
+        ("localhost:80", "http://localhost", 200),
+        ("localhost", "http://localhost:80", 200),
+        ("localhost:443", "https://localhost", 200),
+        ("localhost", "HTTPS://LOCALHOST", 200),
+        ("[::1]:99", "http://[::1]:99", 200),
+        ("localhost:443", "http://localhost", 403),
+        ("localhost:443", "http://localhost:80", 403),
+        ("localhost:80", "https://localhost", 403),
+        ("localhost:80", "http://localhost:443", 403),
+        ("localhost", "http://localhost:443", 403),
+        ("localhost", "http://localhost.", 403),
+        ("localhost", "http://a@localhost", 403),
+        ("localhost", "ws://localhost", 403),
+        ("localhost", "//localhost", 403),
+        ("localhost", "", 403),
+    ],
+)
+def test_an_origin_is_ours_at_the_port_of_its_scheme_alone(url: str, host: str, origin: str, code: int) -> None:
+    headers = {"host": host, "origin": origin}
+    assert httpx.get(f"{url}/v1/schema", headers=headers).status_code == code
 
 
 def test_a_cross_site_form_is_not_drafted(url: str) -> None:

@@ -1,6 +1,8 @@
 """What a request's content may not do: mean two things, take a wrong type for a value, end in a traceback."""
 
 import json
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tests.serving import serving
 from vlm.adapter import load
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
+from vlm.app.bodies import read_json
 from vlm.app.service import Limits, Service
 from vlm.inference.engine import ReportEngine
 
@@ -159,7 +162,7 @@ def test_a_form_names_no_codec_of_python(url: str, codec: str, capfd: pytest.Cap
         text = b"a-" + b"kva" * 80_000
         body = b'--x\r\nContent-Disposition: form-data; name="vitals"\r\n\r\n' + text + b"\r\n--x--\r\n"
         headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
-        answer = httpx.post(f"{url}/v1/report", content=body, headers=headers, timeout=5)
+        answer = httpx.post(f"{url}/v1/report", content=body, headers=headers, timeout=30)  # of minutes
         assert answer.status_code == 415 and answer.json()["detail"] == "content-type: a form is sent in UTF-8"
     assert not capfd.readouterr().err
 
@@ -184,3 +187,66 @@ def test_an_image_that_is_sent_is_no_file_on_the_disk(url: str, monkeypatch: pyt
     data = cv2.imencode(".bmp", picture)[1].tobytes()
     assert len(data) > 10_000
     assert httpx.post(f"{url}/v1/report", files={"image": data}, timeout=30).status_code == 200
+
+
+# ------------------------------------------------------------------------------------------------ forms
+
+
+def as_form(*parts: bytes, end: bytes = b"--x--\r\n", options: str = "") -> dict[str, Any]:
+    headers = {"content-type": f"multipart/form-data; boundary=x{options}"}
+    return {"content": b"".join(b"--x\r\n" + part for part in parts) + end, "headers": headers}
+
+
+def part(name: bytes, value: bytes, more: bytes = b"") -> bytes:
+    return b'Content-Disposition: form-data; name="' + name + b'"' + more + b"\r\n\r\n" + value + b"\r\n"
+
+
+GLUCOSE = part(b"glucose", b"8.5")
+CUT = "the form is cut short: its last boundary is missing"
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "detail"),
+    [
+        (as_form(GLUCOSE, end=b""), 400, CUT),
+        (as_form(GLUCOSE, end=b"--x"), 400, CUT),
+        (as_form(GLUCOSE, end=b"--x\r\n"), 400, CUT),
+        (as_form(GLUCOSE, part(b"bp", b"120/80")[:-4], end=b""), 400, CUT),
+        (as_form(GLUCOSE, part(b"image", b"x", b'; filename="a"')[:-2], end=b""), 400, CUT),
+        (as_form(end=b""), 400, CUT),
+        (as_form(end=b"\r\n" * 9), 400, CUT),
+        (as_form(part(b"context", b"\xea\xe0\xf8\xe5\xeb\xfc")), 400, "context: not UTF-8"),
+        (as_form(part(b"glucose", b"8\xe9")), 400, "glucose: not UTF-8"),
+        (as_form(part(b"vitals", b'{"sex": "\xe9"}')), 400, "vitals: not valid JSON"),
+        (as_form(b"Content-Disposition: form-data; name=sex\r\n" + GLUCOSE), 400, "a part has a header twice"),
+        (as_form(part(b"glucose", b"8", b";" * 100)), 400, "a part's header has too many options"),
+        (as_form(GLUCOSE, options=";" * 100), 415, "content-type: too many options"),
+    ],
+)
+def test_a_form_means_one_thing_or_is_refused(url: str, request_: dict[str, Any], code: int, detail: str) -> None:
+    answer = httpx.post(f"{url}/v1/report", timeout=30, **request_)
+    assert answer.status_code == code and answer.json()["detail"].startswith(detail), answer.text
+
+
+def test_a_whole_form_is_read_to_its_last_letter(url: str) -> None:
+    context = part(b"context", "кашель 咳".encode())
+    answer = httpx.post(f"{url}/v1/report", timeout=30, **as_form(GLUCOSE, context, end=b"--x--\r\nepilogue"))
+    assert answer.status_code == 200 and answer.json()["vitals"] == {"glucose": 8.5}
+    assert httpx.post(f"{url}/v1/report", timeout=30, **as_form()).json()["vitals"] == {}
+
+
+DEEP_PATHS = '{"' + "k" * 60 + '":'
+
+
+def test_strict_json_is_quick_and_small_whatever_it_is_given() -> None:
+    """Long keys, and a long path to each of many values: paths for messages must not take what the values do not."""
+    deep = DEEP_PATHS * 30 + "[" + "1," * 49_000 + "1]" + "}" * 30
+    tracemalloc.start()
+    assert read_json(deep)["k" * 60]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 25e6
+    start = time.process_time()
+    with pytest.raises(ValueError, match="is longer than 1,000 characters"):
+        read_json('{"' + "é" * 5_000_000 + '": 1}')
+    assert time.process_time() - start < 1, "each of its letters was looked up"

@@ -145,10 +145,12 @@ def test_a_constant_report_is_named_up_to_one_in_fifty() -> None:
     ("given", "good", "text"),
     [
         (change(0.04), False, "Ignores the image: with another patient's, 4% of the drafts change."),
-        (change(SMALL), False, "No proof of use of the image: with another patient's, 5% of the drafts change; both "
-                               "intervals hold 0."),
+        (change(SMALL), False, "No proof of use of the image: with another patient's, 5% of the drafts change; no "
+                               "interval is defined."),
+        (change(SMALL, area=(0.0, -0.1, 0.1)), False, "No proof of use of the image: with another patient's, 5% of the "
+                                                      "drafts change, the AUROC by +0.000; the interval holds 0."),
         (change(0.04, cases=40), False, "No proof of use of the image: with another patient's, 4% of the drafts "
-                                        "change; both intervals hold 0."),
+                                        "change; no interval is defined."),
         (change(0.0, loss=(0.2, 0.1, 0.3)), True, "The text uses the image: with another patient's, 0% of the drafts "
                                                   "change, the text loss by +0.200."),
         (change(0.0, area=(-0.2, -0.3, -0.1)), True, "The probability uses the image: with another patient's, 0% of "

@@ -86,7 +86,7 @@ def campaign(folder: Path, count: int, seed: int) -> None:
         first, second = files[number % len(files)], files[int(rng.integers(len(files)))]
         file = folder / "case.bin"
         file.write_bytes(mutate(first, second, rng))
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             to_square(read_image(file), ImageSpec(size=64))
             result["pictures"] += 1
@@ -96,7 +96,7 @@ def campaign(folder: Path, count: int, seed: int) -> None:
                 result["other"].append(str(error))
         except BaseException as error:
             result["other"].append(f"{number}: {error!r}")
-        result["slowest"] = max(result["slowest"], time.perf_counter() - start)
+        result["slowest"] = max(result["slowest"], time.process_time() - start)
     print(json.dumps(result))
 
 

@@ -16,7 +16,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
-from vlm.evaluation.arms import ARMS, ArmCases, _donors
+from vlm.evaluation.arms import ARMS, Arm, ArmCases, _donors
 from vlm.evaluation.compare import compare
 from vlm.evaluation.evaluate import run_arm
 from vlm.evaluation.scoring import score_cases
@@ -59,6 +59,16 @@ def changed_table(tiny_config: Config, tmp_path: Path, edit) -> tuple[Config, Ca
 
 def arm(name: str):
     return next(arm for arm in ARMS if arm.name == name)
+
+
+def test_image_and_vitals_are_not_those_of_one_patient_where_both_are_swapped(tiny_config, tmp_path: Path) -> None:
+    """Else the pair that is shown would fit together, as if it were given."""
+    whole = {"glucose": "6.0", "image": "0.png", "split": "test"}
+    _, dataset = changed_table(tiny_config, tmp_path, lambda frame: frame.assign(**whole))
+    both = Arm("both_swapped", "swapped", "swapped")
+    first, second = (ArmCases(both, dataset, seed) for seed in (0, 1))
+    assert (first.image_donor != first.vitals_donor).any()
+    np.testing.assert_array_equal(first.vitals_donor, second.image_donor)  # the next seed's
 
 
 def test_a_second_visit_is_not_another_patient(tiny_config: Config, tmp_path: Path) -> None:

@@ -293,11 +293,12 @@ def with_column(table, name: str, values: list):
         (lambda t: t.drop_columns(["context"]), {}, "not the shard that pack.json describes"),
         (lambda t: t, {"compression": "zstd"}, "not the shard that pack.json describes"),
         (lambda t: t, {"use_dictionary": True}, "not the shard that pack.json describes"),
+        (lambda t: t, {"column_encoding": {"id": "DELTA_BYTE_ARRAY"}}, "not the shard that pack.json describes"),
         (lambda t: with_column(t, "id", [None, *t["id"].to_pylist()[1:]]), {}, "an empty cell in the column id"),
         (lambda t: with_column(t, "split", ["test"] * len(t)), {}, "rows of another split"),
         (lambda t: with_column(t, "id", ["x", *t["id"].to_pylist()[1:]]), {}, "not the cases that were packed"),
     ],
-    ids=["column", "compressed", "dictionary", "no id", "split", "another id"],
+    ids=["column", "compressed", "dictionary", "prefixes", "no id", "split", "another id"],
 )
 def test_a_strangers_shard_is_refused(change, options: dict, message: str, copy: Path) -> None:
     rewrite(copy / "train-00002-of-00012.parquet", change, **options)

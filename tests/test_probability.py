@@ -98,6 +98,8 @@ def test_the_temperature_undoes_overconfidence() -> None:
     assert (calibration.patients, calibration.cases) == (1500, 3000)
     nobody = fit_temperature(CaseScores.from_columns(columns, np.full_like(targets, np.nan)), patients)
     assert nobody == Calibration() and "not calibrated" in nobody.describe()
+    for one_class in (np.where(targets == 1, 1, np.nan), np.zeros_like(targets)):
+        assert fit_temperature(CaseScores.from_columns(columns, one_class), patients) == Calibration()
 
 
 def test_a_temperature_divides_the_logit() -> None:

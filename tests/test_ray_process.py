@@ -90,6 +90,19 @@ def test_ctrl_c_ends_both_processes(moment: str, tmp_path: Path) -> None:
     assert not process.is_running()
 
 
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_the_command_is_killed(kill: signal.Signals, tmp_path: Path) -> None:
+    here = tmp_path / "pid"
+    command = [sys.executable, "-c", STOPPED, str(here), "waiting"]
+    with subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE) as program:
+        assert program.stdout.readline() == "A\n"
+        process = psutil.Process(int(here.read_text()))
+        program.send_signal(kill)
+        program.wait()
+    psutil.wait_procs([process], timeout=60)
+    assert not process.is_running()
+
+
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
     here, found = tmp_path / "pid", []
 

@@ -35,7 +35,7 @@ from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
 
 SECONDS, ROOM = 20.0, 300 << 20
-"""What one of them may take; the first is generous, since the machine may be busy."""
+"""What one of them may take; the first of the processor, since the machine may be busy."""
 MARK = Path(tempfile.gettempdir()) / f"clinical-vlm-{os.getpid()}-was-run"
 """What the code of strangers would leave."""
 LORA, REST = "adapter_model.safetensors", "vlm.safetensors"
@@ -317,13 +317,13 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
 def watched() -> Iterator[None]:
     """Fails if what is done here takes time, memory, a pickle, a program or a file elsewhere."""
     global seen
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     seen = []
     try:
         yield
     finally:
         events, seen = seen, None
-    took, grown = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    took, grown = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert took < SECONDS and grown < ROOM >> 10, f"{took:.1f} s, {grown >> 10} MiB more"
     strange = [
         event for event in events if event[0] != "open" or "passwd" in str(event[1]) or "secret" in str(event[1])

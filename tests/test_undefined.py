@@ -28,6 +28,7 @@ from vlm.evaluation.measures import (
 from vlm.evaluation.scoring import CaseScores
 from vlm.evaluation.summary import summary_lines
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.training.run import train
 
 RUSSIAN = ["В нижней доле справа инфильтрация.", "Очаговых теней не выявлено.", "Тень в верхней доле слева (CT)."]
 GERMAN = [
@@ -41,11 +42,20 @@ FRENCH = [
     "Pas de pneumothorax, le coeur est normal.",
     "Les nodules du lobe gauche.",
 ]
+DANISH = ["Ingen pneumothorax.", "Hjertet er ikke forstørret.", "Opacitet i højre lunge, ingen pneumothorax."]
+ITALIAN = ["Assenza di versamento.", "Cuore nei limiti, non noduli.", "Opacità nella lingula."]
+MIXED = ["Pneumothorax не выявлен.", "CT: consolidation справа не определяется.", "Heart: без особенностей."]
+TURKISH = ["Pneumothorax yok.", "Sağ akciğerde opasite.", "Konsolidasyon yok."]
+HUNGARIAN = ["Pneumothorax nem látható.", "Pneumothorax nincs.", "Szív normál."]
+INDONESIAN = ["Tidak ada pneumothorax.", "Tidak tampak opacity.", "Jantung normal."]
 CHINESE = ["右肺野に浸潤影を認める。", "肺野清晰，未见异常。", "心胸比正常。"]
 ENGLISH = ["No opacity in either lung.", "Cardiomegaly.", "The lungs are clear. No pneumothorax."]
 
 
-@pytest.mark.parametrize("reports", [RUSSIAN, GERMAN, SPANISH, FRENCH, ["", "…", "12 34"]])
+@pytest.mark.parametrize(
+    "reports",
+    [RUSSIAN, GERMAN, SPANISH, FRENCH, DANISH, ITALIAN, MIXED, TURKISH, HUNGARIAN, INDONESIAN, ["", "…", "12 34"]],
+)
 def test_reports_that_the_labeller_cannot_read_give_no_rates(reports: list[str]) -> None:
     references = reports * 8
     measures = finding_measures(Reports(ENGLISH * 8, references), Bootstrap(np.arange(24), 20))
@@ -58,6 +68,7 @@ def test_reports_that_the_labeller_cannot_read_give_no_rates(reports: list[str])
 
 def test_a_share_that_is_too_small_is_no_measure_either() -> None:
     assert was_read("Cardiomegaly.") and was_read("Non displaced rib fracture.") and all(map(was_read, ENGLISH))
+    assert was_read("Sjögren's disease: the lungs are clear, no effusion.")
     assert why_unread(RUSSIAN * 9 + ENGLISH[:1] * 2).endswith("found a finding in only 2 of 29 references")
     assert why_unread(RUSSIAN * 9 + ENGLISH[:1] * 3) == ""
     assert why_unread([]) == "no test case has a reference report"
@@ -178,3 +189,18 @@ def test_an_evaluation_of_nothing_says_so_everywhere(tiny_model: ClinicalVLM, ti
     for words in (f"found nothing in {cases} references", "drafts were cut at 3 tokens", "are of one patient"):
         assert words in page and any(words in line for line in lines) and words in text, words
     assert "hallucination rate, 0" not in text and "| findings, hallucination rate | not defined: the labeller" in text
+
+
+@pytest.mark.parametrize("empty", [["test"], ["test", "validation"]])
+def test_training_without_cases_to_test_on_ends_with_what_is_not_defined(
+    empty: list[str], tiny_config: Config, tmp_path, capsys
+) -> None:
+    config, _ = changed_table(tiny_config, tmp_path, lambda frame: frame[~frame["split"].isin(empty)])
+    folder = train(replace(config, train=replace(config.train, threads=1)))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["cases"] == 0 and metrics["baselines"] == {} and metrics["text_loss"]["value"] is None
+    assert metrics["calibration"]["patients"] == (4 if empty == ["test"] else 0)
+    assert metrics["labels"]["pathology"]["auroc"]["why"] == "pathology is unknown in every test case"
+    said = capsys.readouterr().err
+    assert "none in validation or test" in said if len(empty) == 2 else "no case is in the split test" in said
+    assert (folder / "adapter" / "vlm.safetensors").is_file()

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from vlm.errors import UserError
 from vlm.training.monitor.frame import duration, frame, sparkline
-from vlm.training.monitor.watch import LogReader, Run, find_run, watch
+from vlm.training.monitor.run_state import LogReader, Run
+from vlm.training.monitor.watch import find_run, watch
 from vlm.training.run_folder import writer_of
 
 PROJECT = Path(__file__).resolve().parent.parent

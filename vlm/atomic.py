@@ -127,6 +127,7 @@ def replaced(file: Path) -> Iterator[Path]:
 def _beside(file: Path) -> Iterator[Path]:
     partial = _hidden(file, "partial")
     with writing(file):
+        partial.unlink(missing_ok=True)  # of a death, with its owner and mode, or a link that leads elsewhere
         try:
             yield partial
             (os.rename if os.name == "posix" else os.replace)(partial, file)  # Windows renames over nothing

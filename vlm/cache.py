@@ -8,9 +8,10 @@ import json
 import os
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from vlm.atomic import MANIFEST, seal, verify
+from vlm.atomic import MANIFEST, replace_file, seal, verify
 from vlm.errors import UserError
 
 MOST_REMEMBERED = 256
@@ -96,7 +97,7 @@ def remembered(files: Sequence[Path], what: str, compute: Callable[[], str]) -> 
         pass
     value = compute()
     if _stamps(files) == stamps:
-        _write_private(kept, json.dumps({"stamps": stamps, "value": value}).encode())
+        _keep(kept, json.dumps({"stamps": stamps, "value": value}))
     return value
 
 
@@ -105,15 +106,8 @@ def _stamps(files: Sequence[Path]) -> list[list[str | int]]:
     return [[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_dev, s.st_ino] for path, s in stats]
 
 
-def _write_private(file: Path, data: bytes) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(data)
-        partial.rename(file)
+def _keep(file: Path, content: str) -> None:
+    with suppress(UserError, OSError):  # it is computed again then
+        replace_file(file, content)
         for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_REMEMBERED]:
             old.unlink(missing_ok=True)
-    except OSError:  # it is computed again then
-        partial.unlink(missing_ok=True)

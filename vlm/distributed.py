@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from vlm.plain import escaped
+
 Result = TypeVar("Result")
 
 
@@ -24,10 +26,10 @@ def world_size() -> int:
 
 
 def say(*lines: str) -> None:
-    """Print to stderr, once whatever the number of processes."""
+    """Print to stderr, escaped, once whatever the number of processes."""
     if is_main():
         for line in lines:
-            print(line, file=sys.stderr, flush=True)
+            print(*map(escaped, line.split("\n")), sep="\n", file=sys.stderr, flush=True)
 
 
 def own_share(count: int, all_alike: bool = False) -> range:

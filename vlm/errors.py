@@ -53,8 +53,9 @@ def run_program(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        # A data loader's worker wraps the error in the text of its own traceback; the last line is ours.
-        print(f"error: {str(error).strip().splitlines()[-1].removeprefix('vlm.errors.UserError: ')}", file=sys.stderr)
+        # A data loader's worker wraps the error in the text of its own traceback; the end of it is ours.
+        said = UserError("".join(map(str, error.args)).rpartition("\nvlm.errors.UserError: ")[2].strip())
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)  # a progress bar may stand in the line

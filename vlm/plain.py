@@ -23,9 +23,9 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str, longest: int = LONGEST_LINE) -> str:
-    """A message cut to `longest` characters, with `\\x1b` in place of what `is_clean` refuses, line breaks kept."""
+    """A message cut to `longest` characters, one line, with `\\x1b` in place of what `is_clean` refuses."""
     cut = text if len(text) <= longest else f"{text[:longest]}…"
-    return "".join(x if is_clean(x, line_breaks=True) else x.encode("unicode_escape").decode() for x in cut)
+    return "".join(x if is_clean(x) else x.encode("unicode_escape").decode() for x in cut)
 
 
 def shortened(text: str) -> str:

@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -17,6 +18,8 @@ LONGEST_LIST = 1024
 """Items of a list or an object in it."""
 DEEPEST = 16
 """Levels of nesting in it."""
+LONGEST_KEY, LONGEST_PATH = 1000, 200
+"""Characters of an object's key, and of the keys to a value in a message."""
 LARGEST_YAML = 512 << 10
 """Bytes of a YAML file; its parser is slow."""
 MOST_WRITTEN_OUT = 4 << 20
@@ -35,24 +38,44 @@ def read_json(file: Path, what: str, longest: int = LONGEST_LIST) -> Any:
         raise UserError(f"{file}: cannot read {what}: {error}") from None
 
 
-def parse_json(data: bytes, longest: int = LONGEST_LIST) -> Any:
-    """Strict JSON of little depth, no list or object of more than `longest` items.
+class JsonFault(ValueError):
+    """What is wrong with a JSON text, in one line that may quote it; `unquoted` says it without."""
 
-    Raises `ValueError` in one line for anything else.
+    def __init__(self, quoted: str, unquoted: str = "") -> None:
+        super().__init__(quoted)
+        self.unquoted = unquoted or quoted
+
+
+def parse_json(
+    data: bytes | str,
+    longest: float = LONGEST_LIST,
+    deepest: int = DEEPEST,
+    digits: int = 19,  # what 64 bits hold
+    accepts: Callable[[str], bool] | None = None,
+) -> Any:
+    """Strict JSON: no key twice, no NaN, Infinity or number beyond a double, and bounded depth, lists and integers.
+
+    `accepts` judges each text that is a value; without it, `is_clean` does. Raises `JsonFault` for anything else.
     """
     try:
         values = json.loads(
-            data.decode("utf-8"),
+            data.decode("utf-8") if isinstance(data, bytes) else data,
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
             parse_float=_finite,
-            parse_int=_small,
+            parse_int=partial(_whole, digits),
         )
     except RecursionError:
-        raise ValueError(f"nested deeper than {DEEPEST} levels") from None
-    for path, text in _strings(values, longest):
-        if not is_clean(text, line_breaks=True):
-            raise ValueError(f"{path}: {shortened(text)} holds a character that cannot be shown")
+        raise JsonFault(f"nested deeper than {deepest} levels") from None
+    except json.JSONDecodeError as error:
+        where = f"at line {error.lineno}, column {error.colno}"
+        raise JsonFault(str(error), f"Invalid JSON: {error.msg} {where}") from None
+    except UnicodeDecodeError as error:
+        raise JsonFault(str(error), "Invalid JSON: not UTF-8") from None
+    for path, text in _strings(values, longest, deepest):
+        if not (accepts(text) if accepts else is_clean(text, line_breaks=True)):
+            fault = "holds a character that cannot be shown"
+            raise JsonFault(f"{path}: {shortened(text)} {fault}", f"Invalid JSON: a text {fault}")
     return values
 
 
@@ -101,42 +124,49 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise ValueError(f"the key {shortened(key)} stands there twice")
+            raise JsonFault(f"the key {shortened(key)} stands there twice")
+        if len(key) > LONGEST_KEY:
+            raise JsonFault(f"the key {shortened(key)} is longer than {LONGEST_KEY:,} characters")
         if not is_clean(key):
-            raise ValueError(f"the key {shortened(key)} holds a character that cannot be shown")
+            raise JsonFault(f"the key {shortened(key)} holds a character that cannot be shown")
         values[key] = value
     return values
 
 
-def _refuse_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
+def _refuse_constant(word: str) -> NoReturn:
+    raise JsonFault(f"{word} is no number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{shortened(text)} is no finite number")
+        raise JsonFault(f"{shortened(text)} is no finite number", "a number is too large")
     return number
 
 
-def _small(text: str) -> int:
-    if len(text) > 19:  # more than 64 bits hold
-        raise ValueError(f"{shortened(text)} is too large a number")
+def _whole(digits: int, text: str) -> int:
+    if len(text) > digits:
+        raise JsonFault(f"{shortened(text)} is too large a number", "a number is too large")
     return int(text)
 
 
-def _strings(values: Any, longest: int) -> Iterator[tuple[str, str]]:
-    """(path, text) of every string; raises `ValueError` for what is too deep or too long."""
+def _strings(values: Any, longest: float, deepest: int) -> Iterator[tuple[str, str]]:
+    """(path, text) of every string; raises `JsonFault` for what is too deep or too long."""
     rest: list[tuple[str, Any, int]] = [("", values, 0)]
     while rest:
         path, value, depth = rest.pop()
-        if depth > DEEPEST:
-            raise ValueError(f"nested deeper than {DEEPEST} levels")
+        if depth > deepest:
+            raise JsonFault(f"nested deeper than {deepest} levels")
         if isinstance(value, dict | list) and len(value) > longest:
-            raise ValueError(f"{path!r}: holds {len(value):,} items, more than {longest:,}")
+            raise JsonFault(f"{path!r}: holds {len(value):,} items, more than {longest:,}")
         if isinstance(value, str):
             yield path, value
         elif isinstance(value, dict):
-            rest += [(f"{path}.{key[:60]}".lstrip("."), item, depth + 1) for key, item in value.items()]
+            rest += [(_below(path, f".{key[:60]}").lstrip("."), item, depth + 1) for key, item in value.items()]
         elif isinstance(value, list):
-            rest += [(f"{path}[{number}]", item, depth + 1) for number, item in enumerate(value)]
+            rest += [(_below(path, f"[{number}]"), item, depth + 1) for number, item in enumerate(value)]
+
+
+def _below(path: str, part: str) -> str:
+    """A path and its next part; a long one stays as it is, since each of a hundred thousand items has one."""
+    return path if len(path) > LONGEST_PATH else path + part

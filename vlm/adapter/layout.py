@@ -41,6 +41,8 @@ FILES = (
 REQUIRED = FILES[:4]
 MOST_CATEGORIES = 4096
 """Of all vitals together."""
+LARGEST = 1e30
+"""Of the numbers of a training split; the difference of two of them must be one of 32 bits."""
 LONGEST = 600
 """Characters of what is said of a wrong config."""
 
@@ -160,8 +162,8 @@ def _prompt_ids(values: Any) -> PromptIds:
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-        raise TypeError(f"statistics: {values!s:.40} is no list of numbers")
+    if not isinstance(values, list) or not all(type(v) in (int, float) and abs(v) < LARGEST for v in values):
+        raise TypeError(f"statistics: {values!s:.40} is no list of numbers below {LARGEST:g}")
     return tuple(map(float, values))
 
 

@@ -231,6 +231,8 @@ def _is_default(key: str, value: Any) -> bool:
     """Whether an option is as PEFT leaves it."""
     if key == "target_modules":  # of all linear layers PEFT writes the names
         return _are_names(value)
+    if key == "fan_in_fan_out":  # true for GPT-2's layers, whose weights lie the other way
+        return isinstance(value, bool)
     if key == "peft_version":
         return isinstance(value, str) and len(value) < 40
     if not value or DEFAULTS.get(key) == value:

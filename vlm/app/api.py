@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from vlm.app.about import Adapter
-from vlm.app.bodies import Bodies, form_of, read_json
+from vlm.app.bodies import Bodies, form_of, is_whole, read_json
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.guard import Access, Guard
 from vlm.app.service import Busy, Job, Service
@@ -233,6 +233,8 @@ async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
             raise HTTPException(422, f"{name}: given twice")
         if isinstance(value, UploadFile) != (name == "image"):
             raise HTTPException(422, f"{name}: {'send it as a file' if name == 'image' else 'is no file field'}")
+        if isinstance(value, str) and name not in ("vitals", "observations") and not is_whole(value):
+            raise HTTPException(400, f"{name}: not UTF-8")
         fields[name] = value
     image: UploadFile | None = fields.pop("image", None)
     known: dict[str, Any] = {name: fields.pop(name) for name in ("context", "format") if name in fields}

@@ -1,19 +1,19 @@
 """Read request bodies within limits: bytes and seconds of each, bytes of all that are read at once."""
 
 import asyncio
-import json
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi import HTTPException, Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
+
+from vlm.untrusted import JsonFault, parse_json
 
 IDLE_SECONDS = 10.0
 """Without a byte."""
@@ -22,6 +22,8 @@ SLOWEST = 32 << 10
 """Bytes a second on average, after the grace."""
 MOST_VALUES = 100_000
 """Commas, colons and brackets in a JSON body: a few bytes of them become a hundred times as many in memory."""
+MOST_OPTIONS = 16
+"""Semicolons in a header: each costs the parser as much as a kilobyte of a file."""
 DEEPEST = 32
 LONGEST_NUMBER = 40
 
@@ -65,10 +67,29 @@ class Bodies:
             self.held -= mine
 
 
-class _InMemory(MultiPartParser):
-    """Starlette's parser, which writes no file of a case to the disk; the whole body is bounded already."""
+class _Form(MultiPartParser):
+    """Starlette's parser, but strict, and without a file of a case on the disk: the whole body is bounded already."""
 
     spool_max_size = sys.maxsize
+    is_whole = False
+
+    def on_header_end(self) -> None:
+        name = self._current_partial_header_name.lower()
+        if self._current_partial_header_value.count(b";") > MOST_OPTIONS:
+            raise MultiPartException("a part's header has too many options")
+        if any(name == other for other, _ in self._current_part.item_headers):
+            raise MultiPartException("a part has a header twice")
+        super().on_header_end()
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is None:  # half a character where it is not UTF-8, and not another encoding's letters
+            self.items.append((part.field_name, part.data.decode("utf-8", "surrogateescape")))
+        else:
+            super().on_part_end()
+
+    def on_end(self) -> None:
+        self.is_whole = True
 
 
 @asynccontextmanager
@@ -77,16 +98,20 @@ async def form_of(request: Request, files: int, fields: int, largest: int) -> As
 
     `largest` is of a field, in bytes. Raises `HTTPException`.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    header = request.headers.get("content-type", "")
+    if header.count(";") > MOST_OPTIONS:
+        raise HTTPException(415, "content-type: too many options")
+    kind, options = parse_options_header(header)
     if kind != b"multipart/form-data":
         raise HTTPException(415, "send multipart/form-data")
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"us-ascii"):
         raise HTTPException(415, "content-type: a form is sent in UTF-8")
-    parser = _InMemory(
-        request.headers, request.stream(), max_files=files, max_fields=fields, max_part_size=largest
-    )  # fmt: skip
+    parser = _Form(request.headers, request.stream(), max_files=files, max_fields=fields, max_part_size=largest)
     try:
         form = await parser.parse()
+        if not parser.is_whole:
+            await form.close()
+            raise MultiPartException("the form is cut short: its last boundary is missing")
     except MultiPartException as error:
         raise HTTPException(400, error.message) from None
     try:
@@ -96,67 +121,21 @@ async def form_of(request: Request, files: int, fields: int, largest: int) -> As
 
 
 def read_json(data: bytes | str) -> Any:
-    """Strict JSON: no key twice, no NaN or Infinity, no number beyond a double, little depth, few values.
-
-    Raises `ValueError` in one line without a value of the text.
-    """
+    """Strict JSON of few values; raises `ValueError` in one line without a value of the text."""
+    if sum(data.count(sign) if isinstance(data, str) else data.count(sign.encode()) for sign in ",:[{") > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
     try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
-        if sum(map(text.count, ",:[{")) > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES:,} values")
-        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant,
-                            parse_float=_finite, parse_int=_short)  # fmt: skip
-    except RecursionError:
-        raise ValueError(f"nested deeper than {DEEPEST} levels") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except UnicodeDecodeError:
-        raise ValueError("Invalid JSON: not UTF-8") from None
-    _check(values)
-    return values
+        return parse_json(data, math.inf, DEEPEST, LONGEST_NUMBER, is_whole)
+    except JsonFault as fault:
+        raise ValueError(fault.unquoted) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice[:60]!a} stands there twice")
-    return values
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("a number is too large")
-    return number
-
-
-def _short(text: str) -> int:
-    if len(text) > LONGEST_NUMBER:
-        raise ValueError("a number is too large")
-    return int(text)
-
-
-def _check(values: Any) -> None:
-    """Refuse too deep a nesting, and half a character, which no text may hold."""
-    rest = [(values, 0)]
-    while rest:
-        value, depth = rest.pop()
-        if depth > DEEPEST:
-            raise ValueError(f"nested deeper than {DEEPEST} levels")
-        if isinstance(value, str) and not value.isascii():
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError:
-                raise ValueError("Invalid JSON: half a surrogate pair") from None
-        if isinstance(value, dict):
-            rest += [(part, depth + 1) for pair in value.items() for part in pair]
-        elif isinstance(value, list):
-            rest += [(item, depth + 1) for item in value]
+def is_whole(text: str) -> bool:
+    """Whether a text has no half of a character in it, which can be written nowhere."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _length(request: Request) -> int:

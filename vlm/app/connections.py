@@ -16,6 +16,10 @@ HEAD_SECONDS = 10.0
 """From a connection, or the last answer, to the end of a request's head."""
 READER_SECONDS = 30.0
 """While a client does not take what is written to it."""
+PIECE = 16 << 10
+"""Bytes that are parsed at once, so that a head may have hardly more."""
+FREE_CHUNKS, SMALLEST_CHUNK = 256, 512
+"""Chunks of a body, and bytes of each on average beyond them: each costs the parser as much as a kilobyte."""
 _STREAMS = "/gradio_api/"
 """Paths of the page, whose streams stay open as long as the page does."""
 
@@ -27,11 +31,29 @@ def server_config(app: Any, **named: Any) -> uvicorn.Config:
                           server_header=False, timeout_graceful_shutdown=3, **named)  # fmt: skip
 
 
+class _Connection(h11.Connection):
+    """Reads no body that comes in crumbs."""
+
+    chunks = 0
+    received = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.chunks = self.received = 0
+        elif isinstance(event, h11.Data):
+            self.chunks, self.received = self.chunks + event.chunk_start, self.received + len(event.data)
+            if self.chunks > FREE_CHUNKS + self.received // SMALLEST_CHUNK:
+                raise h11.RemoteProtocolError("the chunks of the body are too small")
+        return event
+
+
 class BoundedProtocol(H11Protocol):
     """A connection that ends when its client is slow, or when others need its place."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.conn = _Connection(h11.SERVER, PIECE)
         self.since = time.monotonic()
         self._head: asyncio.TimerHandle | None = None
         self._reader: asyncio.TimerHandle | None = None
@@ -51,6 +73,11 @@ class BoundedProtocol(H11Protocol):
                 timer.cancel()
         if self.transport is not None:
             super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), PIECE):
+            if not self.transport.is_closing():
+                super().data_received(data[start : start + PIECE])
 
     def handle_events(self) -> None:
         super().handle_events()

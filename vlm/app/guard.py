@@ -111,7 +111,7 @@ class Guard:
 def _is_own_page(headers: Headers, scope: Mapping[str, Any], host: str) -> bool:
     """Whether a request is of no web page, of one of this server, or only opens the page as a link does."""
     origins = headers.getlist("origin")
-    if origins and (len(origins) > 1 or _netloc(origins[0]) != re.sub(r":(80|443)$", "", host)):
+    if origins and (len(origins) > 1 or not _is_at(origins[0], host)):
         return False
     site = headers.get("sec-fetch-site", "none")
     opens = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
@@ -119,9 +119,11 @@ def _is_own_page(headers: Headers, scope: Mapping[str, Any], host: str) -> bool:
     return site in ("none", "same-origin") or is_whole_page
 
 
-def _netloc(origin: str) -> str:
+def _is_at(origin: str, host: str) -> bool:
+    """Whether an origin is a web page at this `Host`, where either may leave out the port that its scheme implies."""
     scheme, _, netloc = origin.lower().partition("://")
-    return re.sub(r":(80|443)$", "", netloc) if scheme in ("http", "https") else ""
+    port = {"http": ":80", "https": ":443"}.get(scheme)
+    return port is not None and netloc.removesuffix(port) == host.removesuffix(port)
 
 
 def _refused(code: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm.atomic import replace_file
 from vlm.errors import UserError, run_program
+from vlm.plain import escaped
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def run_pack(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     config, _ = parse_config(["--config", arguments.config, *options])
     given = {"rows": arguments.rows_per_shard, "image_side": arguments.image_side}
     chosen = PackOptions(**{name: value for name, value in given.items() if value is not None})
-    print("\n".join(pack(config.data, Path(arguments.output), chosen)))
+    print(*map(escaped, pack(config.data, Path(arguments.output), chosen)), sep="\n")
     return 0
 
 

@@ -168,13 +168,15 @@ def _render_and_send(sender: "Connection", template: str, system: str, special: 
 
 
 def _limit_this_process() -> None:
-    import resource
-
+    random.seed(0)
+    try:
+        import resource
+    except ImportError:  # Windows; the parent waits no longer than `WAIT_SECONDS`
+        return
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     if sys.platform == "linux":  # elsewhere the limit is not kept by the system
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
-    random.seed(0)
 
 
 def _rendering(template: str, conversation: list[dict[str, Any]], special: dict[str, str]) -> Rendering:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlm.errors import UserError, run_program
+from vlm.plain import escaped
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def test_adapter(
         if ours != theirs:
             raise UserError(f"{data}: its {kind} are {', '.join(theirs) or 'none'}, the adapter's {', '.join(ours)}")
     learned = load_learned(config.evaluation.learned_metrics)
-    print(cohort.describe(), *(f"warning: {text}" for text in cohort.warnings), sep="\n")
+    print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
     model = load(folder, base=base)
     config = replace(config, run=replace(config.run, name=Path(adapter).name))
     with locked(output), nullcontext(output) if output.exists() else staged(output, sealed=False) as place:

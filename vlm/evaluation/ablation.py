@@ -167,5 +167,7 @@ def _dependence(kind: str, change: Mapping[str, Any], cases: int) -> tuple[bool 
         return False, f"Ignores the {kind}: with another patient's, {facts}."
     uses = [name for name, holds in (("text", worse_text), ("probability", worse_area)) if holds]
     if not uses:
-        return False, f"No proof of use of the {kind}: with another patient's, {facts}; both intervals hold 0."
+        intervals = sum(change["low"] is not None for change in (loss, area))
+        held = ("no interval is defined", "the interval holds 0", "both intervals hold 0")[intervals]
+        return False, f"No proof of use of the {kind}: with another patient's, {facts}; {held}."
     return True, f"The {' and '.join(uses)} use{'s' * (len(uses) == 1)} the {kind}: with another patient's, {facts}."

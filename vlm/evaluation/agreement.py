@@ -17,9 +17,11 @@ LEAST_READ = 0.1
 _ENGLISH = re.compile(r"\b(?:the|of|and|is|are|in|on|with|there|at|both|either|left|right|lungs?|heart|clear|seen)\b")
 _FOREIGN = re.compile(
     r"\b(?:der|die|das|und|ist|im|keine?[rsmn]?|nicht|mit|ohne|links|rechts|"  # German
-    r"le|les|du|des|et|est|pas|sans|avec|gauche|droite?|el|los|las|del|con|sin|hay|izquierd[oa]|derech[oa]|"
-    r"il|della?|di|senza|sinistr[oa]|destr[oa]|não|sem|com|esquerd[oa]|direit[oa]|"  # and Romance languages
-    r"het|een|van|geen|zonder|och|inga?|nie|bez|oraz)\b"  # Dutch, Swedish, Polish
+    r"le|les|du|de|des|et|est|pas|sans|avec|gauche|droite?|el|los|las|del|con|sin|hay|izquierd[oa]|derech[oa]|"
+    r"il|della?|di|nei|nella?|senza|assenza|sinistr[oa]|destr[oa]|não|sem|com|esquerd[oa]|direit[oa]|"  # Romance
+    r"het|een|van|geen|niet|zonder|och|og|ej|ikke|ing[ae]n?|uden|uten|utan|nie|nem|nincs|bez|brak|oraz|ei|yok|"
+    r"tidak|ada|tampak|dan)\b|"  # Dutch, Nordic, Slavic, Hungarian, Finnish, Turkish, Indonesian
+    r"\b(?=[a-z]*[^\W\da-z_])[^\W\d_]+"  # a word with a letter that English has not
 )
 
 

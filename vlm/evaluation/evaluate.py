@@ -178,7 +178,7 @@ def baseline_measures(
     learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
     """Constant report, nearest training case, vitals alone, missingness alone: always beside the model."""
-    if not len(splits.train):
+    if not (len(splits.train) and len(splits.test)):
         return {}
     reports = {}
     if any(references):

@@ -14,10 +14,11 @@ COOLEST, HOTTEST = 0.2, 20.0
 def fit_temperature(scores: CaseScores, patients: Sequence[str]) -> Calibration:
     """The temperature that minimises BCE over the known labels of the validation split, never of the test split.
 
-    One number for all labels: with some dozen patients a number for each would be noise.
+    One number for all labels: with some dozen patients a number for each would be noise. None is fitted where the
+    known labels are of one class: the best would be as sure as it may be.
     """
     known = ~np.isnan(scores.targets)
-    if not known.any():
+    if len(np.unique(scores.targets[known])) < 2:
         return Calibration()
     logits, targets = scores.logits[known].astype(np.float64), scores.targets[known]
 

@@ -211,6 +211,7 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
             for name in layer.active_adapters:
                 a, b = (layer.get_parameter(f"lora_{side}.{name}.weight").detach() for side in "AB")  # r × in, out × r
                 # PEFT's own merge adds in place; one product beside the old weight is quicker and needs no copy of it.
+                b, a = (a.T, b.T) if layer.fan_in_fan_out else (b, a)  # GPT-2's weights lie in × out
                 merged = torch.addmm(weight.data.to(b.dtype), b, a, alpha=layer.scaling[name])  # LoRA stays fp32
                 weight.data = merged.to(weight.dtype)
                 layer.merged_adapters.append(name)

@@ -7,30 +7,44 @@ from pathlib import Path
 from typing import Any
 
 from vlm.atomic import CHUNK
+from vlm.data.fingerprint import MOST_READ
 from vlm.data.images.find import ImageFolder
 from vlm.errors import UserError
 from vlm.inference.rows import Row
 from vlm.untrusted import read_json
 
-CONTENTS = {"contents": "the table", "pictures": "a size or a name of the images in the table"}
+CONTENTS = {"contents": "the table", "pictures": "the content, a size or a name of the images in the table"}
 """Keys that stamps of earlier versions do not have → what changed where they differ."""
 
 
 def contents_of(table: Path, rows: Iterable[Row], images: Path) -> dict[str, str]:
-    """SHA-256 of the table's bytes, and of the names and sizes of its images, which are too many to be read twice."""
-    hashed, folder = hashlib.sha256(), ImageFolder(images)
+    """SHA-256 of the table's bytes, and of its images: names, sizes and the bytes of the first gigabyte of them."""
+    hashed, folder, total = hashlib.sha256(), ImageFolder(images), 0
     for row in rows:
         if row.image and isinstance(row.image, str):  # an image in the table is part of its bytes
-            hashed.update(f"{row.image} {_size(folder, row.image)}\n".encode("utf-8", "backslashreplace"))
+            size, path = _size(folder, row.image)
+            hashed.update(f"{row.image} {size}\n".encode("utf-8", "backslashreplace"))
+            total += size or 0
+            if size and total <= MOST_READ:
+                hashed.update(_digest(path))
     return {"contents": _table_digest(table), "pictures": hashed.hexdigest()}
 
 
-def _size(folder: ImageFolder, name: str) -> int | None:
-    """Bytes of an image; None where its row will have an error in place of a draft."""
+def _size(folder: ImageFolder, name: str) -> tuple[int | None, Path]:
+    """Bytes of an image and its file; None where its row will have an error in place of a draft."""
     try:
-        return Path(folder.find(name)).stat().st_size
+        path = Path(folder.find(name))
+        return path.stat().st_size, path
     except (UserError, OSError):
-        return None
+        return None, Path(name)
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # its row will have an error
+        return b""
 
 
 def _table_digest(table: Path) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -66,8 +67,17 @@ def _quietly(drive: Callable[..., None], connection: Connection, log: str, *argu
     os.dup2(output, 1)
     os.dup2(output, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the process that started this one ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         drive(connection, *arguments)
     except UserError as error:
         connection.send(("error", str(error)))
     connection.close()  # before Ray ends its services, which may end this process
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed and could not; Ray's services end with this one."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)

@@ -212,8 +212,14 @@ def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
 
 
 def embedding_space(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EmbeddingSpace:
-    """The words of a language model, as the other parts need them."""
-    hidden_size = llm.config.get_text_config().hidden_size
+    """Describe the embedding space of a language model.
+
+    Raises `ValueError` where its word embeddings are narrower than its hidden states, as in OPT-350m: evidence tokens
+    could not stand between them.
+    """
+    hidden_size, width = llm.config.get_text_config().hidden_size, word_embeddings(llm).shape[1]
+    if width != hidden_size:
+        raise ValueError(f"its word embeddings have {width:,} values, its hidden states {hidden_size:,}")
     device = word_embeddings(llm).device
     shown, rms = llm.get_input_embeddings(), embedding_rms(llm)
     return EmbeddingSpace(tokenizer, shown, hidden_size, device, rms, context_length(llm), len(word_embeddings(llm)))

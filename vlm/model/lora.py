@@ -24,11 +24,12 @@ def fit_targets(llm: PreTrainedModel, config: LLMConfig) -> LLMConfig:
     would save them in a form that is no plain LoRA. Raises `UserError` for a name that no linear layer has.
     """
     paths = list(linear_layers(llm))
-    leaves = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    leaves, usual = list(dict.fromkeys(path.rpartition(".")[2] for path in paths)), LLMConfig().lora_targets
     if config.lora_targets == ["all-linear"]:
         return replace(config, lora_targets=leaves) if _has_fused_experts(llm) else config
-    if config.lora_targets == LLMConfig().lora_targets:
-        found = {path.rpartition(".")[2] for path in paths if MIXER.search(path) and not OTHER_TOWER.search(path)}
+    if config.lora_targets == usual:
+        own = (path for path in paths if not OTHER_TOWER.search(path))
+        found = {leaf for path in own if (leaf := path.rpartition(".")[2]) in usual or MIXER.search(path)}
         if found - set(config.lora_targets) or not found:
             config = replace(config, lora_targets=[leaf for leaf in leaves if leaf in found])
     if not config.lora_targets:

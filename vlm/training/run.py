@@ -72,6 +72,9 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
+    base = model.base_sha256 or model.base_fingerprint
+    if checkpoint:
+        folder.compare_base(base)
     say(describe_parameters(model), *_base_lines(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     with private():  # it makes its folder
@@ -88,7 +91,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
         say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
     if is_main():  # last: a mistake in config, data or base leaves the folder as it was
-        folder.create(config, cohort.fingerprint, resume, contents)
+        folder.create(config, cohort.fingerprint, resume, contents, base)
     processes.wait_for_everyone()
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own

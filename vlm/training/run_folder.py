@@ -90,14 +90,14 @@ class RunFolder:
             raise UserError(f"{self.path}: has files but no config.yaml, so it is no run; it is not overwritten")
         return None
 
-    def create(self, config: Config, cases: str, resume: bool = False, contents: str = "") -> None:
-        """Make the folder, in place of an earlier run, and write the resolved config."""
+    def create(self, config: Config, cases: str, resume: bool = False, contents: str = "", base: str = "") -> None:
+        """Make the folder, in place of an earlier run, and write the resolved config and what the run is made from."""
         with writing(self.path):
             make_folder(self.path)
             if not resume:
                 self._clear()
             replace_file(self.config, to_yaml(config))  # first: what has no config is no run, and is not overwritten
-            replace_file(self.cases, f"{cases}\n{contents}".rstrip() + "\n")
+            replace_file(self.cases, f"{cases}\n{contents}\n{base}".rstrip() + "\n")
             for folder in (self.figures, self.checkpoints):
                 make_folder(folder)
             sweep(self.checkpoints)
@@ -131,9 +131,20 @@ class RunFolder:
             self.warnings.append(f"{self.path}: no checkpoint was written yet, so the run starts at its first step")
         return checkpoint
 
+    def compare_base(self, base: str) -> None:
+        """Raise `UserError` unless the digest of the base is that of the base which the run began with."""
+        began = self._began_with()
+        if len(began) > 2 and began[2] != base:
+            way_out = "put them back, or start a new run"
+            raise UserError(f"{self.path}: the weights of the base changed since the run began; {way_out}")
+
+    def _began_with(self) -> list[str]:
+        """Fingerprints of the cases, of their contents and of the base; fewer in a run of an earlier version."""
+        return self.cases.read_text(encoding="utf-8").split() if self.cases.is_file() else []
+
     def _compare_cases(self, cases: str, contents: str) -> None:
         """Raise `UserError` unless the cases are those that the run began with."""
-        began = self.cases.read_text(encoding="utf-8").split() if self.cases.is_file() else []
+        began = self._began_with()
         if began and began[0] != cases:
             raise UserError(f"{self.path}: the cases or their split changed since the run began; start a new run")
         if len(began) == 1 and contents:

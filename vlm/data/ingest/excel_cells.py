@@ -16,8 +16,8 @@ from xml.parsers import expat
 MEMORY, SECONDS = 640 << 20, 300
 FREE_UNPACKED, MOST_RATIO = 1 << 25, 100
 LARGEST_MERGED = 1_000_000
-MOST_COLUMNS = 1 << 14
-"""As Excel has it."""
+MOST_COLUMNS, MOST_ROWS = 1 << 14, 1 << 20
+"""As Excel has them."""
 _UNIT = re.compile(r'(?:[#0?.,]+|General)[\\ _]*"([^"]*\w[^"]*)"')
 """A format of numbers that ends in a unit: `0.0" mmol/L"`."""
 
@@ -123,6 +123,8 @@ class Outline:
         if name == "row":
             self._column = 0
             self.hidden_rows += is_hidden
+            if int(attributes.get("r", 1)) > MOST_ROWS:  # the library gives every row before it
+                raise Refusal(f"more than {MOST_ROWS:,} rows; that is no table")
         elif name == "c":
             place = attributes.get("r")
             self._column = range_boundaries(place)[0] if place else self._column + 1
@@ -157,21 +159,24 @@ class Merged:
     """Fill merged areas, which show one value in all of their cells, row by row."""
 
     areas: list[tuple[int, int, int, int]]
-    _values: dict[int, Any] = field(default_factory=dict)
-    """Number of an area → its value."""
+    _starting: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+    """First row → first column, last column and last row of the areas that begin there."""
+    _open: list[tuple[int, int, int, Any]] = field(default_factory=list)
+    """The same, and the value, of those that the last row was in."""
 
     def __post_init__(self) -> None:
         size = sum((right - left + 1) * (low - top + 1) for left, top, right, low in self.areas)
         if size > LARGEST_MERGED:
             raise Refusal(f"more than {LARGEST_MERGED:,} merged cells; unmerge them")
+        for left, top, right, low in self.areas:
+            self._starting.setdefault(top, []).append((left, right, low))
 
     def fill(self, row: int, cells: dict[int, Any]) -> dict[int, Any]:
-        """The cells of a row with those of the areas that it crosses."""
-        for number, (left, top, right, low) in enumerate(self.areas):
-            if row == top and left in cells:
-                self._values[number] = cells[left]
-            if top <= row <= low and number in self._values:
-                cells |= dict.fromkeys(range(left, right + 1), self._values[number])
+        """The cells of a row, which comes after the one before it, with those of the areas that it crosses."""
+        begun = [(*area, cells[area[0]]) for area in self._starting.get(row, ()) if area[0] in cells]
+        self._open = [area for area in self._open if row <= area[2]] + begun
+        for left, right, _, value in self._open:
+            cells |= dict.fromkeys(range(left, right + 1), value)
         return cells
 
 

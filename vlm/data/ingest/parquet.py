@@ -119,7 +119,10 @@ def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
 def _cells(column: pa.Array, file: str, name: str, first: int) -> list[object]:
     if is_image_struct(column.type):
         return struct_cells(column, file, name, first)
-    return bytes_cells(column, file, name, first) if is_bytes(column.type) else _objects(column)
+    try:
+        return bytes_cells(column, file, name, first) if is_bytes(column.type) else _objects(column)
+    except (OverflowError, ValueError) as error:  # such as a date that Python has not
+        raise ValueError(f"column {name}: {error}") from None
 
 
 def _objects(column: pa.Array) -> list[object]:

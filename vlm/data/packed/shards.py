@@ -20,6 +20,8 @@ from vlm.errors import UserError
 
 SCHEME = "row://"
 _REFERENCE = re.compile(r"row://(\d+)::(.+)", re.DOTALL)
+ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}
+"""Of columns and their levels; others could repeat a long text in every row."""
 HELD = 2 << 30
 """Bytes of shards that a process holds at most, more than 16 lanes take; one that was read through goes before."""
 
@@ -55,7 +57,10 @@ def check_columns(file: pq.ParquetFile, address: str, pack: Pack, shard: Shard) 
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
     same = file.schema_arrow.remove_metadata().equals(pack.features.arrow_schema.remove_metadata())
-    folded = any(chunk.has_dictionary_page or chunk.compression != "UNCOMPRESSED" for chunk in chunks)
+    folded = any(
+        chunk.has_dictionary_page or chunk.compression != "UNCOMPRESSED" or not set(chunk.encodings) <= ENCODINGS
+        for chunk in chunks
+    )
     if not same or folded or file.metadata.num_rows != shard.rows:
         raise UserError(f"{address}: not the shard that pack.json describes: other columns, rows or encoding")
 

@@ -16,6 +16,7 @@ from vlm.data.prepare.check import CheckResult
 from vlm.data.prepare.columns import missing
 from vlm.data.prepare.notice import LEVELS
 from vlm.data.prepare.pictures import Pair
+from vlm.plain import escaped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -31,10 +32,10 @@ def as_text(result: CheckResult) -> str:
         f"{sum(n.level == level for n in result.notices)} {level}s" for level in LEVELS)]  # fmt: skip
     for notice in result.notices:
         rows = f" (row {', '.join(map(str, notice.rows))})" if notice.rows else ""
-        lines += textwrap.wrap(f"{SIGNS[notice.level]} {notice.message}{rows}", 118, subsequent_indent="  ")
+        lines += textwrap.wrap(escaped(f"{SIGNS[notice.level]} {notice.message}{rows}"), 118, subsequent_indent="  ")
     lines.append("columns")
     for reason in result.roles.reasons:
-        lines += textwrap.wrap(f"  {reason}", 118, subsequent_indent="    ")
+        lines += textwrap.wrap(escaped(f"  {reason}"), 118, subsequent_indent="    ")
     return "\n".join(lines)
 
 
