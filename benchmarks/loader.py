@@ -80,7 +80,7 @@ def measure(rows: int, batches: int | None, kind: str) -> dict[str, float]:
     from vlm.data.dataset import CaseDataset
     from vlm.data.images.image import ImageSpec
     from vlm.data.ingest.table import load_table
-    from vlm.training.trainer import CaseSampler
+    from vlm.data.sampling import CaseSampler
 
     torch.set_num_threads(1)
     vitals = [VitalConfig(name) for name in ("glucose", "systolic", "diastolic", "age")]

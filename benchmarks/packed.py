@@ -60,8 +60,7 @@ def epoch(folder: str, cases: int, source: str, workers: int) -> dict[str, float
     from vlm.data.dataset import CaseDataset
     from vlm.data.images.image import ImageSpec
     from vlm.data.ingest.sources import load_cohort
-    from vlm.data.sampling import ShardSampler, shards_of
-    from vlm.training.trainer import CaseSampler
+    from vlm.data.sampling import CaseSampler, ShardSampler, shards_of
 
     torch.set_num_threads(1)
     root = Path(folder) / {"phantom": "files", "packed": "shards"}[source]

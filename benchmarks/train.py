@@ -28,8 +28,8 @@ from vlm.device import multiplies_bf16
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.loss import joint_loss, label_loss
 from vlm.training.features import keep_features
+from vlm.training.optimizer import parameter_groups
 from vlm.training.run import build_model, case_dataset
-from vlm.training.trainer import parameter_groups
 
 CPU = torch.device("cpu")
 

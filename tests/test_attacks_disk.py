@@ -19,7 +19,6 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
 
 from tests.conftest import read_json, table_config
 from vlm.atomic import open_private, replace_file, replaced, staged
@@ -395,21 +394,11 @@ def as_usual() -> Iterator[None]:
     assert os.umask(before) == 0o022, "it is as it was"
 
 
-class Tracker(TrainerCallback):
-    """Writes as a library does that knows nothing of ours."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_log(self, *arguments, **options) -> None:
-        (self.folder / "tracked").mkdir(exist_ok=True)
-        (self.folder / "tracked" / "tfevents").write_text("x")
-
-
-def test_a_whole_run_is_its_owners_alone(as_usual, tiny_config: Config, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("vlm.training.run.make_trackers", lambda names, folder: [Tracker(folder)])
+def test_a_whole_run_is_its_owners_alone(as_usual, tiny_config: Config, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     options = EvaluationConfig(batch_size=8, max_new_tokens=2, bootstrap_draws=2, ablation=False)
-    folder = train(replace(tiny_config, evaluation=options))
+    tracked = replace(tiny_config.train, report_to=["tensorboard"])
+    folder = train(replace(tiny_config, evaluation=options, train=tracked))
     files = {path.name for path in folder.rglob("*")}
     assert {"config.yaml", "log.jsonl", "predictions.jsonl", "report.html", "losses.png", "trainable.safetensors",
             "adapter_config.json", "README.md"} <= files  # fmt: skip

@@ -26,7 +26,7 @@ def test_yaml_reads_and_survives_a_round_trip(file: Path, tmp_path: Path) -> Non
 def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config, tmp_path: Path) -> None:
     """With a tiny random LLM and CNN in place of the weights, and the tiny table in place of the data."""
     from vlm.data.ingest.sources import load_cohort
-    from vlm.training.run import RunFolder, build_model, build_trainer
+    from vlm.training.run import RunFolder, build_loop, build_model
 
     config, _ = parse_config(["--config", str(file), "--run.folder", str(tmp_path)])
     llm = replace(config.model.llm, base=tiny_config.model.llm.base, sha256=None)
@@ -34,9 +34,8 @@ def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config
     config = replace(config, data=tiny_config.data, model=replace(config.model, llm=llm, vision=vision))
     cohort = load_cohort(config.data)
     model = build_model(config, cohort, torch.device("cpu"), torch.float32)
-    trainer = build_trainer(config, model, cohort, RunFolder(config))
-    assert trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps == config.train.batch_size
-    assert trainer.args.activation_checkpointing is False  # switched on in the LLM itself, where it is wanted
+    loop = build_loop(config, model, cohort, RunFolder(config))
+    assert loop.loader.batch_sampler.batch_size * loop.accumulation == config.train.batch_size
     assert model.base.is_activation_checkpointing == config.model.llm.activation_checkpointing
 
 

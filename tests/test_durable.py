@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerState
 
 from tests.corruption import campaign
 from tests.faults import Died, Disk, die, install, refuse
@@ -22,6 +21,7 @@ from vlm.atomic import MANIFEST, replace_file, seal, staged, verify, write_file
 from vlm.errors import UserError
 from vlm.training import checkpoints
 from vlm.training.run_folder import checkpoint_folder, newest_whole
+from vlm.training.state import TrainState
 
 
 class Job:
@@ -33,7 +33,7 @@ class Job:
         groups = [{"params": [layer.weight, layer.bias], "lr": 1e-2 * (n + 1)} for n, layer in enumerate(self.layers)]
         self.optimizer = torch.optim.AdamW(groups)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (step + 3))
-        self.state = TrainerState()
+        self.state = TrainState()
         for _ in range(steps):
             self.step()
 
@@ -49,7 +49,9 @@ class Job:
         processes = checkpoints.process_state(torch.arange(5.0))
         write = (self.optimizer.state_dict(), self.scheduler.state_dict(), {k: v[None] for k, v in processes.items()})
         step = self.state.global_step
-        checkpoints.write_checkpoint(checkpoint_folder(folder, step), self.layers.state_dict(), *write, self.state)
+        checkpoints.write_checkpoint(
+            checkpoint_folder(folder, step), self.layers.state_dict(), *write, self.state.to_dict()
+        )
         checkpoints.prune(folder, step, keep=1, best=None)
 
     def load(self, checkpoint: Path) -> None:
@@ -57,7 +59,7 @@ class Job:
         optimizer, scheduler = checkpoints.read_optimizer(checkpoint)
         self.optimizer.load_state_dict(optimizer)
         self.scheduler.load_state_dict(scheduler)
-        self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+        self.state = TrainState.read(checkpoint / checkpoints.STATE)
         checkpoints.set_random_state({k: v[0] for k, v in checkpoints.read_processes(checkpoint).items()})
 
 

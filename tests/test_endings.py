@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from tests.conftest import read_json
 from tests.test_training import trained, with_train
@@ -23,19 +22,8 @@ from vlm.errors import Stopped, UserError, run_program
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.checkpoints import read_weights
 from vlm.training.ending import StopAtSignal, one_line_endings
-from vlm.training.run import build_model, build_trainer, train
+from vlm.training.run import build_loop, build_model, train
 from vlm.training.run_folder import RunFolder, newest_whole, read_log
-
-
-class AtStep(TrainerCallback):
-    """Does something before a step."""
-
-    def __init__(self, step: int, what: Callable[[ClinicalVLM], object]) -> None:
-        self.step, self.what = step, what
-
-    def on_step_begin(self, args, state, control, model, **kwargs) -> None:
-        if state.global_step + 1 == self.step:
-            self.what(model)
 
 
 def break_loss(model: ClinicalVLM) -> None:
@@ -49,14 +37,21 @@ def break_gradient(model: ClinicalVLM) -> None:
 @pytest.mark.parametrize(
     ("what", "how"), [("loss", break_loss), ("gradient", break_gradient)], ids=["loss", "gradient"]
 )
-def test_a_broken_number_stops_before_the_step(what: str, how: Callable, tiny_config: Config) -> None:
+def test_a_broken_number_stops_before_the_step(what: str, how: Callable, tiny_config: Config, monkeypatch) -> None:
     folder, cohort = RunFolder(tiny_config), load_cohort(tiny_config.data)
     folder.create(tiny_config, cohort.fingerprint)
     model = build_model(tiny_config, cohort, torch.device("cpu"), torch.float32)
-    trainer = build_trainer(tiny_config, model, cohort, folder)
-    trainer.add_callback(AtStep(3, how))
+    loop = build_loop(tiny_config, model, cohort, folder)
+    step = loop.step
+
+    def broken(batches: list) -> torch.Tensor:
+        if loop.state.global_step + 1 == 3:
+            how(model)
+        return step(batches)
+
+    monkeypatch.setattr(loop, "step", broken)
     with pytest.raises(UserError, match=f"^step 3: the {what} is (nan|inf|-inf), so the step is not taken") as error:
-        trainer.train()
+        loop.run()
     named = str(error.value).split("cases ")[1].split(", or lower")[0].split(", ")
     assert len(named) == 4 and set(named) <= set(cohort.split("train")["id"]) and "\n" not in str(error.value)
     checkpoint, broken = newest_whole(folder.checkpoints)
@@ -188,7 +183,9 @@ def test_early_stopping_counts_on_after_a_resume(tiny_config: Config) -> None:
     assert trained(config, str(folder.checkpoints / "checkpoint-2")).state.global_step == 3
     cohort = load_cohort(config.data)
     model = build_model(config, cohort, torch.device("cpu"), torch.float32)
-    assert build_trainer(config, model, cohort, folder).has_finished(folder.checkpoints / "checkpoint-3")
+    loop = build_loop(config, model, cohort, folder)
+    loop.resume(folder.checkpoints / "checkpoint-3")
+    assert loop.finished
 
 
 def test_broken_checkpoints_are_named_and_passed_over(tiny_config: Config) -> None:

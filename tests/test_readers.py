@@ -394,7 +394,7 @@ def test_every_source_keeps_the_needs_of_its_sections(tmp_path: Path) -> None:
 
 def test_weights_change_how_often_a_case_is_drawn_and_nothing_else(joined: DataConfig, tiny_model) -> None:
     from vlm.config import DropoutConfig
-    from vlm.training.trainer import CaseSampler
+    from vlm.data.sampling import CaseSampler
 
     cohort = load_cohort(joined)
     rows = cohort.split("train")

@@ -2,35 +2,38 @@
 
 import json
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from tests.conftest import steady
+from vlm import ClinicalVLM
 from vlm.config import Config, LossConfig
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.evaluation.scoring import score_cases
 from vlm.evaluation.temperature import fit_temperature
-from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.checkpoints import TRAINABLE
-from vlm.training.run import _cnn_normalisation, build_model, build_trainer, case_dataset, train
+from vlm.training.loop import TrainingLoop, split_batch
+from vlm.training.optimizer import parameter_groups, rate_factor
+from vlm.training.run import _cnn_normalisation, build_loop, build_model, case_dataset, train
 from vlm.training.run_folder import RunFolder, read_log
-from vlm.training.trainer import parameter_groups
 
 
 def trained(config: Config, resume_from: str | None = None):
-    """Train without the test at the end; returns the trainer."""
+    """Train without the test at the end; returns the loop."""
     folder, cohort = RunFolder(config), load_cohort(config.data)
     if resume_from is None:
         folder.create(config, cohort.fingerprint)
     model = build_model(config, cohort, torch.device("cpu"), torch.float32)
-    trainer = build_trainer(config, model, cohort, folder)
-    trainer.train(resume_from_checkpoint=resume_from)
-    return trainer
+    loop = build_loop(config, model, cohort, folder)
+    checkpoint = Path(resume_from) if resume_from else None
+    if checkpoint:
+        loop.resume(checkpoint)
+    loop.run(checkpoint)
+    return loop
 
 
 def with_train(config: Config, name: str, **options) -> Config:
@@ -140,13 +143,14 @@ def test_validations_of_the_head_alone_do_not_stop_a_run_early(tiny_config: Conf
     trainer = trained(config)
     assert trainer.state.global_step == 6, "5 is the first that reads text, 6 the first that is no better"
     assert trainer.state.best_global_step == 5
-    resumed = trained(with_train(config, "patient", max_steps=60), str(RunFolder(config).checkpoints / "checkpoint-6"))
-    assert resumed.state.global_step == 7, "what was counted is counted on"
+    longer, checkpoints = with_train(config, "patient", max_steps=60), RunFolder(config).checkpoints
+    assert trained(longer, str(checkpoints / "checkpoint-6")).state.global_step == 6, "it has ended"
+    assert trained(longer, str(checkpoints / "checkpoint-5")).state.global_step == 6, "what was counted is counted on"
 
 
 def test_a_run_of_the_head_alone_ends_with_its_last_step(tiny_config: Config) -> None:
     config = replace(with_train(tiny_config, "head", max_steps=4), loss=LossConfig(alpha=0.5, head_only_steps=9))
-    assert trained(config).state.best_model_checkpoint is None
+    assert trained(config).state.best_global_step is None
     only = trained(replace(with_train(tiny_config, "bce", max_steps=4), loss=LossConfig(alpha=1.0)))
     rows = [row for row in only.state.log_history if "eval_loss" in row]
     assert only.state.best_global_step and all(row["eval_loss"] == row["eval_loss_bce"] for row in rows)
@@ -189,7 +193,7 @@ def test_the_training_set_knows_its_epoch_after_a_resume_within_it(tiny_config: 
     config = with_train(tiny_config, "epochs", max_steps=8)
     trained(config)
     trainer = trained(config, str(RunFolder(config).checkpoints / "checkpoint-6"))
-    assert trainer.train_dataset.epoch == 1
+    assert trainer.training.epoch == 1
 
 
 def test_learning_rates_by_part_and_their_schedule(tiny_config: Config) -> None:
@@ -208,9 +212,8 @@ def test_learning_rates_by_part_and_their_schedule(tiny_config: Config) -> None:
     groups = parameter_groups(model, config.train)
     assert sum(len(group["params"]) for group in groups) == len(model.trainable_parameters())
     assert {group["lr"] for group in groups} == {1e-3, 2e-3, 3e-3}
-    trainer = build_trainer(config, model, cohort, RunFolder(config))
-    head = [trainer._rate_factor(step, 0, 20) for step in range(21)]
-    text = [trainer._rate_factor(step, 10, 20) for step in range(21)]
+    head = [rate_factor(step, config.train, 0, 20) for step in range(21)]
+    text = [rate_factor(step, config.train, 10, 20) for step in range(21)]
     assert head[4] == 1 and head[:4] == sorted(head[:4]) and head[20] == 0 and head[12] == pytest.approx(0.5)
     assert not any(text[:10]) and text[14] == 1 and text[20] == 0 and head[0] > 0
 
@@ -347,15 +350,10 @@ def test_a_table_may_lack_any_kind_of_evidence(tiny_config: Config, without: str
     assert (RunFolder(config).adapter / "vlm.safetensors").is_file()
 
 
-def test_batch_size_must_fit_the_processes(tiny_config: Config, monkeypatch) -> None:
-    from vlm.training.run import training_arguments
-
-    monkeypatch.setattr("vlm.training.run.world_size", lambda: 2)
-    arguments = training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))
-    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 1)
-    monkeypatch.setattr("vlm.training.run.world_size", lambda: 3)
+def test_batch_size_must_fit_the_processes() -> None:
+    assert split_batch(4, 2, processes=1) == (2, 2) and split_batch(4, 4, processes=2) == (2, 1)
     with pytest.raises(UserError, match="not a multiple of micro_batch_size x processes"):
-        training_arguments(tiny_config, RunFolder(tiny_config), True, torch.device("cpu"))
+        split_batch(4, 4, processes=3)
 
 
 def test_resuming_a_finished_run_trains_no_further(tiny_config: Config) -> None:
@@ -373,21 +371,20 @@ def test_resuming_a_finished_run_trains_no_further(tiny_config: Config) -> None:
     assert len(folder.log.read_text()) > len(rows), "more steps were asked for, and they are made"
 
 
-def test_a_finished_run_that_is_made_longer_learns_from_its_first_step_on(tiny_config: Config) -> None:
-    class Rates(TrainerCallback):
-        seen: ClassVar[list[float]] = []
+def test_a_finished_run_that_is_made_longer_learns_from_its_first_step_on(tiny_config: Config, monkeypatch) -> None:
+    seen: list[float] = []
+    step = TrainingLoop.step
 
-        def on_pre_optimizer_step(self, args, state, control, optimizer, **options) -> None:
-            self.seen.append(optimizer.param_groups[0]["lr"])
+    def noted(self: TrainingLoop, batches: list) -> torch.Tensor:
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, batches)
 
     whole = trained(with_train(tiny_config, "longer", schedule="linear", max_steps=4))
     assert whole.optimizer.param_groups[0]["lr"] == 0
+    monkeypatch.setattr(TrainingLoop, "step", noted)
     longer = with_train(tiny_config, "longer", schedule="linear", max_steps=8)
-    folder, cohort = RunFolder(longer), load_cohort(longer.data)
-    trainer = build_trainer(longer, build_model(longer, cohort, torch.device("cpu"), torch.float32), cohort, folder)
-    trainer.add_callback(Rates())
-    trainer.train(resume_from_checkpoint=str(folder.checkpoints / "checkpoint-4"))
-    assert len(Rates.seen) == 4 and Rates.seen == sorted(Rates.seen, reverse=True) and Rates.seen[-1] > 0
+    trained(longer, str(RunFolder(longer).checkpoints / "checkpoint-4"))
+    assert len(seen) == 4 and seen == sorted(seen, reverse=True) and seen[-1] > 0
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_a_new_option_has_its_default(tiny_config: Config) -> None:

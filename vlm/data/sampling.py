@@ -1,6 +1,6 @@
-"""The order of a training epoch over shards, so that each shard is fetched once by one process.
+"""The order of the cases in a training epoch: one shuffle, or by shards, each of which is fetched once.
 
-The shards are shuffled and dealt into lanes, their rows shuffled within each. Every optimizer step takes the same
+Shards are shuffled and dealt into lanes, their rows shuffled within each. Every optimizer step takes the same
 number of cases from each lane, and a process sees its own lanes alone, while the cases of a step are the same whatever
 the number of processes. When the shortest lane ends, what is left in the others is cut into lanes anew: those shards,
 one or two for each lane, may be read by two processes.
@@ -18,6 +18,7 @@ import torch
 from vlm.data.dataset import CaseDataset
 from vlm.data.packed.shards import SCHEME, addresses
 from vlm.data.storage import column
+from vlm.distributed import say
 
 
 def shards_of(dataset: CaseDataset) -> np.ndarray | None:
@@ -37,6 +38,41 @@ def shards_of(dataset: CaseDataset) -> np.ndarray | None:
     shards = np.concatenate(numbers)
     has = np.flatnonzero(shards >= 0)
     return shards[has[np.maximum(np.searchsorted(has, np.arange(len(shards)), side="right") - 1, 0)]]
+
+
+def make_sampler(
+    dataset: CaseDataset, batch_size: int, micro: int = 1, processes: int = 1
+) -> "CaseSampler | ShardSampler":
+    """Choose the order of an epoch: by shards where the images lie in shards, else one shuffle of all cases."""
+    shards = shards_of(dataset)
+    if shards is None:
+        return CaseSampler(dataset, batch_size)
+    sampler = ShardSampler(dataset, shards, batch_size, micro, processes)
+    say(sampler.describe())
+    return sampler
+
+
+class CaseSampler(torch.utils.data.Sampler[int]):
+    """Every case once an epoch, shuffled; of weighted cases as many, by weight and with replacement.
+
+    Drawn from (seed, epoch) alone, so that a resumed run draws the same. The cases of one optimizer step stand by
+    the length of their reports, which changes nothing of the step and pads its smaller batches less.
+    """
+
+    def __init__(self, dataset: CaseDataset, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.dataset.seed, self.dataset.epoch])
+        weights, count = self.dataset.weights, len(self)
+        order = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights / weights.sum())
+        lengths = self.dataset.report_lengths
+        for start in range(0, count, self.batch_size):  # no list of a million numbers is made
+            step = order[start : start + self.batch_size]
+            yield from step[np.argsort(-lengths[step], kind="stable")].tolist()
 
 
 class ShardSampler(torch.utils.data.Sampler[int]):

@@ -39,24 +39,31 @@ class CaseScores:
 
 @torch.no_grad()
 def score_cases(
-    model: ClinicalVLM, dataset: torch.utils.data.Dataset, batch_size: int, title: str, text: bool = True
+    model: ClinicalVLM,
+    dataset: torch.utils.data.Dataset,
+    batch_size: int,
+    title: str,
+    text: bool = True,
+    workers: int = 0,
 ) -> CaseScores:
     """Run the model over cases once, several processes each over its share; vocabulary logits are never kept.
 
-    Without `text` the language model does not run: the labels' logits cost a hundredth of the text loss.
+    Without `text` the language model does not run, and the losses are NaN: the labels' logits cost a hundredth of them.
+    `workers` processes read the images.
     """
     was_training = model.training
     model.eval()
     count = len(dataset)  # type: ignore[arg-type]
     own = torch.utils.data.Subset(dataset, own_share(count, model.sharded))
-    loader = torch.utils.data.DataLoader(own, batch_size=batch_size, collate_fn=Collator(model.prompt))
+    loader = torch.utils.data.DataLoader(own, batch_size, num_workers=workers, collate_fn=Collator(model.prompt))
     columns: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     for batch in tqdm(loader, desc=f"scoring: {title}", unit="batch", leave=False, disable=not is_main()):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         with model.autocast():
             output: VLMOutput = model(**batch, alpha=0.5 if text else 1)
-        parts = [output.logits.float(), output.case_losses[:, None].float(), output.case_tokens[:, None].float()]
+        losses = output.case_losses if text else torch.full_like(output.case_losses, np.nan)
+        parts = [output.logits.float(), losses[:, None].float(), output.case_tokens[:, None].float()]
         columns.extend(torch.cat(parts, dim=1).cpu().numpy())
         targets.extend(batch["targets"].cpu().numpy())
     model.train(was_training)

@@ -4,11 +4,10 @@ trainable.safetensors                  the weights of what trains, and nothing o
 optimizer.safetensors, optimizer.json  the state of the optimizer: its tensors, and all else
 scheduler.json                         the state of the learning rate's schedule
 processes.safetensors                  random generators and running sums, one row a process
-trainer_state.json                     step, epoch, best checkpoint and the log so far, as Transformers reads it
+trainer_state.json                     step, epoch, best checkpoint and the log so far; see `vlm.training.state`
 manifest.json                          size and SHA-256 of each file; see `vlm.atomic`
 """
 
-import dataclasses
 import json
 import math
 import random
@@ -19,10 +18,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
-from transformers import TrainerState
 
 from vlm.atomic import remove_folder, staged, sweep, verify, write_file
 from vlm.errors import UserError
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.training.gradients import all_finite
 from vlm.training.run_folder import CHECKPOINT_FILES, checkpoint_folder, checkpoints_of
 
 TRAINABLE, OPTIMIZER, OPTIMIZER_REST, SCHEDULER, PROCESSES, STATE = CHECKPOINT_FILES
@@ -36,7 +36,7 @@ def write_checkpoint(
     optimizer: Mapping[str, Any],
     scheduler: Mapping[str, Any],
     processes: Tensors,
-    state: TrainerState,
+    state: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint, complete or not at all; `optimizer` and `scheduler` are their `state_dict`.
 
@@ -50,7 +50,7 @@ def write_checkpoint(
     with staged(folder) as staging:
         for name, part in ((TRAINABLE, weights), (OPTIMIZER, tensors), (PROCESSES, processes)):
             write_file(staging / name, save({key: _to_save(value) for key, value in part.items()}))
-        texts = {OPTIMIZER_REST: rest, SCHEDULER: scheduler, STATE: finite(dataclasses.asdict(state))}
+        texts = {OPTIMIZER_REST: rest, SCHEDULER: scheduler, STATE: finite(dict(state))}
         for name, values in texts.items():
             write_file(staging / name, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
 
@@ -59,6 +59,18 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint; raises `UserError` unless every file of it is what was written."""
     verify(checkpoint, CHECKPOINT_FILES)
     return load_file(checkpoint / TRAINABLE)
+
+
+def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the model; raises `UserError` if it is not whole or of another model."""
+    given = read_weights(checkpoint)
+    wanted = model.trainable_parameters()
+    different = wanted.keys() ^ given.keys() or {n for n in wanted if wanted[n].shape != given[n].shape}
+    if different:
+        raise UserError(f"{checkpoint}: tensor {min(different)} does not fit; the config changed since this run began")
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(given[name])
 
 
 def read_optimizer(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -134,11 +146,6 @@ def set_random_state(state: Tensors) -> None:
     torch.set_rng_state(state["torch"].clone())  # a row of a larger tensor would be read from that one's beginning
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].clone())
-
-
-def all_finite(value: torch.Tensor) -> bool:
-    """Whether a tensor holds no NaN and no infinity."""
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
 def finite(value: Any) -> Any:

@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import TrainerCallback
 
-from vlm.errors import Stopped, UserError
+from vlm.errors import UserError
 from vlm.training.run_folder import RunFolder, checkpoints_of
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopAtSignal(TrainerCallback):
-    """Within its `with` block Ctrl-C and SIGTERM save a checkpoint after the step that runs, and raise `Stopped`.
+class StopAtSignal:
+    """Within its `with` block note Ctrl-C and SIGTERM, for the loop to save and stop after the step that runs.
 
     A second signal does what it always did. Several processes stop at the same step, whichever of them got the signal.
     """
@@ -32,9 +31,10 @@ class StopAtSignal(TrainerCallback):
         self.received = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "StopAtSignal":
         if threading.current_thread() is threading.main_thread():  # no other may ask for signals
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
@@ -48,21 +48,13 @@ class StopAtSignal(TrainerCallback):
         elif number == signal.SIGTERM:  # to a process that reads images, from the one that trains
             os._exit(128 + number)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.received = _largest_of_all_processes(self.received, args.device)
-        control.should_save = control.should_save or bool(self.received)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.received:
-            raise Stopped(f"stopped and saved after step {state.global_step}; go on with --resume", self.received)
-
-
-def _largest_of_all_processes(value: int, device: torch.device) -> int:
-    if not torch.distributed.is_initialized():
-        return value
-    values = torch.tensor(value, device=device)
-    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
-    return int(values)
+    def received_anywhere(self, device: torch.device) -> int:
+        """Number of the signal that this or another process has got; 0 for none."""
+        if not torch.distributed.is_initialized():
+            return self.received
+        values = torch.tensor(self.received, device=device)
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        return int(values)
 
 
 @contextmanager

@@ -4,25 +4,22 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import PartialState
-from transformers import EvalPrediction, ProgressCallback, TrainingArguments, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration, set_seed
 from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import save, starting_weights
-from vlm.atomic import private
 from vlm.config import Config
 from vlm.data.blank_images import glance
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
-from vlm.data.collate import Collator
 from vlm.data.dataset import CaseDataset
 from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
-from vlm.distributed import is_main, say, world_size
+from vlm.distributed import is_main, say
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.learned import load_learned
@@ -32,16 +29,15 @@ from vlm.evaluation.temperature import fit_temperature
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import choose_unpacking, values_of
 from vlm.training.dry_run import dry_run
-from vlm.training.ending import StopAtSignal, one_line_endings
+from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
 from vlm.training.lengths import check_lengths
-from vlm.training.monitor.log import EpochOfDataset, Progress, RunLog
-from vlm.training.monitor.trackers import make_trackers
-from vlm.training.resumable import EarlyStopping
+from vlm.training.loop import TrainingLoop
+from vlm.training.monitor.log import check_trackers
+from vlm.training.optimizer import part_of
 from vlm.training.run_folder import RunFolder, read_log
 from vlm.training.self_test import self_test
-from vlm.training.sharding import asked_to_shard
-from vlm.training.trainer import ReportTrainer, part_of
+from vlm.training.sharding import asked_to_shard, shard_base
 
 MOST_IMAGES, MOST_SECONDS = 5_000, 60.0
 """Images that a dry run looks at, and for how long: training itself looks at fewer before it begins."""
@@ -59,7 +55,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
 def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     transformers_logging.set_verbosity_error()
-    make_trackers(config.train.report_to, folder.path)  # a missing one is said before the data are read
+    check_trackers(config.train.report_to)  # a missing one is said before the data are read
     device, dtype = _choices(config)
     shard = asked_to_shard()  # before accelerate reads what was asked
     processes = PartialState(cpu=device.type == "cpu")
@@ -77,11 +73,9 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         folder.compare_base(base)
     say(describe_parameters(model), *_base_lines(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
-    with private():  # it makes its folder
-        trainer = build_trainer(config, model, cohort, folder)
+    loop = build_loop(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
-        say(f"split the base: True ({shard.reason})")
-        trainer.shard()
+        say(f"split the base: True ({shard.reason})", shard_base(model, device))
     kept = choose_features(config)
     say(f"keep the CNN's features: {kept.value} ({kept.reason})")
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
@@ -96,14 +90,14 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
         say(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
-    keep_features(model, config, trainer.case_datasets)
-    if checkpoint and trainer.has_finished(checkpoint):
+    keep_features(model, config, [loop.training, loop.validation])
+    if checkpoint:
+        loop.resume(checkpoint)
+    if loop.finished:
         say("every step of this run is made; its best checkpoint is tested again")
+        loop.load_best()
     else:
-        stop = StopAtSignal()
-        trainer.add_callback(stop)
-        with stop, private():  # trackers write too
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        loop.run(checkpoint)
     if is_main():
         save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
     validation = case_dataset(config, model.spec, cohort, "validation")
@@ -156,40 +150,21 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
     return ClinicalVLM.from_config(config.model, spec, device, dtype)
 
 
-def build_trainer(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> ReportTrainer:
-    """The trainer with its datasets, collator, log and early stopping."""
-    validation = case_dataset(config, model.spec, cohort, "validation")
-    training = case_dataset(config, model.spec, cohort, "train")
+def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> TrainingLoop:
+    """Build the training loop of a run; raises `UserError` where there is no case to train or to validate on."""
+    training, validation = (case_dataset(config, model.spec, cohort, split) for split in ("train", "validation"))
     if not len(training):
         raise UserError("data.split: no case is left to train on")
-    callbacks: list = [RunLog(folder.log), EpochOfDataset(training)]
-    callbacks += make_trackers(config.train.report_to, folder.path)
     if config.train.patience and not len(validation):
         raise UserError("train.patience: no case is left for validation, so nothing can stop the training early")
-    if config.train.patience:
-        callbacks.append(EarlyStopping(config.train.patience))
-    trainer = ReportTrainer(
-        model,
-        training_arguments(config, folder, has_validation=len(validation) > 0, device=model.device),
-        config.loss,
-        config.train,
-        data_collator=Collator(model.prompt, with_ids=True),
-        train_dataset=training,
-        eval_dataset=validation if len(validation) else None,
-        compute_metrics=lambda output: split_metrics_of(output, model.spec.labels, config.loss.alpha),
-        callbacks=callbacks,
+    bf16 = choose_precision(config.train.precision, model.device).value == torch.bfloat16
+    accelerator = Accelerator(
+        cpu=model.device.type == "cpu",
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=list(config.train.report_to) or None,
+        project_config=ProjectConfiguration(logging_dir=str(folder.path / "tensorboard")),
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Progress())
-    return trainer
-
-
-def split_metrics_of(output: EvalPrediction, labels: tuple[str, ...], alpha: float) -> dict[str, float]:
-    """Metrics of an evaluation in training, from what `prediction_step` returned."""
-    from vlm.evaluation.scoring import CaseScores
-
-    scores = CaseScores.from_columns(np.asarray(output.predictions), np.asarray(output.label_ids))
-    return split_metrics(scores, labels, alpha)
+    return TrainingLoop(model, training, validation, config, folder, accelerator)
 
 
 def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> CaseDataset:
@@ -199,55 +174,6 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
         return make()
     data, seed = config.data, config.train.seed
     return make(dropout=data.dropout, augment=data.augment, seed=seed, lanes=data.lanes)
-
-
-def training_arguments(
-    config: Config, folder: RunFolder, has_validation: bool, device: torch.device
-) -> TrainingArguments:
-    """Our options in the words of Transformers."""
-    train = config.train
-    processes = max(1, int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else world_size())
-    micro = min(train.micro_batch_size, max(1, train.batch_size // processes))  # many processes need smaller ones
-    share = train.batch_size // (micro * processes)
-    if share * micro * processes != train.batch_size:
-        raise UserError(
-            f"train.batch_size: {train.batch_size} is not a multiple of micro_batch_size x processes "
-            f"({micro} x {processes})"
-        )
-    when = "steps" if has_validation else "no"
-    return TrainingArguments(
-        output_dir=str(folder.checkpoints),
-        num_train_epochs=train.epochs,
-        max_steps=train.max_steps,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=config.evaluation.batch_size,
-        gradient_accumulation_steps=share,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        warmup_steps=train.warmup_steps,
-        lr_scheduler_type=train.schedule,
-        max_grad_norm=train.max_grad_norm,
-        optim=train.optimizer,
-        bf16=choose_precision(train.precision, device).value == torch.bfloat16,
-        seed=train.seed,
-        data_seed=train.seed,
-        logging_steps=train.log_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy=when,
-        eval_steps=train.eval_steps,
-        save_strategy="steps",
-        save_steps=train.eval_steps,
-        load_best_model_at_end=has_validation,
-        metric_for_best_model="eval_loss" if has_validation else None,
-        greater_is_better=False,
-        dataloader_num_workers=train.workers,
-        disable_tqdm=False,
-        remove_unused_columns=False,
-        label_names=["targets"],
-        use_cpu=device.type == "cpu",
-        report_to="none",  # those of train.report_to are made beside it
-        run_name=config.run.name,
-    )
 
 
 def _cnn_normalisation(name: str) -> tuple[float, float]:

@@ -1,62 +1,98 @@
-"""Writes the log of a run, and shows its progress."""
+"""The log of a run: log.jsonl, the trackers of `train.report_to`, and the progress bar.
 
+Trackers are those of accelerate, by name. They get the rows of the log, and the options of training and loss: ids,
+reports, images, column names and the table's place are in neither.
+"""
+
+import difflib
 import json
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from tqdm import tqdm
 
-from vlm.atomic import open_private, replace_file
-from vlm.data.dataset import CaseDataset
+from vlm.atomic import open_private, private, replace_file
+from vlm.config import Config
+from vlm.config.parsing import dotted
+from vlm.distributed import is_main
+from vlm.errors import UserError
 from vlm.training.checkpoints import finite
 
-
-class EpochOfDataset(TrainerCallback):
-    """Tells the training set its epoch.
-
-    accelerate does so only for some samplers: not after a resume within an epoch, and not with several processes.
-    """
-
-    def __init__(self, dataset: CaseDataset) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
+PACKAGES = {"comet_ml": "comet-ml"}
+"""What pip calls a tracker that accelerate calls otherwise."""
 
 
-class RunLog(TrainerCallback):
-    """Appends every log row to log.jsonl; a resumed run first puts there the rows that its checkpoint holds."""
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `UserError` for a tracker that accelerate does not know, or that is not installed."""
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=1)
+            way_out = (
+                f"did you mean {near[0]}?" if near else f"accelerate has {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            )
+            raise UserError(f"train.report_to: no tracker {name}; {way_out}")
+        if name not in get_available_trackers():
+            raise UserError(f"train.report_to: {name} is not installed; pip install {PACKAGES.get(name, name)}")
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            replace_file(self.file, "".join(_line(row["step"], row) for row in state.log_history))
+class RunLog:
+    """Writes each row to log.jsonl, to the trackers and beside the progress bar."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
+    def __init__(self, file: Path, accelerator: Accelerator) -> None:
+        self.file, self.accelerator = file, accelerator
+        self.bar = tqdm(disable=True)
+
+    @contextmanager
+    def opened(self, rows: Sequence[dict[str, Any]], config: Config, steps: int) -> Iterator[None]:
+        """Begin with these rows, those of the checkpoint that a run goes on from; `steps` is where the run ends."""
+        if is_main():
+            replace_file(self.file, "".join(map(_line, rows)))
+        options = dotted({"train": asdict(config.train), "loss": asdict(config.loss)})
+        plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in options.items()}
+        plain.pop("train.start_from", None)  # a path of this machine, perhaps
+        done = rows[-1]["step"] if rows else 0
+        with private(), tqdm(total=steps, initial=done, unit="step", disable=not is_main()) as self.bar:
+            if self.accelerator.log_with:  # nothing is written or sent before training begins
+                self.accelerator.init_trackers(config.run.name, plain)
+            try:
+                yield
+            finally:
+                self.accelerator.end_training()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row: of training steps, of a validation, or of the end."""
+        if is_main():
             with open_private(self.file, "a") as out:
-                out.write(_line(state.global_step, logs))
+                out.write(_line(row))
+            self._show(row)
+        if self.accelerator.log_with:
+            numbers = {_tracked(name): value for name, value in row.items() if name != "step"}
+            self.accelerator.log(numbers, step=row["step"])
 
-
-class Progress(ProgressCallback):
-    """The progress bar with the latest losses beside it; an evaluation leaves one line."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not (state.is_world_process_zero and self.training_bar is not None and logs):
-            return
-        evaluation = "eval_loss" in logs
+    def _show(self, row: dict[str, Any]) -> None:
+        """Put the latest losses beside the bar; a validation leaves a line."""
+        validation = "eval_loss" in row
         names = {"loss_bce": "BCE", "loss_ce": "CE", "auroc": "AUROC"}
-        values = {title: logs.get(f"eval_{name}" if evaluation else name) for name, title in names.items()}
+        values = {title: row.get(f"eval_{name}" if validation else name) for name, title in names.items()}
         shown = {title: f"{value:.3f}" for title, value in values.items() if value is not None and math.isfinite(value)}
-        if evaluation:
+        if validation:
             line = "  ".join(f"{title} {value}" for title, value in shown.items())
-            self.training_bar.write(f"step {state.global_step}: validation  {line}")
+            self.bar.write(f"step {row['step']}: validation  {line}")
         elif shown:
-            self.training_bar.set_postfix(shown)
+            self.bar.set_postfix(shown)
 
 
-def _line(step: int, values: dict[str, Any]) -> str:
-    return json.dumps({"step": step} | finite({name: value for name, value in values.items() if name != "step"})) + "\n"
+def _tracked(name: str) -> str:
+    """`train/loss` and `eval/loss`, as trackers group their plots."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+def _line(row: dict[str, Any]) -> str:
+    step, others = row["step"], {name: value for name, value in row.items() if name != "step"}
+    return json.dumps({"step": step} | finite(others)) + "\n"

@@ -8,10 +8,10 @@ one's own stand beside them as `memory_mib_rank0`, `memory_mib_rank1` and so on:
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
 
 from vlm.data.collate import IGNORED
 
@@ -19,7 +19,7 @@ MIB = 2**20
 COUNTED = ("samples", "tokens", "supervised_tokens", "images")
 
 
-class Throughput(TrainerCallback):
+class Throughput:
     """Counts of one process. They stay on its device until a row asks for them: no step waits for its GPU."""
 
     def __init__(self, device: torch.device) -> None:
@@ -31,18 +31,12 @@ class Throughput(TrainerCallback):
         self._seconds = self._waited = 0.0
         self._steps, self._began = 0, 0.0
 
-    def reading(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches of the step that begins, and the seconds until each of them was there."""
+    def read(self, batches: Iterator[Any], count: int) -> list[Any]:
+        """Begin a step and take its batches, at most `count`; measures the seconds until they are there."""
         self._began = time.perf_counter()
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self._waited += time.perf_counter() - asked
-            yield batch
+        step = list(islice(batches, count))
+        self._waited += time.perf_counter() - self._began
+        return step
 
     def count(self, batch: Mapping[str, torch.Tensor], text: bool) -> None:
         """Add a micro batch; without `text` the language model reads nothing of it."""
@@ -52,7 +46,8 @@ class Throughput(TrainerCallback):
         counts = [samples, read.sum() * text, supervised.sum() * text, batch["has_image"].sum()]
         self._counts += torch.stack(counts).to(self._counts.device)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def end_step(self) -> None:
+        """Add the seconds since the step began."""
         self._seconds += time.perf_counter() - self._began
         self._steps += 1
 
@@ -100,23 +95,3 @@ def by_process(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {
         f"{name}_rank{rank}": value for name, each in values.items() for rank, value in enumerate(each) if len(each) > 1
     }
-
-
-class MeasuredTrainer(Trainer):
-    """Measures how its steps get their batches; a subclass counts them and asks for the row."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.throughput = Throughput(self.args.device)
-        self.add_callback(self.throughput)
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        return super().get_batch_samples(self.throughput.reading(epoch_iterator), num_batches, device)
-
-    def row_speeds(self) -> dict[str, float]:
-        """What a log row says of the steps since the last one; all processes must ask."""
-        return speeds(self.each_process(self.throughput.row()))
-
-    def each_process(self, values: torch.Tensor) -> torch.Tensor:
-        """n of this process → P × n, of all."""
-        return self.accelerator.gather(values[None]) if self.args.world_size > 1 else values[None]

@@ -1,0 +1,81 @@
+"""AdamW by part of the model, and the schedule of its learning rates."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm.config import TrainConfig
+from vlm.model.clinical_vlm import ClinicalVLM
+
+
+def make_optimizer(model: ClinicalVLM, train: TrainConfig) -> torch.optim.Optimizer:
+    """Build AdamW of PyTorch, or of bitsandbytes with 8-bit state that is paged to the host."""
+    groups = parameter_groups(model, train)
+    if train.optimizer == "adamw_torch":
+        return torch.optim.AdamW(groups, lr=train.learning_rate)
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit(groups, lr=train.learning_rate)
+
+
+def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, Any]]:
+    """Group what trains by learning rate, with and without weight decay; the first group's rate is the one logged.
+
+    A group is `text` if only the text loss reaches it, so that nothing of it learns in the head-only steps.
+    """
+    rates = {"head": train.learning_rate, "tokens": train.learning_rate, "llm": train.lora_learning_rate,
+             "cnn": train.vision_learning_rate}  # fmt: skip
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (part, decay): [] for part in rates for decay in (True, False)
+    }
+    for name, parameter in model.trainable_parameters().items():
+        groups[part_of(name), parameter.ndim > 1].append(parameter)  # biases, norms and single vectors do not decay
+    return [
+        {
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": train.weight_decay if decay else 0.0,
+            "text": part in ("tokens", "llm"),
+        }
+        for (part, decay), parameters in groups.items()
+        if parameters
+    ]
+
+
+def part_of(name: str) -> str:
+    """Name the part that a parameter belongs to: `llm`, `cnn`, `head` (and all that feeds it) or `tokens`."""
+    if name.startswith("llm."):
+        return "llm"
+    if name.startswith("vision.cnn."):
+        return "cnn"
+    return "head" if name.startswith(("joint.", "vision.missing", "vitals.values.")) else "tokens"
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, train: TrainConfig, steps: int, head_only_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm-up and decay for each group over the steps in which it learns: the text's parts start later."""
+    starts = [head_only_steps if group["text"] else 0 for group in optimizer.param_groups]
+    factors: list[Callable[[int], float]] = [partial(rate_factor, train=train, start=s, end=steps) for s in starts]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+def rate_factor(step: int, train: TrainConfig, start: int, end: int) -> float:
+    """Share of the learning rate at a step, for a group that learns from `start` to `end`."""
+    if step < start + train.warmup_steps:
+        return max(step - start + 1, 0) / (train.warmup_steps + 1)
+    done = min((step - start - train.warmup_steps) / max(end - start - train.warmup_steps, 1), 1.0)
+    if train.schedule == "constant_with_warmup":
+        return 1.0
+    return 1 - done if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+    """Set the learning rates of this run's length at the step reached: those of a finished run are 0."""
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # what get_last_lr() gives
