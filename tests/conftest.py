@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from vlm.host import SETTINGS
+
+os.environ.update(SETTINGS)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before Transformers is imported: a test must never reach for the Hub
 
 import cv2

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vlm.host import prepare_host
 from vlm.plain import escaped
 
 
@@ -47,6 +48,7 @@ def run_program(main: Callable[[], None]) -> None:
 
     Libraries' notes about their own future, and bitsandbytes' note about an optional package, are kept quiet.
     """
+    prepare_host()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)

@@ -23,8 +23,6 @@ from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError
 from vlm.faults import Faults
 
-datasets.disable_progress_bars()
-
 Columns = dict[str, list]
 """Name → one value for each row."""
 Facts = dict[str, str | None]

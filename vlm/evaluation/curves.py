@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from vlm.evaluation import probability
 from vlm.evaluation.intervals import FEWEST_PATIENTS, draw_weights, smallest_class
 from vlm.evaluation.scoring import CaseScores, ranked
-from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, save_figure
+from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, new_figure, save_figure
 
 MOST_LABELS = 6
 DRAWS = 400
@@ -26,8 +26,8 @@ def probability_figure(
     rows = [k for k in range(len(labels)) if len(np.unique(_known(scores.targets[:, k]))) == 2][:MOST_LABELS]
     if not rows:
         return
-    with plt.rc_context({**STYLE, "font.size": 10}):
-        figure, grid = plt.subplots(len(rows), 4, figsize=(14, 3.4 * len(rows)), squeeze=False)
+    with rc_context({**STYLE, "font.size": 10}):
+        figure, grid = new_figure(len(rows), 4, figsize=(14, 3.4 * len(rows)), squeeze=False)
         for axes, k in zip(grid, rows, strict=True):
             known = ~np.isnan(scores.targets[:, k])
             y, p = scores.targets[known, k], probabilities[known, k]

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from vlm.atomic import make_folder, writing
@@ -14,7 +14,7 @@ from vlm.data.cohort import Cohort
 from vlm.data.storage import matrix
 from vlm.evaluation.curves import probability_figure
 from vlm.evaluation.scoring import CaseScores
-from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, save_figure
+from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, new_figure, save_figure
 
 
 def draw_figures(
@@ -58,8 +58,8 @@ def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> No
     arms = list(ablation)[::-1]
     if not arms:
         return
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(1, len(panels), figsize=(14, 0.8 + 0.42 * len(arms)), sharey=True)
+    with rc_context(STYLE):
+        figure, grid = new_figure(1, len(panels), figsize=(14, 0.8 + 0.42 * len(arms)), sharey=True)
         for axes, (key, title) in zip(grid, panels.items(), strict=True):
             for place, arm in enumerate(arms):
                 value, low, high = (ablation[arm][key][part] for part in ("value", "low", "high"))
@@ -83,9 +83,9 @@ def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, tit
     The source paper's Figure 1. Returns the matrix (C × C, NaN where fewer than `FEWEST` rows have both).
     """
     matrix = pairwise_correlation(values)
-    with plt.rc_context({**STYLE, "axes.grid": False}):
+    with rc_context({**STYLE, "axes.grid": False}):
         side = 1.6 + 0.75 * len(names)
-        figure, axes = plt.subplots(figsize=(side + 0.6, side))
+        figure, axes = new_figure(figsize=(side + 0.6, side))
         image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
         for row, column in np.ndindex(*matrix.shape):
             value = matrix[row, column]
@@ -119,8 +119,8 @@ def pairwise_correlation(values: np.ndarray) -> np.ndarray:
 
 def loss_figure(rows: Sequence[dict[str, Any]], file: Path, head_only_steps: int = 0) -> None:
     """Classification and text loss of training and validation over the steps: the source paper's Figure 2."""
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    with rc_context(STYLE):
+        figure, (left, right) = new_figure(1, 2, figsize=(10, 3.8))
         _loss_panel(left, rows, "loss_bce", "Classification loss (BCE)", 0)
         _loss_panel(right, rows, "loss_ce", "Text loss (CE per token)", head_only_steps)
         if head_only_steps:

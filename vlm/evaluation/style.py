@@ -3,11 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from vlm.atomic import replaced
@@ -26,9 +21,14 @@ STYLE: dict[Any, Any] = {
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as a PNG, complete or not at all, and close it."""
-    try:
-        with replaced(file) as partial:
-            figure.savefig(partial, format="png")
-    finally:
-        plt.close(figure)
+    """Write a figure as a PNG, complete or not at all."""
+    with replaced(file) as partial:
+        figure.savefig(partial, format="png")
+
+
+def new_figure(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], squeeze: bool = True, sharey: bool = False
+) -> tuple[Figure, Any]:
+    """A figure and its grid of axes, without pyplot: it keeps none alive and chooses no window system."""
+    figure = Figure(figsize)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze, sharey=sharey)

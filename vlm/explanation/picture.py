@@ -4,13 +4,10 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch, Patch
@@ -47,8 +44,8 @@ def draw(explanation: Explanation, file: str | Path) -> None:
     vitals = HEADING + ROW * max(len(explanation.vitals), 1) + AXIS
     labels = HEADING + ROW * max(min(len(explanation.labels), MOST_LABELS), 1) + AXIS + 0.45
     height = EDGE + max(HEADING + image + 0.3 + words + below, vitals + labels)
-    with plt.rc_context({"font.size": 10, "axes.titlesize": 12, "text.color": INK, "axes.titlelocation": "left"}):
-        figure = plt.figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
+    with rc_context({"font.size": 10, "axes.titlesize": 12, "text.color": INK, "axes.titlelocation": "left"}):
+        figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
         _draw_maps(figure, maps)
         top = HEADING + image + 0.3
         _draw_words(_axes(figure, EDGE, top, LEFT, words), lines, words)
@@ -60,8 +57,6 @@ def draw(explanation: Explanation, file: str | Path) -> None:
                 figure.savefig(partial, format="png", metadata={"Software": None})
         except UserError as error:
             raise UserError(str(error).replace("cannot be written", "cannot write the picture")) from None
-        finally:
-            plt.close(figure)
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
@@ -160,7 +155,7 @@ def _plain(text: str) -> str:
 
 def tint(word: TintedWord) -> np.ndarray:
     """The colours of image, vitals and language, mixed by a word's shares; RGB, 0 to 1."""
-    colours = np.array([matplotlib.colors.to_rgb(colour) for colour in (IMAGE, VITALS, LANGUAGE)])
+    colours = np.array([to_rgb(colour) for colour in (IMAGE, VITALS, LANGUAGE)])
     return np.asarray(np.array(word[1:]) @ colours)
 
 

@@ -40,7 +40,6 @@ def open_engine(
 
 def prepare_libraries() -> None:
     """Keep Transformers quiet, and use every core."""
-    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(choose_threads(0).value)
 

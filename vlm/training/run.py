@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration, set_seed
-from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import save, starting_weights
 from vlm.config import Config
@@ -54,7 +53,6 @@ def train(config: Config, resume: bool = False) -> Path:
 
 
 def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
-    transformers_logging.set_verbosity_error()
     check_trackers(config.train.report_to)  # a missing one is said before the data are read
     device, dtype = _choices(config)
     shard = asked_to_shard()  # before accelerate reads what was asked
@@ -116,7 +114,6 @@ def try_step(config: Config) -> None:
 
     Raises `UserError` as `train` does.
     """
-    transformers_logging.set_verbosity_error()
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))

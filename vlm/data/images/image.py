@@ -1,12 +1,5 @@
 """From an image file to the square greyscale picture the CNN sees."""
 
-import os
-
-from vlm.data.images.header import LARGEST_IMAGE, ImageHeader, SeveralPictures, read_header
-
-# OpenCV refuses larger files itself, before it allocates; the variable is read when it is imported.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(LARGEST_IMAGE))
-
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,12 +11,9 @@ from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
 from vlm.data.images.dicom import read_dicom
 from vlm.data.images.file_types import kind_of, why_no_image
+from vlm.data.images.header import ImageHeader, SeveralPictures, read_header
 from vlm.data.images.png import picture_alone
 from vlm.errors import UserError
-
-cv2.setNumThreads(1)  # the workers and PyTorch share the cores
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # an unreadable file is our own one-line error
-
 
 LARGEST_FILE = 512 << 20
 """Bytes; larger files are refused before they are read."""

@@ -22,6 +22,7 @@ import numpy as np
 from vlm.data.images.header import LARGEST_IMAGE
 from vlm.data.images.image import LARGEST_FILE, ImageSpec, decode_image, to_square
 from vlm.errors import UserError
+from vlm.host import SETTINGS
 
 LONGEST_LINE = 8192
 """Bytes of a line of JSON between the two."""
@@ -123,7 +124,7 @@ class _Worker:
         # Nothing of this process's environment that might be secret; one thread, for others have the cores.
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
         paths = os.pathsep.join([str(package), *filter(None, sys.path)])
-        environment = {**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**SETTINGS, **kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "vlm.data.images.sandbox", str(limits.memory)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import cv2
 import jinja2
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from vlm.atomic import make_folder, replace_file, writing
 from vlm.data.prepare.check import CheckResult
@@ -17,9 +17,6 @@ from vlm.data.prepare.columns import missing
 from vlm.data.prepare.notice import LEVELS
 from vlm.data.prepare.pictures import Pair
 from vlm.plain import escaped
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SIGNS = {"error": "✗", "warning": "!", "note": "·"}
 INK, RANGE, PALE = "#1f5f8b", "#d7e8d4", "#c9d6df"
@@ -99,7 +96,8 @@ def _histograms(result: CheckResult) -> str:
         return ""
     across = min(4, len(vitals))
     down = -(-len(vitals) // across)
-    figure, axes = plt.subplots(down, across, figsize=(3 * across, 2.1 * down), squeeze=False)
+    figure = Figure(figsize=(3 * across, 2.1 * down))
+    axes = figure.subplots(down, across, squeeze=False)
     for ax, (column, vital) in zip(axes.flat, vitals, strict=False):
         x = numbers[column][np.isfinite(numbers[column])]
         low, high = vital.plausible or (x.min(), x.max())
@@ -118,7 +116,8 @@ def _gaps(result: CheckResult) -> str:
     shares |= {f"label {name}": np.isnan(y).mean() for name, y in result.roles.labels.items()}
     if not shares:
         return ""
-    figure, ax = plt.subplots(figsize=(7, 0.3 * len(shares) + 0.6))
+    figure = Figure(figsize=(7, 0.3 * len(shares) + 0.6))
+    ax = figure.subplots()
     names = sorted(shares, key=lambda name: shares[name])
     ax.barh(names, [1] * len(names), color=PALE)
     ax.barh(names, [shares[name] for name in names], color=INK)
@@ -138,7 +137,8 @@ def _correlations(result: CheckResult) -> str:
         both = np.isfinite(a) & np.isfinite(b)
         if both.sum() >= 10 and a[both].std() > 0 and b[both].std() > 0:
             r[i, j] = np.corrcoef(a[both], b[both])[0, 1]
-    figure, ax = plt.subplots(figsize=(0.55 * n + 2.5, 0.5 * n + 1.5))
+    figure = Figure(figsize=(0.55 * n + 2.5, 0.5 * n + 1.5))
+    ax = figure.subplots()
     ax.imshow(r, cmap="RdBu_r", vmin=-1, vmax=1)
     ax.set_xticks(range(n), names, rotation=40, ha="right")
     ax.set_yticks(range(n), names)
@@ -150,14 +150,13 @@ def _correlations(result: CheckResult) -> str:
     return _png(figure)
 
 
-def _png(figure: plt.Figure) -> str:
+def _png(figure: Figure) -> str:
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
     figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120)
-    plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
