@@ -44,7 +44,7 @@ def test_a_broken_number_stops_before_the_step(what: str, how: Callable, tiny_co
     loop = build_loop(tiny_config, model, cohort, folder)
     step = loop.step
 
-    def broken(batches: list) -> torch.Tensor:
+    def broken(batches: list) -> tuple:
         if loop.state.global_step + 1 == 3:
             how(model)
         return step(batches)

@@ -375,7 +375,7 @@ def test_a_finished_run_that_is_made_longer_learns_from_its_first_step_on(tiny_c
     seen: list[float] = []
     step = TrainingLoop.step
 
-    def noted(self: TrainingLoop, batches: list) -> torch.Tensor:
+    def noted(self: TrainingLoop, batches: list) -> tuple:
         seen.append(self.optimizer.param_groups[0]["lr"])
         return step(self, batches)
 

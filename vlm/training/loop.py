@@ -100,17 +100,18 @@ class TrainingLoop:
         with StopAtSignal() as stop, self.log.opened(self.state.log_history, self.config, self.max_steps):
             self.model.train()
             for batches in self.steps(checkpoint):
-                norm = self.step(batches)
+                norm, rate = self.step(batches)
                 step = self.state.global_step = self.state.global_step + 1
                 self.state.epoch += len(batches) / len(self.loader)
                 self.throughput.end_step()
                 self.log.bar.update()
                 if step % train.log_steps == 0:
-                    self.record(self.training_row(norm))
-                evaluate, stopped = step % train.eval_steps == 0, stop.received_anywhere(self.accelerator.device)
+                    self.record(self.training_row(norm, rate))
+                evaluate = step % train.eval_steps == 0 or step == self.max_steps
+                stopped = stop.received_anywhere(self.accelerator.device)
                 if evaluate and len(self.validation):
                     self.validate()
-                if evaluate or stopped or step == self.max_steps:
+                if evaluate or stopped:
                     self.save()
                 if stopped:
                     raise Stopped(f"stopped and saved after step {step}; go on with --resume", stopped)
@@ -136,8 +137,8 @@ class TrainingLoop:
                     checkpoint = None
                 yield step
 
-    def step(self, batches: list[Batch]) -> torch.Tensor:
-        """Make one optimizer step, equation (5), and return the norm of its gradient before clipping."""
+    def step(self, batches: list[Batch]) -> tuple[torch.Tensor, float]:
+        """Make one optimizer step, equation (5); returns the gradient's norm before clipping, and the learning rate."""
         label_count, token_count = self.counts(batches)
         losses, ids = [], [batch.pop("ids") for batch in batches]
         for batch in batches:
@@ -152,10 +153,11 @@ class TrainingLoop:
         sum_gradients(self.parameters, self.accelerator)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.max_grad_norm or math.inf)
         self.require_finite(norm, losses, ids)
+        rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return norm
+        return norm, rate
 
     def counts(self, batches: list[Batch]) -> torch.Tensor:
         """Count known labels and supervised tokens of the step over all processes; 2."""
@@ -184,7 +186,7 @@ class TrainingLoop:
         self.state.log_history.append(row)
         self.log.write(row)
 
-    def training_row(self, norm: torch.Tensor) -> dict[str, float]:
+    def training_row(self, norm: torch.Tensor, rate: float) -> dict[str, float]:
         """Losses, gradient norm, learning rate and speed of the steps since the last row."""
         step, start = self.state.global_step, self.logged
         text_steps = step - max(start, self.config.loss.head_only_steps)
@@ -200,7 +202,7 @@ class TrainingLoop:
             "loss": sum(joint) / (step - start),
             **{name: sum(values) for name, values in parts.items()},
             "grad_norm": float(norm),
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": rate,
             **by_process(parts),
             **speeds(self.each_process(self.throughput.row())),
         }
