@@ -153,7 +153,7 @@ class TrainingLoop:
         sum_gradients(self.parameters, self.accelerator)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.max_grad_norm or math.inf)
         self.require_finite(norm, losses, ids)
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
