@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from vlm.data.headers import some_of, unique_header
 from vlm.data.limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW, MOST_CELLS, MOST_RATIO
 from vlm.data.parquet_images import bytes_cells, is_bytes, is_image_struct, struct_cells
+from vlm.data.parquet_pages import PREFIXES, PageHeaders
 from vlm.errors import UserError
 
 MOST_REPEATED = 1000
@@ -64,17 +65,23 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
     size = path.stat().st_size
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            unpacked, packed = chunk.total_uncompressed_size, min(chunk.total_compressed_size, size)
+    with path.open("rb") as read:
+        headers = PageHeaders(read, size)
+        for chunk in _chunks(metadata):
+            pages, packed = headers.read(chunk), min(chunk.total_compressed_size, size)
+            unpacked, column = max(chunk.total_uncompressed_size, pages.unpacked), chunk.path_in_schema[:60]
             if unpacked > max(FREE_UNPACKED, MOST_RATIO * packed):
-                column = chunk.path_in_schema[:60]
                 raise UserError(f"{path}: column {column} unpacks to {unpacked >> 20:,} MiB, more than {MOST_RATIO} "
                                 "times its size; if you mean it, write the file without compression")  # fmt: skip
+            if PREFIXES in pages.encodings and "DELTA_BYTE_ARRAY" not in chunk.encodings:
+                raise UserError(f"{path}: column {column} has another encoding than the file says; write it again")
     if metadata.num_rows > max(1 << 20, MOST_RATIO * size):
         raise UserError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes; that is no table of cases")
+
+
+def _chunks(metadata: pq.FileMetaData) -> Iterator[pq.ColumnChunkMetaData]:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return (group.column(place) for group in groups for place in range(group.num_columns))
 
 
 def _kinds(file: pq.ParquetFile) -> dict[str, pa.DataType]:
@@ -142,9 +149,7 @@ def batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int = 
 
 def _has_prefixes(metadata: pq.FileMetaData) -> bool:
     """Whether a text may repeat the one before it, so that nothing says how long they are."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = (group.column(place) for group in groups for place in range(group.num_columns))
-    return any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks)
+    return any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in _chunks(metadata))
 
 
 def _stand_in(kind: pa.DataType) -> object:
