@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import CHAT_TEMPLATE
 from tests.families import write_base
 from vlm import cache
-from vlm.adapter import load, save
+from vlm.adapter import load, read_config, save
 from vlm.atomic import MANIFEST, seal
 from vlm.cache import check_kept, private_folder, remembered
 from vlm.config import Config, PromptConfig
@@ -25,7 +25,7 @@ from vlm.data.chat_template import prompt_ids
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
 from vlm.errors import UserError
-from vlm.model.base_files import base_digest
+from vlm.model.base_files import base_digest, settings_digest
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
 
@@ -260,6 +260,69 @@ def test_training_does_not_go_on_from_an_adapter_of_replaced_layers(tiny_config:
         starting_weights(model, tiny_adapter)
 
 
+def change_json(file: Path, change) -> None:
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def swap_tokens(values: dict) -> None:
+    vocabulary = values["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+SETTINGS = {
+    "rope": ("config.json", lambda v: v["rope_parameters"].update(rope_theta=5000.0)),
+    "norm": ("config.json", lambda v: v.update(rms_norm_eps=0.5)),
+    "activation": ("config.json", lambda v: v.update(hidden_act="gelu")),
+    "vocabulary": ("tokenizer.json", swap_tokens),
+    "merges": ("tokenizer.json", lambda v: v["model"]["merges"].reverse()),
+    "splitting": ("tokenizer.json", lambda v: v["pre_tokenizer"].update(add_prefix_space=True)),
+    "end": ("tokenizer_config.json", lambda v: v.update(eos_token="<|im_start|>")),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_base_of_another_config_or_tokenizer_is_refused(name: str, tiny_adapter: Path, copied: Path) -> None:
+    file, change = SETTINGS[name]
+    load(tiny_adapter, base=str(copied), device=torch.device("cpu"))
+    change_json(copied / file, change)
+    with pytest.raises(UserError, match=r"trained on another base model than .*SHA-256 of its config and tokenizer"):
+        load(tiny_adapter, base=str(copied), device=torch.device("cpu"))
+
+
+def test_who_wrote_a_base_changes_nothing(tiny_adapter: Path, tiny_llm: str, copied: Path) -> None:
+    change_json(
+        copied / "config.json", lambda v: v.update(transformers_version="9.9", _name_or_path="x", use_cache=False)
+    )
+    change_json(copied / "tokenizer.json", lambda v: v.update(truncation=None, padding=None))
+    (copied / "README.md").write_text("of another place")
+    wanted = settings_digest(tiny_llm, None)
+    assert settings_digest(str(copied), None) == wanted == read_config(tiny_adapter).base_settings_sha256
+    load(tiny_adapter, base=str(copied), device=torch.device("cpu"))
+    AutoModelForCausalLM.from_pretrained(tiny_llm).save_pretrained(copied)
+    AutoTokenizer.from_pretrained(tiny_llm).save_pretrained(copied)
+    assert settings_digest(str(copied), None) == wanted
+
+
+def test_a_tokenizer_without_tokenizer_json_counts_too(copied: Path) -> None:
+    (copied / "tokenizer.json").unlink()
+    (copied / "tokenizer.model").write_bytes(b"first")
+    before = settings_digest(str(copied), None)
+    (copied / "tokenizer.model").write_bytes(b"other")
+    assert settings_digest(str(copied), None) != before
+
+
+def test_an_adapter_without_the_digest_of_the_settings_is_told_once(
+    tiny_adapter: Path, copied: Path, tmp_path: Path, capsys
+) -> None:
+    folder = changed(tiny_adapter, tmp_path, base_settings_sha256=None)
+    change_json(copied / "config.json", lambda v: v.update(rms_norm_eps=1e-4))
+    for _ in range(2):
+        load(folder, base=str(copied), device=torch.device("cpu"))
+    assert capsys.readouterr().err.count("without the SHA-256 of its base's config and tokenizer; they are not") == 1
+
+
 def test_the_digest_is_of_the_tensors_however_they_lie(tiny_llm: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llm)
     model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
@@ -290,7 +353,8 @@ def test_an_adapter_of_an_earlier_version_is_told_that_a_sample_is_compared(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("base_sha256", "0" * 63), ("base_sha256", 5), ("base_sha256", "G" * 64), ("base_fingerprint", "../../../x"),
+    [("base_settings_sha256", "0" * 65), ("base_settings_sha256", 7),
+     ("base_sha256", "0" * 63), ("base_sha256", 5), ("base_sha256", "G" * 64), ("base_fingerprint", "../../../x"),
      ("base_fingerprint", 1234567890123456), ("base_fingerprint", "")],
 )  # fmt: skip
 def test_a_digest_of_a_stranger_is_checked(key: str, value, tiny_adapter: Path, tmp_path: Path) -> None:

@@ -142,10 +142,14 @@ def test_a_run_resumes_on_the_base_that_it_began_with_alone(tiny_config: Config,
         tiny_config, model=model, train=short, evaluation=EvaluationConfig(max_new_tokens=2, ablation=False)
     )
     folder = train(config)
+    log, settings = (folder / "log.jsonl").read_text(), (base / "config.json").read_text()
+    (base / "config.json").write_text(json.dumps(json.loads(settings) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match="tiny: the config or tokenizer of the base changed since the run began; put"):
+        train(replace(config, train=replace(short, max_steps=4)), resume=True)
+    (base / "config.json").write_text(settings)
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"] += 0.01
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    log = (folder / "log.jsonl").read_text()
     with pytest.raises(UserError, match="tiny: the weights of the base changed since the run began; put them back"):
         train(replace(config, train=replace(short, max_steps=4)), resume=True)
     assert (folder / "log.jsonl").read_text() == log

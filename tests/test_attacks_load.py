@@ -30,6 +30,8 @@ from vlm.inference.engine import ReportEngine
 HOST = b"Host: localhost\r\n"
 MOST = 40
 """Connections of the small server."""
+PATIENCE = 9.0
+"""Seconds for limits that tests set to half of one: ample on a busy machine, and below the server's own ten."""
 COOKIE = b"Cookie: clinical-vlm-session=" + b"a" * 43 + b"\r\n"
 REPORT = b"POST /v1/report HTTP/1.1\r\n" + HOST
 WAYS: dict[str, bytes] = {
@@ -79,21 +81,21 @@ def crowd(url: str, sent: bytes, count: int) -> Iterator[list[socket.socket]]:
         yield made
 
 
-def seconds_until_closed(connection: socket.socket, dribble: bytes = b"") -> float:
-    """How long the server bears with a client that sends a byte now and then."""
+def is_closed(connection: socket.socket, dribble: bytes = b"") -> bool:
+    """Whether the server ends the connection of a client that sends a byte now and then, before `PATIENCE` is over."""
     start = time.monotonic()
     connection.settimeout(0.05)
-    while time.monotonic() - start < 8:
+    while time.monotonic() - start < PATIENCE:
         try:
             if dribble:
                 connection.sendall(dribble)
             if not connection.recv(65536):
-                break
+                return True
         except TimeoutError:
             continue
         except OSError:
-            break
-    return time.monotonic() - start
+            return True
+    return False
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -131,7 +133,7 @@ def test_a_slow_head_is_ended_however_it_dribbles(url: str, way: str, monkeypatc
     for dribble in (b"", b"x"):
         with connected(url) as connection:
             connection.sendall(WAYS[way])
-            assert seconds_until_closed(connection, dribble) < 3
+            assert is_closed(connection, dribble)
 
 
 @pytest.mark.parametrize("way", ["no body", "half a body", "half a form", "endless", "half an upload", "half an event"])
@@ -139,13 +141,13 @@ def test_a_slow_body_is_ended(url: str, way: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bodies, "IDLE_SECONDS", 0.3)
     with connected(url) as connection:
         connection.sendall(WAYS[way])
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
     monkeypatch.setattr(bodies, "IDLE_SECONDS", 5)
     monkeypatch.setattr(bodies, "GRACE_SECONDS", 0.5)  # a byte now and then is no progress
     with connected(url) as connection:
         connection.sendall(WAYS[way])
-        assert seconds_until_closed(connection, b"1\r\nx\r\n" if way == "endless" else b"x") < 3
+        assert is_closed(connection, b"1\r\nx\r\n" if way == "endless" else b"x")
 
 
 def test_a_client_that_does_not_read_is_ended(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

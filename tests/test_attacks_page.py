@@ -3,6 +3,8 @@
 import json
 import os
 import secrets
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +27,7 @@ from vlm.inference.engine import ReportEngine
 
 META = {"_type": "gradio.FileData"}
 JOIN, DATA, UPLOAD = "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/upload"
+CANCEL = "/gradio_api/cancel"
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +37,14 @@ def service(tiny_adapter: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def url(service: Service, tiny_adapter: Path) -> Iterator[str]:
+def app(service: Service, tiny_adapter: Path) -> Any:
     adapter = Adapter.of(tiny_adapter)
-    with serving(add_page(make_api(service, adapter), service, adapter)) as address:
+    return add_page(make_api(service, adapter), service, adapter)
+
+
+@pytest.fixture(scope="module")
+def url(app: Any) -> Iterator[str]:
+    with serving(app) as address:
         yield address
 
 
@@ -254,6 +262,31 @@ def test_values_of_another_type_end_in_no_traceback(url: str, capfd: pytest.Capt
 
 
 # ---------------------------------------------------------------------------------------------- room
+
+
+def test_cancelling_leaves_nothing_behind(url: str, app: Any, service: Service) -> None:
+    """Unknown ids, another browser's event, and one's own while it runs."""
+    hold = threading.Event()
+    with browser(url) as own, browser(url) as other:
+        queue = app.routes[-1].app.blocks._queue
+        writing = own.event(max(len(event["inputs"]) for event in own.events))
+        service.ask(lambda _: hold.wait(30))
+        kept = {"fn_index": writing["id"], "session_hash": own.page}
+        event = own.join(writing, [None] * len(writing["inputs"])).json()["event_id"]
+        while event not in queue.server_app.iterators:
+            time.sleep(0.01)
+        for number in range(50):
+            assert own.client.post(CANCEL, json={**kept, "event_id": secrets.token_hex(16)}).status_code == 200
+            answer = other.client.post(CANCEL, json={**kept, "event_id": event, "session_hash": f"{number}"})
+            assert answer.status_code == 200
+        assert event in queue.server_app.iterators, "another browser ended it"
+        assert own.client.post(CANCEL, json={**kept, "event_id": event}).status_code == 200
+        assert event not in queue.server_app.iterators
+        hold.set()
+        own.results()
+        assert own.join(writing, [None] * len(writing["inputs"])).status_code == 200
+        assert not queue.server_app.iterators_to_reset
+        own.results()
 
 
 def test_uploads_beyond_the_total_are_refused(url: str, service: Service) -> None:

@@ -220,6 +220,19 @@ CUT = "the form is cut short: its last boundary is missing"
         (as_form(part(b"vitals", b'{"sex": "\xe9"}')), 400, "vitals: not valid JSON"),
         (as_form(b"Content-Disposition: form-data; name=sex\r\n" + GLUCOSE), 400, "a part has a header twice"),
         (as_form(part(b"glucose", b"8", b";" * 100)), 400, "a part's header has too many options"),
+        *(
+            (as_form(part(b"sex", b"8.5", more)), 400, "a part's header has an option twice")
+            for more in (
+                b'; name="glucose"',
+                b"; name=glucose",
+                b'; NAME = "glucose"',
+                b';name="sex"',
+                b'; a="\\";"; name=glucose',
+                b'; filename="a"; filename="b"',
+            )
+        ),
+        (as_form(GLUCOSE, options="; boundary=y"), 415, "content-type: an option stands there twice"),
+        (as_form(GLUCOSE, options="; charset=utf-8; charset=utf-7"), 415, "content-type: an option stands there twice"),
         (as_form(GLUCOSE, options=";" * 100), 415, "content-type: too many options"),
     ],
 )

@@ -116,6 +116,48 @@ def dictionary_of_one_large(path: Path) -> None:
     pq.write_table(pa.table({"id": range(5000), "note": texts}), path, compression="zstd")
 
 
+def lie(path: Path) -> None:
+    """Let the footer say that all columns and groups unpack to 100 bytes."""
+    data, metadata = path.read_bytes(), pq.read_metadata(path)
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    footer, group = data[start:], metadata.row_group(0)
+    sizes = [group.column(place).total_uncompressed_size for place in range(group.num_columns)]
+    for size in [group.total_byte_size, *sizes]:
+        if size > MIB:
+            true = varint(2 * size)
+            footer = footer.replace(true, varint(200, len(true)))
+    path.write_bytes(data[:start] + footer)
+    group = pq.read_metadata(path).row_group(0)
+    assert max(group.column(place).total_uncompressed_size for place in range(group.num_columns)) < MIB
+
+
+def varint(value: int, length: int = 0) -> bytes:
+    """A number as Thrift has it, in at least so many bytes."""
+    groups = []
+    while value or len(groups) < max(length, 1):
+        groups.append(value & 0x7F)
+        value >>= 7
+    return bytes(group | 0x80 for group in groups[:-1]) + bytes(groups[-1:])
+
+
+def liar(kind: str, version: str, **options: object) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        giant = "a" * (300 * MIB)
+        note = [{"bytes": giant.encode(), "path": "x.png"}] if kind == "image" else [giant]
+        table = pa.table({"id": [1], kind: note})
+        pq.write_table(table, path, compression="zstd", data_page_version=version, write_statistics=False, **options)
+        lie(path)
+
+    return write
+
+
+def liar_about_encoding(path: Path) -> None:
+    delta_strings(path)
+    data = path.read_bytes()
+    assert data.count(b"\x19\x25\x06\x0e") == 1  # RLE and DELTA_BYTE_ARRAY
+    path.write_bytes(data.replace(b"\x19\x25\x06\x0e", b"\x19\x25\x06\x00"))
+
+
 def delta_strings(path: Path) -> None:
     pq.write_table(pa.table({"note": ["a" * (2 * MIB)] * 200}), path, use_dictionary=False, compression="zstd",
                    column_encoding={"note": "DELTA_BYTE_ARRAY"})  # fmt: skip
@@ -297,6 +339,11 @@ ATTACKS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a giant of one width": ("t.parquet", one_width, "its text is more than 1,000 times as long"),
     "tensors": ("t.parquet", tensors, ""),
     "JSON of Arrow": ("t.parquet", json_of_arrow, "column note: a cell is longer than 8 million characters"),
+    "a dictionary that the footer hides": ("t.parquet", liar("note", "1.0"), "column note unpacks to 300 MiB"),
+    "a text that the footer hides": ("t.parquet", liar("note", "1.0", use_dictionary=False), "note unpacks to 300 MiB"),
+    "the same in pages of version 2": ("t.parquet", liar("note", "2.0", use_dictionary=False), "unpacks to 300 MiB"),
+    "an image that the footer hides": ("t.parquet", liar("image", "1.0"), "column image.bytes unpacks to 300 MiB"),
+    "an encoding that the footer hides": ("t.parquet", liar_about_encoding, "column note has another encoding than"),
     "views of a giant": ("t.parquet", views, "column note: a cell is longer than 8 million characters"),
     "a row of long texts": ("t.parquet", wide_texts, "a row is longer than 8 million characters"),
     "a gzip with an endless name": ("t.csv.gz", gzip_name, "its gzip header, or what stands behind its data"),

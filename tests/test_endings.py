@@ -6,7 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,14 +138,6 @@ def test_a_second_run_in_the_folder_is_refused(tiny_config: Config) -> None:
     with folder.locked():
         assert str(os.getpid()) in folder.lock.read_text()
     assert not folder.path.exists(), "nothing was written, and nothing stays"
-
-
-@pytest.fixture
-def restored_sigint() -> Iterator[None]:
-    """As Python has it: a process that a shell starts in the background ignores Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_signal_ends_at_once(capfd: pytest.CaptureFixture[str], restored_sigint: None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -276,15 +277,31 @@ def rewrite(file: Path, change, **options) -> None:
     """A shard that another program wrote, and a pack.json that vouches for it."""
     table = change(pq.read_table(file))
     pq.write_table(table, file, **{"compression": "none", "use_dictionary": False} | options)
+    vouch(file, len(table))
+
+
+def vouch(file: Path, rows: int) -> None:
     values = read_json(file.parent / FILE)
     data = file.read_bytes()
-    values["shards"][file.name] = {"rows": len(table), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    values["shards"][file.name] = {"rows": rows, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (file.parent / FILE).write_text(json.dumps(values))
 
 
 def with_column(table, name: str, values: list):
     place = table.schema.get_field_index(name)
     return table.set_column(place, table.schema.field(name), [values])
+
+
+@pytest.mark.parametrize("column", ["id", "image.bytes"])
+def test_a_shard_whose_footer_hides_an_encoding_is_refused(column: str, copy: Path) -> None:
+    file = copy / "train-00002-of-00012.parquet"
+    rewrite(file, lambda t: t, column_encoding={column: "DELTA_BYTE_ARRAY"})
+    data = file.read_bytes()
+    assert len(re.findall(rb"\x19\x25\x06\x0e", data)) == 1  # RLE and DELTA_BYTE_ARRAY
+    file.write_bytes(data.replace(b"\x19\x25\x06\x0e", b"\x19\x25\x06\x00"))
+    vouch(file, pq.read_metadata(file).num_rows)
+    with pytest.raises(UserError, match=r"not the shard that pack\.json describes"):
+        read_all(copy)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ run_program(main)
 
 
 @pytest.mark.parametrize("moment", ["waiting", "busy"])
-def test_ctrl_c_ends_both_processes(moment: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_both_processes(moment: str, tmp_path: Path, restored_sigint: None) -> None:
     """While it waits for an answer, and while it does something with one."""
     here = tmp_path / "pid"
     command = [sys.executable, "-c", STOPPED, str(here), moment]
@@ -85,7 +85,10 @@ def test_ctrl_c_ends_both_processes(moment: str, tmp_path: Path) -> None:
         process = psutil.Process(int(here.read_text()))
         process.send_signal(signal.SIGINT)  # a terminal sends it to all
         program.send_signal(signal.SIGINT)
-        said = program.communicate(timeout=60)[1]
+        try:
+            said = program.communicate(timeout=60)[1]
+        finally:
+            program.kill()  # else the end of the block would wait for it
     assert program.returncode == 130 and said == "interrupted\n", said
     assert not process.is_running()
 

@@ -35,6 +35,14 @@ def test_an_impossible_value_is_missing_and_reported() -> None:
     assert np.isnan(x[0]) and implausible == {"glucose": 175.0}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e308, -1e308, "1e308", 3.5e38, "-3.5e38", 10**300])
+def test_a_value_beyond_the_models_numbers_is_missing_without_a_warning(value: float | str) -> None:
+    """With a plausible range and without."""
+    x, implausible = SCHEMA.parse({"glucose": value, "systolic": value})
+    assert np.isnan(x).all() and implausible == {"glucose": float(value), "systolic": float(value)}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

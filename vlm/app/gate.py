@@ -147,6 +147,9 @@ class Gate:
             known = self._joined(event, session)
         else:
             known = _cancelled(event)
+            if known["event_id"] not in self.blocks._queue.pending_event_ids_session.get(page, ()):
+                await JSONResponse({"success": True})(request.scope, request.receive, send)  # over, or not its own
+                return
         await self._pass(request, send, body=json.dumps({**known, "session_hash": page}).encode())
 
     def _joined(self, event: dict[str, Any], session: str) -> dict[str, Any]:
@@ -198,10 +201,13 @@ class Gate:
         self._active.setdefault(page, time.monotonic())
 
     async def sweep(self) -> None:
-        """Drop results that no page came for."""
+        """Drop results that no page came for, and what is left of cancelled events."""
         old = time.monotonic() - ABANDONED
         for page in [page for page, when in self._active.items() if when < old]:
             await self._forget(page)
+        queue = self.blocks._queue  # Gradio keeps the id of each event that was cancelled while it ran
+        if queue.server_app is not None:  # before the first event
+            queue.server_app.iterators_to_reset.intersection_update(queue.event_ids_to_events)
 
     async def _forget(self, page: str) -> None:
         self._active.pop(page, None)

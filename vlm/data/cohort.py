@@ -19,7 +19,7 @@ from vlm.data.splits import SPLITS, assign_splits
 from vlm.data.storage import column, hashes, matrix, write_rows
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.synonyms import plain_word
-from vlm.data.vitals.values import suspected_unit
+from vlm.data.vitals.values import LARGEST, suspected_unit
 from vlm.errors import UserError
 from vlm.faults import Faults
 
@@ -205,7 +205,7 @@ def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts, dataset: da
 
 def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, float]], others: int) -> str:
     vital = schema.vitals[schema.position(name)]
-    low, high = vital.plausible
+    low, high = vital.plausible or (-LARGEST, LARGEST)
     values = [value for _, value in rows]
     first = rows[0][0].removeprefix(f"{where}: ")
     unit = suspected_unit(vital, values)

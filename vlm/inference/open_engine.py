@@ -141,5 +141,6 @@ def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
         llm = replace(llm, base=base, sha256=None, revision=None)
     model, tokenizer = load_llm(llm, torch.device("cpu"), torch.float32)
     used = config._replace(model=replace(config.model, llm=llm))
-    check_base(used, fingerprint(model), getattr(model, "sha256", None), adapter)
+    sha256, settings = getattr(model, "sha256", None), getattr(model, "settings_sha256", None)
+    check_base(used, fingerprint(model), sha256, settings, adapter)
     return load_evidence(adapter, embedding_space(model, tokenizer))

@@ -1,4 +1,4 @@
-"""The files of a base model: one digest of all its weights, however they are spread over files."""
+"""The files of a base model: one digest of its weights, however they are spread, one of its config and tokens."""
 
 import hashlib
 import json
@@ -16,6 +16,18 @@ from vlm.untrusted import parse_json
 MOST_TENSORS = 1_000_000
 LARGEST_HEADER = 100 << 20
 """Bytes, as safetensors has it."""
+NOT_NUMBERS = {
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+"""Keys of config.json that change no number of ours: who wrote it, and what we set ourselves."""
+TOKENS = ("add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder", "bos_token", "eos_token")
+"""Keys of tokenizer_config.json that change the tokens; the adapter keeps what the chat template gave."""
+VOCABULARIES = (
+    "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tekken.json", "tokenizer.model", "vocab.json",
+    "vocab.txt",
+)  # fmt: skip
+"""Files of a tokenizer without tokenizer.json."""
 
 
 def base_digest(base: str, revision: str | None) -> str:
@@ -25,6 +37,35 @@ def base_digest(base: str, revision: str | None) -> str:
     """
     files = weight_files(base, revision)
     return remembered(files, "tensors", lambda: _digest(files))
+
+
+def settings_digest(base: str, revision: str | None) -> str:
+    """SHA-256 of the numbers in the config and of the tokens of a folder or of a commit on the Hub, computed once."""
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", *VOCABULARIES)
+    files = {name: file for name in names if (file := _file(base, name, revision))}
+    return remembered(list(files.values()), "settings", lambda: _settings_digest(files))
+
+
+def _settings_digest(files: dict[str, Path]) -> str:
+    def read(name: str) -> dict[str, Any]:
+        return json.loads(files[name].read_bytes()) if name in files else {}  # Transformers has loaded it before
+
+    tokenizer, told = read("tokenizer.json"), read("tokenizer_config.json")
+    vocabularies = [] if tokenizer else [files[name] for name in VOCABULARIES if name in files]
+    settings = [
+        _without(read("config.json"), NOT_NUMBERS),
+        {key: value for key, value in tokenizer.items() if key not in ("padding", "truncation")},
+        {key: told[key] for key in TOKENS if key in told},
+        [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in vocabularies],
+    ]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    """A configuration without these keys, in its parts as well."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without(part, keys) for key, part in value.items() if key not in keys}
 
 
 def weight_files(base: str, revision: str | None) -> list[Path]:

@@ -63,6 +63,7 @@ class ClinicalVLM(EvidenceEncoder):
             space, sample = embedding_space(llm, tokenizer), fingerprint(llm)
         super().__init__(config, spec, space, load_vision_weights, prompt_ids)
         self.base_fingerprint, self.base_sha256 = sample, getattr(llm, "sha256", None)
+        self.base_settings_sha256 = getattr(llm, "settings_sha256", None)
         self.llm = add_lora(llm, config.llm)
         self.sharded = False
         """Whether several processes hold the frozen base together: then all must make the same passes through it."""

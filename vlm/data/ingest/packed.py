@@ -70,7 +70,7 @@ def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
         if size != shard.size:
             raise UserError(f"{address}: damaged: {size} bytes, {shard.size} when packed")
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            check_columns(parquet, address, pack, shard)
+            check_columns(parquet, file, address, pack, shard, skipped="image.bytes")
             table = parquet.read(columns=[*columns, "image.path"], use_threads=False)
     part = {column: table[column].combine_chunks() for column in columns}
     for column, values in part.items():

@@ -5,9 +5,11 @@ of a shard one soon after another (see `vlm.data.sampling`) fetches it once.
 """
 
 import hashlib
+import io
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm.data.images.image import decode_image
+from vlm.data.images.parquet_pages import DICTIONARY, PageHeaders
 from vlm.data.packed.manifest import Pack, Shard, opened, read_pack
 from vlm.errors import UserError
 
@@ -22,6 +25,8 @@ SCHEME = "row://"
 _REFERENCE = re.compile(r"row://(\d+)::(.+)", re.DOTALL)
 ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}
 """Of columns and their levels; others could repeat a long text in every row."""
+NUMBERS = {0, 3, 4}
+"""The same in the header of a page."""
 HELD = 2 << 30
 """Bytes of shards that a process holds at most, more than 16 lanes take; one that was read through goes before."""
 
@@ -52,8 +57,13 @@ def read_packed(reference: str) -> np.ndarray:
     return decode_image(_held.image(address, row), f"{address}: row {row}")
 
 
-def check_columns(file: pq.ParquetFile, address: str, pack: Pack, shard: Shard) -> None:
-    """Raise `UserError` unless a Parquet file is laid out as we write it, so that nothing in it can unfold."""
+def check_columns(
+    file: pq.ParquetFile, read: BinaryIO, address: str, pack: Pack, shard: Shard, skipped: str = ""
+) -> None:
+    """Raise `UserError` unless a Parquet file is laid out as we write it, so that nothing in it can unfold.
+
+    The headers of its pages are read as well, but of the column `skipped`, since the footer may lie.
+    """
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
     same = file.schema_arrow.remove_metadata().equals(pack.features.arrow_schema.remove_metadata())
@@ -61,6 +71,12 @@ def check_columns(file: pq.ParquetFile, address: str, pack: Pack, shard: Shard) 
         chunk.has_dictionary_page or chunk.compression != "UNCOMPRESSED" or not set(chunk.encodings) <= ENCODINGS
         for chunk in chunks
     )
+    headers = PageHeaders(read, shard.size)
+    try:
+        pages = [headers.read(chunk) for chunk in chunks if chunk.path_in_schema != skipped]
+        folded = folded or any(page.types & {DICTIONARY} or not page.encodings <= NUMBERS for page in pages)
+    except ValueError:
+        folded = True
     if not same or folded or file.metadata.num_rows != shard.rows:
         raise UserError(f"{address}: not the shard that pack.json describes: other columns, rows or encoding")
 
@@ -108,7 +124,7 @@ def _fetch(address: str) -> _OpenShard:
         if hashlib.sha256(data).hexdigest() != shard.sha256:
             raise UserError(f"{address}: damaged: its SHA-256 is not that of what was packed")
         with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-            check_columns(parquet, address, pack, shard)
+            check_columns(parquet, io.BytesIO(data), address, pack, shard)
             images = parquet.read(columns=["image"], use_threads=False)["image"].combine_chunks()
     files = pc.struct_field(images, "bytes")
     return _OpenShard(files, set(np.flatnonzero(files.is_valid().to_numpy(zero_copy_only=False)).tolist()))

@@ -12,7 +12,7 @@ from vlm.config import VitalConfig
 from vlm.data.labels import factorized
 from vlm.data.prepare.columns import Roles, missing
 from vlm.data.prepare.notice import Level, Notice, counted, first_rows
-from vlm.data.vitals.values import is_plausible, read_value, suspected_unit
+from vlm.data.vitals.values import LARGEST, is_plausible, read_value, suspected_unit
 from vlm.errors import UserError
 
 FORBIDS = re.compile(r"no[ -]?deriv|\bnd\b|-nd\b|credentialed|physionet|all rights reserved|no redistribution", re.I)
@@ -76,7 +76,7 @@ def check_numbers(roles: Roles, numbers: dict[str, np.ndarray], broken: dict[str
         x = numbers[column]
         wild = np.array([not is_plausible(vital, value) for value in x], dtype=bool) & np.isfinite(x)
         if wild.any():
-            low, high = vital.plausible
+            low, high = vital.plausible or (-LARGEST, LARGEST)
             few = sorted({f"{value:g}" for value in x[wild]}, key=float)
             seen = ", ".join(few if len(few) <= 6 else [*few[:3], "…", *few[-3:]])
             message = (f"{column}: {counted(int(wild.sum()), 'value')} outside {low:g} to {high:g} {vital.unit} "

@@ -139,11 +139,13 @@ class VitalsSchema:
                     raise UserError(f"{where}: {given[position]} and {column} both give {self.vitals[position].name}")
                 given[position] = column
                 vital = self.vitals[position]
+                value = math.nan
                 with gather():
-                    x[position] = read_value(vital, part, f"{where}: {column}", unit)
-                if not is_plausible(vital, float(x[position])):
-                    implausible[vital.name] = float(x[position])
-                    x[position] = math.nan
+                    value = read_value(vital, part, f"{where}: {column}", unit)
+                if is_plausible(vital, value):
+                    x[position] = value
+                else:
+                    implausible[vital.name] = value
         return x, implausible
 
 

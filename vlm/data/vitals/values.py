@@ -14,6 +14,8 @@ from vlm.data.vitals.synonyms import FEMALE, MALE, NO, OTHER, YES, is_missing_wo
 from vlm.data.vitals.units import conversion, is_count, units_of
 from vlm.errors import UserError
 
+LARGEST = (2 - 2**-23) * 2.0**127
+"""Of 32-bit floats, in which the model reads numbers."""
 _SIDES = ((FEMALE, MALE), (YES, NO))
 """Words of one meaning, read where a vital has one category of each side; 0 and 1 mean nothing by themselves."""
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
@@ -200,7 +202,8 @@ def _in_unit(vital: VitalConfig) -> str:
 
 def is_plausible(vital: VitalConfig, value: float) -> bool:
     """Whether a number can be one of a living patient; a missing value and a category always can."""
-    return not vital.plausible or math.isnan(value) or vital.plausible[0] <= value <= vital.plausible[1]
+    low, high = vital.plausible or (-LARGEST, LARGEST)
+    return math.isnan(value) or (abs(value) <= LARGEST and low <= value <= high)
 
 
 def suspected_unit(vital: VitalConfig, implausible: Sequence[float]) -> str | None:
