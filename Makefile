@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-.PHONY: help install demo test soak lint
+.PHONY: help install demo test soak lint docs
 
 help:
 	@echo "make demo   install, train on the built-in cohort, test it, draft the report of an unseen case"
 	@echo "make test   install and run the whole test suite"
 	@echo "make soak   the long statistical checks that make test samples"
+	@echo "make docs   build the documentation in build/site; any warning is an error"
 
 install: $(VENV)/.installed
 
@@ -44,3 +45,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict
