@@ -48,4 +48,4 @@ lint: install
 
 docs: install
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
