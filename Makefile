@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-.PHONY: help install demo test soak lint docs
+.PHONY: help install demo test soak lint
 
 help:
 	@echo "make demo   install, train on the built-in cohort, test it, draft the report of an unseen case"
@@ -46,6 +46,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs
 docs: install
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
