@@ -13,6 +13,7 @@ help:
 	@echo "make demo   install, train on the built-in cohort, test it, draft the report of an unseen case"
 	@echo "make test   install and run the whole test suite"
 	@echo "make soak   the long statistical checks that make test samples"
+	@echo "make docs   build the documentation in build/site; any warning is an error"
 
 install: $(VENV)/.installed
 
@@ -45,3 +46,8 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+.PHONY: docs
+docs: install
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -3,10 +3,47 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from vlm.plan.measured import Timing, copy_rate, matmul_rate, timed
+import torch
+from torch.nn import functional as F
 
-__all__ = ["Timing", "copy_rate", "in_turn", "matmul_rate", "timed"]
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one repeat: median, and the spread between the quickest and the slowest."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} s ({self.low:.3f} to {self.high:.3f})"
+
+
+def timed(work: Callable[[], object], repeats: int = 3, warm_up: int = 1) -> Timing:
+    """Run `work` a few times after a warm-up."""
+    for _ in range(warm_up):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+
+
+def matmul_rate(rows: int, inner: int, columns: int) -> float:
+    """Measure the rate of fp32 matrix products, operations a second, at the shape of a layer."""
+    a, b = torch.randn(rows, inner), torch.randn(columns, inner)
+    return 2 * rows * inner * columns * 20 / timed(lambda: [F.linear(a, b) for _ in range(20)]).median
+
+
+def copy_rate(mebibytes: int = 256) -> float:
+    """Measure the bytes a second that a copy reads and writes."""
+    source = torch.randn(mebibytes << 18)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / timed(lambda: target.copy_(source)).median
 
 
 def in_turn(works: dict[str, Callable[[], object]], repeats: int = 3) -> dict[str, Timing]:

@@ -1,149 +1,387 @@
-"""The plan's terms against this CPU: training steps, longer reports, drafts and memory, predicted and measured.
+"""Estimate on paper what a config takes on a GPU: hours of training and drafting, memory, and how many devices.
 
-    python -m benchmarks.plan --json plan.json
+    python -m benchmarks.plan --config configs/single_gpu.yaml --studies 1e6 --base 8B 70B --gpu A100-80 H100
 
-The model is the demo's, in fp32. Every rate of a prediction is measured in the same run (`vlm.plan.measured`), before
-and after the work, and none is fitted to it. All is CPU time of one thread, which other work on the machine disturbs
-least. Arguments that are not its own go to the config.
+No figure of it was measured on a GPU; `train_lora.py --dry-run` measures the memory of a step. A product with n weights
+takes 2 n operations a token, backwards as much again for its inputs and, where the weights train, for them (Kaplan et
+al., 2020): a token takes 4 n of frozen weights and not 6 n. Arguments that are not its own go to the config.
 """
 
 import argparse
-import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+import math
+import re
+from dataclasses import astuple, dataclass
 from typing import Any
 
-import torch
-
-from benchmarks.train import Recipe
-from vlm.config import AugmentConfig, Config, DropoutConfig
+from vlm.config import Config, LLMConfig, VisionConfig
 from vlm.config.parsing import parse_config
-from vlm.data.cohort import Cohort
-from vlm.data.collate import Batch, Collator
-from vlm.data.ingest.sources import load_cohort
-from vlm.inference.engine import ReportEngine
-from vlm.model.decoder import length_groups
-from vlm.plan.cost import Job, Tokens
-from vlm.plan.drafting import pytorch_seconds
-from vlm.plan.gpus import Machine
-from vlm.plan.measured import measure_cpu, timed
-from vlm.plan.shapes import base_of, cnn_of
-from vlm.plan.terms import Terms
-from vlm.training.dry_run import measure_step
-from vlm.training.memory import MIB
+from vlm.errors import UserError, run_program
+from vlm.training.memory import CUDA_CONTEXT, TRAINED_BYTES, StepMemory, nf4_bytes
 
-CLOCK = time.process_time
-Point = tuple[str, float, float, str]
-"""What was measured, the prediction, the measurement, and their unit."""
-
-
-def job_of(config: Config, recipe: Recipe, batch: Batch) -> Job:
-    """The job with the tokens of a batch as its layers read them."""
-    lengths = batch["attention_mask"].sum(dim=1).tolist()
-    reports = (batch["labels"][:, 1:] >= 0).sum(dim=1).float().mean().item()
-    whole, groups = sum(lengths) / len(lengths), length_groups(lengths)
-    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in groups) / len(lengths)
-    fixed = recipe.model.prompt.fixed_tokens
-    tokens = Tokens(fixed, whole - reports, reports, padded / whole - 1, len(groups))
-    return Job(config, base_of(config.model.llm), cnn_of(config.model.vision), tokens)
+MFU, ATTENTION_MFU, MBU, LAUNCH_S = 0.5, 0.2, 0.7, 1e-5
+"""Assumed: shares of the published peak in products, in attention and of the memory's bandwidth; seconds a launch."""
+USABLE_MEMORY_FRACTION, PADDING = 0.92, 0.2
+"""Share of a device's memory that tensors can fill, and share of further tokens that only fill a batch."""
+TEMPLATE_BEFORE, TEMPLATE_AFTER = 8, 9
+"""Tokens of a chat template around the system message, and around the instruction."""
+CONV_PASSES, CONV_PASSES_BACK, LOGIT_PASSES, ADAMW_PASSES = 6, 10, 8, 20
+"""Times that an output of a convolution, a supervised logit and a trained value are read or written in a step."""
+LOGIT_BYTES = 12
+"""Bytes held of each supervised logit at once: itself, its log-probability and its gradient."""
+LAYER_CALLS, LORA_CALLS = 45, 5
+"""Operations that a layer launches forwards, and each of its linear layers with LoRA beside."""
+READS = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "o_proj": "heads", "gate_proj": "y", "up_proj": "y",
+         "down_proj": "gated"}  # fmt: skip
+"""Which linear layers read the same values: these are kept once for the backward pass."""
 
 
-def compare(
-    name: str,
-    job: Job,
-    rows: int,
-    cases: int,
-    predict: Callable[[Machine], float],
-    work: Callable[[], Any],
-    repeats: int,
-) -> Point:
-    """A prediction with the rates before the work and after it, and the work."""
-    measure = partial(measure_cpu, job.base, rows, cases, round(job.tokens.whole), job.config.data.image_size, CLOCK)
-    before, seconds, after = measure(), timed(work, repeats, clock=CLOCK).median, measure()
-    for machine in (before, after):
-        rates = (machine.flops, machine.flops * machine.attention, machine.passing, machine.large, machine.bandwidth)
-        said = "{:.0f} GFLOP/s in products, {:.0f} in attention, {:.1f} GB/s of values, {:.1f} of large ones, {:.1f} of"
-        print(f"{name}: {said.format(*(rate / 1e9 for rate in rates))} memory, {1e6 * machine.call_s:.1f} µs a launch")
-    return name, (predict(before) + predict(after)) / 2, seconds, "s"
+@dataclass(frozen=True)
+class GPU:
+    """A device as its maker publishes it: dense operations a second, bytes, bytes a second, bytes of a value."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+    value_bytes: int = 2
 
 
-def step(config: Config, cohort: Cohort, repeats: int, name: str) -> Point:
-    """A whole optimizer step of the config's batch."""
-    recipe, train = Recipe(config, cohort, plain=False), config.train
-    cases, passes = train.micro_batch_size, train.batch_size // train.micro_batch_size
-    job = job_of(config, recipe, recipe.batches(cases)[0])
-
-    def predict(machine: Machine) -> float:
-        return passes * job.micro_batch(cases, machine).seconds(machine) + job.update().seconds(machine)
-
-    rows = int(job.read_tokens(cases))
-    return compare(name, job, rows, cases, predict, lambda: recipe.step(train.batch_size), repeats)
-
-
-def long_reports(config: Config, cohort: Cohort, repeats: int, cases: int = 8, words: int = 128) -> list[Point]:
-    """Forward and backward pass over few cases with long reports, and the memory that each case adds."""
-    recipe = Recipe(config, cohort, plain=False)
-    examples = [recipe.dataset[index] for index in range(cases)]
-    examples = [{**example, "report": " ".join(["opacity"] * 4 * words)} for example in examples]
-    collate = Collator(recipe.model.prompt, max_report_tokens=words)
-    batch = collate(examples)  # type: ignore[arg-type]
-    job = job_of(config, recipe, batch)
-
-    def run() -> None:
-        recipe.model(**batch, alpha=0.5).loss.backward()
-        recipe.model.zero_grad()
-
-    name, rows = f"{cases} cases with reports of {words} tokens", int(job.read_tokens(cases))
-    time_of = compare(name, job, rows, cases, lambda m: job.micro_batch(cases, m).seconds(m), run, repeats)
-    memory = measure_step(recipe.model, lambda count: collate((examples * count)[:count]), cases)  # type: ignore[arg-type]
-    on_paper = job.case_memory(measure_cpu(job.base, 1, 1, 8, 32))
-    return [time_of, ("memory that such a case adds", on_paper / MIB, memory.case / MIB, "MiB")]
+# NVIDIA's data sheets, dense rates without sparsity, SXM where there is a choice.
+GPUS = {
+    "T4": GPU(8.1e12, 16e9, 320e9, 4),  # no bf16: fp32
+    "L4": GPU(121e12, 24e9, 300e9),
+    "A10": GPU(125e12, 24e9, 600e9),
+    "RTX-4090": GPU(165.2e12, 24e9, 1008e9),
+    "A100-40": GPU(312e12, 40e9, 1555e9),
+    "A100-80": GPU(312e12, 80e9, 2039e9),
+    "H100": GPU(989.4e12, 80e9, 3350e9),
+    "H200": GPU(989.4e12, 141e9, 4800e9),
+    "B200": GPU(2250e12, 180e9, 8000e9),
+}
 
 
-def drafts(config: Config, cohort: Cohort, repeats: int, cases: int = 32, words: int = 24) -> Point:
-    """Drafts of a batch of cases; an untrained adapter takes as long as a trained one."""
-    recipe = Recipe(config, cohort, plain=False)
-    recipe.dataset.features = None  # a table's images pass through the CNN
-    examples, engine = [recipe.dataset[index] for index in range(cases)], ReportEngine(recipe.model.eval())
-    job = job_of(config, recipe, Collator(recipe.model.prompt)(examples))
-    job = replace(job, config=replace(config, evaluation=replace(config.evaluation, batch_size=cases)))
-    texts = [draft.text for draft in engine.draft(examples, cases, words)]
-    longest = min(words, 1 + max(len(recipe.model.prompt.encode_text(text)) for text in texts))
-    terms = Terms(cases, 1, longest)
-    predict = lambda machine: cases * pytorch_seconds(job, machine, terms, longest=1)  # noqa: E731
-    name = f"{cases} drafts of {longest} tokens"
-    return compare(name, job, cases, cases, predict, lambda: list(engine.draft(examples, cases, words)), repeats)
+@dataclass(frozen=True)
+class Base:
+    """The shape of a decoder of the Llama family: attention with grouped keys, and a gated MLP."""
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    keys: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def products(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear layer in one layer of the model."""
+        hidden, inner = self.hidden, self.intermediate
+        return {
+            "q_proj": (hidden, self.attention), "k_proj": (hidden, self.keys), "v_proj": (hidden, self.keys),
+            "o_proj": (self.attention, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }  # fmt: skip
+
+    @property
+    def linear(self) -> int:
+        """Weights of all linear layers without the vocabulary's: what NF4 packs."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.products.values())
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        words = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.linear + words + (2 * self.layers + 1) * self.hidden
+
+    def adapted(self, targets: list[str]) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the linear layers of one layer that carry LoRA, by name."""
+        return {name: shape for name, shape in self.products.items() if targets == ["all-linear"] or name in targets}
 
 
-def main() -> None:
+# Published configurations (config.json of each on the Hugging Face Hub).
+PRESETS = {
+    "135M": Base("SmolLM2-135M", 30, 576, 1536, 576, 192, 49_152, True),
+    "1B": Base("Llama-3.2-1B", 16, 2048, 8192, 2048, 512, 128_256, True),
+    "8B": Base("Llama-3.1-8B", 32, 4096, 14_336, 4096, 1024, 128_256, False),
+    "70B": Base("Llama-3.1-70B", 80, 8192, 28_672, 8192, 1024, 128_256, False),
+}
+
+
+def base_of(config: LLMConfig) -> Base:
+    """Read the shape of a config's base; that of a preset needs no file."""
+    known = [base for base in PRESETS.values() if base.name.lower() in config.base.lower()]
+    if known:
+        return known[0]
+    from transformers import AutoConfig
+
+    from vlm.weights import language_model_folder
+
+    try:
+        found: Any = AutoConfig.from_pretrained(language_model_folder(config.base, config.sha256),
+                                                revision=config.revision, trust_remote_code=False)  # fmt: skip
+        shape = found.get_text_config()
+        size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        return Base(config.base, shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size,
+                    size * shape.num_attention_heads, size * shape.num_key_value_heads, shape.vocab_size,
+                    shape.tie_word_embeddings)  # fmt: skip
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.llm.base: no shape of {config.base}: {reason}; or give --base") from None
+
+
+Stage = tuple[int, int, int]
+"""Products, parameters and outputs of the convolutions in one of timm's coarse stages, for one image."""
+
+
+def count_cnn(config: VisionConfig, image_size: int) -> tuple[int, tuple[Stage, ...]]:
+    """Channels and stages of a timm model, which is built without memory for its weights."""
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            cnn = timm.create_model(config.name, num_classes=0, global_pool="").eval()
+    except (RuntimeError, OSError, TypeError) as error:
+        raise UserError(f"model.vision: cannot build {config.name}: {str(error).splitlines()[0]}") from None
+    groups = timm.models.group_parameters(cnn, cnn.group_matcher(coarse=True))  # type: ignore[operator]
+    stage_of = {parameter: stage for stage, names in enumerate(groups.values()) for parameter in names}
+    stages = [[0, 0, 0] for _ in groups]
+    for parameter, value in cnn.named_parameters():
+        stages[stage_of[parameter]][1] += value.numel()
+
+    def count(module: torch.nn.Conv2d, inputs: Any, output: torch.Tensor, stage: int) -> None:
+        stages[stage][0] += output.numel() * module.weight[0].numel()
+        stages[stage][2] += output.numel()
+
+    for path, module in cnn.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            stage = stage_of[f"{path}.weight"]
+            module.register_forward_hook(lambda m, i, o, stage=stage: count(m, i, o, stage))
+    with torch.no_grad():
+        channels = cnn(torch.zeros(1, 3, image_size, image_size, device="meta")).shape[1]
+    return int(channels), tuple((a, b, c) for a, b, c in stages)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Mean tokens of a case: before the evidence (alike in all cases), before the report, and of the report."""
+
+    fixed: float
+    prompt: float
+    report: float
+
+
+def guess_tokens(config: Config, report: float) -> Tokens:
+    """Guess the tokens of a prompt from the words of the config, without a tokenizer."""
+    prompt, model = config.model.prompt, config.model
+    system, instruction = (len(re.findall(r"\w+|[^\w\s]", text)) for text in (prompt.system, prompt.instruction))
+    evidence = model.vision.grid**2 + model.vitals.tokens + model.fusion.z_token + model.fusion.label_token
+    return Tokens(TEMPLATE_BEFORE + system, TEMPLATE_BEFORE + system + evidence + instruction + TEMPLATE_AFTER, report)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations in products and in attention, bytes moved by the rest, bytes of weights read, launches."""
+
+    products: float = 0.0
+    attention: float = 0.0
+    moved: float = 0.0
+    weights: float = 0.0
+    calls: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def seconds(self, gpu: GPU) -> float:
+        """Time on a GPU, which launches ahead of its work."""
+        products = (self.products / MFU + self.attention / ATTENTION_MFU) / gpu.flops
+        return max(products + (self.moved + self.weights) / gpu.bandwidth / MBU, self.calls * LAUNCH_S)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config with the shapes of its models and of its cases, on a GPU."""
+
+    config: Config
+    base: Base
+    channels: int
+    stages: tuple[Stage, ...]
+    tokens: Tokens
+    gpu: GPU
+
+    @property
+    def adapted(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's linear layers that carry LoRA, by name."""
+        return self.base.adapted(self.config.model.llm.lora_targets)
+
+    @property
+    def lora(self) -> int:
+        """Trained values of LoRA."""
+        return self.base.layers * self.config.model.llm.lora_rank * sum(map(sum, self.adapted.values()))
+
+    @property
+    def projectors(self) -> int:
+        """Trained values of the projectors and the head, without biases and norms."""
+        model, hidden = self.config.model, self.base.hidden
+        summary = self.channels * model.vision.summary_grid**2 * model.fusion.size
+        return self.channels * hidden + (model.vitals.tokens + 3) * hidden**2 + summary
+
+    @property
+    def trained_stages(self) -> tuple[Stage, ...]:
+        """Stages of the CNN that learn."""
+        vision = self.config.model.vision
+        return self.stages[vision.frozen_stages :] if vision.train else ()
+
+    @property
+    def trainable(self) -> int:
+        """Values that train: LoRA, the projectors and the trained stages of the CNN."""
+        return self.lora + self.projectors + sum(parameters for _, parameters, _ in self.trained_stages)
+
+    # ------------------------------------------------------------------------------------ training
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the fixed words of a micro batch are read once; see `vlm.model.decoder`."""
+        llm = self.config.model.llm
+        return not (llm.activation_checkpointing or llm.lora_dropout)
+
+    def layers(self, cases: int) -> Work:
+        """Forward and backward pass of a micro batch through the layers of the language model."""
+        base, tokens, again = self.base, self.tokens, self.config.model.llm.activation_checkpointing
+        length = (tokens.prompt + tokens.report) * (1 + PADDING)
+        fixed = tokens.fixed if self.shares_prefix and cases > 1 else 0.0
+        read, passes = fixed + cases * (length - fixed), 3 if again else 2
+        products = 2 * read * (passes * base.linear + (passes + 1) * self.lora)
+        attention = 4 * (passes + 1) * base.layers * base.attention * read * length
+        moved = self.gpu.value_bytes * base.layers * read * self.passed_values() * (4 / 3 if again else 1)
+        calls = (1 + (fixed > 0)) * (passes + 1) * base.layers * (LAYER_CALLS + LORA_CALLS * len(self.adapted))
+        return Work(products, attention, moved, (1 + (fixed > 0)) * passes * self.layer_weights(), calls)
+
+    def passed_values(self) -> float:
+        """Values that all but the products read and write for a token in a layer; counted from Transformers' Llama."""
+        base = self.base
+        own = 61 * base.hidden + 39 * base.attention + 27 * base.keys + 14 * base.intermediate
+        return own + sum(6 * inputs + 10 * outputs for inputs, outputs in self.adapted.values())
+
+    def layer_weights(self) -> float:
+        """Bytes of one pass over the layers' weights; 4-bit ones are dequantised at each use."""
+        return self.base.linear * (2 * self.gpu.value_bytes * self.packed + self.weight_bytes)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the base is held in 4 bits."""
+        return self.config.model.llm.quantization == "nf4"
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of a weight of the linear layers."""
+        return nf4_bytes(self.config.model.llm.double_quantization) if self.packed else self.gpu.value_bytes
+
+    def image(self, images: float, learns: bool = True) -> Work:
+        """Forward pass of the CNN, and backward through the stages that train."""
+        trained = self.trained_stages if learns else ()
+        products = 2 * sum(n for n, _, _ in self.stages) + 4 * sum(n for n, _, _ in trained)
+        values = CONV_PASSES * sum(n for *_, n in self.stages) + CONV_PASSES_BACK * sum(n for *_, n in trained)
+        return Work(images * products, moved=images * self.gpu.value_bytes * values, calls=300)
+
+    def micro_batch(self, cases: int) -> Work:
+        """One micro batch: CNN, projectors and head, layers, and the vocabulary on the supervised tokens alone."""
+        base, hidden = self.base, self.base.hidden
+        logits = base.vocabulary * cases * self.tokens.report
+        words = Work(4 * hidden * logits, moved=LOGIT_PASSES * self.gpu.value_bytes * logits, calls=30)
+        grid = (self.channels * hidden + hidden**2) * self.config.model.vision.grid**2
+        evidence = Work(6 * cases * (grid + self.projectors), calls=300)
+        return self.image(cases) + evidence + self.layers(cases) + words
+
+    def step_seconds(self, micro: int, accumulated: int) -> float:
+        """Seconds of an optimizer step on one device."""
+        update = Work(moved=4 * ADAMW_PASSES * self.trainable, calls=100)
+        return accumulated * self.micro_batch(micro).seconds(self.gpu) + update.seconds(self.gpu)
+
+    # -------------------------------------------------------------------------------------- memory
+
+    def memory(self) -> StepMemory:
+        """Bytes of a step on one device, as the dry run measures them on a real model."""
+        base, size = self.base, self.gpu.value_bytes
+        own = 4 * (self.lora + self.projectors + sum(parameters for _, parameters, _ in self.stages))
+        weights = base.linear * self.weight_bytes + size * (base.parameters - base.linear) + own
+        largest = size * max(inputs * outputs for inputs, outputs in base.products.values()) * self.packed
+        return StepMemory(weights, TRAINED_BYTES * self.trainable, largest, self.case_memory())
+
+    def case_memory(self) -> float:
+        """Bytes that the backward pass keeps of one case."""
+        base, size = self.base, self.gpu.value_bytes
+        fixed = self.tokens.fixed if self.shares_prefix else 0.0
+        length = (self.tokens.prompt + self.tokens.report) * (1 + PADDING) - fixed
+        read = {READS[name]: inputs for name, (inputs, _) in self.adapted.items()}
+        values = 4 * base.attention + 3 * base.intermediate + sum(read.values())  # keys are repeated for each head
+        layer = length * (8 * base.hidden + size * values) + 2 * size * base.attention * fixed  # norms in fp32
+        again = self.config.model.llm.activation_checkpointing
+        layers = layer + length * size * base.hidden * base.layers if again else layer * base.layers
+        around = 5 * size * base.hidden * length
+        images = 2 * 4 * sum(outputs for *_, outputs in self.trained_stages)
+        return layers + around + LOGIT_BYTES * base.vocabulary * self.tokens.report + images
+
+    def largest_micro_batch(self) -> int:
+        """Cases, of train.micro_batch_size, that fit the GPU at once; 0 where one does not."""
+        room, memory = USABLE_MEMORY_FRACTION * self.gpu.memory - CUDA_CONTEXT, self.memory()
+        return next((n for n in range(self.config.train.micro_batch_size, 0, -1) if memory.peak(n) <= room), 0)
+
+    # ------------------------------------------------------------------------------------ drafting
+
+    def draft_seconds(self) -> float:
+        """Seconds a study with `infer.py --input`, on one device: the prompts, then word by word."""
+        base, size, tokens = self.base, self.gpu.value_bytes, self.tokens
+        cases, words = self.config.evaluation.batch_size, self.tokens.report
+        vocabulary, calls = base.vocabulary * base.hidden, base.layers * LAYER_CALLS
+        length, passed = tokens.prompt - tokens.fixed, size * base.layers * self.passed_values() / 3
+        prompt = Work(2 * cases * (base.linear * length + vocabulary), 4 * base.layers * base.attention * length
+                      * tokens.prompt * cases, cases * length * passed, self.layer_weights(), calls)  # fmt: skip
+        context = tokens.prompt + words / 2
+        keys = 2 * base.layers * base.keys * size * cases * context
+        word = Work(2 * cases * (base.linear + vocabulary), 4 * cases * base.layers * base.attention * context,
+                    cases * (passed + 4 * size * base.vocabulary) + 2 * keys,
+                    self.layer_weights() + size * vocabulary + keys, calls)  # fmt: skip
+        reading = (prompt + self.image(cases, learns=False)).seconds(self.gpu)
+        return (reading + words * word.seconds(self.gpu)) / cases
+
+
+def plan(job: Job, name: str, studies: float, days: float) -> list[str]:
+    """One row: GPU hours of training on as few devices as end in time, memory of one, GPU hours of a draft each."""
+    train, micro = job.config.train, job.largest_micro_batch()
+    start = [job.base.name, name, f"{studies:,.0f}"]
+    if not micro:
+        return [*start, "one case does not fit", "", f"{(job.memory().peak(1) + CUDA_CONTEXT) / 1e9:.1f} GB", ""]
+    steps = studies * train.epochs / train.batch_size
+    hours = steps * job.step_seconds(micro, math.ceil(train.batch_size / micro)) / 3600
+    memory = (job.memory().peak(micro) + CUDA_CONTEXT) / 1e9
+    drafts = studies * job.draft_seconds() / 3600
+    return [*start, f"{hours:,.3g}", f"{math.ceil(hours / days / 24):,}", f"{memory:.1f} GB", f"{drafts:,.3g}"]
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.yaml")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="file for the numbers")
-    arguments, overrides = parser.parse_known_args()
-    torch.set_num_threads(1)
-    config, _ = parse_config(["--config", arguments.config, *overrides])
-    still = replace(config.data, augment=AugmentConfig(0, 0, 0, 0), dropout=DropoutConfig(0, 0, 0))
-    config = replace(config, data=still, train=replace(config.train, precision="fp32"))
-    vision = replace(config.model.vision, train=False, frozen_stages=0)
-    frozen = replace(config, model=replace(config.model, vision=vision))
-    cohort = load_cohort(config.data)
-    points = [
-        step(config, cohort, arguments.repeats, "a step, CNN trained"),
-        step(frozen, cohort, arguments.repeats, "a step, CNN frozen, features kept"),
-        *long_reports(config, cohort, arguments.repeats),
-        drafts(config, cohort, arguments.repeats),
-    ]
-    print("| term | predicted | measured | off by |\n| --- | --- | --- | --- |")
-    for name, predicted, measured, unit in points:
-        print(f"| {name} | {predicted:.2f} {unit} | {measured:.2f} {unit} | {predicted / measured - 1:+.0%} |")
-    if arguments.json:
-        flat = {f"plan.{name}": {"predicted": p, "measured": m, "error": p / m - 1} for name, p, m, _ in points}
-        arguments.json.write_text(json.dumps(flat, indent=2) + "\n")
+    parser.add_argument("--config", required=True, help="YAML file of the job")
+    parser.add_argument("--studies", type=float, nargs="+", default=[1e6], help="studies to train on, and to draft")
+    parser.add_argument("--base", nargs="+", choices=list(PRESETS), help="in place of the config's base")
+    parser.add_argument("--gpu", nargs="+", choices=list(GPUS), default=["H100"])
+    parser.add_argument("--days", type=float, default=7.0, help="time in which training shall end (7)")
+    parser.add_argument("--report_tokens", type=float, default=120, help="mean length of a report (120)")
+    arguments, rest = parser.parse_known_args(argv)
+    for name in ("studies", "days", "report_tokens"):
+        value = getattr(arguments, name)
+        if not 0 < (min(value) if isinstance(value, list) else value) < float("inf"):
+            raise UserError(f"--{name}: must be more than 0")
+    config, _ = parse_config(["--config", arguments.config, *rest])
+    bases = [PRESETS[name] for name in arguments.base or []] or [base_of(config.model.llm)]
+    cnn = count_cnn(config.model.vision, config.data.image_size)
+    tokens = guess_tokens(config, arguments.report_tokens)
+    header = ["base", "GPU", "studies", "GPU hours to train", "GPUs", "memory a GPU", "GPU hours to draft"]
+    rows = [plan(Job(config, base, *cnn, tokens, GPUS[gpu]), gpu, studies, arguments.days)
+            for base in bases for gpu in arguments.gpu for studies in arguments.studies]  # fmt: skip
+    for row in [header, ["---"] * len(header), *rows]:
+        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

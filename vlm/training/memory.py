@@ -1,6 +1,6 @@
 """The memory of a training step: peak(B) = weights + training + fixed + B × case.
 
-`vlm.training.dry_run` measures the terms on a real model; `vlm.plan.cost` makes them of shapes alone.
+`vlm.training.dry_run` measures the terms on a real model; `benchmarks.plan` makes them of shapes alone.
 """
 
 from dataclasses import dataclass
