@@ -107,7 +107,7 @@ class Job:
         """Trained values of the projectors and the head, without biases and norms."""
         model, hidden = self.config.model, self.base.hidden
         image = self.cnn.channels * hidden + hidden**2
-        tokens = (model.vitals.tokens if model.vitals.shown == "tokens" else 0) + 1  # and that of z, of the labels
+        tokens = (model.vitals.tokens if model.vitals.injection == "tokens" else 0) + 1  # and that of z, of the labels
         summary = self.cnn.channels * model.vision.summary_grid**2 * model.fusion.size
         return image + (tokens + 1) * hidden**2 + summary
 
@@ -125,7 +125,8 @@ class Job:
 
     def packed(self, machine: Machine) -> bool:
         llm = self.config.model.llm
-        return llm.quantization == "nf4" and (llm.unpack == "never" or (llm.unpack == "auto" and machine.packed))
+        packed = llm.dequantize == "never" or (llm.dequantize == "auto" and machine.packed)
+        return llm.quantization == "nf4" and packed
 
     # ------------------------------------------------------------------------------------ training
 
@@ -271,7 +272,7 @@ class Job:
 def guessed_tokens(config: Config, report: float, padding: float) -> Tokens:
     """Tokens of a prompt, guessed from the words of the config: a tokenizer is not needed for a plan."""
     prompt, model = config.model.prompt, config.model
-    vitals = model.vitals.tokens if model.vitals.shown == "tokens" else 0
+    vitals = model.vitals.tokens if model.vitals.injection == "tokens" else 0
     evidence = model.vision.grid**2 + vitals + model.fusion.z_token + model.fusion.label_token
     before = TEMPLATE_BEFORE + _words(prompt.system)
     return Tokens(before, before + evidence + _words(prompt.instruction) + TEMPLATE_AFTER, report, padding)
