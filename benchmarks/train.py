@@ -34,8 +34,8 @@ from vlm.training.run import build_model, case_dataset
 CPU = torch.device("cpu")
 
 
-def model_of(config: Config, cohort: Cohort, unpack: str, dtype: torch.dtype) -> ClinicalVLM:
-    llm = replace(config.model.llm, unpack=unpack)
+def model_of(config: Config, cohort: Cohort, dequantize: str, dtype: torch.dtype) -> ClinicalVLM:
+    llm = replace(config.model.llm, dequantize=dequantize)
     return build_model(replace(config, model=replace(config.model, llm=llm)), cohort, CPU, dtype).train()
 
 

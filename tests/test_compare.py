@@ -23,7 +23,7 @@ def runs(tiny_config: Config) -> list[str]:
     without = replace(
         tiny_config,
         run=replace(tiny_config.run, name="without"),
-        model=replace(tiny_config.model, vitals=replace(tiny_config.model.vitals, shown="none")),
+        model=replace(tiny_config.model, vitals=replace(tiny_config.model.vitals, injection="none")),
     )
     return [str(train(config)) for config in (tiny_config, without)]
 
@@ -31,7 +31,7 @@ def runs(tiny_config: Config) -> list[str]:
 def test_a_comparison_is_paired_and_names_what_changed(runs: list[str]) -> None:
     table = compare(runs, draws=50)
     first, second = [line for line in table.splitlines() if line.startswith(f"| {Path(runs[0]).parent}")]
-    assert "model.vitals.shown none" in second and "<br>" in second and "<br>" not in first
+    assert "model.vitals.injection none" in second and "<br>" in second and "<br>" not in first
     assert "text loss per token" in table and "AUROC effusion" in table and "finding F1" in table
     same = compare([runs[0], runs[0] + "/"], draws=50)
     assert same.count("<br>+0.000 |") == 4, "a run does not differ from itself"

@@ -8,6 +8,8 @@ import torch
 
 from vlm.config import Config
 from vlm.config.parsing import parse_config, to_yaml
+from vlm.config.renamed import RENAMED
+from vlm.config.strict import dotted_names
 from vlm.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -81,9 +83,42 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     )
 
 
+OLD = "data: {lanes: 4}\nmodel: {llm: {unpack: never}, vitals: {shown: text}}\n"
+
+
+def test_old_names_are_read_and_told_by_their_new_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(OLD)
+    for _ in range(2):
+        config, _ = parse_config(["--config", str(file), "--model.vitals.shown", "none", "--data.lanes=2"])
+    assert (config.data.interleave_shards, config.model.llm.dequantize, config.model.vitals.injection) == (
+        2,
+        "never",
+        "none",
+    )
+    assert parse_config([f"--config={file}"])[0].data.interleave_shards == 4
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if str(file) in line] == [
+        f"{file}: data.lanes is now called data.interleave_shards, "
+        "model.llm.unpack is now called model.llm.dequantize, model.vitals.shown is now called model.vitals.injection"
+    ]
+    assert "--data.lanes: data.lanes is now called data.interleave_shards" in told
+
+
+def test_every_new_name_is_one_of_the_config() -> None:
+    names = set(dotted_names(Config))
+    assert names >= set(RENAMED.values()) and not names & set(RENAMED)
+    assert all(old.rpartition(".")[0] == new.rpartition(".")[0] for old, new in RENAMED.items())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "data: {lanes: 2, interleave_shards: 2}",
+            "data.lanes is the old name of data.interleave_shards; leave it out",
+        ),
+        ("data: {lanes: two}", "data.interleave_shards"),
         ("train: {max_stepz: 3}", "unknown key train.max_stepz; did you mean train.max_steps?"),
         ("max_steps: 3", "unknown key max_steps; did you mean train.max_steps?"),
         ("data: {table: {vitals: [{name: a, unti: b}]}}", "vitals[0].unti; did you mean data.table.vitals[0].unit?"),

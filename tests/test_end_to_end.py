@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = launch(folder)
     assert result.returncode == 0, result.stderr[-3000:]
     said = result.stderr
-    assert "parameters: trained" in said and "unpack 4-bit: True (" in said and "unseen cases of" in said
+    assert "parameters: trained" in said and "dequantize 4-bit: True (" in said and "unseen cases of" in said
     assert "threads: 1 (" not in said or "1 cores" in said, "accelerate's OMP_NUM_THREADS=1 idled the other cores"
     return folder / "runs" / "demo"
 

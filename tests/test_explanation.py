@@ -346,7 +346,7 @@ def test_without_captum_one_line_says_what_to_install(model: ClinicalVLM, monkey
 
 
 def test_vitals_that_are_words_cannot_be_explained(tiny_config: Config) -> None:
-    vitals = replace(tiny_config.model.vitals, shown="text")
+    vitals = replace(tiny_config.model.vitals, injection="text")
     config = replace(tiny_config, model=replace(tiny_config.model, vitals=vitals))
     model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
     with pytest.raises(UserError, match="reads vitals as words"):

@@ -109,7 +109,7 @@ def test_what_cannot_be_merged_is_said_and_leaves_nothing(folder: Path, tmp_path
 def test_a_base_that_stays_packed_is_not_merged(folder: Path, tmp_path: Path) -> None:
     packed = Path(shutil.copytree(folder, tmp_path / "packed"))
     config = read_json(packed / "config.json")
-    config["model"]["llm"]["unpack"] = "never"
+    config["model"]["llm"]["dequantize"] = "never"
     (packed / "config.json").write_text(json.dumps(config))
     seal(packed)
     with pytest.raises(UserError, match="merge: the adapter's config keeps the base packed"):

@@ -248,7 +248,8 @@ def test_a_wrong_llm_is_one_clear_line(change: dict, message: str, tiny_config: 
 
 def test_nf4_packed_and_unpacked_give_the_same_numbers(tiny_config: Config, tiny_batch) -> None:
     models = [
-        rebuild(tiny_config, llm=replace(tiny_config.model.llm, unpack=unpack)).eval() for unpack in ("always", "never")
+        rebuild(tiny_config, llm=replace(tiny_config.model.llm, dequantize=dequantize)).eval()
+        for dequantize in ("always", "never")
     ]
     plain = rebuild(tiny_config, llm=replace(tiny_config.model.llm, quantization="none")).eval()
     with torch.no_grad():
@@ -259,7 +260,7 @@ def test_nf4_packed_and_unpacked_give_the_same_numbers(tiny_config: Config, tiny
 
 def test_an_evaluation_leaves_the_gradients_of_packed_weights_as_they_were(tiny_config: Config, tiny_batch) -> None:
     """On a CPU that multiplies bf16, bitsandbytes would repack a layer at its first pass without gradient."""
-    model = rebuild(tiny_config, llm=replace(tiny_config.model.llm, unpack="never"))
+    model = rebuild(tiny_config, llm=replace(tiny_config.model.llm, dequantize="never"))
     with torch.no_grad():
         for name, value in model.trainable_parameters().items():
             if "lora_B" in name:
@@ -306,15 +307,16 @@ def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wa
     assert state.sum() == 1 and PRESSURE_STATES[int(state.argmax())] == f"blood pressure {wanted}"
 
 
-@pytest.mark.parametrize("shown", ["tokens", "text", "none"])
-def test_vitals_can_be_shown_in_three_ways(shown: str, tiny_config: Config) -> None:
-    model = rebuild(tiny_config, vitals=replace(tiny_config.model.vitals, shown=shown))
+@pytest.mark.parametrize("injection", ["tokens", "text", "none"])
+def test_vitals_can_be_shown_in_three_ways(injection: str, tiny_config: Config) -> None:
+    model = rebuild(tiny_config, vitals=replace(tiny_config.model.vitals, injection=injection))
     examples = [make_example(model.spec, None, torch.tensor([value, 120, 80, 1]).numpy()) for value in (5.0, 9.0)]
     batch = Collator(model.prompt, generation=True)(examples)
     words = model.tokenizer.batch_decode(batch["input_ids"])
-    assert ("glucose 9.0 mmol/L, systolic 120.0 mmHg" in words[1]) == (shown == "text")
+    assert ("glucose 9.0 mmol/L, systolic 120.0 mmHg" in words[1]) == (injection == "text")
     encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-    assert model.vitals.tokens == (2 if shown == "tokens" else 0) and encoded.tokens.shape[1] == model.evidence_tokens
+    assert model.vitals.tokens == (2 if injection == "tokens" else 0)
+    assert encoded.tokens.shape[1] == model.evidence_tokens
     assert not torch.allclose(encoded.logits[0], encoded.logits[1]), "z has the vitals in every case"
     model(**Collator(model.prompt)([{**example, "report": "Normal."} for example in examples])).loss.backward()
 

@@ -435,7 +435,7 @@ def cases(sizes: list[int], lanes: int, without: int = 7, weights: np.ndarray | 
         })  # fmt: skip
     rows = write_rows(parts, features(0, 0, 1))
     spec = CaseSpec(ImageSpec(32), VitalsSchema(()), VitalsStatistics((), (), ()), ())
-    return CaseDataset(rows, spec, [SectionConfig("report")], dropout=DropoutConfig(), lanes=lanes, seed=3)
+    return CaseDataset(rows, spec, [SectionConfig("report")], dropout=DropoutConfig(), interleave_shards=lanes, seed=3)
 
 
 def sampler_of(dataset: CaseDataset, batch: int, micro: int = 1, processes: int = 1) -> ShardSampler:
@@ -522,14 +522,14 @@ def training_cases(data: DataConfig, rows: list[int] | None = None) -> CaseDatas
     cohort = load_cohort(data)
     of_split = cohort.split("train") if rows is None else cohort.split("train").select(rows)
     spec, dropout = CaseSpec.fit(cohort, ImageSpec(32), 3), DropoutConfig(0.2, 0.2, 0.2)
-    return CaseDataset(of_split, spec, cohort.sections, dropout=dropout, lanes=data.lanes)
+    return CaseDataset(of_split, spec, cohort.sections, dropout=dropout, interleave_shards=data.interleave_shards)
 
 
 def test_an_epoch_opens_each_shard_once(folder: Path, monkeypatch, nothing_held: HeldShards) -> None:
     opened = Counter()
     fetch = shards._fetch
     monkeypatch.setattr(shards, "_fetch", lambda address: opened.update([address]) or fetch(address))
-    dataset = training_cases(packed(folder, lanes=4))
+    dataset = training_cases(packed(folder, interleave_shards=4))
     for epoch in range(3):
         dataset.set_epoch(epoch)
         opened.clear()
@@ -576,7 +576,7 @@ def job(tiny_config: Config, folder: Path) -> Config:
     config = with_train(
         tiny_config, "whole", batch_size=8, micro_batch_size=4, eval_steps=3, max_steps=14, keep_checkpoints=9
     )
-    return replace(config, data=packed(folder, lanes=4, dropout=DropoutConfig(0.2, 0.2, 0.1)))
+    return replace(config, data=packed(folder, interleave_shards=4, dropout=DropoutConfig(0.2, 0.2, 0.1)))
 
 
 def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_steps_it_passes_over(
@@ -586,8 +586,8 @@ def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_s
     image = HeldShards.image
     monkeypatch.setattr(HeldShards, "image", lambda self, a, row: read.append(a) or image(self, a, row))
     whole = trained(job)
-    why = "the most that divide data.lanes 4 and train.batch_size 8"
-    assert f"packed: 12 shards in 4 lanes ({why})" in capsys.readouterr().err
+    why = "the most that divide data.interleave_shards 4 and train.batch_size 8"
+    assert f"packed: 12 shards, 4 interleaved ({why})" in capsys.readouterr().err
     assert 0 < next(row["epoch"] for row in read_log(RunFolder(job).log) if row["step"] == 6) < 1, "in mid-epoch"
     first = sum("train-" in address for address in read)
     read.clear()

@@ -18,7 +18,7 @@ from vlm.model.base_files import _header, base_digest, weight_files
 from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.fusion import EvidenceTokens, JointVector
-from vlm.model.llm import choose_unpacking, context_length, embedding_rms, embedding_scale, fingerprint
+from vlm.model.llm import choose_dequantization, context_length, embedding_rms, embedding_scale, fingerprint
 from vlm.model.loss import LossSum
 from vlm.model.projection import NamedProjector, TokenProjector
 from vlm.model.vitals import CLIP, VitalFeatures, pressure_state
@@ -138,11 +138,12 @@ def test_the_size_of_words(tiny_model: ClinicalVLM) -> None:
 
 @pytest.mark.parametrize(
     ("change", "device", "unpacked"),
-    [({}, "cpu", True), ({}, "cuda", False), ({"unpack": "never"}, "cpu", False), ({"unpack": "always"}, "cuda", True),
-     ({"quantization": "none"}, "cpu", False), ({"quantization": "none", "unpack": "always"}, "cpu", False)],
+    [({}, "cpu", True), ({}, "cuda", False), ({"dequantize": "never"}, "cpu", False),
+     ({"dequantize": "always"}, "cuda", True),
+     ({"quantization": "none"}, "cpu", False), ({"quantization": "none", "dequantize": "always"}, "cpu", False)],
 )  # fmt: skip
 def test_4_bit_values_are_unpacked_on_a_cpu(change: dict, device: str, unpacked: bool) -> None:
-    assert choose_unpacking(LLMConfig(**change), torch.device(device)).value == unpacked
+    assert choose_dequantization(LLMConfig(**change), torch.device(device)).value == unpacked
 
 
 def test_a_mean_over_the_count_of_a_larger_batch() -> None:

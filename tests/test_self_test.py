@@ -101,9 +101,9 @@ def test_a_family_in_4_bits_carries_lora_on_all_of_attention(family: str, bases,
 @pytest.mark.parametrize("family", UNQUANTISED)
 def test_what_cannot_be_put_in_4_bits_is_refused_and_works_without(family: str, bases, tiny_config: Config) -> None:
     message = r"model\.llm\.quantization: \d+% of the linear weights .* write model\.llm\.quantization: none"
-    for unpack in ("auto", "never"):
+    for dequantize in ("auto", "never"):
         with pytest.raises(UserError, match=message):
-            model_on(bases(family), tiny_config, unpack=unpack)
+            model_on(bases(family), tiny_config, dequantize=dequantize)
     for targets in (tiny_config.model.llm.lora_targets, ["all-linear"]):
         model = model_on(bases(family), tiny_config, quantization="none", lora_targets=targets)
         lines = self_test(model)
@@ -165,8 +165,8 @@ def test_the_dry_run_says_what_was_found(bases, tiny_config: Config, capsys) -> 
 
 
 def test_the_share_counts_what_is_packed_and_what_was_unpacked(bases, tiny_config: Config) -> None:
-    for unpack in ("always", "never"):
-        model = model_on(bases("jamba"), tiny_config, unpack=unpack)
+    for dequantize in ("always", "never"):
+        model = model_on(bases("jamba"), tiny_config, dequantize=dequantize)
         linear = sum(
             p.numel() for p in model_on(bases("jamba"), tiny_config, quantization="none").base.parameters()
             if p.ndim > 1 and not p.requires_grad
@@ -175,7 +175,7 @@ def test_the_share_counts_what_is_packed_and_what_was_unpacked(bases, tiny_confi
         layers = [m for m in model.base.modules() if type(m) is torch.nn.Linear and not m.weight.requires_grad]
         plain = sum(m.weight.numel() for m in layers) - 400 * 64
         packed = sum(p.numel() * 2 for p in model.base.parameters() if type(p).__name__ == "Params4bit")
-        assert share == pytest.approx((packed if unpack == "never" else plain) / linear)
+        assert share == pytest.approx((packed if dequantize == "never" else plain) / linear)
         assert 0.5 < share < 0.9 and left.endswith("experts.gate_up_proj")
 
 

@@ -391,9 +391,12 @@ def test_a_run_of_an_earlier_version_goes_on_where_a_new_option_has_its_default(
     trained(tiny_config)
     folder, cases = RunFolder(tiny_config), load_cohort(tiny_config.data).fingerprint
     text = folder.config.read_text()
-    assert "  lanes: 8\n" in text
-    folder.config.write_text(text.replace("  lanes: 8\n", ""))
+    assert "  interleave_shards: 8\n" in text
+    folder.config.write_text(text.replace("  interleave_shards: 8\n", ""))
     assert folder.check(tiny_config, cases, resume=True) == folder.checkpoints / "checkpoint-4"
-    other = replace(tiny_config, data=replace(tiny_config.data, lanes=4))
-    with pytest.raises(UserError, match=r"data\.lanes: was 8 when .* began, is 4"):
+    old = text.replace("interleave_shards:", "lanes:").replace("dequantize:", "unpack:").replace("injection:", "shown:")
+    folder.config.write_text(old)
+    assert folder.check(tiny_config, cases, resume=True) == folder.checkpoints / "checkpoint-4", "under its old names"
+    other = replace(tiny_config, data=replace(tiny_config.data, interleave_shards=4))
+    with pytest.raises(UserError, match=r"data\.interleave_shards: was 8 when .* began, is 4"):
         folder.check(other, cases, resume=True)

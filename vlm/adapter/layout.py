@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlm.atomic import CHUNK, MANIFEST
 from vlm.config import ModelConfig, VitalConfig
 from vlm.config.limits import model_problems
+from vlm.config.renamed import rename_keys
 from vlm.config.strict import from_dict
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
@@ -106,6 +107,7 @@ def read_config(folder: Path) -> AdapterConfig:
         raise UserError(f"{file}: format {found!r:.20}, this version reads {FORMAT}; {way_out}")
     with naming(file):
         try:
+            rename_keys(values, str(file))
             return _parse(values, str(file))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"incomplete config: {error}") from None

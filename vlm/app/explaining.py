@@ -28,7 +28,7 @@ def why_not(engine: Engine) -> str:
     """Why this engine's drafts cannot be explained; empty if they can."""
     if not isinstance(engine, ReportEngine):
         return "only PyTorch's engine has gradients; use --engine torch"
-    if engine.model.model_config.vitals.shown == "text":
+    if engine.model.model_config.vitals.injection == "text":
         return "this adapter reads vitals as words, not as features"
     if importlib.util.find_spec("captum") is None:
         return "captum is not installed; pip install 'clinical-vlm[explain]'"

@@ -204,8 +204,8 @@ class DataConfig:
     """Which reader; `table` is your own data, `packed` what `python -m vlm.data pack` made of any of them."""
     root: str = "data/phantom"
     """Folder of the data; of the source `packed` also an address such as `s3://bucket/folder`."""
-    lanes: int = 8
-    """Shards of packed data that are read side by side in training, 1 to 16; a process reads its share of them."""
+    interleave_shards: int = 8
+    """Shards of packed data that training reads in parallel and mixes, 1 to 16; each process reads its share."""
     image_size: int = 224
     """Side of the square image given to the CNN, pixels; the aspect is kept by padding."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

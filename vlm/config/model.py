@@ -18,8 +18,8 @@ class LLMConfig:
     """4-bit NormalFloat by bitsandbytes, or the weights as they are."""
     double_quantization: bool = True
     """Quantise the quantisation constants as well (QLoRA)."""
-    unpack: Literal["auto", "always", "never"] = "auto"
-    """Unpack the 4-bit values once, after quantising: the same numbers, faster steps, more memory; auto: on a CPU."""
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    """Dequantise the 4-bit weights once, at load: the same numbers, faster steps, more memory; auto: on a CPU."""
     lora_rank: int = 8
     """Rank r of LoRA; vLLM serves up to 16 as it comes."""
     lora_alpha: int = 16
@@ -56,8 +56,8 @@ class VisionConfig:
 class VitalsConfig:
     """The MLP that turns the vector x into tokens."""
 
-    shown: Literal["tokens", "text", "none"] = "tokens"
-    """How the language model sees the vitals: as tokens, written out in the prompt, or only through z."""
+    injection: Literal["tokens", "text", "none"] = "tokens"
+    """How the vitals enter the language model: as tokens, as text in the prompt, or only through z."""
     tokens: int = 2
     """Number of vitals tokens."""
     bins: int = 8

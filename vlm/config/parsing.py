@@ -10,6 +10,7 @@ import yaml
 
 from vlm.config import Config
 from vlm.config.limits import LARGEST_SIDE, model_problems
+from vlm.config.renamed import rename_keys, rename_options
 from vlm.config.strict import check_keys, check_texts, dotted_names, nearest
 from vlm.errors import UserError
 from vlm.untrusted import read_yaml
@@ -27,11 +28,12 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     parser.add_class_arguments(Config, None)
     parser.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint.")
     parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
-    _check_options(argv)
-    for file in _config_files(argv):
-        _read_config(file)
+    arguments = list(rename_options(argv))
+    _check_options(arguments)
+    for index, file in _config_files(arguments):
+        arguments[index] = arguments[index].removesuffix(file) + _checked_config(file)
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(arguments)
         fields = parser.instantiate(namespace).as_dict()
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(error)) from None
@@ -62,21 +64,27 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).replace("<class ", "").replace("'>", "'").split())
 
 
-def _config_files(argv: Sequence[str]) -> Iterator[str]:
+def _config_files(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Find the config files among the arguments: (index of the argument, file)."""
     for index, word in enumerate(argv):
         if word.startswith("--config="):
-            yield word.removeprefix("--config=")
+            yield index, word.removeprefix("--config=")
         elif word == "--config" and index + 1 < len(argv):
-            yield argv[index + 1]
+            yield index + 1, argv[index + 1]
 
 
-def _read_config(file: str) -> None:
-    """Raise `UserError` unless a config is a mapping of known keys, and no text in it would be read as YAML again."""
+def _checked_config(file: str) -> str:
+    """Check a config file and return what jsonargparse is to read: the file, or its YAML with old keys renamed.
+
+    Raises `UserError` unless it is a mapping of known keys, and no text in it would be read as YAML again.
+    """
     values = read_yaml(Path(file), "the config")
     if not isinstance(values, dict):
         raise UserError(f"{file}: a config is a mapping such as `train: {{seed: 1}}`")
+    renamed = rename_keys(values, file)
     check_keys(values, Config, file)
     check_texts(values, Config, file)
+    return yaml.safe_dump(values, allow_unicode=True) if renamed else file
 
 
 def _check_options(argv: Sequence[str]) -> None:
@@ -120,7 +128,7 @@ def _check_values(config: Config) -> None:
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
         (32 <= config.data.image_size <= LARGEST_SIDE, "data.image_size", f"32 to {LARGEST_SIDE:,} pixels"),
         *((False, key, meaning) for key, meaning in model_problems(config.model)),
-        (1 <= config.data.lanes <= 16, "data.lanes", "1 to 16"),
+        (1 <= config.data.interleave_shards <= 16, "data.interleave_shards", "1 to 16"),
         (all(source.weight > 0 for source in config.data.sources), "data.sources", "of weights above 0"),
         (config.run.name not in ("", ".", "..") and "/" not in config.run.name, "run.name", "a plain folder name"),
     ]

@@ -77,7 +77,7 @@ class CaseDataset(torch.utils.data.Dataset):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
     epoch: int = 0
-    lanes: int = 1
+    interleave_shards: int = 1
     """Shards of packed data that are read side by side in training."""
     features: np.ndarray | None = None
     """What a frozen CNN made of each image, N × places × C; given in place of the pixels, which are then not read."""

@@ -87,15 +87,16 @@ class ShardSampler(torch.utils.data.Sampler[int]):
         self, dataset: CaseDataset, shards: np.ndarray, batch_size: int, micro: int = 1, processes: int = 1
     ) -> None:
         self.dataset, self.batch_size, self.micro, self.processes = dataset, batch_size, micro, processes
-        self.lanes = math.gcd(dataset.lanes, batch_size)
+        self.lanes = math.gcd(dataset.interleave_shards, batch_size)
         self._rows = np.argsort(shards, kind="stable")
         self._ends = np.cumsum(np.bincount(shards))
 
     def describe(self) -> str:
         """How the shards are read, and why so."""
-        why = f"the most that divide data.lanes {self.dataset.lanes} and train.batch_size {self.batch_size}"
+        wanted = f"data.interleave_shards {self.dataset.interleave_shards}"
+        why = f"the most that divide {wanted} and train.batch_size {self.batch_size}"
         shared = f"; {self.processes} processes do not divide them, so some read the same shards"
-        return (f"packed: {len(self._ends)} shards in {self.lanes} lanes ({why})"
+        return (f"packed: {len(self._ends)} shards, {self.lanes} interleaved ({why})"
                 f"{shared if self.lanes % self.processes else ''}")  # fmt: skip
 
     def __len__(self) -> int:

@@ -116,6 +116,11 @@ def _changed(first: str, other: str) -> str:
 
 def _options(folder: Path) -> dict[str, Any]:
     from vlm.config.parsing import dotted
+    from vlm.config.renamed import rename_keys
 
     file = folder / "config.yaml"
-    return dotted(read_yaml(file, "the run's config")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    values = read_yaml(file, "the run's config")
+    rename_keys(values, str(file))
+    return dotted(values)

@@ -42,8 +42,8 @@ def explain(
         engine = ReportEngine(engine)
     if not isinstance(engine, ReportEngine):
         raise UserError("--explain: only PyTorch's engine has gradients; use --engine torch")
-    if engine.model.model_config.vitals.shown == "text":
-        raise UserError("--explain: this adapter reads vitals as words (model.vitals.shown: text), not as features")
+    if engine.model.model_config.vitals.injection == "text":
+        raise UserError("--explain: this adapter reads vitals as words (model.vitals.injection: text), not as features")
     prepared = engine.prepare(image, vitals, context)
     if report is None:
         report = next(engine.reports([prepared]))

@@ -53,7 +53,7 @@ class EvidenceEncoder(nn.Module):
         last = max((number for ids in prompt_ids or () for number in ids), default=0)
         if space.vocabulary is not None and last >= space.vocabulary:
             raise UserError(f"prompt_ids: {last} is no token of the base, which has {space.vocabulary:,}")
-        written = spec.schema if config.vitals.shown == "text" else None
+        written = spec.schema if config.vitals.injection == "text" else None
         self.prompt = Prompt(
             space.tokenizer, config.prompt, self.evidence_tokens, written, prompt_ids, space.context_length
         )

@@ -37,14 +37,14 @@ LEAST_SHARE = 0.5
 """Of the linear weights that must be in 4 bits where these are asked for."""
 
 
-def choose_unpacking(config: LLMConfig, device: torch.device) -> Choice[bool]:
-    """Whether the 4-bit values are unpacked once after quantising."""
+def choose_dequantization(config: LLMConfig, device: torch.device) -> Choice[bool]:
+    """Choose whether the 4-bit weights are dequantised once, at load."""
     if config.quantization == "none":
         return Choice(False, "not quantised")
-    if config.unpack != "auto":
-        return Choice(config.unpack == "always", "set by model.llm.unpack")
+    if config.dequantize != "auto":
+        return Choice(config.dequantize == "always", "set by model.llm.dequantize")
     if device.type == "cpu":
-        return Choice(True, "on a CPU the unpacked NF4 values give the same numbers in faster steps")
+        return Choice(True, "on a CPU the dequantised NF4 values give the same numbers in faster steps")
     return Choice(False, "4-bit weights save GPU memory")
 
 
@@ -59,16 +59,16 @@ def load_llm(
     nothing that can be loaded so.
     """
     folder = language_model_folder(config.base, config.sha256)
-    unpack = choose_unpacking(config, device).value
+    dequantize = choose_dequantization(config, device).value
     with one_line(f"model.llm.base: cannot load {config.base}"):
         commit = _commit(folder, config.revision)
         config = replace(config, revision=commit)
         _refuse_foreign_code(folder, config.revision)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
-        if unpack and is_wheel(config.base):
-            llm = _load_unpacked_once(config, Path(folder), device, dtype)
+        if dequantize and is_wheel(config.base):
+            llm = _load_dequantized(config, Path(folder), device, dtype)
         else:
-            llm = _load(config, folder, device, dtype, unpack)
+            llm = _load(config, folder, device, dtype, dequantize)
         llm.sha256 = base_digest(folder, commit)  # type: ignore[assignment]
         llm.settings_sha256 = None if is_wheel(config.base) else settings_digest(folder, commit)  # type: ignore[assignment]
     if tokenizer.eos_token_id is None:
@@ -103,7 +103,9 @@ def _refuse_foreign_code(folder: str, revision: str | None) -> None:
         raise ValueError("its config names another file of weights, transformers_weights")
 
 
-def _load(config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, unpack: bool) -> PreTrainedModel:
+def _load(
+    config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, dequantize: bool
+) -> PreTrainedModel:
     options = {**SAFE, **_placement(device, dtype), "revision": config.revision}
     if config.quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -117,15 +119,15 @@ def _load(config: LLMConfig, folder: str, device: torch.device, dtype: torch.dty
     packed = [module for module in llm.modules() if _is_packed(module)]
     for module in packed:  # else its first pass without gradient repacks it, and gradients after that are wrong
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    return llm.dequantize() if unpack and packed else llm
+    return llm.dequantize() if dequantize and packed else llm
 
 
-def _load_unpacked_once(config: LLMConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Keep the unpacked values beside the converted weights, which never change: a later start skips quantising."""
+def _load_dequantized(config: LLMConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Keep the dequantised weights beside the converted ones, which never change: a later start skips quantising."""
     precision = str(dtype).removeprefix("torch.")
     kept = folder / f"nf4{'-double' * config.double_quantization}-{precision}"
     if not kept.is_dir():
-        llm = _load(config, str(folder), device, dtype, unpack=True)
+        llm = _load(config, str(folder), device, dtype, dequantize=True)
         staging = kept.with_name(f"{kept.name}.{os.getpid()}")
         staging.mkdir(mode=0o700)
         llm.save_pretrained(staging)

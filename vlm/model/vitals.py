@@ -84,7 +84,7 @@ class VitalsEncoder(nn.Module):
         state_names = [value.names for value in values]
         if self.pressure:
             state_names[self.pressure[0]] = [*state_names[self.pressure[0]], *PRESSURE_STATES]
-        self.tokens = min(config.tokens, len(schema)) if config.shown == "tokens" else 0
+        self.tokens = min(config.tokens, len(schema)) if config.injection == "tokens" else 0
         self.groups = [group.tolist() for group in np.array_split(np.arange(len(schema)), max(self.tokens, 1))]
         self.projectors = nn.ModuleList()
         for group in self.groups if self.tokens else []:

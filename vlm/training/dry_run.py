@@ -97,7 +97,7 @@ def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepM
     Activations and the language model take two bytes a value, NF4 half a byte and its constants; what trains stays
     fp32. A packed layer is unpacked when it is used: one of them is held beside.
     """
-    quantised = config.model.llm.quantization == "nf4" and config.model.llm.unpack != "always"
+    quantised = config.model.llm.quantization == "nf4" and config.model.llm.dequantize != "always"
     vocabulary = {id(layer.weight) for layer in (model.base.get_input_embeddings(), model.base.get_output_embeddings())}
     weights, largest = 0.0, 0
     for name, value in model.named_parameters():

@@ -26,7 +26,7 @@ from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import choose_unpacking, values_of
+from vlm.model.llm import choose_dequantization, values_of
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
@@ -170,7 +170,7 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
     if split != "train":
         return make()
     data, seed = config.data, config.train.seed
-    return make(dropout=data.dropout, augment=data.augment, seed=seed, lanes=data.lanes)
+    return make(dropout=data.dropout, augment=data.augment, seed=seed, interleave_shards=data.interleave_shards)
 
 
 def _cnn_normalisation(name: str) -> tuple[float, float]:
@@ -187,8 +187,8 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     threads, device = choose_threads(config.train.threads), choose_device()
     torch.set_num_threads(threads.value)
     precision = choose_precision(config.train.precision, device.value)
-    unpack = choose_unpacking(config.model.llm, device.value)
-    choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads, "unpack 4-bit": unpack}
+    choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads}
+    choices["dequantize 4-bit"] = choose_dequantization(config.model.llm, device.value)
     for name, choice in choices.items():
         say(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
     return device.value, precision.value

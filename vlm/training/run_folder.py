@@ -13,6 +13,7 @@ import yaml
 from vlm.atomic import make_folder, remove_folder, replace_file, sweep, verify, writing
 from vlm.config import Config
 from vlm.config.parsing import dotted, to_yaml
+from vlm.config.renamed import rename_keys
 from vlm.errors import UserError
 from vlm.locks import Held, hold, holder_of, take_record
 from vlm.untrusted import read_yaml
@@ -115,7 +116,9 @@ class RunFolder:
         if not self.config.is_file() or (steps and not self.cases.is_file()):
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
         now, defaults = (dotted(yaml.safe_load(to_yaml(values))) for values in (config, Config()))
-        written = dotted(read_yaml(self.config, "the run's config"))
+        values = read_yaml(self.config, "the run's config")
+        rename_keys(values, str(self.config))
+        written = dotted(values)
         before = {key: defaults.get(key) for key in now} | written  # an earlier version had fewer options
         for key in before.keys() | now.keys():
             if before.get(key) != now.get(key) and not (key.startswith(MAY_CHANGE) or MAY_MOVE.fullmatch(key)):

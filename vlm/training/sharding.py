@@ -52,7 +52,8 @@ def shard_base(model: ClinicalVLM, device: torch.device) -> str:
     layers = [module for module in trunk.modules() if type(module).__name__ in (model.base._no_split_modules or ())]
     inside = {parameter for layer in layers for parameter in layer.parameters() if not parameter.requires_grad}
     if not all(parameter.is_floating_point() for parameter in inside):
-        raise UserError("FSDP: 4-bit values in bytes cannot be split; use precision bf16, or model.llm.unpack: always")
+        way_out = "use precision bf16, or model.llm.dequantize: always"
+        raise UserError(f"FSDP: 4-bit values in bytes cannot be split; {way_out}")
     processes = torch.distributed.get_world_size()
     before = sum(parameter.nbytes for parameter in inside)
     mesh = init_device_mesh(device.type, (processes,))

@@ -85,7 +85,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
 def refuse_packed(model: "ClinicalVLM", what: str) -> None:
     """Raise `UserError` where the base's 4-bit values were not unpacked, as the adapter's config may ask."""
     if any(type(parameter).__name__ == "Params4bit" for parameter in model.llm.parameters()):
-        raise UserError(f"{what}: the adapter's config keeps the base packed (unpack: never)")
+        raise UserError(f"{what}: the adapter's config keeps the base packed (dequantize: never)")
 
 
 def _write_evidence(adapter: Path, folder: Path, base: Path, hashes: dict[str, str]) -> None:

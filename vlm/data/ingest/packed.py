@@ -47,9 +47,10 @@ def load_packed(data: DataConfig) -> Cohort:
 
 def _warnings(data: DataConfig, pack: Pack) -> tuple[str, ...]:
     training = sum(split_of(name) == "train" for name in pack.shards)
-    if training >= data.lanes:
+    wanted = data.interleave_shards
+    if training >= wanted:
         return pack.warnings
-    few = f"{data.root}: {training} shards of training cases are fewer than {data.lanes} lanes"
+    few = f"{data.root}: {training} shards of training cases are fewer than data.interleave_shards {wanted}"
     return (*pack.warnings, f"{few}, so processes cannot have their own; pack with fewer --rows_per_shard")
 
 
