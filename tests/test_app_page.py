@@ -45,11 +45,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`python -m vlm.app` in a process of its own, with a temporary folder that can be looked into."""
+    """`clinical-vlm serve` in a process of its own, with a temporary folder that can be looked into."""
     folder = tmp_path_factory.mktemp("app")
     port, temporary, log = free_port(), folder / "temporary", folder / "log"
     temporary.mkdir()
-    command = [sys.executable, "-m", "vlm.app", "--adapter", str(tiny_adapter), "--port", str(port),
+    command = [sys.executable, "-m", "vlm.cli", "serve", "--adapter", str(tiny_adapter), "--port", str(port),
                "--max_new_tokens", str(TOKENS), "--max_upload", "1"]  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -298,7 +298,7 @@ def test_nothing_of_a_patient_stays(server: Server) -> None:
     ],
 )
 def test_a_wrong_option_is_one_line(arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "vlm.app", *arguments]
+    command = [sys.executable, "-m", "vlm.cli", "serve", *arguments]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1

@@ -171,7 +171,7 @@ def test_a_door_is_not_opened_unasked(arguments: list[str], message: str) -> Non
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vlm.app", *arguments, "--port", str(port)]
+    command = [sys.executable, "-m", "vlm.cli", "serve", *arguments, "--port", str(port)]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1

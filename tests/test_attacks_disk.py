@@ -266,7 +266,7 @@ def test_two_at_once_write_no_output_together(what: str, tiny_adapter, data, tmp
     def write() -> None:
         from vlm.adapter.export.gguf import write_lora
         from vlm.adapter.export.merge import merge
-        from vlm.evaluation.__main__ import test_adapter as evaluate
+        from vlm.evaluation.run import test_adapter as evaluate
 
         options = ["--data.image_size", "32", "--evaluation.ablation", "false", "--evaluation.bootstrap_draws", "2",
                    "--data.table.id", "case", "--data.table.images", "images"]  # fmt: skip
@@ -298,7 +298,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _evaluate(adapter: Path, data: Path, out: Path) -> None:
-    from vlm.evaluation.__main__ import test_adapter as evaluate
+    from vlm.evaluation.run import test_adapter as evaluate
 
     options = ["--data.image_size", "32", "--evaluation.ablation", "false", "--evaluation.bootstrap_draws", "2",
                "--evaluation.max_new_tokens", "2", "--data.table.id", "case", "--data.table.images", "images",

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from tests.serving import serving
-from vlm.app.__main__ import reserve
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.guard import Access, read_token
+from vlm.app.serve import reserve
 from vlm.app.service import Limits, Service
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine

@@ -268,7 +268,7 @@ def test_a_seed_is_found_that_divides_the_labels_evenly() -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run([sys.executable, "-m", "vlm.data", "check", *arguments], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "vlm.cli", "check", *arguments], capture_output=True, text=True,
                           env=environment)  # fmt: skip
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from vlm.config import Config
 from vlm.errors import UserError
-from vlm.evaluation.__main__ import test_adapter as evaluate_adapter
 from vlm.evaluation.compare import compare
+from vlm.evaluation.run import test_adapter as evaluate_adapter
 from vlm.training.run import train
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,6 @@ def test_data_that_do_not_fit_the_adapter_are_refused(runs: list[str], table_roo
 
 
 def test_the_command_ends_in_one_line_for_a_mistake() -> None:
-    command = [sys.executable, "-m", "vlm.evaluation", "compare", "/no/a", "/no/b"]
+    command = [sys.executable, "-m", "vlm.cli", "compare", "/no/a", "/no/b"]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and result.stderr.startswith("error: /no/a") and result.stderr.count("\n") == 1

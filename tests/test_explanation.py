@@ -14,6 +14,7 @@ import timm
 import torch
 
 from vlm.adapter import load, save
+from vlm.cli import build_parser
 from vlm.config import Config, DataConfig, PhantomConfig
 from vlm.config.parsing import parse_config
 from vlm.data.case import make_example
@@ -30,8 +31,8 @@ from vlm.explanation.phrases import decisive_spans, finding_spans, named_spans, 
 from vlm.explanation.picture import draw
 from vlm.explanation.pointing_game import Case, check, find_cases, grown, points_at, shuffle_weights, table
 from vlm.explanation.result import Drawn, on_picture
-from vlm.inference.arguments import parse_arguments
 from vlm.inference.engine import ReportEngine
+from vlm.inference.options import check_draft_options
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import NOTICE, Report
 from vlm.training.run import build_model
@@ -309,16 +310,16 @@ def infer(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
 
 
-def test_the_command_drafts_and_draws(tiny_model: ClinicalVLM, image: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_command_drafts_and_draws(tiny_model: ClinicalVLM, image: Path, tmp_path: Path) -> None:
     adapter, file = str(save(tiny_model, tmp_path / "adapter")), tmp_path / "out.png"
     case = ("--adapter", adapter, "--image", str(image), "--explain", str(file))
     result = infer(*case)
     assert result.returncode == 0 and result.stderr == "" and file.stat().st_size > 10_000
     assert NOTICE in result.stdout and f"picture: {file}" in result.stdout
-    monkeypatch.setattr(sys, "argv", ["infer.py", "--max_new_tokens", "6", *case, "--explain_words", "qqq"])
+    arguments = build_parser().parse_args(["draft", "--max_new_tokens", "6", *case, "--explain_words", "qqq"])
     out = io.StringIO()
     with pytest.raises(UserError, match="--explain_words: the draft does not say 'qqq'; it says: "):
-        explain_case(parse_arguments(None), out)
+        explain_case(arguments, out)
     assert NOTICE in out.getvalue(), "the draft was lost with its explanation"
 
 
@@ -332,10 +333,9 @@ def test_the_command_drafts_and_draws(tiny_model: ClinicalVLM, image: Path, tmp_
         (["--explain_words", "opacity"], "--explain_words: needs --explain FILE"),
     ],
 )
-def test_a_wrong_option_is_one_line(arguments: list[str], message: str, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["infer.py", *arguments])
+def test_a_wrong_option_is_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        parse_arguments(None)
+        check_draft_options(build_parser().parse_args(["draft", *arguments]))
     assert message in str(error.value)
 
 

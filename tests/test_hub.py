@@ -228,7 +228,7 @@ def widen_first(tensors) -> None:
         (add("scan.png", "\x89PNG"), r"holds scan\.png, which is no file of an adapter"),
         (lambda folder: (folder / "checkpoints").mkdir(), "holds checkpoints, which"),
         (lambda folder: ((folder / "README.md").unlink(), (folder / "README.md").symlink_to("/etc/passwd")), "out of"),
-        (lambda folder: (folder / "manifest.json").unlink(), r"no manifest\.json; `python -m vlm\.adapter seal"),
+        (lambda folder: (folder / "manifest.json").unlink(), r"no manifest\.json; `clinical-vlm seal"),
         (change_metadata, r"vlm\.safetensors: names /home/me/cases\.csv, a path of this machine"),
         (lambda folder: (folder / "metrics.json").unlink(), r"no metrics\.json; not a complete"),
         (lambda folder: shutil.rmtree(folder), r"no adapter_config\.json; not a complete"),
@@ -411,7 +411,7 @@ def test_push_and_draft_from_the_command_line(
     hub, folder: Path, trained: ClinicalVLM, tiny_llm, tmp_path: Path
 ) -> None:
     """In programs of their own: nothing of the client is patched."""
-    pushed = run(hub, tmp_path / "a", "-m", "vlm.adapter", "push", str(folder), REPO, "--message", "first")
+    pushed = run(hub, tmp_path / "a", "-m", "vlm.cli", "push", str(folder), REPO, "--message", "first")
     commit = hub.repos[REPO].branches["main"]
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.splitlines()[:2] == [f"{hub.url}/{REPO}", f"commit {commit}"] and "--license" in pushed.stdout
@@ -435,6 +435,6 @@ def test_push_and_draft_from_the_command_line(
         assert json.loads(drafted.stdout)["text"] == wanted.text and f"{REPO}: commit {commit}" in drafted.stderr
     assert "Could not reach the Hub" in offline.stderr and "Could not reach" not in first.stderr
     (folder / "notes.txt").write_text("")
-    refused = run(hub, tmp_path / "a", "-m", "vlm.adapter", "push", str(folder), REPO)
+    refused = run(hub, tmp_path / "a", "-m", "vlm.cli", "push", str(folder), REPO)
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "notes.txt" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, islice
@@ -27,8 +26,8 @@ from tests.test_dicom import CANARY as DICOM_CANARY
 from tests.test_examples import same
 from tests.test_privacy import CANARY, canaries_in, ward
 from tests.test_training import trained, with_train
+from vlm.cli import main
 from vlm.config import Config, DataConfig, DropoutConfig, PhantomConfig, SectionConfig, SourceConfig
-from vlm.data.__main__ import main
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort, features
 from vlm.data.dataset import CaseDataset, load_picture
@@ -398,15 +397,12 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_written(ward: Config, fol
 def test_the_command_packs_and_says_so(loose: DataConfig, tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "job.yaml").write_text("data: {phantom: {cases: 96, missing: 0.1}}\n")
     words = ["pack", "--config", str(tmp_path / "job.yaml"), "--data.root", loose.root, "--output"]
-    monkeypatch.setattr(sys, "argv", ["vlm.data", *words, str(tmp_path / "out"), "--rows_per_shard", "20"])
-    with pytest.raises(SystemExit, match="0"):
-        main()
+    main([*words, str(tmp_path / "out"), "--rows_per_shard", "20"])
     assert f"--data.source packed --data.root {tmp_path}/out" in capsys.readouterr().out
     assert_same_cases(load_cohort(packed(tmp_path / "out")), load_cohort(loose))
     for more, message in (("s3://bucket/out", "a folder of this machine"), ("x --data.rot y", "mean --data.root")):
-        monkeypatch.setattr(sys, "argv", ["vlm.data", *words, *more.split()])
         with pytest.raises(UserError, match=message):
-            main()
+            main([*words, *more.split()])
 
 
 def test_a_large_image_ends_its_shard(ward: Config, tmp_path: Path, monkeypatch) -> None:

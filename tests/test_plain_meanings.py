@@ -585,7 +585,7 @@ def test_check_says_what_training_says(tmp_path: Path) -> None:
     said = {notice.check: f"{path}: {notice.message}" for notice in notices}
     assert said["unreadable_label"] == str(error.value)
     assert (said["reading"],) == reading_notes(path) and "Windows-1252" in said["reading"]
-    command = [sys.executable, "-m", "vlm.data", "check", str(path), "--encoding", "utf-8"]
+    command = [sys.executable, "-m", "vlm.cli", "check", str(path), "--encoding", "utf-8"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "line 2 is not in utf-8, which data.table.encoding" in done.stderr
 

@@ -6,11 +6,13 @@ import time
 import pytest
 import torch
 
+from vlm.cli import build_parser
 from vlm.config import PromptConfig, VitalConfig
 from vlm.data.prompt import PlainText, Prompt
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.inference.engine import LONGEST_CONTEXT, Draft, Engine, ReportEngine
+from vlm.inference.options import check_draft_options, engine_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.weights import cache_folder
 
@@ -188,11 +190,8 @@ def test_a_draft_cannot_steer_the_terminal(tiny_model: ClinicalVLM) -> None:
     assert report.text == "No[2J opacity.\nLeft."
 
 
-def test_the_command_takes_a_time(monkeypatch) -> None:
-    from vlm.inference.arguments import engine_of, parse_arguments
-
-    monkeypatch.setattr("sys.argv", ["infer.py", "--max_seconds", "3"])
-    assert engine_of(parse_arguments(""))["max_seconds"] == 3
-    monkeypatch.setattr("sys.argv", ["infer.py", "--max_seconds", "nan"])
+def test_the_command_takes_a_time() -> None:
+    parse = build_parser().parse_args
+    assert engine_of(parse(["draft", "--max_seconds", "3"]))["max_seconds"] == 3
     with pytest.raises(UserError, match="--max_seconds: must be more than 0"):
-        parse_arguments("")
+        check_draft_options(parse(["draft", "--max_seconds", "nan"]))

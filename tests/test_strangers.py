@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import read_json, table_config, tiny_model_config
 from tests.corruption import campaign
 from vlm.adapter import load, resolve, save
-from vlm.adapter.__main__ import main as adapter_command
 from vlm.atomic import MANIFEST, seal
+from vlm.cli import main as run_command
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -420,14 +420,13 @@ def test_an_adapter_of_an_earlier_version_loads_says_so_and_can_be_sealed(
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in trained.state_dict().items())
     said = capfd.readouterr().err
     assert (
-        f"{folder}: saved by an earlier version, without a {MANIFEST}" in said and said.count("vlm.adapter seal") == 1
+        f"{folder}: saved by an earlier version, without a {MANIFEST}" in said and said.count("clinical-vlm seal") == 1
     )
-    monkeypatch.setattr(sys, "argv", ["vlm.adapter", "seal", str(folder)])
-    adapter_command()
+    run_command(["seal", str(folder)])
     assert resolve(str(folder)) == folder and "earlier version" not in capfd.readouterr().err
     lora(r=3)(folder)
     with pytest.raises(UserError, match=r"adapter_config\.json: r: '3' is not what"):
-        adapter_command()
+        run_command(["seal", str(folder)])
 
 
 def as_far_as_damage_shows(folder: Path) -> None:

@@ -164,12 +164,12 @@ def test_it_ends_by_itself_when_the_run_is_done(run_folder: Path, monkeypatch, c
 
 
 def test_the_command_prints_one_frame_without_pytorch(run_folder: Path) -> None:
-    code = "import sys, runpy; runpy.run_module('vlm.training', run_name='__main__'); assert 'torch' not in sys.modules"
+    code = "import sys, runpy; runpy.run_module('vlm.cli', run_name='__main__'); assert 'torch' not in sys.modules"
     options = {"cwd": PROJECT, "capture_output": True, "text": True, "env": os.environ | {"COLUMNS": "80"}}
     done = subprocess.run([sys.executable, "-c", code, "watch", str(run_folder), "--once"], timeout=60, **options)
     assert done.returncode == 0, done.stderr
     assert "step 8 of 40" in done.stdout and "\x1b" not in done.stdout
-    command = [sys.executable, "-m", "vlm.training", "watch", str(run_folder / "no")]
+    command = [sys.executable, "-m", "vlm.cli", "watch", str(run_folder / "no")]
     missing = subprocess.run(command, timeout=60, **options)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "no such run" in missing.stderr
 

@@ -1,25 +1,58 @@
 """A vision-language adapter on a frozen 4-bit language model, for clinical reports.
 
+    from vlm import ClinicalVLM
+    model = ClinicalVLM.from_pretrained("runs/demo/adapter")
+    print(model.predict("case.png", {"glucose": 8.7, "systolic": 145}))
+
 It drafts for a clinician's eyes and never diagnoses.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vlm.version import __version__
 
-__all__ = ["ClinicalVLM", "Report", "UserError", "__version__"]
+if TYPE_CHECKING:
+    from vlm.config import Config
+    from vlm.config.parsing import load_config
+    from vlm.errors import Stopped, UserError
+    from vlm.evaluation.compare import compare
+    from vlm.evaluation.run import evaluate_adapter as evaluate
+    from vlm.pretrained import ClinicalVLM
+    from vlm.report import Report
+    from vlm.training.run import train
+
+__all__ = [
+    "ClinicalVLM",
+    "Config",
+    "Report",
+    "Stopped",
+    "UserError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load_config",
+    "train",
+]
+_PLACES = {
+    "ClinicalVLM": "vlm.pretrained:ClinicalVLM",
+    "Config": "vlm.config:Config",
+    "Report": "vlm.report:Report",
+    "Stopped": "vlm.errors:Stopped",
+    "UserError": "vlm.errors:UserError",
+    "compare": "vlm.evaluation.compare:compare",
+    "evaluate": "vlm.evaluation.run:evaluate_adapter",
+    "load_config": "vlm.config.parsing:load_config",
+    "train": "vlm.training.run:train",
+}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Import on first use, so that `--help` and the data tools do not wait for PyTorch."""
-    if name == "ClinicalVLM":
-        from vlm.pretrained import ClinicalVLM
+    if name not in _PLACES:
+        raise AttributeError(f"module 'vlm' has no attribute {name!r}")
+    from vlm.errors import missing_extras
 
-        return ClinicalVLM
-    if name == "Report":
-        from vlm.report import Report
-
-        return Report
-    if name == "UserError":
-        from vlm.errors import UserError
-
-        return UserError
-    raise AttributeError(f"module 'vlm' has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    with missing_extras():
+        return getattr(importlib.import_module(module), attribute)

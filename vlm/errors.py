@@ -1,5 +1,6 @@
 """The one exception a user is meant to read, and what the programs do with it."""
 
+import importlib.util
 import logging
 import os
 import sys
@@ -29,6 +30,34 @@ class Stopped(Exception):
         self.exit_code = 128 + signal
 
 
+EXTRAS = {
+    "PIL": "", "accelerate": "train", "captum": "explain", "datasets": "train", "defusedxml": "excel",
+    "evaluate": "eval", "fastapi": "app", "fastapi_offline": "app", "gradio": "app", "imagehash": "check",
+    "matplotlib": "eval", "nltk": "eval", "openpyxl": "excel", "pydicom": "dicom", "radeval": "radeval", "ray": "ray",
+    "rich": "train", "rouge_score": "eval", "sacrebleu": "eval", "scipy": "eval", "shtab": "completion",
+    "sklearn": "eval", "starlette": "app", "tensorboard": "tracking", "uvicorn": "app", "xllamacpp": "llamacpp",
+}  # fmt: skip
+"""Optional package, as it is imported → the extra that installs it."""
+
+
+def require(package: str, needed_by: str) -> None:
+    """Raise `UserError` that begins with `needed_by` unless an optional package is installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{needed_by}; pip install 'clinical-vlm[{EXTRAS[package]}]'")
+
+
+@contextmanager
+def missing_extras() -> Iterator[None]:
+    """Turn the import of an optional package that is not installed into a `UserError` that names its extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise UserError(f"{package} is not installed; pip install 'clinical-vlm[{EXTRAS[package]}]'") from None
+
+
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
     """Turn any exception of a library into a `UserError` that begins with `what`; memory that runs out stays itself."""
@@ -53,7 +82,8 @@ def run_program(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
     try:
-        main()
+        with missing_extras():
+            main()
     except UserError as error:
         # A data loader's worker wraps the error in the text of its own traceback; the end of it is ours.
         said = UserError("".join(map(str, error.args)).rpartition("\nvlm.errors.UserError: ")[2].strip())

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `python -m vlm.adapter --help` does not wait for PyTorch."""
+    """Import on first use, so that `clinical-vlm push --help` does not wait for PyTorch."""
     if name in __all__:
         from vlm.adapter import folder, hub, layout
 

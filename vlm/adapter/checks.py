@@ -26,7 +26,7 @@ def check_shareable(folder: Path) -> None:
     if others := names - set(FILES):
         raise UserError(f"{folder}: holds {min(others)}, which is no file of an adapter; move it away")
     if names >= set(FILES) - {MANIFEST} and MANIFEST not in names:
-        raise UserError(f"{folder}: no {MANIFEST}; `python -m vlm.adapter seal {folder}` writes it")
+        raise UserError(f"{folder}: no {MANIFEST}; `clinical-vlm seal {folder}` writes it")
     for name in FILES:
         if name not in names:
             raise UserError(f"{folder}: no {name}; not a complete adapter folder")
@@ -44,7 +44,7 @@ def _check_sources(folder: Path, config: AdapterConfig) -> None:
     """Nobody else has a base or a CNN that lies in a folder of this machine."""
     base, cnn = config.model.llm.base, config.model.vision.weights
     file = folder / "config.json"
-    seal = f"and `python -m vlm.adapter seal {folder}`"
+    seal = f"and `clinical-vlm seal {folder}`"
     if not is_wheel(base) and not is_hub_id(base):
         raise UserError(
             f"{file}: the base, {base}, is a folder of this machine; if it is public, write its Hub id as "

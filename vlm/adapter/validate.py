@@ -87,7 +87,7 @@ def seal_folder(folder: Path) -> Path:
 def _say_unsealed(folder: Path) -> None:
     """Said once of a folder, however often it is looked at."""
     what = f"{folder}: saved by an earlier version, without a {MANIFEST} to check it against"
-    print(f"{what}; `python -m vlm.adapter seal {folder}` writes one", file=sys.stderr)
+    print(f"{what}; `clinical-vlm seal {folder}` writes one", file=sys.stderr)
 
 
 def check_sources(folder: Path, config: ModelConfig, given_base: bool = False) -> None:

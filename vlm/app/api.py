@@ -63,7 +63,7 @@ class Case(BaseModel):
 
 
 class Answer(BaseModel):
-    """A drafted report, as `infer.py --json` prints it."""
+    """A drafted report, as `clinical-vlm draft --json` prints it."""
 
     text: str
     probabilities: dict[str, float] = Field(description="label → calibrated probability, 0 to 1")

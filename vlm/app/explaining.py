@@ -1,7 +1,7 @@
 """What a draft rests on, as far as it can be said while a user waits: each word's sources, each likely label's place.
 
 Dividing a phrase among places and values takes minutes on a busy CPU and would hold up the drafts of all others; that
-is left to `infer.py --explain`.
+is left to `clinical-vlm draft --explain`.
 """
 
 import importlib.util

@@ -129,7 +129,7 @@ class MimicCxrConfig:
 Source = Literal[
     "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "image_folder", "table", "packed"
 ]  # fmt: skip
-"""The readers; `table` is your own data, `packed` what `python -m vlm.data pack` made of any of them."""
+"""The readers; `table` is your own data, `packed` what `clinical-vlm pack` made of any of them."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class DataConfig:
     """Which cases are read, how they are split and what a training case goes through."""
 
     source: Source = "phantom"
-    """Which reader; `table` is your own data, `packed` what `python -m vlm.data pack` made of any of them."""
+    """Which reader; `table` is your own data, `packed` what `clinical-vlm pack` made of any of them."""
     root: str = "data/phantom"
     """Folder of the data; of the source `packed` also an address such as `s3://bucket/folder`."""
     interleave_shards: int = 8

@@ -1,7 +1,8 @@
 """From a YAML file and dotted overrides to a `Config`; an unknown key is named with its nearest match."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,27 @@ from vlm.config.strict import check_keys, check_texts, dotted_names, nearest
 from vlm.errors import UserError
 from vlm.untrusted import read_yaml
 
+PRESETS = {file.stem: file for file in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+"""Name → file of the configs that come with the package."""
+
+
+def load_config(source: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
+    """Read a config file, or a preset by its name, such as `demo`; `overrides` are of the form `{"train.seed": 1}`.
+
+    Raises `UserError` as `parse_config` does.
+    """
+    return parse_config(["--config", str(source), *as_options(overrides or {})])[0]
+
+
+def as_options(overrides: Mapping[str, object]) -> list[str]:
+    """Dotted keys and their values as words of a command line."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
+
+
+def is_config(name: str) -> bool:
+    """Whether a name is that of a config, a file or a preset, rather than of a table."""
+    return name in PRESETS or name.endswith((".yaml", ".yml"))
+
 
 def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bool]:
     """Read `--config FILE`, dotted overrides such as `--train.max_steps 10`, and `--resume`.
@@ -24,11 +46,11 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file; see configs/.")
+    parser.add_argument("--config", action="config", help=f"YAML file, or one of the presets {', '.join(PRESETS)}.")
     parser.add_class_arguments(Config, None)
     parser.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint.")
     parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
-    arguments = list(rename_options(argv))
+    arguments = list(rename_options(list(_with_preset_files(argv))))
     _check_options(arguments)
     for index, file in _config_files(arguments):
         arguments[index] = arguments[index].removesuffix(file) + _checked_config(file)
@@ -62,6 +84,18 @@ def dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).replace("<class ", "").replace("'>", "'").split())
+
+
+def _with_preset_files(argv: Sequence[str]) -> Iterator[str]:
+    """The words of a command line, with the file of a preset in place of its name."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        option, _, value = word.partition("=")
+        if before == "--config" and word in PRESETS:
+            yield str(PRESETS[word])
+        elif option == "--config" and value in PRESETS:
+            yield f"--config={PRESETS[value]}"
+        else:
+            yield word
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[tuple[int, str]]:

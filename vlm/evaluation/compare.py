@@ -1,4 +1,4 @@
-"""Runs side by side on the same test cases: `python -m vlm.evaluation compare runs/a runs/b …`."""
+"""Runs side by side on the same test cases: `clinical-vlm compare runs/a runs/b …`."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What `infer.py --explain` does: draft one case, then say what the draft rests on."""
+"""`clinical-vlm draft --explain`: draft one case, then say what the draft rests on."""
 
 import argparse
 import json
@@ -7,8 +7,8 @@ from typing import TextIO
 from vlm.explanation.attribution import require_captum
 from vlm.explanation.explain import explain
 from vlm.explanation.picture import draw
-from vlm.inference.arguments import engine_of
 from vlm.inference.command import FhirFile, OpenedCase
+from vlm.inference.options import engine_of
 
 
 def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""What `infer.py` does: check the inputs, load the adapter, stream one draft or write those of a table."""
+"""Draft from the command line: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`train_lora.py --dry-run`: one step at the real shapes, and the memory that the whole batch will take.
+"""`clinical-vlm train --dry-run`: one step at the real shapes, and the memory that the whole batch will take.
 
 Past a handful of cases the peak of a step grows by the same amount with each: peak(B) = fixed + B × case. Both are
 measured, at a quarter and a half of the batch, of the training split's longest case; `predicted_gpu` says what they

@@ -119,7 +119,7 @@ def opened(address: str) -> Iterator[BinaryIO]:
     except UserError:
         raise
     except FileNotFoundError:
-        way_out = "data.root is a whole folder that `python -m vlm.data pack` wrote"
+        way_out = "data.root is a whole folder that `clinical-vlm pack` wrote"
         raise UserError(f"{address}: no such file; {way_out}") from None
     except Exception as error:  # every kind of store has errors of its own
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

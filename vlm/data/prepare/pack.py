@@ -1,4 +1,4 @@
-"""`python -m vlm.data pack`: any cohort into shards, each written as a whole, in constant memory."""
+"""`clinical-vlm pack`: any cohort into shards, each written as a whole, in constant memory."""
 
 import hashlib
 import os

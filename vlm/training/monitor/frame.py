@@ -1,4 +1,4 @@
-"""One frame of `python -m vlm.training watch`, as rich draws it."""
+"""One frame of `clinical-vlm watch`, as rich draws it."""
 
 import math
 from collections.abc import Sequence

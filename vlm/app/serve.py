@@ -1,0 +1,96 @@
+"""Serve drafts in a browser, and `POST /v1/report`, in one process."""
+
+import argparse
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from vlm.app.connections import server_config
+from vlm.app.failures import report_loop_failure
+from vlm.app.guard import TOKEN_VARIABLE, Access, is_loopback, read_token
+from vlm.errors import UserError
+
+if TYPE_CHECKING:  # it takes PyTorch, and a typing error costs no wait
+    from vlm.app.service import Service
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Listen, load the adapter and answer until a signal ends it."""
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled
+    access = Access.of(arguments.host, arguments.allowed_hosts, read_token(arguments.token_file))
+    reserved = reserve(arguments.host, arguments.port)
+    if not access.token and not is_loopback(reserved.getsockname()[0]):
+        raise UserError(f"--host {arguments.host}: others can reach it, and anybody could use it; set "
+                        f"{TOKEN_VARIABLE} or --token_file, or listen on 127.0.0.1 behind your proxy")  # fmt: skip
+    app = make_app(arguments, access)
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    print(f"http://{host}:{arguments.port}", flush=True)
+    uvicorn.Server(server_config(app)).run(sockets=[reserved])
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Bind the port before anything is loaded; raises `UserError` where it cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        reserved = socket.socket(family, kind)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(address)
+    except (OSError, UnicodeError) as error:  # the latter of what cannot be a name
+        reason = error.strerror if isinstance(error, OSError) else "no host name"
+        raise UserError(f"--host, --port: cannot listen on {host[:80]}:{port}: {reason}") from None
+    return reserved
+
+
+def make_app(arguments: argparse.Namespace, access: Access) -> Any:
+    """Load the adapter and put page and routes on it; raises `UserError` as `vlm.adapter.load` does."""
+    from vlm.adapter import resolve
+
+    folder = resolve(arguments.adapter)  # before the other libraries: a typing error costs no wait
+    from vlm.app.about import Adapter
+    from vlm.app.api import make_api
+    from vlm.app.service import Limits, Service
+    from vlm.inference.command import prepare_libraries
+    from vlm.inference.open_engine import make_engine
+
+    adapter = Adapter.of(folder)
+    limits = Limits(
+        upload=arguments.max_upload << 20,
+        tokens=arguments.max_new_tokens,
+        seconds=arguments.max_seconds,
+        waiting=arguments.max_waiting,
+        batch=arguments.batch_size,
+    )
+    print(f"loading {arguments.adapter} …", flush=True)
+    prepare_libraries()
+    service = Service(make_engine(arguments.engine, folder, arguments.base), limits)
+    app = make_api(service, adapter, access)
+    app.router.lifespan_context = partial(lifetime, service)
+    os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    from vlm.app.explaining import why_not
+    from vlm.app.page import add_page  # after the variables
+
+    if reason := why_not(service.engine):
+        print(f"explanations: off, {reason}", flush=True)
+    return add_page(app, service, adapter)
+
+
+@asynccontextmanager
+async def lifetime(service: "Service", app: Any) -> AsyncIterator[None]:
+    """Sweep while the server runs, and close the service when it ends: uvicorn passes a signal on only afterwards."""
+    asyncio.get_running_loop().set_exception_handler(report_loop_failure)
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(60)
+            await asyncio.to_thread(service.sweep)
+
+    sweeping = asyncio.create_task(sweep())
+    with service:
+        yield
+    sweeping.cancel()

@@ -1,0 +1,81 @@
+"""The commands `check` and `pack`: look at data before anybody trains on them, and make shards of them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm.atomic import replace_file
+from vlm.errors import UserError, require
+from vlm.plain import escaped
+
+
+def check_options(parser: argparse.ArgumentParser) -> None:
+    """Look for mistakes in a table and its images."""
+    add = parser.add_argument
+    add("table", type=Path, help="CSV, TSV, Excel (.xlsx), JSON Lines or Parquet")
+    add("--images", type=Path, help="folder of the images; without it only the table is looked at")
+    add("--config", help="config whose data.table, data.split and vitals describe the table")
+    for role in ("patient", "image", "split", "view", "source", "license"):
+        add(f"--{role}", metavar="COLUMN", help=f"column of the {role}; else recognised by its name")
+    add("--encoding", metavar="NAME", help="encoding of the table's text, such as cp1251; else found")
+    add("--sheet", metavar="NAME", help="sheet of a workbook; else the only one that holds anything")
+    add("--uncertain", choices=["ignore", "positive", "negative"], help="what -1 means in a label")
+    add("--label", action="append", default=[], metavar="COLUMN", help="label column; may be repeated")
+    add("--json", type=Path, metavar="FILE", help="write the findings for machines")
+    add("--html", type=Path, metavar="FILE", help="write a page with figures and thumbnails")
+    parser.set_defaults(run=run_check)
+
+
+def pack_options(parser: argparse.ArgumentParser) -> None:
+    """Write a cohort as Parquet shards with the images inside."""
+    parser.add_argument("--config", required=True, help="config whose data are packed")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the shards")
+    parser.add_argument("--rows_per_shard", type=int, metavar="N", help="at most; 512 if not given")
+    parser.add_argument("--image_side", type=int, metavar="PIXELS",
+                        help="store pixels alone, at most so long a side; else the files as they are")  # fmt: skip
+    parser.set_defaults(run=run_pack, takes_config=True)
+
+
+def run_pack(arguments: argparse.Namespace, options: Sequence[str]) -> None:
+    """Pack and say what was packed."""
+    from vlm.config.parsing import parse_config
+    from vlm.data.prepare.pack import PackOptions, pack
+
+    if "://" in arguments.output:
+        raise UserError(f"{arguments.output}: shards are written to a folder of this machine; copy it there when whole")
+    config, _ = parse_config(["--config", arguments.config, *options])
+    given = {"rows": arguments.rows_per_shard, "image_side": arguments.image_side}
+    chosen = PackOptions(**{name: value for name, value in given.items() if value is not None})
+    print(*map(escaped, pack(config.data, Path(arguments.output), chosen)), sep="\n")
+
+
+def run_check(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """Check and print; returns 1 if there are errors, else 0."""
+    if arguments.images:
+        require("imagehash", "--images: copies are found with ImageHash")
+    from vlm.config.parsing import parse_config
+    from vlm.data.ingest.read import TableOptions
+    from vlm.data.prepare.check import CheckOptions, check_table
+    from vlm.data.prepare.check_page import as_json, as_text, write_html
+    from vlm.data.vitals.catalog import resolve_vitals
+
+    given = {role: getattr(arguments, role) for role in ("patient", "image", "split", "view", "source", "license")}
+    reading = TableOptions(arguments.encoding, arguments.sheet)
+    options = CheckOptions(arguments.images, given, arguments.label, uncertain=arguments.uncertain, reading=reading)
+    if arguments.config:
+        data = parse_config(["--config", arguments.config])[0].data
+        named = {"patient": data.table.patient, "image": data.table.image, "split": data.table.split}
+        columns = {role: given[role] or named.get(role) for role in given}
+        labels, vitals = arguments.label or data.table.labels, resolve_vitals(data.table.vitals)
+        reading = TableOptions(arguments.encoding or data.table.encoding, arguments.sheet or data.table.sheet)
+        reports = [section.column for section in data.table.report]
+        uncertain = arguments.uncertain or data.table.uncertain
+        options = CheckOptions(arguments.images, columns, labels, vitals, data.split, reports, uncertain, reading)
+    result = check_table(arguments.table, options)
+    print(as_text(result))
+    if arguments.json:
+        replace_file(arguments.json, as_json(result))
+    if arguments.html:
+        write_html(result, arguments.html)
+        print(f"page: {arguments.html}")
+    return int(result.worst == "error")

@@ -1,0 +1,36 @@
+"""The commands `evaluate` and `compare`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """Test an adapter on unseen cases."""
+    parser.add_argument("adapter", help="adapter folder or Hub id")
+    parser.add_argument("--data", required=True, help="config that names the cases, or a table of test cases")
+    parser.add_argument("--output", required=True, help="folder to write, new or empty")
+    parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
+    parser.add_argument("--base", help="base model in place of the one that the adapter names")
+    parser.set_defaults(run=run_evaluate, takes_config=True)
+
+
+def run_evaluate(arguments: argparse.Namespace, options: Sequence[str]) -> None:
+    """Measure and print a summary."""
+    from vlm.evaluation.run import test_adapter  # after the arguments: --help need not wait for PyTorch
+
+    output = Path(arguments.output)
+    test_adapter(arguments.adapter, arguments.data, output, arguments.base, options, arguments.revision)
+
+
+def compare_options(parser: argparse.ArgumentParser) -> None:
+    """Compare runs, paired by case."""
+    parser.add_argument("runs", nargs="+", help="run folders; the first is what the others are compared with")
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    """Compare and print one table."""
+    from vlm.evaluation.compare import compare
+
+    print(compare(arguments.runs))

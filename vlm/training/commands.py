@@ -1,0 +1,42 @@
+"""The commands `train` and `watch`."""
+
+import argparse
+from collections.abc import Sequence
+
+from vlm.config.parsing import parse_config
+
+TRAIN = """Train an adapter: `clinical-vlm train --config demo`.
+
+With `--dry-run` it says what memory training will take, and trains nothing.
+"""
+
+
+def train_options(parser: argparse.ArgumentParser) -> None:
+    """Train an adapter from a config."""
+    parser.set_defaults(run=run_train, takes_config=True)
+
+
+def run_train(_: argparse.Namespace, options: Sequence[str]) -> None:
+    """Read the config, then train; its own parser answers `--help`, with every key of the config."""
+    config, resume = parse_config(options, description=TRAIN)
+    from vlm.training.run import train, try_step  # after the arguments: --help need not wait for PyTorch
+
+    if "--dry-run" in options:
+        try_step(config)
+    else:
+        train(config, resume)
+
+
+def watch_options(parser: argparse.ArgumentParser) -> None:
+    """Show a run in the terminal until it ends."""
+    parser.add_argument("run_folder", metavar="run", help="folder of the run, such as runs/demo, or its name in runs/")
+    parser.add_argument("--once", action="store_true", help="print one frame and end, as into a pipe")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time between frames (2)")
+    parser.set_defaults(run=run_watch)
+
+
+def run_watch(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    """Find the run and show it."""
+    from vlm.training.monitor.watch import find_run, watch
+
+    watch(find_run(arguments.run_folder), arguments.once, arguments.seconds)
