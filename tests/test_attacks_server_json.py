@@ -263,3 +263,17 @@ def test_strict_json_is_quick_and_small_whatever_it_is_given() -> None:
     with pytest.raises(ValueError, match="is longer than 1,000 characters"):
         read_json('{"' + "é" * 5_000_000 + '": 1}')
     assert time.process_time() - start < 1, "each of its letters was looked up"
+
+
+def test_wide_letters_beside_a_large_image_cost_no_more_than_themselves() -> None:
+    """One emoji makes a Python text of all of a body four bytes a letter."""
+    image = "A" * (20 << 20)
+    body = json.dumps({"context": "Ж😀" * 1000, "image": image}, ensure_ascii=False).encode()
+    tracemalloc.start()
+    values = read_json(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert values == {"context": "Ж😀" * 1000, "image": image} and peak < 4 * len(image)
+    for text, why in (("😀" * (1 << 20), "letters beyond ASCII"), ("\udcff" + image, "not UTF-8")):
+        with pytest.raises(ValueError, match=why):
+            read_json(f'{{"context": "{text}"}}'.encode("utf-8", "surrogateescape"))

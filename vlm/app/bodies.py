@@ -1,6 +1,7 @@
 """Read request bodies within limits: bytes and seconds of each, bytes of all that are read at once."""
 
 import asyncio
+import json
 import math
 import re
 import sys
@@ -21,12 +22,16 @@ IDLE_SECONDS = 10.0
 GRACE_SECONDS = 30.0
 SLOWEST = 32 << 10
 """Bytes a second on average, after the grace."""
+MOST_WIDE = 1 << 20
+"""Bytes beyond ASCII in a larger body."""
 MOST_VALUES = 100_000
 """Commas, colons and brackets in a JSON body: a few bytes of them become a hundred times as many in memory."""
 MOST_OPTIONS = 16
 """Semicolons in a header: each costs the parser as much as a kilobyte of a file."""
 DEEPEST = 32
 LONGEST_NUMBER = 40
+_WIDE_BYTES = bytes(range(128, 256))
+_WIDE = re.compile(rb"[\x80-\xff]+")
 _QUOTED = re.compile(rb'"(?:\\.|[^"\\])*"')
 
 
@@ -130,10 +135,25 @@ def read_json(data: bytes | str) -> Any:
     """Strict JSON of few values; raises `ValueError` in one line without a value of the text."""
     if sum(data.count(sign) if isinstance(data, str) else data.count(sign.encode()) for sign in ",:[{") > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values")
+    if isinstance(data, bytes) and len(data) > MOST_WIDE:
+        data = _with_escapes(data)
     try:
         return parse_json(data, math.inf, DEEPEST, LONGEST_NUMBER, is_whole)
     except JsonFault as fault:
         raise ValueError(fault.unquoted) from None
+
+
+def _with_escapes(data: bytes) -> bytes:
+    """Write letters beyond ASCII as JSON escapes: as text, one emoji would make a large image take four times as much.
+
+    Raises `ValueError` for more of them than words need.
+    """
+    if len(data) - len(data.translate(None, _WIDE_BYTES)) > MOST_WIDE:
+        raise ValueError(f"more than {_in_words(MOST_WIDE)} of letters beyond ASCII")
+    try:
+        return _WIDE.sub(lambda found: json.dumps(found[0].decode())[1:-1].encode(), data)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
 
 
 def _has_option_twice(header: bytes) -> bool:
