@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "vlm"
 MODULES = [path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
-SAME_IN_EACH_ROOM = {"data", "model", "training", "vitals", "packed"}
+SAME_IN_EACH_ROOM = {"commands", "data", "model", "packed", "run", "training", "vitals"}
 """Names that stand for the same thing in each room: the options, the code and the files of one part."""
 
 
