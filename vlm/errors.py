@@ -1,10 +1,11 @@
 """The one exception a user is meant to read, and what the programs do with it."""
 
+import difflib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from vlm.plain import escaped
@@ -26,6 +27,12 @@ class Stopped(Exception):
     def __init__(self, line: str, signal: int) -> None:
         super().__init__(line)
         self.exit_code = 128 + signal
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Find the known name that an unknown one was meant to be, if one is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff) if len(name) <= 100 else []
+    return found[0] if found else None
 
 
 @contextmanager
