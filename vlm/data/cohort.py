@@ -143,28 +143,6 @@ Doubts = dict[str, list[tuple[str, float]]]
 """Name of a vital → place (file and row) and number of each implausible value, which is taken as missing."""
 
 
-def rows_to_columns(
-    frame: pd.DataFrame,
-    where: str,
-    schema: VitalsSchema,
-    vitals_columns: Sequence[str],
-    label_columns: Sequence[str],
-) -> tuple[list[np.ndarray], list[list[float]], Doubts]:
-    """Parse vitals and labels; one error names row and column of each cell that cannot be read.
-
-    Rows are counted as a spreadsheet counts them: the header is row 1.
-    Returns vitals (N × m), labels (N × K, NaN where unknown) and the values that no living patient has.
-    """
-    faults = Faults()
-    vitals, doubts = read_vitals_columns(frame, where, schema, vitals_columns, faults)
-    readers = [LabelReader(name) for name in label_columns]
-    labels = read_label_columns(frame, where, readers, label_columns, faults)
-    for reader in readers:
-        reader.finish(faults)
-    faults.raise_any()
-    return vitals, labels, doubts
-
-
 def read_vitals_columns(
     frame: pd.DataFrame, where: str, schema: VitalsSchema, columns: Sequence[str], faults: Faults
 ) -> tuple[list[np.ndarray], Doubts]:
