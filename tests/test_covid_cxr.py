@@ -90,10 +90,10 @@ def test_sentences_about_the_image_are_kept(note: str, kept: str) -> None:
 def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such folder; set data\.root"):
         load_covid_cxr(DataConfig(root=str(tmp_path / "none")))
-    with pytest.raises(UserError, match=r"metadata\.csv: no such table"):
+    with pytest.raises(UserError, match=r"no file metadata\.csv"):
         load_covid_cxr(DataConfig(root=str(tmp_path)))
     (tmp_path / "metadata.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"no column patientid; is this the collection's metadata\.csv"):
+    with pytest.raises(UserError, match=r"no column patientid; is this the collection's own table"):
         load_covid_cxr(DataConfig(root=str(tmp_path)))
 
 

@@ -26,11 +26,10 @@ from vlm.errors import UserError
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, finer_stage, label_heats
 from vlm.explanation.explain import explain
 from vlm.explanation.explained_draft import explain_case
-from vlm.explanation.overlay import overlay
 from vlm.explanation.phrases import decisive_spans, finding_spans, named_spans, token_spans, tokens_of
 from vlm.explanation.picture import draw
 from vlm.explanation.pointing_game import Case, check, find_cases, grown, points_at, shuffle_weights, table
-from vlm.explanation.result import Drawn, on_picture
+from vlm.explanation.result import Drawn, on_picture, overlay
 from vlm.inference.engine import ReportEngine
 from vlm.inference.options import check_draft_options
 from vlm.model.clinical_vlm import ClinicalVLM

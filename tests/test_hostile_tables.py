@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlm.config import DataConfig, TableConfig
-from vlm.data.cohort import rows_to_columns
+from vlm.data.cohort import read_vitals_columns
 from vlm.data.ingest.read import read_chunks, read_table, reading_notes
 from vlm.data.ingest.table import load_table
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
+from vlm.faults import Faults
 
 SCHEMA = VitalsSchema(resolve_vitals(["age", "glucose", "temperature"]))
 HEADER = ["case", "age", "glucose", "temperature", "note"]
@@ -43,7 +44,10 @@ def write(rows: list[list[str]], separator: str = ",", end: str = "\n", quote_al
 def vitals_of(path: Path) -> np.ndarray:
     frame = read_table(path)
     columns = [column for column in frame.columns if SCHEMA.names_in(column)]
-    return np.array(rows_to_columns(frame, str(path), SCHEMA, columns, [])[0])
+    faults = Faults()
+    vitals, _ = read_vitals_columns(frame, str(path), SCHEMA, columns, faults)
+    faults.raise_any()
+    return np.array(vitals)
 
 
 def good_texts() -> Iterator[tuple[str, str, bytes, list[str]]]:
@@ -243,8 +247,10 @@ def test_blank_rows_and_nameless_columns(tmp_path: Path) -> None:
     path.write_text("\n,age,\n\n0,50,\n,,\n  , ,\n1,x,\n")
     frame = read_table(path)
     assert list(frame.columns) == ["column 1", "age"] and list(frame.index) == [2, 5]
+    faults = Faults()
+    read_vitals_columns(frame, "t.csv", SCHEMA, ["age"], faults)
     with pytest.raises(UserError, match=r"row 7: age: 'x' is not a number"):
-        rows_to_columns(frame, "t.csv", SCHEMA, ["age"], [])
+        faults.raise_any()
 
 
 def test_a_header_alone_has_columns_and_no_rows(tmp_path: Path) -> None:

@@ -105,8 +105,9 @@ def test_training_and_checking_say_once_how_names_were_found(table: Path) -> Non
 @pytest.mark.parametrize("cell", [{"bytes": b"\x89PNG", "path": None}, b"\x89PNG\r\n", {}, []])
 def test_images_inside_a_table_are_refused_without_their_bytes(cell: object, folder: Path) -> None:
     from vlm.data.cohort import image_cells
+    from vlm.data.images.store import ImageStore
 
     cells = pd.Series(["scan.png", cell], name="image", dtype=object)
     with pytest.raises(UserError, match="t: row 3: column image holds images, not names of files") as caught:
-        image_cells(cells, folder, "t")
+        image_cells(cells, ImageFolder(folder), "t", ImageStore())
     assert "PNG" not in str(caught.value)

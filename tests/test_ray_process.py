@@ -13,8 +13,7 @@ import pytest
 from tests import ray_drivers
 from tests.forks import PROJECT
 from vlm.errors import UserError
-from vlm.inference.on_ray import Cluster
-from vlm.inference.ray_process import ATTEMPTS, answers
+from vlm.inference.on_ray import ATTEMPTS, Cluster, answers
 
 WINDOWS = ["a", "b", "c", "d"]
 
@@ -63,7 +62,7 @@ STOPPED = """
 import sys, time
 from tests import ray_drivers
 from vlm.errors import run_program
-from vlm.inference.ray_process import answers
+from vlm.inference.on_ray import answers
 
 def main():
     for answer in answers(ray_drivers.wait, ["a", "b"], sys.argv[1]):

@@ -60,6 +60,29 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
+@contextmanager
+def made_once(folder: Path, sealed: bool = True) -> Iterator[Path]:
+    """Give an empty folder to write to; when the block ends it stands at `folder`, unless another process was first.
+
+    Each process writes to a folder of its own, which goes where the block raises.
+    """
+    staging = _hidden(folder, str(os.getpid()))
+    with writing(folder):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(mode=0o700)
+        try:
+            yield staging
+            if sealed:
+                seal(staging)
+            try:
+                staging.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
 def seal(folder: Path) -> None:
     """Flush every file of a folder and write its manifest; an earlier one and hidden files are left out of it."""
     found = (file for file in sorted(folder.glob("[!.]*")) if file.is_file())
@@ -105,9 +128,12 @@ def write_file(file: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def replace_file(file: Path, content: str | bytes) -> None:
-    """Put a content in place of a file's, all of it or nothing; raises `UserError` where it cannot be written."""
-    with _beside(file) as partial:
+def replace_file(file: Path, content: str | bytes, writer: str = "partial") -> None:
+    """Put a content in place of a file's, all of it or nothing; raises `UserError` where it cannot be written.
+
+    `writer` tells apart processes that may write the same file at once.
+    """
+    with _beside(file, writer) as partial:
         write_file(partial, content.encode() if isinstance(content, str) else content)
 
 
@@ -124,8 +150,8 @@ def replaced(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _beside(file: Path) -> Iterator[Path]:
-    partial = _hidden(file, "partial")
+def _beside(file: Path, writer: str = "partial") -> Iterator[Path]:
+    partial = _hidden(file, writer)
     with writing(file):
         partial.unlink(missing_ok=True)  # of a death, with its owner and mode, or a link that leads elsewhere
         try:

@@ -1,11 +1,12 @@
 """The one exception a user is meant to read, and what the programs do with it."""
 
+import difflib
 import importlib.util
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from vlm.host import prepare_host
@@ -56,6 +57,12 @@ def missing_extras() -> Iterator[None]:
         if package not in EXTRAS:
             raise
         raise UserError(f"{package} is not installed; pip install 'clinical-vlm[{EXTRAS[package]}]'") from None
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Find the known name that an unknown one was meant to be, if one is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff) if len(name) <= 100 else []
+    return found[0] if found else None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vlm.atomic import seal
+from vlm.atomic import made_once
 from vlm.cache import cache_folder, check_kept, private_folder
 from vlm.errors import UserError
 
@@ -101,20 +101,11 @@ def _converted(source: str, sha256: str | None, target: str, convert: Callable[[
     if not folder.is_dir():
         import torch  # a start with all weights in the cache need not wait for it here
 
-        # Work in a folder beside the final one and rename it: an interrupted conversion leaves nothing behind.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work, made_once(folder) as staging:
             file = _fetch(match["name"], match["version"], match["path"], sha256, Path(work))
-            staging = Path(work) / "converted"
-            staging.mkdir(mode=0o700)
             print(f"converting {file.name} (once; kept in {folder})", file=sys.stderr)
             with torch.random.fork_rng(devices=[]):  # a CNN is made, with random weights, to take the given ones
                 convert(file, staging)
-            seal(staging)
-            try:
-                staging.rename(folder)
-            except OSError:  # another process was first
-                if not folder.is_dir():
-                    raise
     check_kept(folder)
     return folder
 

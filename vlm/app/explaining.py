@@ -12,8 +12,7 @@ import numpy as np
 
 from vlm.app.view import png_link, render
 from vlm.explanation.explain import explain_example
-from vlm.explanation.overlay import overlay
-from vlm.explanation.result import Explanation
+from vlm.explanation.result import Explanation, overlay
 from vlm.inference.engine import Engine, Prepared, ReportEngine, merged_lora
 from vlm.report import Report
 

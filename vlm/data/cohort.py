@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -141,28 +140,6 @@ Doubts = dict[str, list[tuple[str, float]]]
 """Name of a vital → place (file and row) and number of each implausible value, which is taken as missing."""
 
 
-def rows_to_columns(
-    frame: pd.DataFrame,
-    where: str,
-    schema: VitalsSchema,
-    vitals_columns: Sequence[str],
-    label_columns: Sequence[str],
-) -> tuple[list[np.ndarray], list[list[float]], Doubts]:
-    """Parse vitals and labels; one error names row and column of each cell that cannot be read.
-
-    Rows are counted as a spreadsheet counts them: the header is row 1.
-    Returns vitals (N × m), labels (N × K, NaN where unknown) and the values that no living patient has.
-    """
-    faults = Faults()
-    vitals, doubts = read_vitals_columns(frame, where, schema, vitals_columns, faults)
-    readers = [LabelReader(name) for name in label_columns]
-    labels = read_label_columns(frame, where, readers, label_columns, faults)
-    for reader in readers:
-        reader.finish(faults)
-    faults.raise_any()
-    return vitals, labels, doubts
-
-
 def read_vitals_columns(
     frame: pd.DataFrame, where: str, schema: VitalsSchema, columns: Sequence[str], faults: Faults
 ) -> tuple[list[np.ndarray], Doubts]:
@@ -221,15 +198,11 @@ def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, fl
     )
 
 
-def image_cells(
-    names: pd.Series, folder: Path | ImageFolder, where: str, store: ImageStore | None = None
-) -> list[dict | None]:
+def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[dict | None]:
     """File names, or images in the table → `Image` cells; an empty name is a case without an image.
 
     Images in the table are copied to the `store`. Raises `UserError` as it and `ImageFolder.find` do, with the row.
     """
-    images = folder if isinstance(folder, ImageFolder) else ImageFolder(folder)
-    store = store or ImageStore()
     cells: list[dict | None] = []
     for number, name in zip(names.index + 2, names, strict=True):
         text = image_in(name, f"{where}: row {number}: column {names.name}")
@@ -251,19 +224,13 @@ SPLIT_WORDS = {"train": "train", "training": "train", "trn": "train", "val": "va
 
 
 def splits_for(
-    patients: Sequence[str], data: DataConfig, fixed: pd.Series | None, where: str, faults: Faults | None = None
+    patients: Sequence[str], data: DataConfig, fixed: pd.Series | None, where: str, faults: Faults
 ) -> list[str]:
-    """The table's own split column where there is one, else a hash of the patient.
-
-    Raises `UserError` that names the rows of what is no split, or notes them in `faults`.
-    """
+    """Read the table's own split column, or hash the patient without one; what is no split goes to `faults`."""
     if fixed is None:
         return assign_splits(patients, data.split)
-    found = faults or Faults()
     words = [plain_word("" if value is None else str(value)) for value in fixed]
     for number, value, word in zip(fixed.index + 2, fixed, words, strict=True):
         if word not in SPLIT_WORDS:
-            found.add(f"{where}: row {number}: split {value!r:.60} is none of train, validation, test")
-    if faults is None:
-        found.raise_any()
+            faults.add(f"{where}: row {number}: split {value!r:.60} is none of train, validation, test")
     return [SPLIT_WORDS.get(word, "train") for word in words]

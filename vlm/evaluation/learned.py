@@ -46,28 +46,31 @@ class LearnedMetric(TextMetric):
         raise NotImplementedError
 
 
-class BertScore(LearnedMetric):
+class _RadEvalMetric(LearnedMetric):
+    """A metric that RadEval gives for each case."""
+
+    column: str
+    """Its name in RadEval's answer."""
+
+    def _load(self) -> Any:
+        return _rad_eval(self.key)
+
+    def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
+        return mean(np.array(self.scorer(refs=list(references), hyps=list(predictions))[self.column]))
+
+
+class BertScore(_RadEvalMetric):
+    column = "bertscore"
     title = "BERTScore F1, rescaled, mean over cases; nearness of words, no knowledge of findings"
     citation = "Zhang et al., 2020; RadEval's distilbert-base-uncased, layer 5"
     downloads = "distilbert-base-uncased (about 270 MB)"
 
-    def _load(self) -> Any:
-        return _rad_eval("bertscore")
 
-    def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
-        return mean(np.array(self.scorer(refs=list(references), hyps=list(predictions))["bertscore"]))
-
-
-class RadGraph(LearnedMetric):
+class RadGraph(_RadEvalMetric):
+    column = "radgraph_partial"
     title = "RadGraph F1 (entities and whether they have relations), mean over cases"
     citation = "Jain et al., 2021; Delbrouck et al., 2022 (reward level partial); model radgraph-xl"
     downloads = "radgraph-xl of StanfordAIMI/RRG_scorers and its BERT (about 1 GB)"
-
-    def _load(self) -> Any:
-        return _rad_eval("radgraph")
-
-    def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
-        return mean(np.array(self.scorer(refs=list(references), hyps=list(predictions))["radgraph_partial"]))
 
 
 class CheXbert(LearnedMetric):

@@ -11,6 +11,7 @@ from vlm.evaluation.intervals import Statistic
 
 BINS = 10
 """Bins of the reliability diagram and of the ECE, of equal width."""
+NEWTON_STEPS = 25
 EPSILON = 1e-6
 """Probabilities are kept this far from 0 and 1 where their logit is taken."""
 
@@ -58,25 +59,38 @@ def expected_calibration_error(targets: np.ndarray, probabilities: np.ndarray) -
     return lambda weights: np.abs(weights @ gaps).sum(1) / weights.sum(1)
 
 
-def calibration_line(targets: np.ndarray, probabilities: np.ndarray, iterations: int = 25) -> Statistic:
+def calibration_line(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
     """Slope of the logistic recalibration logit P(y) = a + b · logit(p); 1 is right, below 1 is overconfident.
 
     Newton's method on all draws at once (Cox, 1958).
     """
 
+    x = logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
+
     def statistic(weights: np.ndarray) -> np.ndarray:
-        return _recalibrate(targets, probabilities, weights, iterations)[1]
+        a, b = np.zeros(len(weights)), np.zeros(len(weights))  # from there Newton's steps do not overshoot
+        for _ in range(NEWTON_STEPS):
+            p = expit(np.clip(a[:, None] + b[:, None] * x, -30, 30))  # D × N
+            error, w = weights * (targets - p), weights * p * (1 - p)
+            ga, gb = error.sum(1), error @ x
+            haa, hab, hbb = w.sum(1), w @ x, w @ x**2
+            determinant = np.maximum(haa * hbb - hab**2, 1e-12)
+            a = a + np.clip((hbb * ga - hab * gb) / determinant, -5, 5)
+            b = b + np.clip((haa * gb - hab * ga) / determinant, -5, 5)
+        (lowest_0, highest_0), (lowest_1, highest_1) = (_extremes(x, (weights > 0) & (targets == c)) for c in (0, 1))
+        overlap = (lowest_1 < highest_0) & (lowest_0 < highest_1)  # else no finite line fits
+        return np.where(overlap, b, np.nan)
 
     return statistic
 
 
-def calibration_intercept(targets: np.ndarray, probabilities: np.ndarray, iterations: int = 25) -> Statistic:
+def calibration_intercept(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
     """Intercept with the slope held at 1: above 0 the probabilities are too low on the whole."""
     x = logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         a = np.zeros(len(weights))
-        for _ in range(iterations):
+        for _ in range(NEWTON_STEPS):
             p = expit(a[:, None] + x)  # D × N
             gradient, curvature = (weights * (targets - p)).sum(1), (weights * p * (1 - p)).sum(1)
             a = np.clip(a + gradient / np.maximum(curvature, 1e-12), -20, 20)
@@ -84,25 +98,6 @@ def calibration_intercept(targets: np.ndarray, probabilities: np.ndarray, iterat
         return np.where(both, a, np.nan)
 
     return statistic
-
-
-def _recalibrate(
-    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, iterations: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intercept and slope of each draw, NaN where the classes are apart and no finite line fits."""
-    x = logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
-    a, b = np.zeros(len(weights)), np.zeros(len(weights))  # from there Newton's steps do not overshoot
-    for _ in range(iterations):
-        p = expit(np.clip(a[:, None] + b[:, None] * x, -30, 30))  # D × N
-        error, w = weights * (targets - p), weights * p * (1 - p)
-        ga, gb = error.sum(1), error @ x
-        haa, hab, hbb = w.sum(1), w @ x, w @ x**2
-        determinant = np.maximum(haa * hbb - hab**2, 1e-12)
-        a = a + np.clip((hbb * ga - hab * gb) / determinant, -5, 5)
-        b = b + np.clip((haa * gb - hab * ga) / determinant, -5, 5)
-    (lowest_0, highest_0), (lowest_1, highest_1) = (_extremes(x, (weights > 0) & (targets == c)) for c in (0, 1))
-    overlap = (lowest_1 < highest_0) & (lowest_0 < highest_1)
-    return np.where(overlap, a, np.nan), np.where(overlap, b, np.nan)
 
 
 def _extremes(x: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vlm.atomic import replaced
 from vlm.errors import UserError
-from vlm.explanation.overlay import overlay
-from vlm.explanation.result import ExplainedWords, Explanation, TintedWord
+from vlm.explanation.result import ExplainedWords, Explanation, TintedWord, overlay
 
 IMAGE, VITALS, LANGUAGE = "#f28e2b", "#5b9bd5", "#dedede"
 AGAINST, INK, FAINT = "#b8b8b8", "#222222", "#666666"

@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from matplotlib import colormaps
 
 from vlm.data.images.image import Box
 from vlm.errors import UserError
 from vlm.report import Report
+
+STRENGTH = 0.55
+"""Opacity of the hottest place."""
 
 
 class TintedWord(NamedTuple):
@@ -179,3 +183,17 @@ def _shares(shares: Sequence[float]) -> dict[str, float]:
 
 def _rows(heat: np.ndarray | None) -> list[list[float]] | None:
     return None if heat is None else [[float(f"{value:.4g}") for value in row] for row in heat.tolist()]
+
+
+def overlay(explanation: Explanation, name: str | None = None) -> np.ndarray:
+    """The image with the heat of one label or of chosen words over it, H × W × 3 uint8, RGB.
+
+    Without a name it is the leading label's. Raises `UserError` for a name that was not explained and where there was
+    no image: there is no heat without one.
+    """
+    heat = explanation.heat_of(name)  # H × W
+    assert explanation.picture is not None  # `heat_of` has said so
+    grey = np.repeat(explanation.picture[..., None].astype(np.float32), 3, axis=2)
+    colour = colormaps["inferno"](0.15 + 0.8 * heat)[..., :3] * 255
+    weight = STRENGTH * heat[..., None] ** 0.7  # a cold place shows the image alone
+    return np.round(grey * (1 - weight) + colour * weight).astype(np.uint8)

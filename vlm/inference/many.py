@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vlm.adapter import digest
-from vlm.atomic import make_folder, open_private, write_file, writing
+from vlm.atomic import make_folder, open_private, replace_file, writing
 from vlm.data.case import Example
 from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
@@ -130,16 +130,10 @@ class TableJob:
 
     def write_metadata(self, made_by: Mapping[str, Any]) -> None:
         """Say beside the output what makes it; as a whole, for others may be reading it."""
-        staging = self.metadata_file.with_name(
-            f".{self.metadata_file.name}.{rank()}-{os.getpid()}"
-        )  # of several machines, perhaps
         with writing(self.metadata_file):
             make_folder(self.output.parent)
-            try:
-                write_file(staging, (json.dumps(made_by, indent=2) + "\n").encode())
-                staging.replace(self.metadata_file)
-            finally:
-                staging.unlink(missing_ok=True)
+        writer = f"{rank()}-{os.getpid()}"  # of several machines, perhaps
+        replace_file(self.metadata_file, json.dumps(made_by, indent=2) + "\n", writer)
 
     def compare_metadata(self, schema: VitalsSchema, made_by: Mapping[str, Any]) -> None:
         """Raise `UserError` where the output was begun with anything else than `made_by`."""

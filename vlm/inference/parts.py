@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from vlm.atomic import flush, open_private, private, writing
+from vlm.atomic import open_private, private, replaced, writing
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.distributed import rank, world_size
 from vlm.errors import UserError
@@ -113,19 +113,14 @@ class SharedJob:
                 return cut_to_whole_lines(self.job.output)[0]
             if len(self._done()) < rows:
                 return None
-            staging = self.job.parts / "merged"
             counts, before = Counts(), -1
-            with open_private(staging, "wb") as out, ExitStack() as opened:
+            with replaced(self.job.output) as merged, merged.open("wb") as out, ExitStack() as opened:
                 parts = [_lines(opened.enter_context(file.open("rb"))) for file in self._sources()]
                 for number, line in heapq.merge(*parts, key=lambda pair: pair[0]):
                     if number != before:  # a row that two parts hold is written once
                         out.write(line)
                         counts.add_written(line)
                     before = number
-                out.flush()
-                os.fsync(out.fileno())
-            staging.replace(self.job.output)
-            flush(self.job.output.parent)
             shutil.rmtree(self.job.parts)
             return counts
 

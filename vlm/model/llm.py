@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from vlm.atomic import seal
+from vlm.atomic import made_once
 from vlm.cache import check_kept
 from vlm.config import LLMConfig
 from vlm.device import Choice
@@ -128,15 +127,8 @@ def _load_dequantized(config: LLMConfig, folder: Path, device: torch.device, dty
     kept = folder / f"nf4{'-double' * config.double_quantization}-{precision}"
     if not kept.is_dir():
         llm = _load(config, str(folder), device, dtype, dequantize=True)
-        staging = kept.with_name(f"{kept.name}.{os.getpid()}")
-        staging.mkdir(mode=0o700)
-        llm.save_pretrained(staging)
-        seal(staging)
-        try:
-            staging.rename(kept)
-        except OSError:  # another process was first
-            if not kept.is_dir():
-                raise
+        with made_once(kept) as staging:
+            llm.save_pretrained(staging)
     check_kept(kept)
     return AutoModelForCausalLM.from_pretrained(kept, **SAFE, **_placement(device, dtype))
 

@@ -50,6 +50,11 @@ def image_in(cell: object, where: str) -> str | EmbeddedImage:
     if isinstance(cell, bytes | list | dict):
         way_out = "write one a row, as {bytes, path} or bytes alone in Parquet, or the name of its file"
         raise UserError(f"{where} holds images, not names of files; {way_out}")
+    return text_in(cell)
+
+
+def text_in(cell: object) -> str:
+    """Strip the text of a cell, empty where there is none."""
     return "" if cell is None or cell != cell else str(cell).strip()
 
 

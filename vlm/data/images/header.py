@@ -196,8 +196,8 @@ def _tiff(data: bytes) -> ImageHeader:
     if pixels * header.channels * max(bits // 8, 1) > LARGEST_DECODED:
         raise ValueError("its header is broken: its strips or tiles are too large")
     if compression in tiff.JPEG:
-        streams = tiff.jpeg_streams(directory, offsets, sizes)
-        header.scans = max(stream.count(b"\xff\xda") for stream in streams)
+        places = zip(offsets.astype(int), sizes.astype(int), strict=True)
+        header.scans = max(data.count(b"\xff\xda", place, place + size) for place, size in places)
         header.scanned = pixels * len(sizes)
     header.inverted = photometric == tiff.WHITE_IS_ZERO and bits > 8  # up to 8 bits are decoded as they are shown
     return header

@@ -1,15 +1,24 @@
-"""Open Parquet files from outside, and refuse those that unfold into far more than they hold."""
+"""Parquet files from outside: refuse those that unfold into far more than they hold, and read columns of images.
 
+An image is a structure {bytes, path}, as `datasets` writes it, or bytes alone.
+"""
+
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlm.data.images.parquet_cells import is_bytes, is_image_struct
+from vlm.data.embedded import EmbeddedImage
+from vlm.data.images.file_types import kind_of
 from vlm.data.images.parquet_pages import PREFIXES, PageHeaders
-from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, MOST_CELLS, MOST_RATIO
+from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW, MOST_CELLS, MOST_RATIO
 from vlm.errors import UserError
+
+_PNM = re.compile(rb"P[1-6]\s(?:#[^\n]*\n|\s)*\d+\s+\d+\s")
+"""The beginning of a picture in characters, which a text is not likely to have."""
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -79,3 +88,61 @@ def fixed_width(kind: pa.DataType) -> int:
     """Bytes of each value of a column of bytes that are all as long, which Arrow writes out however often one stands
     there; 0 for other kinds."""
     return kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0
+
+
+def is_image_struct(kind: pa.DataType) -> bool:
+    """Whether a column is {bytes, path}, as `datasets` writes images."""
+    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
+        return False
+    path = kind.field("path").type
+    path = path.value_type if pa.types.is_dictionary(path) else path
+    is_text = pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
+    return is_bytes(kind.field("bytes").type) and is_text
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes, also where they are in a dictionary."""
+    if pa.types.is_dictionary(kind):
+        return is_bytes(kind.value_type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def struct_cells(column: pa.StructArray, file: str, name: str, first: int) -> list[object]:
+    """Cells of N rows from `first` on: an image, the name of a file where there are no bytes, None for neither."""
+    files, paths = (pc.struct_field(column, field) for field in ("bytes", "path"))
+    names = [path or "" for path in paths.to_pylist()]
+    sizes = [-1 if size is None else size for size in _lengths(files)]
+    return [
+        EmbeddedImage(file, name, first + place, size, path) if size > 0 or (size == 0 and path) else path or None
+        for place, (size, path) in enumerate(zip(sizes, names, strict=True))
+    ]
+
+
+def bytes_cells(column: pa.Array, file: str, name: str, first: int) -> list[object]:
+    """Cells of N rows from `first` on: text that a program wrote as bytes, an image, None for nothing."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    texts = [_as_text(value.as_py() or b"") for value in column.dictionary]
+    cells: list[object] = []
+    for row, (value, size) in enumerate(zip(column.indices.to_pylist(), _lengths(column), strict=True), start=first):
+        text = texts[value] if size else None
+        cells.append(EmbeddedImage(file, name, row, size) if size and text is None else text)
+    return cells
+
+
+def _lengths(column: pa.Array) -> list[int | None]:
+    """Bytes of each of N cells, None where there is nothing."""
+    if not pa.types.is_dictionary(column.type):
+        return pc.binary_length(column).to_pylist()
+    return pc.binary_length(column.dictionary).take(column.indices).to_pylist()
+
+
+def _as_text(value: bytes) -> str | None:
+    """The text that the bytes are; None for what is none, and for a picture written in characters."""
+    kind = kind_of(value)
+    if len(value) > LONGEST_ROW or (kind and (kind != "PNM" or _PNM.match(value))):
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None

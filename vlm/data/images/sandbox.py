@@ -257,8 +257,6 @@ def main() -> None:
     """Keep the pipe of the answers for them alone, whatever a library may print."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    with suppress(ImportError):
-        pass
     _limit(int(sys.argv[1]))
     _serve(sys.stdin.buffer, answers)
 

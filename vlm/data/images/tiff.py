@@ -1,6 +1,5 @@
 """Read the directory of a TIFF, and of the EXIF block that has the same form, without decoding a pixel."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,9 +105,3 @@ def parts(directory: Directory, width: int, height: int) -> tuple[np.ndarray, np
     if tiled:
         return offsets, sizes, directory.value(TILE_WIDTH) * directory.value(TILE_LENGTH)
     return offsets, sizes, width * min(directory.value(ROWS_PER_STRIP, height), height)
-
-
-def jpeg_streams(directory: Directory, offsets: np.ndarray, sizes: np.ndarray) -> Iterator[bytes]:
-    """The strips or tiles of a TIFF whose compression is JPEG."""
-    for place, size in zip(offsets.astype(int), sizes.astype(int), strict=True):
-        yield directory.data[place : place + size]

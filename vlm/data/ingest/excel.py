@@ -66,7 +66,7 @@ def _lines(path: Path, sheet: str | None) -> Iterator[Iterator[Any]]:
     if importlib.util.find_spec("openpyxl") is None:
         raise UserError(f"{path}: an Excel workbook is read with openpyxl; pip install 'clinical-vlm[excel]', or save "
                         "it as CSV")  # fmt: skip
-    script = Path(__file__).with_name("workbook_cells.py")
+    script = Path(__file__).with_name("excel_cells.py")
     command = [sys.executable, "-I", str(script), str(path.resolve()), sheet or ""]
     quiet = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=quiet) as process:

@@ -4,14 +4,13 @@ A small cohort has few labels and many words; the words say more of the image th
 the findings reach the text through the label token (see `vlm.model.fusion`).
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
 from vlm.config import DataConfig
 from vlm.data.cohort import Cohort, Columns, features
 from vlm.data.storage import write_rows
-from vlm.errors import UserError
+from vlm.errors import UserError, nearest
 from vlm.findings.labeller import label
 from vlm.findings.vocabulary import FINDINGS, SIDES, ZONES
 
@@ -70,7 +69,7 @@ def _parse(name: str) -> tuple[str, str]:
     place, _, rest = name.partition("_")
     pair = (place, rest) if place in PLACES and rest else ("", name)
     if pair[1] not in FINDINGS:
-        near = difflib.get_close_matches(pair[1], FINDINGS, n=1, cutoff=0.0)[0]
+        near = nearest(pair[1], FINDINGS, cutoff=0.0)
         way_out = f"did you mean {near!r}? A side or zone may stand before it: {', '.join(PLACES)}"
         raise UserError(f"data.finding_labels: {name!r} is no finding the labeller knows; {way_out}")
     return pair

@@ -10,8 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlm.data.images.parquet_cells import bytes_cells, is_bytes, is_image_struct, struct_cells
-from vlm.data.images.parquet_file import batch_size, column_types, fixed_width, is_text, open_parquet
+from vlm.data.images.parquet_file import (
+    batch_size,
+    bytes_cells,
+    column_types,
+    fixed_width,
+    is_bytes,
+    is_image_struct,
+    is_text,
+    open_parquet,
+    struct_cells,
+)
 from vlm.data.ingest.column_names import some_of, unique_header
 from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW
 from vlm.errors import UserError

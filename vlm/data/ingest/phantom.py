@@ -7,7 +7,6 @@ model which ignores one of them is caught. It is no model of any disease.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from vlm.atomic import writing
+from vlm.atomic import made_once, writing
 from vlm.config import DataConfig, PhantomConfig, SectionConfig, TableConfig, VitalConfig
 from vlm.data.cohort import Cohort, FactReader, Facts
 from vlm.data.ingest.phantom_image import draw_chest
@@ -72,15 +71,12 @@ def load_phantom(data: DataConfig) -> Cohort:
     if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
         if root.exists() and not stamp.is_file() and any(root.iterdir()):
             raise UserError(f"{root}: not empty and no phantom cohort; set data.root to a folder that may be filled")
-        staging = root.with_name(f".{root.name}.{os.getpid()}")  # renamed when whole: an interrupted drawing is nothing
-        try:
-            with writing(root):
-                write_cohort(data.phantom, staging)
-                (staging / stamp.name).write_text(json.dumps(wanted))
-                shutil.rmtree(root, ignore_errors=True)
-                staging.rename(root)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with writing(root):
+            root.parent.mkdir(parents=True, exist_ok=True)
+        with made_once(root, sealed=False) as staging:
+            write_cohort(data.phantom, staging)
+            (staging / stamp.name).write_text(json.dumps(wanted))
+            shutil.rmtree(root, ignore_errors=True)
     return replace(load_table(data, TABLE), facts=FACTS)
 
 

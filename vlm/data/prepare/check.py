@@ -19,13 +19,13 @@ from vlm.data.prepare.row_checks import (
     check_ids,
     check_licences,
     check_numbers,
+    check_substance,
     check_words,
     count_labels,
     count_missing,
     read_numbers,
 )
 from vlm.data.prepare.shortcuts import check_shortcuts
-from vlm.data.prepare.uninformative_columns import check_substance
 from vlm.errors import UserError
 
 

@@ -1,6 +1,5 @@
 """The ready-made vitals of `vitals.yaml`, and how an entry of a config becomes a full one."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib.resources import files
@@ -9,7 +8,7 @@ import yaml
 
 from vlm.config import VitalConfig
 from vlm.data.vitals.units import conversion, normal_unit, units_of
-from vlm.errors import UserError
+from vlm.errors import UserError, nearest
 
 
 def _load() -> dict[str, VitalConfig]:
@@ -26,8 +25,8 @@ def ready_made(name: str) -> VitalConfig:
     names = {spelled.lower(): entry for entry in CATALOG.values() for spelled in (entry.name, *entry.aliases)}
     if name.lower() in names:
         return names[name.lower()]
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {names[near[0]].name}?" if near else f"known: {', '.join(CATALOG)}"
+    near = nearest(name.lower(), names)
+    hint = f"did you mean {names[near].name}?" if near else f"known: {', '.join(CATALOG)}"
     raise UserError(f"vitals: no ready-made vital {name!r}; {hint} Any other is described: {{name: …, unit: …}}")
 
 

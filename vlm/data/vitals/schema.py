@@ -1,6 +1,5 @@
 """The vitals a model reads: names, units, allowed values, and the scale learned from the training split."""
 
-import difflib
 import math
 import re
 import unicodedata
@@ -15,7 +14,7 @@ import numpy as np
 from vlm.config import VitalConfig
 from vlm.data.vitals.units import conversion
 from vlm.data.vitals.values import is_plausible, read_value, split_pressure
-from vlm.errors import UserError
+from vlm.errors import UserError, nearest
 from vlm.faults import Faults
 from vlm.plain import is_clean, shortened
 
@@ -76,10 +75,9 @@ class VitalsSchema:
     def position(self, name: str, where: str = "vitals") -> int:
         """Index of a vital by its name or alias; raises `UserError` with the nearest name."""
         if _normal(name) not in self._index:
-            near = difflib.get_close_matches(_normal(name), self._index, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {self.vitals[self._index[near[0]]].name}?" if near else f"known: {', '.join(self.names)}"
-            )
+            near = nearest(_normal(name), self._index)
+            meant = f"did you mean {self.vitals[self._index[near]].name}?" if near else ""
+            hint = meant or f"known: {', '.join(self.names)}"
             raise UserError(f"{where}: unknown vital {name}; {hint}")
         return self._index[_normal(name)]
 

@@ -6,9 +6,7 @@ the cache by adapter, so that a second start only maps it and never loads the la
 """
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,7 @@ import torch
 
 from vlm.adapter import digest, load, read_config
 from vlm.adapter.export.gguf import gguf_name, in_pairs
-from vlm.atomic import seal, writing
+from vlm.atomic import made_once
 from vlm.cache import check_kept, private_folder
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
@@ -94,28 +92,12 @@ class MergedBase:
             save_file({"embeddings": table, **numbers}, folder / "words.safetensors")
             model.tokenizer.save_pretrained(folder)
 
-        _as_a_whole(self.folder, write_words)
-        _as_a_whole(
-            self.file.parent, lambda folder: _write(model, gguf_of_wheel(llm.base, llm.sha256), folder / self.file.name)
-        )
-
-
-def _as_a_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside the target and rename it: it is there complete or not at all, whoever else writes it."""
-    if target.exists():
-        return
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    with writing(target):
-        try:
-            staging.mkdir(mode=0o700)
-            write(staging)
-            seal(staging)
-            staging.rename(target)
-        except OSError:
-            if not target.exists():  # by another process, which was first
-                raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        if not self.folder.exists():
+            with made_once(self.folder) as folder:
+                write_words(folder)
+        if not self.file.parent.exists():
+            with made_once(self.file.parent) as folder:
+                _write(model, gguf_of_wheel(llm.base, llm.sha256), folder / self.file.name)
 
 
 def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:

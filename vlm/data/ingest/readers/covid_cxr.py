@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from vlm.config import DataConfig, SectionConfig
-from vlm.data.cohort import Cohort, build_dataset, doubt_warnings, image_cells, rows_to_columns
-from vlm.data.ingest.read import read_table, reading_notes
-from vlm.data.splits import assign_splits
-from vlm.data.vitals.catalog import CATALOG
-from vlm.data.vitals.schema import VitalsSchema
-from vlm.errors import UserError
+from vlm.config import DataConfig, SectionConfig, TableConfig
+from vlm.data.cohort import Cohort
+from vlm.data.ingest.readers.common import cohort_of, find_table, images_below, read_columns
 
-VITALS = [CATALOG[name] for name in ("age", "sex", "temperature", "spo2", "leukocytes", "neutrophils", "lymphocytes",
-                                     "days_since_onset")]  # fmt: skip
 COLUMNS = {
     "age": ("age",),
     "sex": ("sex",),
@@ -30,6 +24,8 @@ COLUMNS = {
 }
 """Vital → its header, in any version of the table."""
 LABEL = "COVID-19"
+TABLE = TableConfig(images="images", image="filename", id="filename", patient="patientid", labels=[LABEL],
+                    vitals=list(COLUMNS), report=[SectionConfig("clinical_notes", ["image"])])  # fmt: skip
 UNLABELLED = frozenset({"", "todo", "unknown"})
 
 
@@ -39,51 +35,20 @@ def load_covid_cxr(data: DataConfig) -> Cohort:
     Raises `UserError` if `root` or a needed column is missing. Rows of another modality, and rows whose
     image is not in `images/`, are left out, and their number is among the warnings.
     """
-    root = Path(data.root)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; set data.root to the collection's folder (metadata.csv, images/)")
-    path = root / "metadata.csv"
-    frame = read_table(path)
-    for column in ("patientid", "finding", "filename", "clinical_notes", "modality"):
-        if column not in frame.columns:
-            raise UserError(f"{path}: no column {column}; is this the collection's metadata.csv?")
-    frame, warnings = _usable_rows(frame, root)
-    schema = VitalsSchema(tuple(VITALS))
-    vitals_frame = pd.DataFrame({name: _column(frame, headers) for name, headers in COLUMNS.items()}, index=frame.index)
-    vitals, _, doubts = rows_to_columns(vitals_frame, str(path), schema, schema.names, [])
-    notes = [image_sentences(note) if data.covid_cxr.report == "image_sentences" else _clean(note)
-             for note in frame["clinical_notes"]]  # fmt: skip
-    patients = [str(patient).strip() for patient in frame["patientid"]]
-    columns = {
-        "id": list(frame["filename"]),
-        "patient": patients,
-        "split": assign_splits(patients, data.split),
-        "image": image_cells(frame["filename"], root / "images", str(path)),
-        "vitals": vitals,
-        "labels": [[_label(finding)] for finding in frame["finding"]],
-        "sections": [[note] for note in notes],
-        "context": [""] * len(frame),
-        "probability": [None] * len(frame),
-    }
-    sections = (SectionConfig("clinical_notes", ["image"]),)
-    dataset = build_dataset(columns, schema, 1, len(sections))
-    warnings = [*reading_notes(path), *warnings, *doubt_warnings(str(path), schema, doubts, dataset)]
-    return Cohort(dataset, schema, (LABEL,), sections, warnings=tuple(warnings))
-
-
-def _usable_rows(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    frontal = frame["modality"].str.strip().str.lower() == "x-ray"
-    if "view" in frame:
-        frontal &= ~frame["view"].str.strip().str.upper().isin(["L"])
-    present = frame["filename"].map(lambda name: (root / "images" / name).is_file())
-    keep = frontal & present
-    counts = {"of another modality or a lateral view": ~frontal, "without their image file": frontal & ~present}
-    warnings = [
-        f"{root / 'metadata.csv'}: {mask.sum()} rows {reason} left out" for reason, mask in counts.items() if mask.any()
-    ]
-    if not keep.any():
-        raise UserError(f"{root}: no chest X-ray of metadata.csv is in images/")
-    return frame[keep].drop_duplicates("filename"), warnings
+    path = find_table(Path(data.root), "metadata.csv")
+    rows = read_columns(path, ("patientid", "finding", "filename", "clinical_notes", "modality"))
+    frontal = rows["modality"].str.strip().str.lower() == "x-ray"
+    if "view" in rows:
+        frontal &= rows["view"].str.strip().str.upper() != "L"
+    present = rows["filename"].isin(images_below(path.parent / "images"))
+    left_out = {"of another modality or a lateral view": int((~frontal).sum()),
+                "without their image file": int((frontal & ~present).sum())}  # fmt: skip
+    rows = rows[frontal & present].drop_duplicates("filename")
+    frame = rows[["filename", "patientid"]].assign(**{name: _column(rows, names) for name, names in COLUMNS.items()})
+    frame[LABEL] = [_label(finding) for finding in rows["finding"]]
+    read = image_sentences if data.covid_cxr.report == "image_sentences" else _clean
+    frame["clinical_notes"] = [read(note) for note in rows["clinical_notes"]]
+    return cohort_of([(path, frame)], TABLE, data, path, left_out, [path])
 
 
 def _column(frame: pd.DataFrame, headers: tuple[str, ...]) -> pd.Series:
@@ -93,10 +58,8 @@ def _column(frame: pd.DataFrame, headers: tuple[str, ...]) -> pd.Series:
     return pd.Series([""] * len(frame), index=frame.index)
 
 
-def _label(finding: str) -> float:
-    if finding.strip().lower() in UNLABELLED:
-        return float("nan")
-    return float("COVID-19" in finding)
+def _label(finding: str) -> str:
+    return "" if finding.strip().lower() in UNLABELLED else str(int(LABEL in finding))
 
 
 # ------------------------------------------------------------------------------- sentences of a note
