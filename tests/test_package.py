@@ -133,7 +133,7 @@ def test_the_public_names_are_there_and_typed() -> None:
     assert sorted(vlm.__all__) == sorted({*vlm._PLACES, "__version__"}) and len(vlm.__all__) <= 12
     for name in vlm.__all__:
         value = getattr(vlm, name)
-        for member in [value, *vars(value).values()] if isinstance(value, type) else [value]:
+        for member in [value, *(getattr(value, name) for name in dir(value))] if isinstance(value, type) else [value]:
             kinds = getattr(getattr(member, "__func__", member), "__annotations__", {})
             assert "options" not in kinds and "kwargs" not in kinds, (name, member)
     with pytest.raises(AttributeError, match="no attribute 'evalute'"):
