@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm.device import choose_precision, choose_threads
+from vlm.device import choose_device, choose_precision, choose_threads
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -31,6 +31,19 @@ def test_a_gpu_computes_in_bf16_where_it_can(monkeypatch) -> None:
     for able, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
         assert choose_precision("auto", GPU).value == dtype
+
+
+@pytest.mark.parametrize(("here", "taken"), [("cuda", "cuda:1"), ("xpu", "xpu:1"), ("mps", "mps"), ("none", "cpu")])
+def test_the_device_is_the_accelerator_that_is_there(here: str, taken: str, monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, module in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
+        monkeypatch.setattr(module, "is_available", lambda name=name: name == here)
+        monkeypatch.setattr(module, "get_device_name", lambda index: "a GPU", raising=False)
+    device = choose_device().value
+    assert str(device) == taken
+    monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda: True)
+    if here in ("xpu", "mps"):
+        assert choose_precision("auto", device).value == (torch.bfloat16 if here == "xpu" else torch.float32)
 
 
 @pytest.mark.parametrize(("wanted", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])

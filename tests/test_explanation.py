@@ -340,7 +340,7 @@ def test_a_wrong_option_is_one_line(arguments: list[str], message: str) -> None:
 
 def test_without_captum_one_line_says_what_to_install(model: ClinicalVLM, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "captum", None)
-    with pytest.raises(UserError, match=r'--explain: needs the package captum; pip install "clinical-vlm\[explain\]"'):
+    with pytest.raises(UserError, match=r"--explain: needs the package captum; pip install 'clinical-vlm\[explain\]'"):
         explain(model, None, None, report(model))
 
 

@@ -182,7 +182,7 @@ def test_a_draft_ends_where_the_base_cannot_read_more(tiny_model: ClinicalVLM) -
 
 def test_a_draft_cannot_steer_the_terminal(tiny_model: ClinicalVLM) -> None:
     class Spoken(Engine):
-        def draft(self, examples, batch_size=16, max_new_tokens=96, **options):
+        def draft(self, examples, batch_size=16, max_new_tokens=96, streamer=None):
             for _ in examples:
                 yield Draft("No\x1b[2J opacity.\n\u202eLeft\x07.", [0.0, 0.0])
 

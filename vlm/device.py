@@ -20,6 +20,11 @@ def choose_device() -> Choice[torch.device]:
     if torch.cuda.is_available():
         index = int(os.environ.get("LOCAL_RANK", 0))
         return Choice(torch.device("cuda", index), f"GPU found: {torch.cuda.get_device_name(index)}")
+    if torch.xpu.is_available():
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        return Choice(torch.device("xpu", index), f"GPU found: {torch.xpu.get_device_name(index)}")
+    if torch.backends.mps.is_available():
+        return Choice(torch.device("mps"), "GPU found: Apple's")
     return Choice(torch.device("cpu"), "no GPU found")
 
 
@@ -33,7 +38,11 @@ def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
         return Choice(torch.bfloat16 if wanted == "bf16" else torch.float32, "set by train.precision")
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice(torch.bfloat16, "the GPU computes in bf16")
-    if device.type == "cuda":
+    if device.type == "xpu" and torch.xpu.is_bf16_supported():
+        return Choice(torch.bfloat16, "the GPU computes in bf16")
+    if device.type == "mps":
+        return Choice(torch.float32, "exact on Apple's GPU; train.precision bf16 takes less memory")
+    if device.type != "cpu":
         return Choice(torch.float32, "the GPU has no bf16")
     if multiplies_bf16():
         return Choice(torch.float32, "exact on a CPU; this one would train faster with train.precision bf16")

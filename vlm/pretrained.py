@@ -76,8 +76,7 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         A `streamer` of Transformers gets the words as they come.
         Raises `UserError` for an image that cannot be read and for a vital that the adapter does not know.
         """
-        options = {} if streamer is None else {"streamer": streamer}
-        return ReportEngine(self).predict([(image, vitals)], 1, max_new_tokens, **options)[0]
+        return ReportEngine(self).predict([(image, vitals)], 1, max_new_tokens, streamer)[0]
 
     def predict_many(self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96) -> list[Report]:
         """Draft the reports of many cases, in their order; raises `UserError` as `predict` does."""

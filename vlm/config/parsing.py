@@ -87,15 +87,22 @@ def _one_line(error: Exception) -> str:
 
 
 def _with_preset_files(argv: Sequence[str]) -> Iterator[str]:
-    """The words of a command line, with the file of a preset in place of its name."""
+    """Put the file of a preset in place of its name, a word without a dot or a slash."""
     for before, word in zip(["", *argv], argv, strict=False):
-        option, _, value = word.partition("=")
-        if before == "--config" and word in PRESETS:
-            yield str(PRESETS[word])
-        elif option == "--config" and value in PRESETS:
-            yield f"--config={PRESETS[value]}"
+        if before == "--config":
+            yield _preset_file(word)
+        elif word.startswith("--config="):
+            yield f"--config={_preset_file(word.removeprefix('--config='))}"
         else:
             yield word
+
+
+def _preset_file(name: str) -> str:
+    if name in PRESETS:
+        return str(PRESETS[name])
+    if name and not {".", "/", "\\"} & set(name) and not Path(name).exists():
+        raise UserError(f"--config {name}: no such file; the presets are {', '.join(PRESETS)}")
+    return name
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[tuple[int, str]]:

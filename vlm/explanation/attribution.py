@@ -21,7 +21,7 @@ from torch import nn
 
 from vlm.data.case import Example
 from vlm.data.collate import Collator
-from vlm.errors import UserError
+from vlm.errors import require
 from vlm.model.clinical_vlm import ClinicalVLM
 
 TOLERANCE = 0.01
@@ -56,11 +56,8 @@ class Parts:
 
 
 def require_captum() -> None:
-    """Raises `UserError` where the library is missing."""
-    try:
-        import captum  # noqa: F401
-    except ImportError:
-        raise UserError('--explain: needs the package captum; pip install "clinical-vlm[explain]"') from None
+    """Raise `UserError` where the library is missing."""
+    require("captum", "--explain: needs the package captum")
 
 
 class CaseScorer:

@@ -68,7 +68,7 @@ class OpenedCase(NamedTuple):
     def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
         """Draft the report, printing its words to `stream` as they come, and write it to `fhir` as well."""
         case = [(self.image, self.values)]
-        report = self.engine.predict(case, max_new_tokens=max_new_tokens, **_streaming(self.engine, stream))[0]
+        report = self.engine.predict(case, max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
         if fhir is not None:
             schema = self.engine.model.spec.schema
@@ -122,13 +122,13 @@ def _place(vitals: str) -> str:
     return vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
 
 
-def _streaming(engine: Engine, stream: TextIO | None) -> dict[str, Any]:
+def _streamer(engine: Engine, stream: TextIO | None) -> Any:
     if stream is None:
-        return {}
+        return None
     from transformers import TextStreamer
 
     class TokenStreamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             print(printable(text), end="\n" if stream_end else "", flush=True, file=stream)
 
-    return {"streamer": TokenStreamer(engine.model.tokenizer, skip_special_tokens=True)}
+    return TokenStreamer(engine.model.tokenizer, skip_special_tokens=True)

@@ -57,29 +57,29 @@ class Engine(ABC):
 
     @abstractmethod
     def draft(
-        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
     ) -> Iterator[Draft]:
-        """Draft prepared examples, in order."""
+        """Draft prepared examples, in order; a `streamer` of Transformers gets the words as they come."""
 
     def drafting(self) -> AbstractContextManager[None]:
         """Within it, what can be made ready once for many calls of `draft` stays ready."""
         return nullcontext()
 
     def predict(
-        self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+        self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
     ) -> list[Report]:
         """Draft one report a case.
 
         Raises `UserError` for an unreadable image or a vital that the adapter does not know.
         """
         prepared = [self.prepare(*case) for case in cases]
-        return list(self.reports(prepared, batch_size, max_new_tokens, **options))
+        return list(self.reports(prepared, batch_size, max_new_tokens, streamer))
 
     def reports(
-        self, prepared: Sequence[Prepared], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+        self, prepared: Sequence[Prepared], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
     ) -> Iterator[Report]:
         """Draft prepared cases, in order."""
-        drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, **options)
+        drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, streamer)
         for draft, (example, warnings) in zip(drafts, prepared, strict=True):
             shown = describe(self.model.spec.schema, example["vitals"].tolist())
             rows = self.model.calibration.probabilities(torch.tensor(draft.logits, dtype=torch.float64)).tolist()
@@ -149,7 +149,7 @@ class ReportEngine(Engine):
         return merged_lora(self.model)
 
     def draft(
-        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
     ) -> Iterator[Draft]:
         with self.drafting():
             from transformers import StoppingCriteriaList  # other engines start without this library
@@ -160,9 +160,8 @@ class ReportEngine(Engine):
                 longest = int(inputs["attention_mask"].sum(dim=1).max())
                 most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
                 limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
-                texts, logits = self.model.generate(
-                    inputs, most, fixed, stopping_criteria=StoppingCriteriaList([limit]), **options
-                )
+                stop = StoppingCriteriaList([limit])
+                texts, logits = self.model.generate(inputs, most, fixed, streamer=streamer, stopping_criteria=stop)
                 for number, (text, row) in enumerate(zip(texts, logits.tolist(), strict=True)):
                     yield Draft(text, row, limit.cut_at if number in limit.unfinished else "")
 

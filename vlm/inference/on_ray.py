@@ -6,7 +6,6 @@ adapter be a Hub id. Ray starts a lost worker again and gives its windows to oth
 own, since it ends the one that it runs in when its services fail; that one is started again with the windows left.
 """
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any
 
-from vlm.errors import UserError
+from vlm.errors import UserError, require
 from vlm.inference.many import WINDOW, Counts, TableJob
 from vlm.inference.parts import Lines, Share, SharedJob
 from vlm.inference.rows import Row
@@ -61,8 +60,7 @@ def draft_on_ray(
 
     Raises `UserError` where Ray is missing or cannot be reached, and for what a worker's engine refuses.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--ray: needs Ray; pip install 'clinical-vlm[ray]'")
+    require("ray", "--ray: needs Ray")
     cluster.check()
 
     def draft(rows: Iterator[Row]) -> Iterator[Lines]:

@@ -75,10 +75,10 @@ class LlamaCppEngine(Engine):
 
     @torch.no_grad()
     def draft(
-        self, examples: Iterable[Example], batch_size: int = 1, max_new_tokens: int = 96, **options: Any
+        self, examples: Iterable[Example], batch_size: int = 1, max_new_tokens: int = 96, streamer: Any = None
     ) -> Iterator[Draft]:
         """Draft prepared examples one after another. Takes a `streamer`."""
-        streamer, model = options.get("streamer"), self.model
+        model = self.model
         for example in examples:
             batch = self.to_device(self.collate([example]))
             encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
@@ -111,10 +111,10 @@ class VLLMEngine(Engine):
 
     @torch.no_grad()
     def draft(
-        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, **options: Any
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
     ) -> Iterator[Draft]:
         """Draft prepared examples, a batch a request. Takes a `streamer`."""
-        streamer, model = options.get("streamer"), self.model
+        model = self.model
         for cases in batches(examples, batch_size):
             batch = self.to_device(self.collate(cases))
             encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])

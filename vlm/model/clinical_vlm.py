@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers.generation import BaseStreamer
 
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
@@ -173,12 +174,20 @@ class ClinicalVLM(EvidenceEncoder):
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, max_new_tokens: int = 96, fixed: Cache | None = None, **options: Any
+        self,
+        batch: Batch,
+        max_new_tokens: int = 96,
+        fixed: Cache | None = None,
+        min_new_tokens: int | None = None,
+        streamer: BaseStreamer | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        logits_processor: LogitsProcessorList | None = None,
     ) -> tuple[list[str], torch.Tensor]:
         """Draft greedily from a batch of prompts; returns B reports and the labels' logits (B × K).
 
-        `fixed` is what `read_fixed_words` gave. Further options go to Transformers' `generate`, such as a `streamer`.
+        `fixed` is what `read_fixed_words` gave; the options after it are those of Transformers' `generate`.
         """
+        options: dict[str, Any] = {}
         if fixed is not None:
             read = copy.deepcopy(fixed)
             read.batch_repeat_interleave(len(batch["input_ids"]))
@@ -189,7 +198,11 @@ class ClinicalVLM(EvidenceEncoder):
                 inputs_embeds=self.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens),
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
                 do_sample=False,
+                streamer=streamer,
+                stopping_criteria=stopping_criteria,
+                logits_processor=logits_processor,
                 eos_token_id=self.prompt.end_id,
                 pad_token_id=self.prompt.pad_id,
                 **options,

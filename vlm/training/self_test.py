@@ -150,8 +150,7 @@ def _logits(model: ClinicalVLM, batch: Any, fixed: Any) -> torch.Tensor:
         seen.append(scores.float().masked_fill(scores == -torch.inf, 0))  # the end, which may not come yet
         return scores
 
-    options = {"logits_processor": LogitsProcessorList([keep]), "min_new_tokens": DRAFTED}
-    model.generate(batch, DRAFTED, fixed, **options)
+    model.generate(batch, DRAFTED, fixed, min_new_tokens=DRAFTED, logits_processor=LogitsProcessorList([keep]))
     return seen[0]
 
 

@@ -8,7 +8,6 @@ reaches an error text.
 """
 
 import contextlib
-import importlib.util
 import logging
 import warnings
 from io import BytesIO
@@ -18,7 +17,7 @@ import numpy as np
 
 from vlm.data.images.file_types import kind_of, why_no_image
 from vlm.data.images.header import LARGEST_DECODED, LARGEST_IMAGE, read_header
-from vlm.errors import UserError
+from vlm.errors import UserError, require
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -48,8 +47,7 @@ def read_dicom(where: str, data: bytes) -> np.ndarray:
         if kind_of(data) != "DICOM":
             raise UserError(f"{where}: not a DICOM file: the mark DICM is missing; {why_no_image(data)}")
         data = PREAMBLE + data
-    if importlib.util.find_spec("pydicom") is None:
-        raise UserError(f"{where}: DICOM files need pydicom; pip install 'clinical-vlm[dicom]'")
+    require("pydicom", f"{where}: DICOM files need pydicom")
     for name in ("pydicom", "pylibjpeg", "openjpeg"):
         logging.getLogger(name).disabled = True  # their messages quote header values
     try:

@@ -1,6 +1,5 @@
 """Excel workbooks as tables, read in a process of their own with bounded memory and time."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ import pandas as pd
 from vlm.data.ingest.column_names import unique_header
 from vlm.data.ingest.frames import Record, frames
 from vlm.data.size_limits import LONGEST_ROW
-from vlm.errors import UserError
+from vlm.errors import UserError, require
 
 TOO_MUCH = "takes more than 640 MiB of memory or 5 minutes to read; save the sheet as CSV"
 
@@ -63,9 +62,7 @@ def _value(value: Any) -> Any:
 @contextmanager
 def _lines(path: Path, sheet: str | None) -> Iterator[Iterator[Any]]:
     """What the process says: an object about the sheet, then [row, [[column, value] …]] of each row."""
-    if importlib.util.find_spec("openpyxl") is None:
-        raise UserError(f"{path}: an Excel workbook is read with openpyxl; pip install 'clinical-vlm[excel]', or save "
-                        "it as CSV")  # fmt: skip
+    require("openpyxl", f"{path}: save it as CSV, or read it with openpyxl")
     script = Path(__file__).with_name("excel_cells.py")
     command = [sys.executable, "-I", str(script), str(path.resolve()), sheet or ""]
     quiet = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
