@@ -15,10 +15,10 @@ PAGES = [*sorted((PROJECT / "docs").glob("*.md")), *sorted(PROJECT.glob("*.md"))
 def test_the_module_map_is_complete() -> None:
     """The failing message holds the rows to add and the modules to take out."""
     text = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Module map")[2]
-    named = Counter(re.findall(r"^\| `([\w/]+\.py)` \| \S", text, re.M))
+    named = Counter(re.findall(r"^- `([\w/]+\.py)`: \S", text, re.M))
     package = PROJECT / "vlm"
     files = {str(path.relative_to(package)): path for path in package.rglob("*.py") if path.name != "__init__.py"}
-    rows = [f"| `{name}` | {_first_line(files[name])} |" for name in sorted(files.keys() - named.keys())]
+    rows = [f"- `{name}`: {_first_line(files[name])}" for name in sorted(files.keys() - named.keys())]
     assert not rows, "\n".join(["docs/architecture.md lacks", *rows])
     assert not named.keys() - files.keys(), "docs/architecture.md names modules that are gone"
     assert not [name for name, count in named.items() if count > 1], "named twice"
