@@ -38,7 +38,7 @@ def test_adapter(
     """Load, check that data and adapter belong together, measure, write; raises `UserError` for what does not fit."""
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: not empty; name a new folder with --output")
-    from vlm.adapter import load, read_config, resolve
+    from vlm.adapter import load, open_adapter
     from vlm.atomic import staged
     from vlm.config import Config, DataConfig
     from vlm.config.parsing import parse_config
@@ -48,8 +48,8 @@ def test_adapter(
     from vlm.evaluation.summary import summary_lines
     from vlm.locks import locked
 
-    folder = resolve(adapter, revision)
-    given = read_config(folder)
+    opened = open_adapter(adapter, revision)
+    given = opened.config
     if data.endswith((".yaml", ".yml")):
         config, _ = parse_config(["--config", data, *overrides])
     else:
@@ -66,7 +66,7 @@ def test_adapter(
             raise UserError(f"{data}: its {kind} are {', '.join(theirs) or 'none'}, the adapter's {', '.join(ours)}")
     learned = load_learned(config.evaluation.learned_metrics)
     print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
-    model = load(folder, base=base)
+    model = load(opened, base=base)
     config = replace(config, run=replace(config.run, name=Path(adapter).name))
     with locked(output), nullcontext(output) if output.exists() else staged(output, sealed=False) as place:
         metrics = evaluate(model, cohort, config, place, learned=learned)
