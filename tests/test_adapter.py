@@ -14,7 +14,7 @@ from vlm.atomic import seal
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
-from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.pretrained import ClinicalVLM
 from vlm.training.run import build_model
 
 
@@ -46,7 +46,7 @@ def test_an_adapter_saved_before_vitals_had_units_to_convert_loads(trained, fold
     values = json.loads((folder / "config.json").read_text())
     for vital in values["vitals"]:
         for key in ("accepts", "loinc", "ready"):
-            del vital[key]
+            vital.pop(key, None)
     (folder / "config.json").write_text(json.dumps(values))
     seal(folder)
     again = ClinicalVLM.from_pretrained(folder)
@@ -140,6 +140,35 @@ def test_a_wrong_config_is_one_clear_line(edit, message: str, folder: Path) -> N
     with pytest.raises(UserError) as error:
         load(folder)
     assert message in str(error.value) and "\n" not in str(error.value) and "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        (lambda c: c["model"]["fusion"].update(depth=3), "fusion.depth"),
+        (lambda c: c["vitals"][0].update(trend=True), "trend"),
+        (lambda c: c["statistics"].update(median=[1.0]), "statistics.median"),
+        (lambda c: c.update(language="en"), "language"),
+        (lambda c: c["model"]["vitals"].update(injection="attention"), "vitals.injection: must be tokens or text"),
+    ],
+)
+def test_what_a_later_version_added_names_the_version_that_reads_it(edit, key: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    for version, message in (("99.1.0", "needs clinical-vlm ≥ 99.1.0"), ("0.0.1", ""), (f"9{'9' * 80}", "")):
+        config["clinical_vlm_version"] = version
+        (folder / "config.json").write_text(json.dumps(config))
+        seal(folder)
+        with pytest.raises(UserError) as error:
+            load(folder)
+        assert key in str(error.value) and ("needs clinical-vlm" in str(error.value)) == bool(message)
+        assert message in str(error.value) and not (message and "did you mean" in str(error.value))
+
+
+def test_options_at_their_default_are_not_written(trained: ClinicalVLM, folder: Path) -> None:
+    written = json.loads((folder / "config.json").read_text())
+    assert written["model"]["prompt"] == {} and "dequantize" not in written["model"]["llm"]
+    assert written["model"]["llm"]["lora_rank"] == 2 and written["calibration"] == {}
 
 
 def test_config_that_is_no_json_is_named(folder: Path) -> None:

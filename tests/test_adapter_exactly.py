@@ -16,12 +16,11 @@ from vlm.adapter.validate import is_fetched, largest_size, read_header
 from vlm.errors import UserError
 
 
-def test_a_header_says_where_each_tensor_lies(tmp_path: Path) -> None:
+def test_a_header_gives_the_shape_of_each_tensor(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     save_file({"b.x": np.zeros((2, 3), np.float32), "a.y-0": np.zeros(5, np.float16)}, file, {"format": "pt"})
     found = read_header(file)
-    assert {name: entry.shape for name, entry in found.items()} == {"b.x": (2, 3), "a.y-0": (5,)}
-    assert sorted(entry[1:] for entry in found.values()) == [(0, 24), (24, 34)]
+    assert found == {"b.x": (2, 3), "a.y-0": (5,)}
     file.write_bytes((2).to_bytes(8, "little") + b"{}")
     assert read_header(file) == {}
 
@@ -36,7 +35,7 @@ def test_a_header_may_be_as_long_as_it_is_said(tmp_path: Path, monkeypatch: pyte
         read_header(file)
     monkeypatch.setattr(reading, "LARGEST_HEADER", 99)
     file.write_bytes((21).to_bytes(8, "little") + b"{}".ljust(20))
-    with pytest.raises(UserError, match="a header of 21 bytes in a file of 28"):
+    with pytest.raises(UserError, match=r"broken safetensors file: .* header"):
         read_header(file)
 
 

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from vlm.adapter import load
 from vlm.atomic import seal
 from vlm.config import (
     Config,
@@ -38,6 +37,7 @@ from vlm.config import (
     VitalConfig,
     VitalsConfig,
 )
+from vlm.pretrained import ClinicalVLM
 from vlm.training.run import train
 from vlm.training.run_folder import read_log
 
@@ -145,7 +145,7 @@ def main(folder: Path) -> None:
               for n, v in tensors.items()}  # fmt: skip
     save_file(halved, "adapter/vlm.safetensors", metadata={"format": "pt"})
     seal(Path("adapter"))
-    model = load("adapter", base="base", device=torch.device("cpu"), dtype=torch.float32)
+    model = ClinicalVLM.from_pretrained("adapter", base="base", device=torch.device("cpu"), dtype=torch.float32)
     cases = [(f"data/images/{image}" if image else None, vitals) for image, vitals in CASES]
     drafts = model.predict_many(cases, max_new_tokens=16)
     expected = {

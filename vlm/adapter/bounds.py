@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from vlm.adapter.validate import read_header
-from vlm.config import LLMConfig, ModelConfig
-from vlm.data.case import CaseSpec
+from vlm.adapter.validate import AdapterFolder
+from vlm.config import ModelConfig
 from vlm.data.chat_template import PromptIds
 from vlm.errors import UserError
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:  # the parts without the language model need not wait for it
     from vlm.model.embedding_space import EmbeddingSpace
 
 MOST_PARAMETERS = 500_000_000
-"""Of a CNN that is not in the adapter but fetched by its name."""
+"""Limit for a CNN that is not in the adapter but fetched by its name."""
 
 
 def is_ours(name: str, config: ModelConfig) -> bool:
@@ -31,35 +29,36 @@ def is_ours(name: str, config: ModelConfig) -> bool:
     return not name.startswith("llm.")
 
 
-def check_parts(folder: Path, config: ModelConfig, spec: CaseSpec, space: "EmbeddingSpace", ids: PromptIds) -> None:
+def check_parts(opened: AdapterFolder, space: "EmbeddingSpace", ids: PromptIds) -> None:
     """Raise `UserError` unless vlm.safetensors holds the tensors of all parts but the language model.
 
     The parts are built on the meta device, where they take no memory.
     """
     from vlm.model.evidence import EvidenceEncoder
 
+    config = opened.config.model
     with torch.device("meta"):
-        parts = EvidenceEncoder(config, spec, space, load_vision_weights=False, prompt_ids=ids)
+        parts = EvidenceEncoder(config, opened.config.spec, space, load_vision_weights=False, prompt_ids=ids)
     wanted = {name: value for name, value in parts.state_dict().items() if is_ours(name, config)}
-    given = {name: entry.shape for name, entry in read_header(folder / "vlm.safetensors").items()}
-    compare(given, wanted, f"{folder / 'vlm.safetensors'}")
+    compare(opened.rest, wanted, f"{opened.path / 'vlm.safetensors'}")
     fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_ours(name, config))
     if fetched > MOST_PARAMETERS:
         most = f"an adapter may have {MOST_PARAMETERS:,} fetched"
         raise UserError(f"model.vision.name: {config.vision.name} has {fetched:,} parameters; {most}")
 
 
-def check_lora(folder: Path, config: LLMConfig, llm: "PreTrainedModel") -> None:
+def check_lora(opened: AdapterFolder, llm: "PreTrainedModel") -> None:
     """Raise `UserError` where the LoRA of a base would have more values than adapter_model.safetensors holds."""
+    config = opened.config.model.llm
     ends = tuple(f".{target}" for target in config.lora_targets)
     every, vocabulary = config.lora_targets == ["all-linear"], llm.get_output_embeddings()
     needed = 0
     for name, module in llm.named_modules():
         if isinstance(module, torch.nn.Linear) and (module is not vocabulary if every else f".{name}".endswith(ends)):
             needed += config.lora_rank * (module.in_features + module.out_features)
-    file = folder / "adapter_model.safetensors"
-    held = sum(math.prod(entry.shape) for entry in read_header(file).values())
+    held = sum(math.prod(shape) for shape in opened.lora.values())
     if needed > held:
+        file = opened.path / "adapter_model.safetensors"
         raise UserError(f"{file}: holds {held:,} values, the LoRA of its base has {needed:,}; it is of another base")
 
 
@@ -74,8 +73,3 @@ def compare(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, torch.Ten
         if names:
             first = f"tensor {min(names)} {problem} ({len(names)} such)"
             raise UserError(f"{where}: {first}; the adapter does not fit the base or is broken")
-
-
-def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor."""
-    return {name: tuple(value.shape) for name, value in tensors.items()}

@@ -1,13 +1,13 @@
-"""What is looked at before an adapter leaves the machine: that it is whole, can be loaded, and gives nothing away."""
+"""Check an adapter before it is shared: complete, loadable, and without secrets or paths of this machine."""
 
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm.adapter.layout import FILES, AdapterConfig, read_config
+from vlm.adapter.layout import FILES, AdapterConfig
 from vlm.adapter.metadata import is_hub_id
-from vlm.adapter.validate import check_files, check_manifest, check_tensors
+from vlm.adapter.validate import check_files, check_manifest, read_folder
 from vlm.atomic import MANIFEST
 from vlm.errors import UserError
 from vlm.weights import is_wheel
@@ -31,9 +31,7 @@ def check_shareable(folder: Path) -> None:
         if name not in names:
             raise UserError(f"{folder}: no {name}; not a complete adapter folder")
     check_files(folder)
-    config = read_config(folder)
-    _check_sources(folder, config)
-    check_tensors(folder)
+    _check_sources(folder, read_folder(folder).config)
     for name in FILES:
         for text in _texts(folder / name):
             _check_text(text, folder / name)
@@ -41,7 +39,7 @@ def check_shareable(folder: Path) -> None:
 
 
 def _check_sources(folder: Path, config: AdapterConfig) -> None:
-    """Nobody else has a base or a CNN that lies in a folder of this machine."""
+    """Raise `UserError` for a base or a CNN in a folder of this machine, which nobody else has."""
     base, cnn = config.model.llm.base, config.model.vision.weights
     file = folder / "config.json"
     seal = f"and `clinical-vlm seal {folder}`"
@@ -59,7 +57,7 @@ def _check_sources(folder: Path, config: AdapterConfig) -> None:
 
 
 def _texts(file: Path) -> Iterator[str]:
-    """All words of a file: its text, or what the header of a safetensors file says beside names and shapes."""
+    """Yield the text of a file, or the metadata of a safetensors file."""
     if file.suffix != ".safetensors":
         yield file.read_text(encoding="utf-8", errors="replace")
         return

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm.adapter.bounds import check_lora, check_parts, compare, is_ours, shapes
-from vlm.adapter.hub import resolve
-from vlm.adapter.layout import FILES, AdapterConfig, describe, naming, read_config
-from vlm.adapter.validate import check_sources, check_tensors, read_header
+from vlm.adapter.bounds import check_lora, check_parts, compare, is_ours
+from vlm.adapter.hub import open_adapter
+from vlm.adapter.layout import FILES, AdapterConfig, describe, naming
+from vlm.adapter.validate import AdapterFolder, Shapes, check_sources
 from vlm.atomic import staged, write_file
 from vlm.data.chat_template import prompt_ids
 from vlm.errors import UserError
@@ -56,7 +56,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
 
 
 def split_state(model: "ClinicalVLM") -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What an adapter holds: the LoRA under PEFT's names, and all else under ours; on the CPU."""
+    """Split off the tensors of an adapter, on the CPU: the LoRA under PEFT's names, and the rest under ours."""
     from peft import get_peft_model_state_dict
 
     lora = get_peft_model_state_dict(model.llm, save_embedding_layers=False)
@@ -71,30 +71,29 @@ def _to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def load_state(
     model: "ClinicalVLM", lora: Mapping[str, torch.Tensor], rest: Mapping[str, torch.Tensor], where: str
 ) -> None:
-    """Put saved weights into a model; every missing, unexpected or misshapen tensor is an error that names it."""
+    """Load saved weights into a model; every missing, unexpected or misshapen tensor is an error that names it."""
     from peft import set_peft_model_state_dict
 
     wanted_lora, wanted_rest = split_state(model)
-    compare(shapes(lora), wanted_lora, f"{where}/adapter_model.safetensors")
-    compare(shapes(rest), wanted_rest, f"{where}/vlm.safetensors")
+    for tensors, wanted, file in ((lora, wanted_lora, "adapter_model"), (rest, wanted_rest, "vlm")):
+        given = {name: tuple(value.shape) for name, value in tensors.items()}
+        compare(given, wanted, f"{where}/{file}.safetensors")
     set_peft_model_state_dict(model.llm, dict(lora))
     model.load_state_dict(dict(rest), strict=False)  # strict: compared above, against the same split
 
 
 def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, torch.Tensor]:
-    """Weights of an earlier adapter that mean the same in this model; the rest of the model starts fresh.
+    """Return the weights of an earlier adapter that fit this model; the rest of the model starts fresh.
 
     Layers that read the vitals or speak of the labels are left out where the schema or the labels differ, and
     every tensor of another shape. Raises `UserError` for another base model and where nothing fits.
     """
-    folder = resolve(str(adapter))
-    given = read_config(folder)
-    config, spec = given.model, given.spec
+    opened = open_adapter(adapter)
+    folder, config, spec = opened.path, opened.config.model, opened.config.spec
     with naming(folder / "config.json"):
         hashes = model.base_fingerprint, model.base_sha256, model.base_settings_sha256
-        check_base(given, *hashes, folder, "train.start_from: it")
-    check_tensors(folder)
-    lora, rest = read_tensors(folder)
+        check_base(opened.config, *hashes, folder, "train.start_from: it")
+    lora, rest = read_tensors(opened)
     strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_projector."]
     if spec.schema != model.spec.schema or config.vitals != model.model_config.vitals:
         strangers += ["vitals.", "joint.from_vitals."]
@@ -119,7 +118,7 @@ def _lora_name(name: str) -> str:
 
 
 def load(
-    adapter: str | Path,
+    adapter: str | Path | AdapterFolder,
     base: str | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -136,11 +135,9 @@ def load(
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.llm import embedding_space, fingerprint, load_llm
 
-    folder = resolve(str(adapter), revision)
-    given = read_config(folder)
-    config = given.model
+    opened = open_adapter(adapter, revision)
+    folder, given, config = opened.path, opened.config, opened.config.model
     check_sources(folder, config, given_base=base is not None)
-    check_tensors(folder)
     if base is not None:
         config = replace(config, llm=replace(config.llm, base=base, sha256=None, revision=None))
     device = device or choose_device().value
@@ -151,11 +148,11 @@ def load(
             settings = getattr(llm, "settings_sha256", None)
             check_base(given._replace(model=config), fingerprint(llm), sha256, settings, folder)
         ids = given.prompt_ids or prompt_ids(tokenizer, config.prompt.system, as_before=True)
-        check_lora(folder, config.llm, llm)
-        check_parts(folder, config, given.spec, embedding_space(llm, tokenizer), ids)
+        check_lora(opened, llm)
+        check_parts(opened, embedding_space(llm, tokenizer), ids)
         build = model_class or ClinicalVLM
         model = build(config, given.spec, llm, tokenizer, not is_ours("vision.cnn.", config), ids)
-    lora, rest = read_tensors(folder, *split_state(model))
+    lora, rest = read_tensors(opened, *split_state(model))
     adds = any(bool(value.any()) for name, value in lora.items() if "lora_B" in name)
     if merged and (adds or given.base_sha256 not in (None, sha256)):
         raise UserError(f"{config.llm.base}: a LoRA was folded into it already; the adapter inside it goes with it")
@@ -197,37 +194,43 @@ def _say(folder: Path, what: str) -> None:
     print(f"{folder}: saved by an earlier version, {what}", file=sys.stderr)
 
 
-def load_evidence(folder: Path, space: "EmbeddingSpace") -> "EvidenceEncoder":
-    """The parts of an adapter that stand before the language model, without one; on the CPU.
+def load_evidence(opened: AdapterFolder, space: "EmbeddingSpace") -> "EvidenceEncoder":
+    """Load the parts of an adapter that come before the language model, without one; on the CPU.
 
-    The caller answers for `space` being that of the base. Fails closed on tensors as `load` does.
+    The caller makes sure that `space` is that of the base. Fails closed on tensors as `load` does.
     """
     from vlm.model.evidence import EvidenceEncoder
 
-    config, spec, _, calibration, _, ids, _ = read_config(folder)
+    folder, (config, spec, _, calibration, _, ids, _) = opened.path, opened.config
     check_sources(folder, config, given_base=True)
     with naming(folder / "config.json"):
         ids = ids or prompt_ids(space.tokenizer, config.prompt.system, as_before=True)
-        check_parts(folder, config, spec, space, ids)
+        check_parts(opened, space, ids)
         model = EvidenceEncoder(config, spec, space, not is_ours("vision.cnn.", config), ids)
-    wanted = {name: value for name, value in model.state_dict().items() if is_ours(name, config)}
-    model.load_state_dict(_read_file(folder / "vlm.safetensors", wanted), strict=False)  # strict: compared there
+    model.load_state_dict(_read_file(folder / "vlm.safetensors"), strict=False)  # strict: compared in check_parts
     model.calibration = calibration
     return model.eval()
 
 
-def read_tensors(folder: Path, lora: Tensors | None = None, rest: Tensors | None = None) -> tuple[Tensors, Tensors]:
-    """The LoRA under PEFT's names and all else under ours, which must be those wanted where these are given."""
-    return _read_file(folder / "adapter_model.safetensors", lora), _read_file(folder / "vlm.safetensors", rest)
+def read_tensors(
+    opened: AdapterFolder, lora: Tensors | None = None, rest: Tensors | None = None
+) -> tuple[Tensors, Tensors]:
+    """Read the LoRA under PEFT's names and the rest under ours; `lora` and `rest` are tensors they must be like."""
+    return (_read_checked(opened.path / "adapter_model.safetensors", opened.lora, lora),
+            _read_checked(opened.path / "vlm.safetensors", opened.rest, rest))  # fmt: skip
 
 
-def _read_file(file: Path, wanted: Tensors | None) -> Tensors:
-    """Tensors by name; names and shapes are compared before memory is taken for them. Raises `UserError`."""
+def _read_checked(file: Path, given: Shapes, wanted: Tensors | None) -> Tensors:
+    """Read tensors once their names and shapes, known from the header, are those that are wanted."""
+    if wanted is not None:
+        compare(given, wanted, str(file))
+    return _read_file(file)
+
+
+def _read_file(file: Path) -> Tensors:
+    """Read tensors by name; raises `UserError` for a broken file and a value that is not finite."""
     from safetensors.torch import load_file
 
-    header = read_header(file)
-    if wanted is not None:
-        compare({name: entry.shape for name, entry in header.items()}, wanted, str(file))
     try:
         tensors: Tensors = load_file(file)
     except Exception as error:  # safetensors raises its own bare exception type

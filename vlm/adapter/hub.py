@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
-from vlm.adapter.validate import check_files, check_manifest, largest_size
+from vlm.adapter.validate import AdapterFolder, check_files, check_manifest, largest_size, read_folder
 from vlm.errors import UserError
 from vlm.untrusted import read_json
 from vlm.version import __version__
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 STARTED = {".gitattributes", "README.md"}
-"""What the Hub itself puts into a new repository."""
+"""Files that the Hub itself puts into a new repository."""
 ANSWERS = {
     401: "the token was refused; log in again with `hf auth login`",
     403: "the token may not do this; it needs the right to write there",
@@ -40,7 +40,7 @@ class Pushed(NamedTuple):
 
 
 def resolve(adapter: str, revision: str | None = None) -> Path:
-    """The local folder of an adapter, fetched from the Hub where it is an id.
+    """Return the local folder of an adapter, fetched from the Hub where it is an id.
 
     Raises `UserError` where neither is there, where a file of it is missing, leads elsewhere or is not what its
     manifest says, and for files that no adapter has.
@@ -54,8 +54,16 @@ def resolve(adapter: str, revision: str | None = None) -> Path:
     return folder
 
 
+def open_adapter(adapter: str | Path | AdapterFolder, revision: str | None = None) -> AdapterFolder:
+    """Read an adapter folder or Hub id once, to be handed down; one that was opened before is returned as it is.
+
+    Raises `UserError` as `resolve` and `read_folder` do.
+    """
+    return adapter if isinstance(adapter, AdapterFolder) else read_folder(resolve(str(adapter), revision))
+
+
 def fetch(adapter: str, revision: str | None = None) -> Path:
-    """The snapshot of one commit in the Hub's cache, whose name is the commit; it is printed.
+    """Fetch the snapshot of one commit to the Hub's cache, and print the commit.
 
     Where the Hub cannot be reached, the commit that was last seen is taken from the cache, and the client says so.
     Raises `UserError` for all that the Hub refuses or does not have, even where the cache holds it.

@@ -12,7 +12,7 @@ from vlm.atomic import CHUNK, MANIFEST
 from vlm.config import ModelConfig, VitalConfig
 from vlm.config.limits import model_problems
 from vlm.config.renamed import rename_keys
-from vlm.config.strict import from_dict
+from vlm.config.strict import UnknownKey, from_dict, to_dict
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
 from vlm.data.images.image import ImageSpec
@@ -48,8 +48,20 @@ LONGEST = 600
 """Characters of what is said of a wrong config."""
 
 
+KEYS = (
+    "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "prompt_ids", "model", "image",
+    "vitals", "statistics", "labels", "calibration",
+)  # fmt: skip
+"""Keys of config.json."""
+STATISTICS = ("centre", "scale", "edges")
+"""Keys of its vitals' statistics."""
+
+
 def describe(model: "ClinicalVLM") -> dict[str, Any]:
-    """Everything but weights that it takes to rebuild the model; the content of config.json."""
+    """Give the content of config.json: all but the weights that it takes to rebuild the model.
+
+    Options at their default are left out, so an older version can read them; their defaults must never change.
+    """
     return {
         "format": FORMAT,
         "sealed": True,  # a manifest was saved beside it
@@ -58,17 +70,17 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "base_sha256": model.base_sha256,
         "base_settings_sha256": model.base_settings_sha256,
         "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
-        "model": asdict(_self_contained(model)),
-        "image": asdict(model.spec.image),
-        "vitals": [asdict(vital) for vital in model.spec.schema.vitals],
+        "model": to_dict(portable_config(model)),
+        "image": to_dict(model.spec.image),
+        "vitals": [to_dict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),
-        "calibration": asdict(model.calibration),
+        "calibration": to_dict(model.calibration),
     }
 
 
-def _self_contained(model: "ClinicalVLM") -> ModelConfig:
-    """The config that rebuilds a model from its adapter alone: a CNN of another repository is saved in it."""
+def portable_config(model: "ClinicalVLM") -> ModelConfig:
+    """Give the config that rebuilds a model from its adapter alone: a CNN of another repository is saved in it."""
     from vlm.model.vision import architecture  # what only reads a config need not wait for timm
 
     config = model.model_config
@@ -105,12 +117,33 @@ def read_config(folder: Path) -> AdapterConfig:
         way_out = "a later version wrote it; pip install --upgrade clinical-vlm" if later else ""
         way_out = way_out or "is this an adapter of clinical-vlm?"
         raise UserError(f"{file}: format {found!r:.20}, this version reads {FORMAT}; {way_out}")
-    with naming(file):
+    with naming(file), _needing(values.get("clinical_vlm_version")):
         try:
             rename_keys(values, str(file))
             return _parse(values, str(file))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"incomplete config: {error}") from None
+
+
+@contextmanager
+def _needing(version: Any) -> Iterator[None]:
+    """Say which version an adapter needs where a later one wrote what this one does not know or allow."""
+    try:
+        yield
+    except UserError as error:
+        if not _is_later(version):
+            raise
+        what = error.key if isinstance(error, UnknownKey) else str(error)
+        upgrade = f"this is {__version__}; pip install --upgrade clinical-vlm"
+        raise UserError(f"{what}: needs clinical-vlm ≥ {version}, {upgrade}") from None
+
+
+def _is_later(version: Any) -> bool:
+    """Check whether a version written in an adapter is well-formed and later than this one."""
+    if not isinstance(version, str) or not re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}[\w.+-]{0,40}", version, re.ASCII):
+        return False
+    written, ours = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, __version__))
+    return written > ours
 
 
 @contextmanager
@@ -125,6 +158,9 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
+    for prefix, section, known in (("", values, KEYS), ("statistics.", values["statistics"], STATISTICS)):
+        for key in section.keys() - set(known):
+            raise UnknownKey(where, f"{prefix}{key}", [f"{prefix}{name}" for name in known])
     model = from_dict(ModelConfig, values["model"], where)
     for key, meaning in model_problems(model):
         raise UserError(f"{key}: must be {meaning}")

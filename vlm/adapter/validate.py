@@ -1,46 +1,48 @@
-"""Reading what a stranger may have written: nothing is believed, and no memory is given to it, before it was judged.
+"""Validate an untrusted adapter folder, and read its configs and tensor headers, before memory is taken for weights.
 
-An adapter comes from whoever shares one. Its files must be plain files inside its folder, its JSON small, flat and
-without a second value for a key, its tensors where their header says and of the sizes that it says.
+Its files must be plain files inside the folder, its JSON small, flat and without duplicate keys, its tensors those of
+an adapter.
 """
 
-import math
 import re
 import stat
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from vlm.adapter.layout import FILES, REQUIRED, read_config
+from vlm.adapter.layout import FILES, REQUIRED, AdapterConfig, read_config
 from vlm.atomic import MANIFEST, seal, verify
 from vlm.config import LLMConfig, ModelConfig
 from vlm.errors import UserError
 from vlm.plain import shortened
-from vlm.untrusted import LARGEST_TEXT, parse_json, read_json
+from vlm.untrusted import LARGEST_TEXT, read_json
 from vlm.weights import is_wheel
 
 LARGEST_HEADER = 8 << 20
-"""Bytes of what stands before the tensors of a safetensors file."""
+"""Bytes of the header of a safetensors file; the library itself takes 100 MB."""
 LARGEST_TENSORS = 8 << 30
-"""Bytes of such a file, which is hashed when it is loaded."""
-MOST_TENSORS = 50_000
-"""In one file."""
+"""Bytes of a safetensors file, which is hashed when it is loaded."""
 PARTS = ("vision.", "vitals.", "joint.", "evidence.")
 """Beginnings of the names in vlm.safetensors."""
 HUB_ID = re.compile(r"\w[\w-]*(\.[\w-]+)*(/\w[\w-]*(\.[\w-]+)*)?")
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
-"""Of one value of each type that our tensors may have."""
+TENSOR_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
+DTYPES = ("F64", "F32", "F16", "BF16", "I64")
+"""Types that the tensors of an adapter may have."""
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tensor name → shape."""
 
 
-class TensorEntry(NamedTuple):
-    """What a header says of a tensor."""
+class AdapterFolder(NamedTuple):
+    """An adapter folder that was checked and read once, without the values of its tensors."""
 
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-    """Its bytes, counted from the end of the header."""
+    path: Path
+    config: AdapterConfig
+    lora: Shapes
+    """Of adapter_model.safetensors."""
+    rest: Shapes
+    """Of vlm.safetensors."""
 
 
 def check_files(folder: Path) -> None:
@@ -78,14 +80,13 @@ def check_manifest(folder: Path) -> None:
 def seal_folder(folder: Path) -> Path:
     """Write the manifest of an adapter as it is now; raises `UserError` where it could not be loaded."""
     check_files(folder)
-    check_tensors(folder)
+    read_folder(folder)
     seal(folder)
     return folder / MANIFEST
 
 
-@cache
+@cache  # once per folder
 def _say_unsealed(folder: Path) -> None:
-    """Said once of a folder, however often it is looked at."""
     what = f"{folder}: saved by an earlier version, without a {MANIFEST} to check it against"
     print(f"{what}; `clinical-vlm seal {folder}` writes one", file=sys.stderr)
 
@@ -129,63 +130,69 @@ def largest_size(name: str) -> int:
     return LARGEST_TENSORS if name.endswith(".safetensors") else LARGEST_TEXT
 
 
-def check_tensors(folder: Path) -> None:
-    """Raise `UserError` for tensors that no LoRA has or that their files do not hold; reads headers alone.
+def read_folder(folder: Path) -> AdapterFolder:
+    """Read the configs and the tensor headers of an adapter folder, before the base is fetched and loaded.
 
-    It costs milliseconds and stands before the base is fetched and loaded.
+    Raises `UserError` where they do not fit together, and for tensors that no adapter has.
     """
-    rank = read_lora_config(folder)["r"]
-    file = folder / "adapter_model.safetensors"
-    lora = read_header(file)
-    for name, (shape, *_) in lora.items():
+    config = read_config(folder)
+    check_lora_config(folder / "adapter_config.json", config.model.llm)
+    lora_file, rest_file = folder / "adapter_model.safetensors", folder / "vlm.safetensors"
+    opened = AdapterFolder(folder, config, read_header(lora_file), read_header(rest_file))
+    for file, shapes in ((lora_file, opened.lora), (rest_file, opened.rest)):
+        if not shapes:
+            raise UserError(f"{file}: holds no tensor")
+    _check_lora(lora_file, opened.lora, config.model.llm.lora_rank)
+    for name in opened.rest:
+        if not name.startswith(PARTS):
+            raise UserError(f"{rest_file}: {name} is no part of an adapter")
+    return opened
+
+
+def _check_lora(file: Path, shapes: Shapes, rank: int) -> None:
+    """Raise `UserError` unless the tensors are the two halves of LoRA layers of this rank."""
+    for name, shape in shapes.items():
         layer, _, side = name.removesuffix(".weight").rpartition(".")
         other = f"{layer}.lora_{'B' if side == 'lora_A' else 'A'}.weight"
-        if not layer.startswith("base_model.model.") or side not in ("lora_A", "lora_B") or other not in lora:
+        if not layer.startswith("base_model.model.") or side not in ("lora_A", "lora_B") or other not in shapes:
             raise UserError(f"{file}: {name} is no part of a LoRA, or its other half is missing")
         if len(shape) != 2 or shape[0 if side == "lora_A" else 1] != rank:
             raise UserError(f"{file}: {name} is {' × '.join(map(str, shape))}, not of the rank {rank} of the config")
-    rest = read_header(folder / "vlm.safetensors")
-    for name in rest:
-        if not name.startswith(PARTS):
-            raise UserError(f"{folder / 'vlm.safetensors'}: {name} is no part of an adapter")
-    for name, tensors in (("adapter_model.safetensors", lora), ("vlm.safetensors", rest)):
-        if not tensors:
-            raise UserError(f"{folder / name}: holds no tensor")
 
 
-def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Name → entry of every tensor of a safetensors file, which must fill the file without a gap.
+def read_header(file: Path) -> Shapes:
+    """Read the names and shapes of the tensors in a safetensors file, none of their values.
 
-    Reads the header alone. Raises `UserError` that names the file and the tensor for anything else.
+    The library refuses overlaps, gaps and sizes that do not fit the file. Raises `UserError` that names the file.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        size = file.stat().st_size
         with file.open("rb") as read:
             length = int.from_bytes(read.read(8), "little")
-            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            header = parse_json(read.read(length), MOST_TENSORS)
-        if not isinstance(header, dict):
-            raise ValueError("its header is no object")
-        header.pop("__metadata__", None)
-        entries = {name: _entry(name, value) for name, value in header.items()}
-        _check_layout(entries, size - 8 - length)
-    except (OSError, ValueError) as error:
+        if length > LARGEST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes")
+        with safe_open(file, "pt") as tensors:
+            headers = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            for name, header in headers.items():
+                if not TENSOR_NAME.fullmatch(name):
+                    raise ValueError(f"{shortened(name)} is no name of a tensor")
+                if header.get_dtype() not in DTYPES:
+                    raise ValueError(f"tensor {name}: dtype {header.get_dtype()} is none of {', '.join(DTYPES)}")
+            return {name: tuple(header.get_shape()) for name, header in headers.items()}
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{file}: broken safetensors file: {error}") from None
-    return entries
 
 
-def read_lora_config(folder: Path) -> Mapping[str, Any]:
-    """adapter_config.json, which must be what PEFT writes for the LoRA of config.json.
+def check_lora_config(file: Path, llm: LLMConfig) -> None:
+    """Check that adapter_config.json is what PEFT writes for the LoRA of config.json.
 
     Our own model is built from config.json alone; this file is for other programs. Raises `UserError` that names the
     key: custom classes, patterns and further modules have no place in it.
     """
-    file = folder / "adapter_config.json"
     values = read_json(file, "the LoRA's config")
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise UserError(f"{file}: cannot read the LoRA's config: not a LoRA")
-    llm = read_config(folder).model.llm
     written = _written(llm)
     for key, wanted in written.items():
         given = values.get(key)
@@ -196,11 +203,10 @@ def read_lora_config(folder: Path) -> Mapping[str, Any]:
     for key in sorted(values.keys() - written.keys()):
         if not _is_default(key, values[key]):
             raise UserError(f"{file}: {key}: {shortened(str(values[key]))} has no place in an adapter of ours")
-    return values
 
 
 def _written(llm: LLMConfig) -> dict[str, Any]:
-    """What differs from PEFT's defaults."""
+    """Give the options of PEFT that an adapter sets."""
     written = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -240,31 +246,3 @@ def _is_default(key: str, value: Any) -> bool:
     from peft import LoraConfig  # a later version may have further options; to import it takes a second
 
     return getattr(LoraConfig(), key, None) == value
-
-
-def _entry(name: str, value: Any) -> TensorEntry:
-    where = f"tensor {shortened(name)}"
-    if not name.replace(".", "").replace("_", "").replace("-", "").isalnum() or ".." in name:
-        raise ValueError(f"{where}: no name of a tensor")
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{where}: is not described by dtype, shape and data_offsets")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BYTES:
-        raise ValueError(f"{where}: dtype {shortened(str(dtype))} is none of {', '.join(BYTES)}")
-    for key, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers) or len(numbers) > 8:
-            raise ValueError(f"{where}: {key} is no list of sizes")
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
-        raise ValueError(f"{where}: {' × '.join(map(str, shape))} values of {dtype} do not fill data_offsets {offsets}")
-    return TensorEntry(tuple(shape), *offsets)
-
-
-def _check_layout(entries: Mapping[str, TensorEntry], size: int) -> None:
-    """Raise `ValueError` unless the tensors stand one behind the other from the first to the last byte."""
-    place = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1][1:]):
-        if entry.begin != place:
-            raise ValueError(f"tensor {name}: data_offsets begin at {entry.begin:,}, not at {place:,}")
-        place = entry.end
-    if place != size:
-        raise ValueError(f"its tensors end at byte {place:,} of {size:,}")

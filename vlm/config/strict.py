@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any, Literal
 
@@ -15,6 +15,26 @@ NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 """Types as JSON calls them."""
 LONGEST_SCALAR = 200
 """Characters of a YAML text for a field that takes none, such as `1e-3`, which YAML 1.1 takes for a text."""
+
+
+class UnknownKey(UserError):
+    """A key that this version does not know; the message names the nearest one that it does."""
+
+    def __init__(self, where: str, key: str, known: Iterable[str]) -> None:
+        self.key = key if len(key) <= 100 and key.isprintable() else shortened(key)
+        super().__init__(f"{where}: unknown key {self.key}{nearest(key, known)}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Convert a config dataclass to JSON values without the options at their default; `from_dict` reads it back."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, make = getattr(config, field.name), field.default_factory
+        if dataclasses.is_dataclass(value):
+            values[field.name] = to_dict(value)
+        elif value != (field.default if make is dataclasses.MISSING else make()):
+            values[field.name] = value
+    return values
 
 
 def from_dict(cls: type, values: Any, where: str) -> Any:
@@ -108,7 +128,7 @@ def check_keys(values: Any, cls: Any, where: str, prefix: str = "") -> None:
         if key not in kinds:
             known = [f"{prefix}{k}" for k in kinds]
             everywhere = known if prefix else [*known, *dotted_names(cls)]
-            raise UserError(f"{where}: unknown key {_named(name)}{nearest(name, everywhere)}")
+            raise UnknownKey(where, name, everywhere)
         kind = kinds[key]
         if dataclasses.is_dataclass(kind) and value is not None:
             check_keys(value, kind, where, f"{name}.")
@@ -121,11 +141,6 @@ def check_keys(values: Any, cls: Any, where: str, prefix: str = "") -> None:
                     check_keys(element, described, where, f"{name}[{index}].")
 
 
-def _named(key: str) -> str:
-    """A key as it is, where it could be one of ours."""
-    return key if len(key) <= 100 and key.isprintable() else shortened(key)
-
-
 def dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
     """Every option below a dataclass."""
     for name, kind in typing.get_type_hints(cls).items():
@@ -134,7 +149,7 @@ def dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
             yield from dotted_names(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def nearest(name: str, known: Any) -> str:
-    """What was meant by an unknown name, as the end of a message."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name that is closest to an unknown one, as the end of a message."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) if len(name) <= 100 else []
     return f"; did you mean {matches[0]}?" if matches else "; --help lists them all"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlm.adapter import AdapterConfig, load, read_config, resolve
+from vlm.adapter import AdapterConfig, load, open_adapter
 from vlm.atomic import staged
 from vlm.config import Config
 from vlm.config.parsing import as_options, is_config, parse_config
@@ -43,14 +43,14 @@ def test_adapter(
     """Load, check that data and adapter belong together, measure, write; `options` go to the config."""
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: not empty; name a new folder with --output")
-    folder = resolve(adapter, revision)
-    given = read_config(folder)
+    opened = open_adapter(adapter, revision)
+    given = opened.config
     config = _config_of(data, given, options)
     cohort = load_cohort(config.data)
     _check_same_columns(data, given, cohort)
     learned = load_learned(config.evaluation.learned_metrics)
     print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
-    model = load(folder, base=base)
+    model = load(opened, base=base)
     config = replace(config, run=replace(config.run, name=Path(adapter).name))
     with locked(output), nullcontext(output) if output.exists() else staged(output, sealed=False) as place:
         metrics = evaluate(model, cohort, config, place, learned=learned)

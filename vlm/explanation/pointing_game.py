@@ -176,14 +176,14 @@ def check_adapter(
     adapter: str, data: str, split: str, most: int | None, output: Path, base: str | None, overrides: list[str]
 ) -> None:
     """Load, measure, print the table and write it as JSON; raises `UserError` as its parts do, and where it cannot."""
-    from vlm.adapter import load, resolve
+    from vlm.adapter import load
     from vlm.config.parsing import parse_config
 
     require_captum()
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output: {output}: no such folder {output.parent}")
     config, _ = parse_config(["--config", data, *overrides])
-    model = load(resolve(adapter), base=base)
+    model = load(adapter, base=base)
     cases = find_cases(model, config.data, split, most, config.evaluation.max_new_tokens)
     results = {"split": split, "seed": config.data.phantom.seed, **check(model, cases)}
     replace_file(output, json.dumps(results, indent=2) + "\n")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from vlm.adapter import read_config, resolve
+from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
 from vlm.data.images.image import read_image
 from vlm.inference.engine import Engine
@@ -55,15 +55,15 @@ class OpenedCase(NamedTuple):
         vital, and an adapter that cannot be loaded.
         """
         prepare_libraries()
-        folder = resolve(adapter, engine.get("revision"))
-        schema = read_config(folder).spec.schema
+        opened = open_adapter(adapter, engine.get("revision"))
+        schema = opened.config.spec.schema
         given = read_vitals(vitals)
         values, noted = from_fhir(given, schema, _place(vitals)) if is_fhir(given) else (given, ())
         schema.parse(values, "--vitals")
         if image is not None:
             read_image(image)
-        drafter = open_engine(adapter, **engine)
-        return cls(drafter, folder, image, values, tuple(noted))
+        drafter = open_engine(opened, **engine)
+        return cls(drafter, opened.path, image, values, tuple(noted))
 
     def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
         """Draft the report, printing its words to `stream` as they come, and write it to `fhir` as well."""
@@ -104,9 +104,9 @@ def draft_table(
     from vlm.inference.parts import Share, SharedJob
 
     prepare_libraries()
-    folder = resolve(adapter, engine.get("revision"))
-    schema = read_config(folder).spec.schema
-    made_by = job.check(folder, schema, resume)
+    opened = open_adapter(adapter, engine.get("revision"))
+    schema = opened.config.spec.schema
+    made_by = job.check(opened.path, schema, resume)
     shared = SharedJob(job, Share()) if cluster else SharedJob.needed(job, Share.of_environment())
     if shared:
         shared.check(resume)
@@ -114,7 +114,7 @@ def draft_table(
         from vlm.inference.on_ray import draft_on_ray
 
         return draft_on_ray(job, adapter, schema, made_by, cluster, engine)
-    return (shared or job).run(open_engine(adapter, **engine), made_by)
+    return (shared or job).run(open_engine(opened, **engine), made_by)
 
 
 def _place(vitals: str) -> str:

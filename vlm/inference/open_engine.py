@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from vlm.adapter import load_evidence, resolve
+from vlm.adapter import AdapterFolder, check_base, load, load_evidence, open_adapter
 from vlm.data.case import Example
 from vlm.device import choose_threads
 from vlm.errors import UserError
 from vlm.inference.backends.llamacpp import LlamaCpp
 from vlm.inference.backends.merged_base import MergedBase
-from vlm.inference.engine import MAX_SECONDS, Draft, Engine, batches
+from vlm.inference.engine import MAX_SECONDS, Draft, Engine, ReportEngine, batches
 from vlm.model.evidence import EvidenceEncoder
 
 if TYPE_CHECKING:  # only who has a server needs its client
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # only who has a server needs its client
 
 
 def open_engine(
-    adapter: str,
+    adapter: str | AdapterFolder,
     engine: str = "torch",
     base: str | None = None,
     revision: str | None = None,
@@ -33,7 +33,7 @@ def open_engine(
     max_seconds: float = MAX_SECONDS,
 ) -> Engine:
     """What drafts, loaded: an adapter folder or Hub id in one of the engines. Raises `UserError` as `load` does."""
-    drafter = make_engine(engine, resolve(adapter, revision), base, server)
+    drafter = make_engine(engine, open_adapter(adapter, revision), base, server)
     drafter.max_seconds = max_seconds
     return drafter
 
@@ -44,8 +44,10 @@ def prepare_libraries() -> None:
     torch.set_num_threads(choose_threads(0).value)
 
 
-def make_engine(name: str, adapter: Path, base: str | None = None, server: "VLLMServer | None" = None) -> Engine:
-    """`torch`, `llamacpp` or `vllm`, on the adapter in a folder; only the last needs a server.
+def make_engine(
+    name: str, adapter: Path | AdapterFolder, base: str | None = None, server: "VLLMServer | None" = None
+) -> Engine:
+    """Make the engine `torch`, `llamacpp` or `vllm` on an adapter; only the last needs a server.
 
     Raises `UserError` as `vlm.adapter.load` does, where llama.cpp cannot serve the base or is not installed, and for a
     server that cannot be reached or has no such model.
@@ -54,15 +56,13 @@ def make_engine(name: str, adapter: Path, base: str | None = None, server: "VLLM
         if server is None:
             raise UserError("--engine vllm: needs --vllm_url and --vllm_model")
         server.check()
-        return VLLMEngine(_evidence_of(adapter, base), server)
+        return VLLMEngine(_evidence_of(open_adapter(adapter), base), server)
     if name == "llamacpp":
         if base is not None:
             raise UserError("--base: --engine llamacpp takes the base that the adapter names; leave one of them away")
-        merged = MergedBase.of(adapter)
-        return LlamaCppEngine(load_evidence(adapter, merged.embedding_space()), merged.file)
-    from vlm.adapter import load
-    from vlm.inference.engine import ReportEngine
-
+        opened = open_adapter(adapter)
+        merged = MergedBase.of(opened)
+        return LlamaCppEngine(load_evidence(opened, merged.embedding_space()), merged.file)
     return ReportEngine(load(adapter, base=base))
 
 
@@ -127,20 +127,19 @@ class VLLMEngine(Engine):
                 yield Draft(text.strip(), row, f"{max_new_tokens} tokens" if cut else "")
 
 
-def _evidence_of(adapter: Path, base: str | None) -> EvidenceEncoder:
+def _evidence_of(adapter: AdapterFolder, base: str | None) -> EvidenceEncoder:
     """The parts before the language model, on the base's words; the base is read for them and let go.
 
     Its 4-bit values are not made: word embeddings are never quantised, and the fingerprint does not see them.
     """
-    from vlm.adapter import check_base, read_config
     from vlm.model.llm import embedding_space, fingerprint, load_llm
 
-    config = read_config(adapter)
+    config = adapter.config
     llm = replace(config.model.llm, quantization="none")
     if base is not None:
         llm = replace(llm, base=base, sha256=None, revision=None)
     model, tokenizer = load_llm(llm, torch.device("cpu"), torch.float32)
     used = config._replace(model=replace(config.model, llm=llm))
     sha256, settings = getattr(model, "sha256", None), getattr(model, "settings_sha256", None)
-    check_base(used, fingerprint(model), sha256, settings, adapter)
+    check_base(used, fingerprint(model), sha256, settings, adapter.path)
     return load_evidence(adapter, embedding_space(model, tokenizer))

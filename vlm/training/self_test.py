@@ -8,16 +8,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
 
-from vlm.adapter import describe, load_state, read_config, save, split_state
+from vlm.adapter import load_state, open_adapter, save, split_state
 from vlm.adapter.folder import read_tensors
-from vlm.adapter.validate import check_files, check_manifest, check_tensors
+from vlm.adapter.layout import portable_config
 from vlm.data.case import Example, made_up_cases
 from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line
@@ -159,15 +158,11 @@ def _save_and_load(model: ClinicalVLM) -> None:
     before = [{name: value.clone() for name, value in part.items()} for part in split_state(model)]
     with tempfile.TemporaryDirectory() as work:
         try:
-            folder = save(model, Path(work) / "adapter")
-            check_files(folder)
-            check_manifest(folder)
-            check_tensors(folder)
-            given = read_config(folder)
-            lora, rest = read_tensors(folder, *split_state(model))
+            opened = open_adapter(save(model, Path(work) / "adapter"))
+            lora, rest = read_tensors(opened, *split_state(model))
         except UserError as error:  # of a folder that nobody finds
             raise ValueError(str(error).replace(f"{work}/", "")) from None
-    if (asdict(given.model), given.spec) != (describe(model)["model"], model.spec):
+    if (opened.config.model, opened.config.spec) != (portable_config(model), model.spec):
         raise ValueError("its config is read back otherwise")
     with torch.no_grad():
         for name, parameter in model.trainable_parameters().items():

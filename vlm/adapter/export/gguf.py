@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm.adapter.hub import resolve
-from vlm.adapter.layout import read_config
-from vlm.adapter.validate import check_sources, check_tensors, read_lora_config
+from vlm.adapter.hub import open_adapter
+from vlm.adapter.validate import AdapterFolder, check_sources
 from vlm.atomic import replaced
 from vlm.errors import UserError
 from vlm.locks import locked
@@ -21,22 +20,23 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     """Write an adapter's LoRA to a GGUF file, in full precision; returns how many layers it changes.
 
     llama.cpp lays it beside any GGUF file of the same base. Only the base's config is read, none of its weights.
-    Raises `UserError` as `resolve` and `read_config` do, for a base that is no Llama, and for a file that is there.
+    Raises `UserError` as `open_adapter` does, for a base that is no Llama, and for a file that is there.
     """
     import gguf
     from safetensors.torch import load_file
 
     if file.exists():
         raise UserError(f"{file}: is there already; name a new file")
-    folder = resolve(adapter, revision)
-    check_tensors(folder)
-    config, lora = _base_config(folder, base), read_lora_config(folder)
-    tensors = load_file(folder / "adapter_model.safetensors")
+    opened = open_adapter(adapter, revision)
+    config = _base_config(opened, base)
+    tensors = load_file(opened.path / "adapter_model.safetensors")
     with locked(file), replaced(file) as partial:
         writer = gguf.GGUFWriter(partial, "llama")
         writer.add_type("adapter")
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora["lora_alpha"]))  # its scale is alpha / rank
+        writer.add_float32(
+            gguf.Keys.Adapter.LORA_ALPHA, float(opened.config.model.llm.lora_alpha)
+        )  # its scale is alpha / rank
         for name, value in sorted(tensors.items()):
             layer, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
             value = value.float() if side == "lora_A" else in_pairs(value.float(), layer, config)  # r × in, out × r
@@ -48,11 +48,11 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     return len(tensors) // 2
 
 
-def _base_config(folder: Path, base: str | None) -> "PreTrainedConfig":
+def _base_config(opened: AdapterFolder, base: str | None) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
-    model = read_config(folder).model
-    check_sources(folder, model, given_base=base is not None)
+    model = opened.config.model
+    check_sources(opened.path, model, given_base=base is not None)
     llm = model.llm
     source = base or language_model_folder(llm.base, llm.sha256)
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from vlm.adapter.folder import MERGED, load
-from vlm.adapter.hub import resolve
+from vlm.adapter.hub import open_adapter
 from vlm.adapter.layout import FILES
 from vlm.atomic import flush, make_folder, seal, staged
 from vlm.data.case import made_up_cases
@@ -61,8 +61,8 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
 
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
-    folder = resolve(adapter, revision)
-    model = load(folder, base=base, device=torch.device("cpu"), dtype=torch.float32)
+    opened = open_adapter(adapter, revision)
+    model = load(opened, base=base, device=torch.device("cpu"), dtype=torch.float32)
     refuse_packed(model, "merge")
     with torch.no_grad():
         watched = [_watch(model.llm, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
         model.tokenizer.save_pretrained(staging)
         written = str(staging)
         hashes = {"base_sha256": base_digest(written, None), "base_settings_sha256": settings_digest(written, None)}
-        _write_evidence(folder, staging / "adapter", out, hashes)
+        _write_evidence(opened.path, staging / "adapter", out, hashes)
         merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
         with torch.no_grad():
             parity = _compare(merged, model, watched, most)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vlm.adapter import digest, load, read_config
+from vlm.adapter import AdapterFolder, digest, load
 from vlm.adapter.export.gguf import gguf_name, in_pairs
 from vlm.atomic import made_once
 from vlm.cache import check_kept, private_folder
@@ -40,18 +40,20 @@ class MergedBase:
     """The base's word embeddings and tokenizer, shared by all its adapters."""
 
     @classmethod
-    def of(cls, adapter: Path) -> "MergedBase":
-        """That of the adapter in a folder, made if it is not in the cache.
+    def of(cls, adapter: AdapterFolder) -> "MergedBase":
+        """Find that of an adapter in the cache, or make it.
 
         Raises `UserError` as `load` does, and for a base that is no GGUF file in a wheel or not of the Llama family.
         """
-        config = read_config(adapter)
+        config = adapter.config
         base = config.model.llm.base
         if not base.startswith("pypi:") or not base.endswith(".gguf"):
             raise UserError(f"--engine llamacpp: {base} is no GGUF file in a wheel; use --engine torch")
         cache = private_folder("gguf")
         pinned = hashlib.sha256(f"{base} {config.model.llm.sha256} {config.base_fingerprint}".encode()).hexdigest()
-        made = cls(cache / f"{digest(adapter)[:24]}-{FORMAT}" / "model.gguf", cache / f"{pinned[:24]}-words-{FORMAT}")
+        made = cls(
+            cache / f"{digest(adapter.path)[:24]}-{FORMAT}" / "model.gguf", cache / f"{pinned[:24]}-words-{FORMAT}"
+        )
         if not (made.file.is_file() and made.folder.is_dir()):
             made._make(load(adapter, device=torch.device("cpu"), dtype=torch.float32))
         for folder in (made.folder, made.file.parent):
