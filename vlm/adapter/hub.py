@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
 from vlm.adapter.validate import check_files, check_manifest, largest_size
+from vlm.compat import hub_http, hub_unreachable
 from vlm.errors import UserError
 from vlm.untrusted import read_json
 from vlm.version import __version__
@@ -180,17 +181,13 @@ def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
 @contextmanager
 def _in_one_line(what: str, revision: str | None) -> Iterator[None]:
     """Turn what the client raises into one `UserError` that says what was refused and the way out."""
-    import httpx2
-    from huggingface_hub.errors import RevisionResolutionError
-
     try:
         yield
-    except (httpx2.HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError) as error:
+    except (hub_http().HTTPError, *hub_unreachable(), OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{what}: {_reason(error, revision)}") from None
 
 
 def _reason(error: BaseException, revision: str | None) -> str:
-    import httpx2
     from huggingface_hub import errors
 
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # an upload's own error lies below
@@ -201,13 +198,13 @@ def _reason(error: BaseException, revision: str | None) -> str:
         return "no such repository, or a private one that your token may not see; `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"no revision {revision}"
-    if isinstance(error, errors.RevisionResolutionError | errors.LocalEntryNotFoundError):
+    if isinstance(error, hub_unreachable()):
         return "it cannot be reached, and the cache does not hold the whole adapter"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if status in ANSWERS:
         return ANSWERS[status]
     if status >= 500:
         return f"the Hub is out of order ({status}); try again later"
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, hub_http().TransportError):
         return f"the connection broke ({type(error).__name__}); try again"
     return " ".join(str(error).split())

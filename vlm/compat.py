@@ -1,0 +1,29 @@
+"""Names that differ between the supported versions of a library."""
+
+import importlib
+from types import ModuleType
+
+
+def hub_http() -> ModuleType:
+    """Return the HTTP client that the Hub's client uses: `httpx` before huggingface-hub 2.0, `httpx2` from then on."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
+
+
+def hub_unreachable() -> tuple[type[Exception], ...]:
+    """Return the errors of a revision that neither the Hub nor the cache has; huggingface-hub 2.0 added the second."""
+    from huggingface_hub import errors
+
+    return tuple(
+        getattr(errors, name)
+        for name in ("LocalEntryNotFoundError", "RevisionResolutionError")
+        if hasattr(errors, name)
+    )
+
+
+def silence_opencv() -> None:
+    """Turn off OpenCV's own log; version 5 moved the setting."""
+    import cv2
+
+    (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
