@@ -11,17 +11,6 @@ def hub_http() -> ModuleType:
     return importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
 
 
-def hub_unreachable() -> tuple[type[Exception], ...]:
-    """Return the errors of a revision that neither the Hub nor the cache has; huggingface-hub 2.0 added the second."""
-    from huggingface_hub import errors
-
-    return tuple(
-        getattr(errors, name)
-        for name in ("LocalEntryNotFoundError", "RevisionResolutionError")
-        if hasattr(errors, name)
-    )
-
-
 def silence_opencv() -> None:
     """Turn off OpenCV's own log; version 5 moved the setting."""
     import cv2

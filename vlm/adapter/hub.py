@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
 from vlm.adapter.validate import check_files, check_manifest, largest_size
-from vlm.compat import hub_http, hub_unreachable
+from vlm.compat import hub_http
 from vlm.errors import UserError
 from vlm.untrusted import read_json
 from vlm.version import __version__
@@ -181,9 +181,11 @@ def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
 @contextmanager
 def _in_one_line(what: str, revision: str | None) -> Iterator[None]:
     """Turn what the client raises into one `UserError` that says what was refused and the way out."""
+    from huggingface_hub.errors import RevisionResolutionError
+
     try:
         yield
-    except (hub_http().HTTPError, *hub_unreachable(), OSError, RuntimeError, ValueError) as error:
+    except (hub_http().HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{what}: {_reason(error, revision)}") from None
 
 
@@ -198,7 +200,7 @@ def _reason(error: BaseException, revision: str | None) -> str:
         return "no such repository, or a private one that your token may not see; `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"no revision {revision}"
-    if isinstance(error, hub_unreachable()):
+    if isinstance(error, errors.RevisionResolutionError | errors.LocalEntryNotFoundError):
         return "it cannot be reached, and the cache does not hold the whole adapter"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if status in ANSWERS:
