@@ -9,10 +9,3 @@ def hub_http() -> ModuleType:
     from huggingface_hub.errors import HfHubHTTPError
 
     return importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
-
-
-def silence_opencv() -> None:
-    """Turn off OpenCV's own log; version 5 moved the setting."""
-    import cv2
-
-    (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)

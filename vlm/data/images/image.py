@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 import cv2
 import numpy as np
 
-from vlm.compat import silence_opencv
 from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
 from vlm.data.images.dicom import read_dicom
@@ -23,7 +22,7 @@ from vlm.data.images.png import picture_alone
 from vlm.errors import UserError
 
 cv2.setNumThreads(1)  # the workers and PyTorch share the cores
-silence_opencv()  # an unreadable file is our own one-line error
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # an unreadable file is our own one-line error
 
 
 LARGEST_FILE = 512 << 20
