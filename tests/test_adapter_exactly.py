@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 from huggingface_hub import errors
@@ -13,6 +12,7 @@ from vlm.adapter import hub
 from vlm.adapter import validate as reading
 from vlm.adapter.layout import FILES, REQUIRED, digest
 from vlm.adapter.validate import is_fetched, largest_size, read_header
+from vlm.compat import hub_http
 from vlm.errors import UserError
 
 
@@ -65,8 +65,8 @@ def test_a_digest_is_of_the_weights_and_the_config(tmp_path: Path) -> None:
 
 
 def answer(status: int) -> errors.HfHubHTTPError:
-    request = httpx2.Request("GET", "https://hub.test")
-    return errors.HfHubHTTPError("refused", response=httpx2.Response(status, request=request))
+    request = hub_http().Request("GET", "https://hub.test")
+    return errors.HfHubHTTPError("refused", response=hub_http().Response(status, request=request))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_each_answer_of_the_hub_has_its_meaning(status: int, meaning: str) -> No
 
 def test_what_the_hub_does_not_have_is_said() -> None:
     assert hub._reason(errors.LocalEntryNotFoundError("x"), None).startswith("it cannot be reached, and the cache")
-    assert hub._reason(httpx2.ConnectError("x"), None) == "the connection broke (ConnectError); try again"
+    assert hub._reason(hub_http().ConnectError("x"), None) == "the connection broke (ConnectError); try again"
     assert hub._reason(ValueError("a\n  b"), None) == "a b"
     assert hub._reason(RuntimeError("alone"), None) == "alone"

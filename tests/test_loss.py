@@ -55,8 +55,8 @@ def test_logits_in_parts_give_the_same_losses_and_gradients(monkeypatch: pytest.
     vocabulary = torch.randn(50, 8, generator=generator)
     wanted = torch.randint(0, 50, (11,), generator=generator)
     found, sizes = [], []
-    whole = F.linear_cross_entropy
-    monkeypatch.setattr(F, "linear_cross_entropy", lambda s, *a, **o: sizes.append(len(s)) or whole(s, *a, **o))
+    whole = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda s, *a, **o: sizes.append(len(s)) or whole(s, *a, **o))
     for largest in (terms.LARGEST_LOGITS, 4 * 4 * 50):  # all at once, and four tokens
         monkeypatch.setattr(terms, "LARGEST_LOGITS", largest)
         states = torch.randn(11, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -66,3 +66,17 @@ def test_logits_in_parts_give_the_same_losses_and_gradients(monkeypatch: pytest.
     assert sizes[0] == 11 and max(sizes[1:]) == 4
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="added by a later PyTorch")
+def test_token_losses_are_those_of_pytorch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = torch.randn(50, 8, generator=generator).to(dtype)
+    states = torch.randn(11, 8, generator=generator).to(dtype).requires_grad_()
+    wanted = torch.randint(0, 50, (11,), generator=generator)
+    ours = terms.token_losses(states, vocabulary, wanted)
+    theirs = F.linear_cross_entropy(states, vocabulary, wanted, reduction="none").float()
+    assert torch.equal(ours, theirs)
+    gradients = [torch.autograd.grad(losses.sum(), states)[0] for losses in (ours, theirs)]
+    assert torch.equal(*gradients)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
 from vlm.adapter.validate import AdapterFolder, check_files, check_manifest, largest_size, read_folder
+from vlm.compat import hub_http
 from vlm.errors import UserError
 from vlm.untrusted import read_json
 from vlm.version import __version__
@@ -188,17 +189,15 @@ def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
 @contextmanager
 def _in_one_line(what: str, revision: str | None) -> Iterator[None]:
     """Turn what the client raises into one `UserError` that says what was refused and the way out."""
-    import httpx2
     from huggingface_hub.errors import RevisionResolutionError
 
     try:
         yield
-    except (httpx2.HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError) as error:
+    except (hub_http().HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{what}: {_reason(error, revision)}") from None
 
 
 def _reason(error: BaseException, revision: str | None) -> str:
-    import httpx2
     from huggingface_hub import errors
 
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # an upload's own error lies below
@@ -216,6 +215,6 @@ def _reason(error: BaseException, revision: str | None) -> str:
         return ANSWERS[status]
     if status >= 500:
         return f"the Hub is out of order ({status}); try again later"
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, hub_http().TransportError):
         return f"the connection broke ({type(error).__name__}); try again"
     return " ".join(str(error).split())

@@ -70,7 +70,7 @@ def token_losses(states: torch.Tensor, vocabulary: torch.Tensor, wanted: torch.T
     """
 
     def of(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return F.linear_cross_entropy(states, vocabulary, wanted, reduction="none").float()
+        return F.cross_entropy(F.linear(states, vocabulary), wanted, reduction="none").float()
 
     size = max(1, LARGEST_LOGITS // (4 * len(vocabulary)))
     parts = list(zip(states.split(size), wanted.split(size), strict=True))

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
 import torch
 
+from vlm.compat import hub_http
 from vlm.errors import UserError
 
 KEY = "VLLM_API_KEY"
 """Environment variable of the server's key; on a command line it could be read by others."""
-TIMEOUT = httpx2.Timeout(10, read=600)
+httpx = hub_http()
+TIMEOUT = httpx.Timeout(10, read=600)
 """Seconds; a busy server may take its time to draft."""
 
 
@@ -73,11 +74,11 @@ class VLLMServer:
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            answer = httpx2.request(
+            answer = httpx.request(
                 method, f"{self.url.rstrip('/')}/v1/{what}", json=body, headers=headers, timeout=TIMEOUT
             )
             values = answer.json()
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UserError(f"--vllm_url: {self.url} does not answer ({type(error).__name__})") from None
         except ValueError:
             raise UserError(f"--vllm_url: {self.url} answers {answer.status_code} without JSON; is it vLLM?") from None
