@@ -27,9 +27,8 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("written", [".", "sparse"])  # with all options, and without those at their default
 def test_a_golden_adapter_drafts_what_it_drafted(written: str, golden: Path) -> None:
-    model = load(
-        golden / written / "adapter", base=str(golden / "base"), device=torch.device("cpu"), dtype=torch.float32
-    )
+    folder, base = golden / written / "adapter", str(golden / "base")
+    model = load(folder, base=base, device=torch.device("cpu"), dtype=torch.float32)
     for case in read_json(golden / written / "expected.json")["cases"]:
         image = str(golden / "data" / "images" / case["image"]) if case["image"] else None
         report = ReportEngine(model).predict([(image, case["vitals"])], max_new_tokens=16)[0]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm.adapter.layout import FILES, AdapterConfig
+from vlm.adapter.layout import FILES, AdapterConfig, read_config
 from vlm.adapter.metadata import is_hub_id
 from vlm.adapter.validate import check_files, check_manifest, read_folder
 from vlm.atomic import MANIFEST
@@ -31,7 +31,9 @@ def check_shareable(folder: Path) -> None:
         if name not in names:
             raise UserError(f"{folder}: no {name}; not a complete adapter folder")
     check_files(folder)
-    _check_sources(folder, read_folder(folder).config)
+    config = read_config(folder)
+    _check_sources(folder, config)
+    read_folder(folder, config)
     for name in FILES:
         for text in _texts(folder / name):
             _check_text(text, folder / name)

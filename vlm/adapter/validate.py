@@ -130,12 +130,12 @@ def largest_size(name: str) -> int:
     return LARGEST_TENSORS if name.endswith(".safetensors") else LARGEST_TEXT
 
 
-def read_folder(folder: Path) -> AdapterFolder:
+def read_folder(folder: Path, config: AdapterConfig | None = None) -> AdapterFolder:
     """Read the configs and the tensor headers of an adapter folder, before the base is fetched and loaded.
 
     Raises `UserError` where they do not fit together, and for tensors that no adapter has.
     """
-    config = read_config(folder)
+    config = config or read_config(folder)
     check_lora_config(folder / "adapter_config.json", config.model.llm)
     lora_file, rest_file = folder / "adapter_model.safetensors", folder / "vlm.safetensors"
     opened = AdapterFolder(folder, config, read_header(lora_file), read_header(rest_file))
