@@ -2,6 +2,10 @@
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def hub_http() -> ModuleType:
@@ -9,3 +13,8 @@ def hub_http() -> ModuleType:
     from huggingface_hub.errors import HfHubHTTPError
 
     return importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
+
+
+def enable_activation_checkpointing(model: "PreTrainedModel") -> None:
+    """Checkpoint the layers' activations; early Transformers 5 calls this gradient checkpointing."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from vlm.compat import enable_activation_checkpointing
 from vlm.config import LLMConfig
 from vlm.errors import UserError, one_line
 
@@ -93,7 +94,7 @@ def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
     )
     with one_line(f"model.llm.lora_targets: {config.base} cannot carry LoRA there"):
         if config.activation_checkpointing:
-            llm.activation_checkpointing_enable()
+            enable_activation_checkpointing(llm)
         peft_model = get_peft_model(llm, lora)
     if experts := getattr(peft_model.peft_config["default"], "target_parameters", None):
         raise UserError(
