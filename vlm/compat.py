@@ -17,4 +17,5 @@ def hub_http() -> ModuleType:
 
 def enable_activation_checkpointing(model: "PreTrainedModel") -> None:
     """Checkpoint the layers' activations; early Transformers 5 calls this gradient checkpointing."""
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    now, before = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    getattr(model, now if hasattr(model, now) else before)()
