@@ -49,8 +49,8 @@ LONGEST = 600
 
 
 KEYS = (
-    "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "prompt_ids", "model", "image",
-    "vitals", "statistics", "labels", "calibration",
+    "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
+    "prompt_ids", "model", "image", "vitals", "statistics", "labels", "calibration",
 )  # fmt: skip
 """Keys of config.json."""
 STATISTICS = ("centre", "scale", "edges")
