@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vlm.host import SETTINGS
 
@@ -156,7 +157,15 @@ def tiny_model(tiny_config: Config):
     from vlm.data.ingest.sources import load_cohort
     from vlm.training.run import build_model
 
-    return build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.float32)
+    return public(build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.float32))
+
+
+def public(model: Any) -> Any:
+    """A model that was built for training, as the class that users load, which adds methods and no state."""
+    from vlm import ClinicalVLM
+
+    model.__class__ = ClinicalVLM
+    return model
 
 
 @pytest.fixture(scope="session")

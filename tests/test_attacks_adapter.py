@@ -343,7 +343,7 @@ def test_a_card_is_measured_before_it_is_parsed(head: str) -> None:
 
 def test_a_runs_config_is_measured_before_it_is_parsed(tmp_path: Path) -> None:
     from vlm.evaluation.compare import _options
-    from vlm.training.monitor.watch import _read_config
+    from vlm.training.monitor.run_state import _read_config
 
     (tmp_path / "config.yaml").write_text(f"train: {BOMB}")
     for read in (lambda: _options(tmp_path), lambda: _read_config(tmp_path / "config.yaml")):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import CHAT_TEMPLATE
 from tests.families import write_base
-from vlm import cache
+from vlm import ClinicalVLM, cache
 from vlm.adapter import load, read_config, save
 from vlm.atomic import MANIFEST, seal
 from vlm.cache import check_kept, private_folder, remembered
@@ -26,7 +26,6 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
 from vlm.errors import UserError
 from vlm.model.base_files import base_digest, settings_digest
-from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
 
 # ------------------------------------------------------------------------------------------- chat templates
@@ -209,7 +208,7 @@ def test_the_prompt_of_training_is_kept_and_used(tiny_model: ClinicalVLM, tmp_pa
 def test_a_prompt_of_a_stranger_is_checked(ids, message: str, tiny_adapter: Path, tmp_path: Path) -> None:
     folder = changed(tiny_adapter, tmp_path, prompt_ids=ids)
     with pytest.raises(UserError, match=message) as error:
-        load(folder, device=torch.device("cpu")).predict()
+        ClinicalVLM.from_pretrained(folder, device=torch.device("cpu")).predict()
     assert "\n" not in str(error.value)
 
 

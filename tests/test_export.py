@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import read_json, table_config, tiny_model_config
+from tests.conftest import public, read_json, table_config, tiny_model_config
+from vlm import ClinicalVLM
 from vlm.adapter import load, save
 from vlm.adapter.export.gguf import write_lora
 from vlm.adapter.export.merge import merge
@@ -28,7 +29,6 @@ from vlm.errors import UserError
 from vlm.inference.backends.vllm import VLLMServer
 from vlm.inference.engine import ReportEngine
 from vlm.inference.open_engine import make_engine
-from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
 
 CASES = [(None, {"glucose": 5 + i, "systolic": 100 + 9 * i}) for i in range(6)]
@@ -48,7 +48,7 @@ def model(tiny_llm: str, table_root: Path) -> ClinicalVLM:
         for name, value in model.trainable_parameters().items():
             if "lora_B" in name:
                 value += 0.3 * torch.randn(value.shape, generator=generator)
-    return model.eval()
+    return public(model.eval())
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_the_merged_model_is_a_plain_one_and_says_the_same(model, folder, tmp_pa
 def test_ours_still_drafts_with_it_and_never_adds_the_lora_twice(model, folder, tmp_path: Path) -> None:
     merge(str(folder), tmp_path / "merged", most=2)
     (tmp_path / "merged").rename(tmp_path / "elsewhere")
-    again = load(tmp_path / "elsewhere" / "adapter", base=str(tmp_path / "elsewhere"))
+    again = ClinicalVLM.from_pretrained(tmp_path / "elsewhere" / "adapter", base=str(tmp_path / "elsewhere"))
     ours, theirs = (m.predict_many(CASES, max_new_tokens=8) for m in (model, again))
     for a, b in zip(ours, theirs, strict=True):
         assert a.text == b.text and a.probabilities == pytest.approx(b.probabilities, abs=1e-6)

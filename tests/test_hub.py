@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import read_json, table_config, tiny_model_config
+from tests.conftest import public, read_json, table_config, tiny_model_config
 from tests.hub_server import TOKEN, HubServer, Repo
+from vlm import ClinicalVLM
 from vlm.adapter import FILES, load, resolve, save
 from vlm.adapter.checks import check_shareable
 from vlm.adapter.hub import fetch, push
@@ -22,7 +23,6 @@ from vlm.atomic import seal
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
-from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def trained(tiny_llm: str, table_root: Path) -> ClinicalVLM:
     with torch.no_grad():
         for value in model.trainable_parameters().values():
             value += 0.05 * torch.randn(value.shape, generator=generator)
-    return model.eval()
+    return public(model.eval())
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_what_comes_back_from_an_empty_cache_drafts_the_same(hub, folder, traine
     assert len(hub.repos[REPO].commits) == 2, "the Hub's own, and one of ours"
     assert hub.repos[REPO].commits[pushed.commit].keys() == {".gitattributes", *FILES}
     assert len(hub.large) == 2, "the tensors go by LFS"
-    again = load(REPO, base=tiny_llm)
+    again = ClinicalVLM.from_pretrained(REPO, base=tiny_llm)
     assert capfd.readouterr().err.count(f"{REPO}: commit {pushed.commit}") == 1
     for name, value in trained.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import public
+from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.command import draft_case, read_vitals
 from vlm.inference.engine import merged_lora
-from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import NOTICE
 from vlm.training.run import build_model
 
@@ -84,7 +85,7 @@ def test_merging_lora_changes_the_speed_and_not_the_model(tiny_model: ClinicalVL
 
 
 def test_a_model_in_bf16_learns_and_drafts(tiny_config, tiny_batch) -> None:
-    model = build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.bfloat16)
+    model = public(build_model(tiny_config, load_cohort(tiny_config.data), torch.device("cpu"), torch.bfloat16))
     with model.autocast():
         loss = model(**tiny_batch).loss
     loss.backward()
@@ -122,7 +123,9 @@ def test_vitals_are_read_from_text_and_file(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_vitals_cost_no_wait(vitals: str, message: str, adapter: str, monkeypatch) -> None:
-    monkeypatch.setattr("vlm.inference.command.make_engine", lambda *_, **__: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(
+        "vlm.inference.open_engine.make_engine", lambda *_, **__: pytest.fail("the model was loaded first")
+    )
     with pytest.raises(UserError) as error:
         draft_case(adapter, None, vitals, 4, None)
     assert message in str(error.value)

@@ -592,7 +592,7 @@ def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_s
         whole.model.trainable_parameters().items(), resumed.model.trainable_parameters().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    dataset = whole.train_dataset
+    dataset = whole.training
     dataset.set_epoch(0)
     passed_over = list(sampler_of(dataset, 8, 4))[: 6 * 8]
     with_image = sum(dataset.rows[index]["image"] is not None for index in passed_over)

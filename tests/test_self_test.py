@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.families import FAMILIES, write_base
+from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.config import Config
 from vlm.data.collate import Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
-from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import four_bit_share
 from vlm.training import self_test as module
 from vlm.training.lengths import check_lengths

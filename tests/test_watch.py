@@ -86,7 +86,7 @@ def test_the_log_is_read_as_it_grows(run_folder: Path) -> None:
 
 def test_the_states_of_a_run(run_folder: Path, monkeypatch) -> None:
     holder: list[str | None] = ["process 7 on host\x1b[2J"]
-    monkeypatch.setattr("vlm.training.monitor.watch.writer_of", lambda lock: holder[0])
+    monkeypatch.setattr("vlm.training.monitor.run_state.writer_of", lambda lock: holder[0])
     run = Run(run_folder)
     assert run.state == "training" and run.seconds_left == 32 * 2.0 + 8 * 7.0
     assert "process 7 on host[2J" in shown(run, 200)[0], "what the lock file holds cannot steer the terminal"
@@ -157,7 +157,7 @@ def test_a_run_is_found_by_folder_or_name(run_folder: Path, monkeypatch) -> None
 
 def test_it_ends_by_itself_when_the_run_is_done(run_folder: Path, monkeypatch, capsys) -> None:
     looks = iter(["process 7", "process 7", None])
-    monkeypatch.setattr("vlm.training.monitor.watch.writer_of", lambda lock: next(looks))
+    monkeypatch.setattr("vlm.training.monitor.run_state.writer_of", lambda lock: next(looks))
     monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes the captured output for a terminal
     watch(run_folder, seconds=0)
     assert "step 8 of 40" in capsys.readouterr().out and next(looks, "all asked") == "all asked"
