@@ -470,7 +470,14 @@ def _on_another_system(missing: set[str], folder: Path, answers) -> None:
         psutil.Process = lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=5))
         sys.modules["msvcrt"] = SimpleNamespace(LK_NBLCK=2, locking=lambda *_: None)
     room = importlib.import_module
-    for name in ("training.run", "inference.command", "inference.parts", "evaluation.run", "training.watch", "app"):
+    for name in (
+        "training.run",
+        "inference.command",
+        "inference.parts",
+        "evaluation.run",
+        "training.monitor.watch",
+        "app",
+    ):
         room(f"vlm.{name}")
     run = room("vlm.training.run_folder").RunFolder(room("vlm.config").Config(run=RunConfig(folder=str(folder))))
     with run.locked(), room("vlm.locks").locked(folder / "out"):

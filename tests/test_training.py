@@ -118,7 +118,8 @@ def test_a_validation_of_the_head_alone_reads_no_text_and_is_never_the_best(tiny
     config = replace(config, loss=LossConfig(alpha=0.4, head_only_steps=3))
     passes: list[int] = []
     trunk = ClinicalVLM.trunk
-    monkeypatch.setattr(ClinicalVLM, "trunk", lambda self, *a: (passes.append(self.training), trunk(self, *a))[1])
+    model_class = "vlm.model.clinical_vlm.ClinicalVLM"
+    monkeypatch.setattr(f"{model_class}.trunk", lambda self, *a: (passes.append(self.training), trunk(self, *a))[1])
     trainer = trained(config)
     rows = [row for row in read_log(RunFolder(config).log) if "eval_loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]

@@ -37,7 +37,7 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"did you mean {near[0]}?" if near else f"accelerate has {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
             )
             raise UserError(f"train.report_to: no tracker {name}; {way_out}")
-        if name not in get_available_trackers():
+        if name not in map(str, get_available_trackers()):
             raise UserError(f"train.report_to: {name} is not installed; pip install {PACKAGES.get(name, name)}")
 
 
