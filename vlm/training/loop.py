@@ -143,7 +143,7 @@ class TrainingLoop:
         losses, ids = [], [batch.pop("ids") for batch in batches]
         for batch in batches:
             self.throughput.count(batch, text=self.alpha < 1)
-            with self.accelerator.autocast():
+            with self.model.autocast():
                 output: VLMOutput = self.model(
                     **batch, alpha=self.alpha, label_count=label_count, token_count=token_count
                 )

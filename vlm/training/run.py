@@ -154,10 +154,9 @@ def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFo
         raise UserError("data.split: no case is left to train on")
     if config.train.patience and not len(validation):
         raise UserError("train.patience: no case is left for validation, so nothing can stop the training early")
-    bf16 = choose_precision(config.train.precision, model.device).value == torch.bfloat16
     accelerator = Accelerator(
         cpu=model.device.type == "cpu",
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="no",  # the model's own precision says what autocast does
         log_with=list(config.train.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.path / "tensorboard")),
     )
