@@ -68,6 +68,7 @@ def model(tiny_model: ClinicalVLM, tmp_path: Path, monkeypatch) -> ClinicalVLM:
     monkeypatch.setenv("CLINICAL_VLM_CACHE", str(tmp_path / "cache"))
     llm = replace(tiny_model.model_config.llm, base="pypi:tiny==1/tiny.gguf", sha256="0" * 64)
     tiny_model.model_config = replace(tiny_model.model_config, llm=llm)
+    tiny_model.llm.peft_config["default"].base_model_name_or_path = llm.base
     return tiny_model.eval()
 
 
@@ -171,6 +172,7 @@ def test_what_it_cannot_serve_is_said(model: ClinicalVLM, tmp_path: Path, monkey
     monkeypatch.undo()
     llm = replace(model.model_config.llm, base="HuggingFaceTB/SmolLM2-135M-Instruct")
     model.model_config = replace(model.model_config, llm=llm)
+    model.llm.peft_config["default"].base_model_name_or_path = llm.base
     monkeypatch.setattr(merged_base, "load", lambda *_, **__: pytest.fail("it was loaded first"))
     other = save(model, tmp_path / "other")
     with pytest.raises(UserError, match="is no GGUF file in a wheel; use --engine torch"):

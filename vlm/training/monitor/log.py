@@ -63,7 +63,8 @@ class RunLog:
             try:
                 yield
             finally:
-                self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:  # end_training() would end the processes' group too
+                    tracker.finish()
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row: of training steps, of a validation, or of the end."""
