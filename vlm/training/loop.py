@@ -102,7 +102,6 @@ class TrainingLoop:
             for batches in self.steps(checkpoint):
                 norm, rate = self.step(batches)
                 step = self.state.global_step = self.state.global_step + 1
-                self.state.epoch += len(batches) / len(self.loader)
                 self.throughput.end_step()
                 self.log.bar.update()
                 if step % train.log_steps == 0:
@@ -123,10 +122,10 @@ class TrainingLoop:
         while not self.finished:
             epoch, done = divmod(self.state.global_step, self.steps_per_epoch)
             self.loader.set_epoch(epoch)  # and the dataset, which draws the order and the dropout from it
-            self.state.epoch = epoch + done * self.accumulation / len(self.loader)
+            passed = done * self.accumulation
             loader = self.loader
             if done:  # the batches that are passed over are not read
-                loader = self.accelerator.skip_first_batches(loader, done * self.accumulation)
+                loader = self.accelerator.skip_first_batches(loader, passed)
             elif checkpoint:
                 self.restore_random_state(checkpoint)
                 checkpoint = None
@@ -135,6 +134,8 @@ class TrainingLoop:
                 if checkpoint:  # within an epoch: its beginning drew a number before the checkpoint did
                     self.restore_random_state(checkpoint)
                     checkpoint = None
+                passed += len(step)
+                self.state.epoch = epoch + passed / len(self.loader)
                 yield step
 
     def step(self, batches: list[Batch]) -> tuple[torch.Tensor, float]:
