@@ -1,1 +1,1 @@
-"""The adapter in a browser and over HTTP, in one process."""
+"""Serve the adapter in a browser and over HTTP, in one process."""

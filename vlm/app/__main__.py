@@ -1,4 +1,4 @@
-"""The earlier name of `clinical-vlm serve`."""
+"""Run `clinical-vlm serve` under its earlier name."""
 
 import sys
 

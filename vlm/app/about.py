@@ -1,4 +1,4 @@
-"""What a loaded adapter is, for the page and for clients."""
+"""Describe a loaded adapter, for the page and for clients."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,23 +11,23 @@ from vlm.report import NOTICE
 
 @dataclass(frozen=True)
 class Adapter:
-    """The config of an adapter folder, and what drafts are said to be made by."""
+    """The config of an adapter folder, and the name and version that drafts carry."""
 
     config: AdapterConfig
     made_by: About
 
     @classmethod
     def of(cls, folder: Path) -> "Adapter":
-        """That in a folder; raises `UserError` as `read_config` does."""
+        """Read the config in a folder; raises `UserError` as `read_config` does."""
         return cls(read_config(folder), About.of(folder))
 
     @property
     def title(self) -> str:
-        """Which one it is, in a few words."""
+        """Short title of the adapter."""
         return f"adapter {self.made_by.adapter[:8]} on {self.made_by.base.rpartition('/')[2]}"
 
     def describe(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         spec = self.config.spec
         return {
             "base": self.made_by.base,

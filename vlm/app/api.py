@@ -1,4 +1,4 @@
-"""`POST /v1/report` and what a client must know to use it; every refusal is one line under `detail`."""
+"""Define `POST /v1/report` and its OpenAPI documentation; every refusal is one line under `detail`."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ from vlm.version import __version__
 LONGEST_VALUE = 200
 LONGEST_DETAIL = 400
 Format = Literal["report", "fhir"]
-"""Of the answer: our own, or a FHIR Bundle."""
+"""Format of the answer: our own, or a FHIR Bundle."""
 
 
 def _check_value(value: Any) -> Any:
@@ -95,7 +95,7 @@ _BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
 
 
 def make_api(service: Service, adapter: Adapter, access: Access | None = None) -> FastAPI:
-    """The routes, documented at `/openapi.json` and, without a CDN, at `/docs`."""
+    """Make the routes, documented at `/openapi.json` and, without a CDN, at `/docs`."""
     app = FastAPIOffline(
         title="clinical-vlm", version=__version__, description=NOTICE, redoc_url=None, debug=False
     )  # fmt: skip
@@ -105,7 +105,7 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
 
     @app.exception_handler(HTTPException)
     async def refuse(_: Request, error: HTTPException) -> JSONResponse:
-        """One line, whatever names and values a client has put into it."""
+        """Answer with one line, whatever names and values a client has put into it."""
         line = printable(" ".join(str(error.detail)[: 10 * LONGEST_DETAIL].split()))[:LONGEST_DETAIL]
         return JSONResponse({"detail": line}, error.status_code, error.headers)
 
@@ -159,9 +159,9 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
 
 
 async def done(job: Job[Any]) -> Any:
-    """The result of a job; raises what it raised, or `TooLate` at its deadline. Whoever is cancelled has left."""
+    """Await a job's result; raises what it raised, or `TooLate` at its deadline. Cancelled: the client disconnected."""
     coming = asyncio.wrap_future(job.result)
-    coming.add_done_callback(lambda it: it.cancelled() or it.exception())  # seen, though nobody may wait any more
+    coming.add_done_callback(lambda it: it.cancelled() or it.exception())  # retrieved even if nobody awaits it any more
     try:
         return await asyncio.wait_for(asyncio.shield(coming), job.seconds_left)
     except TimeoutError:
@@ -174,7 +174,7 @@ async def done(job: Job[Any]) -> Any:
 
 
 async def read_case(request: Request) -> tuple[Case, bytes | None]:
-    """The case and the bytes of its image; raises `HTTPException` with one line for what cannot be read."""
+    """Read the case and the bytes of its image; raises `HTTPException` with one line for what cannot be read."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         return await run_in_threadpool(_read_json_case, await request.body())
@@ -188,7 +188,7 @@ def _read_json_case(body: bytes) -> tuple[Case, bytes | None]:
     values = _json("body", body)
     image = values.get("image") if isinstance(values, dict) else None
     if isinstance(image, str):
-        values["image"] = ""  # the largest part by far is not copied any more
+        values["image"] = ""  # the largest part is not copied again
     case = _validated(values)
     return case, _from_base64(image) if isinstance(image, str) else None
 
@@ -218,7 +218,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _vitals_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A case's values by name, and warnings on Observations that were left out; raises `UserError` as `from_fhir`."""
+    """Return a case's vitals by name, and warnings on skipped Observations; raises `UserError` as `from_fhir`."""
     if case.observations is None:
         return case.vitals, ()
     if case.vitals:

@@ -1,4 +1,4 @@
-"""Read request bodies within limits: bytes and seconds of each, bytes of all that are read at once."""
+"""Read request bodies within limits: bytes and seconds of each, and bytes of all that are read at once."""
 
 import asyncio
 import json
@@ -18,16 +18,16 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from vlm.untrusted import JsonFault, parse_json
 
 IDLE_SECONDS = 10.0
-"""Without a byte."""
+"""Longest wait for the next byte, seconds."""
 GRACE_SECONDS = 30.0
 SLOWEST = 32 << 10
-"""Bytes a second on average, after the grace."""
+"""Minimum average rate after the grace period, bytes a second."""
 MOST_WIDE = 1 << 20
-"""Bytes beyond ASCII in a larger body."""
+"""Most non-ASCII bytes in a larger body."""
 MOST_VALUES = 100_000
-"""Commas, colons and brackets in a JSON body: a few bytes of them become a hundred times as many in memory."""
+"""Most commas, colons and brackets in a JSON body: parsed, each can take 100 times its bytes in memory."""
 MOST_OPTIONS = 16
-"""Semicolons in a header: each costs the parser as much as a kilobyte of a file."""
+"""Most semicolons in a header: each costs the parser as much as a kilobyte of a file."""
 DEEPEST = 32
 LONGEST_NUMBER = 40
 _WIDE_BYTES = bytes(range(128, 256))
@@ -36,7 +36,7 @@ _QUOTED = re.compile(rb'"(?:\\.|[^"\\])*"')
 
 
 class Bodies:
-    """Counts the bytes of the bodies that are in memory. One for a server."""
+    """Count the bytes of the bodies in memory. One instance a server."""
 
     def __init__(self, most: int) -> None:
         self.most, self.total = most, 2 * most
@@ -44,9 +44,9 @@ class Bodies:
 
     @asynccontextmanager
     async def reading(self, request: Request, most: int | None = None) -> AsyncIterator[Request]:
-        """A request whose body is counted until the end of the block, and refused where it breaks a limit.
+        """Count a request's body until the end of the block, and refuse it where it breaks a limit.
 
-        Raises `HTTPException`: 408 too slow, 413 too large, 429 while others take all the room.
+        Raises `HTTPException`: 408 too slow, 413 too large, 429 while others take all the memory.
         """
         most = most or self.most
         if not 0 <= _length(request) <= most:
@@ -75,7 +75,7 @@ class Bodies:
 
 
 class _Form(MultiPartParser):
-    """Starlette's parser, but strict, and without a file of a case on the disk: the whole body is bounded already."""
+    """Starlette's parser made strict; it writes no file of a case to disk, since the whole body is bounded already."""
 
     spool_max_size = sys.maxsize
     is_whole = False
@@ -92,7 +92,7 @@ class _Form(MultiPartParser):
 
     def on_part_end(self) -> None:
         part = self._current_part
-        if part.file is None:  # half a character where it is not UTF-8, and not another encoding's letters
+        if part.file is None:  # lone surrogates where it is not UTF-8, not another encoding's letters
             self.items.append((part.field_name, part.data.decode("utf-8", "surrogateescape")))
         else:
             super().on_part_end()
@@ -103,9 +103,9 @@ class _Form(MultiPartParser):
 
 @asynccontextmanager
 async def form_of(request: Request, files: int, fields: int, largest: int) -> AsyncIterator[FormData]:
-    """A request's multipart form, of UTF-8 alone: Python's other codecs raise nearly anything, or take minutes.
+    """Parse a request's multipart form, in UTF-8 only: Python's other codecs raise nearly anything, or take minutes.
 
-    `largest` is of a field, in bytes. Raises `HTTPException`.
+    `largest` is the size limit of a field, in bytes. Raises `HTTPException`.
     """
     header = request.headers.get("content-type", "")
     if header.count(";") > MOST_OPTIONS:
@@ -132,7 +132,7 @@ async def form_of(request: Request, files: int, fields: int, largest: int) -> As
 
 
 def read_json(data: bytes | str) -> Any:
-    """Strict JSON of few values; raises `ValueError` in one line without a value of the text."""
+    """Parse strict JSON of few values; raises `ValueError` in one line that quotes no value of the text."""
     if sum(data.count(sign) if isinstance(data, str) else data.count(sign.encode()) for sign in ",:[{") > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values")
     if isinstance(data, bytes) and len(data) > MOST_WIDE:
@@ -144,7 +144,7 @@ def read_json(data: bytes | str) -> Any:
 
 
 def _with_escapes(data: bytes) -> bytes:
-    """Write letters beyond ASCII as JSON escapes: as text, one emoji would make a large image take four times as much.
+    """Write non-ASCII letters as JSON escapes: as a `str`, one emoji would make a large image take four times as much.
 
     Raises `ValueError` for more of them than words need.
     """
@@ -157,14 +157,14 @@ def _with_escapes(data: bytes) -> bytes:
 
 
 def _has_option_twice(header: bytes) -> bool:
-    """Whether a header such as `form-data; name="a"` names an option twice; what stands in quotes names none."""
+    """Check whether a header such as `form-data; name="a"` names an option twice; quoted text is ignored."""
     parts = _QUOTED.sub(b"", header).split(b";")[1:]
     names = [name for part in parts if (name := part.partition(b"=")[0].strip().lower())]
     return len(set(names)) < len(names)
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text has no half of a character in it, which can be written nowhere."""
+    """Check whether a text has no lone surrogate, which cannot be encoded."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
@@ -172,7 +172,7 @@ def is_whole(text: str) -> bool:
 
 
 def _length(request: Request) -> int:
-    """The body's length as the header says it; 0 where it does not, -1 where it is no number."""
+    """Return the body's length from its header; 0 where there is none, -1 where it is no number."""
     text = request.headers.get("content-length", "0")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
 

@@ -13,26 +13,26 @@ from vlm.app.headers import marked_headers
 
 MOST_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
-"""From a connection, or the last answer, to the end of a request's head."""
+"""Longest time from a connection, or its last answer, to the end of a request's head."""
 READER_SECONDS = 30.0
-"""While a client does not take what is written to it."""
+"""Longest time that a client may not read what is written to it."""
 PIECE = 16 << 10
-"""Bytes that are parsed at once, so that a head may have hardly more."""
+"""Bytes that are parsed at once, so that a head can hardly exceed it."""
 FREE_CHUNKS, SMALLEST_CHUNK = 256, 512
-"""Chunks of a body, and bytes of each on average beyond them: each costs the parser as much as a kilobyte."""
+"""Free chunks of a body, and average bytes of each beyond them: each costs the parser as much as a kilobyte."""
 _STREAMS = "/gradio_api/"
-"""Paths of the page, whose streams stay open as long as the page does."""
+"""Path prefix of the page's streams, which stay open as long as the page does."""
 
 
 def server_config(app: Any, **named: Any) -> uvicorn.Config:
-    """How uvicorn serves the app. No log: one of requests holds what clients sent, one of errors may quote a case."""
+    """Configure uvicorn without logs: an access log holds what clients sent, an error log may quote a case."""
     logging.getLogger().addHandler(logging.NullHandler())  # else Python prints warnings of libraries on stderr
     return uvicorn.Config(app, http=BoundedProtocol, ws="none", log_level="critical", access_log=False,
                           server_header=False, timeout_graceful_shutdown=3, **named)  # fmt: skip
 
 
 class _Connection(h11.Connection):
-    """Reads no body that comes in crumbs."""
+    """HTTP connection that refuses a body in tiny chunks."""
 
     chunks = 0
     received = 0
@@ -49,7 +49,7 @@ class _Connection(h11.Connection):
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that ends when its client is slow, or when others need its place."""
+    """Protocol that closes a connection when its client is slow, or when others need its place."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -100,7 +100,7 @@ class BoundedProtocol(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, marked as every other answer is."""
+        """Answer a malformed HTTP request, with the same headers as every other answer."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
             start = h11.Response(status_code=400, headers=marked_headers(headers), reason=b"Bad Request")
@@ -110,12 +110,12 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is being answered."""
+        """True if no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the client has not sent a whole request yet, or does not take its answer."""
+        """True if the client has not sent a whole request yet, or does not read its answer."""
         return self.is_idle or self.cycle.more_body or self._reader is not None
 
     @property
@@ -123,7 +123,7 @@ class BoundedProtocol(H11Protocol):
         return not self.is_idle and self.scope["path"].startswith(_STREAMS)
 
     def _await_head(self) -> None:
-        """Give the client its time; more bytes of the same head do not renew it."""
+        """Start the timeout for a request's head; more bytes of the same head do not renew it."""
         self.since = time.monotonic()
         if self._head is not None:
             self._head.cancel()
@@ -131,7 +131,7 @@ class BoundedProtocol(H11Protocol):
 
 
 def _make_room(connections: set[Any]) -> None:
-    """End the connection that has waited longest for its client, or else the oldest stream of a page."""
+    """Close the connection that has waited longest for its client, or else the oldest stream of a page."""
     for state in ("is_waiting", "is_stream"):
         if fitting := [each for each in connections if getattr(each, state)]:
             oldest = min(fitting, key=lambda each: each.since)
@@ -141,7 +141,7 @@ def _make_room(connections: set[Any]) -> None:
 
 
 def most_connections() -> int:
-    """As many as there are descriptors for, with some left for files."""
+    """Return the connection limit: the file descriptors there are, with some left for files."""
     try:
         import resource  # not on Windows
     except ImportError:

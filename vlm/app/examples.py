@@ -1,4 +1,4 @@
-"""Synthetic cases to try the page with: drawn by a program, of no patient, and said to be so."""
+"""Make synthetic example cases for the page: drawn by a program, of no patient, and labelled so."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,22 @@ from vlm.data.ingest.phantom import VITALS, draw_cases
 from vlm.data.ingest.phantom_image import draw_chest
 
 SEED = 2024
-"""Another cohort than those that the configs train on."""
+"""Seed of another cohort than those that the configs train on."""
 
 
 @dataclass(frozen=True)
 class SyntheticCase:
-    """What an example fills in."""
+    """Values with which an example fills the form."""
 
     title: str
     picture: np.ndarray | None
-    """S × S, uint8."""
+    """Image, S × S, uint8."""
     vitals: dict[str, str]
-    """By the names of the form's fields."""
+    """Values by the names of the form's fields."""
 
 
 def synthetic_cases(spec: CaseSpec) -> list[SyntheticCase]:
-    """One with an opacity, one without, and one without an image; values only for vitals that the adapter reads."""
+    """Make a case with an opacity, one without, one without an image; values only for vitals that the adapter reads."""
     frame = draw_cases(PhantomConfig(cases=60, seed=SEED, missing=0))
     chosen = [frame[frame["finding"] == finding].iloc[0] for finding in ("dense", "none", "patchy")]
     cases = []
@@ -40,7 +40,7 @@ def synthetic_cases(spec: CaseSpec) -> list[SyntheticCase]:
 
 
 def _reads(spec: CaseSpec, column: str) -> bool:
-    """Whether the adapter has the vitals of a column of the cohort, in the same units."""
+    """Check whether the adapter has the vitals of a column of the cohort, in the same units."""
     units = {vital.name: vital.unit for vital in VITALS}
     names = spec.schema.names_in(column)
     return bool(names) and all(units.get(name) == spec.schema.vitals[spec.schema.position(name)].unit for name in names)

@@ -1,7 +1,7 @@
-"""What a draft rests on, as far as it can be said while a user waits: each word's sources, each likely label's place.
+"""Explain a draft as far as it is quick: the source shares of each word, the heat map of each likely label.
 
-Dividing a phrase among places and values takes minutes on a busy CPU and would hold up the drafts of all others; that
-is left to `clinical-vlm draft --explain`.
+Attributing a phrase to places and values takes minutes on a busy CPU and would hold up the drafts of all others;
+`clinical-vlm draft --explain` does that.
 """
 
 import importlib.util
@@ -18,13 +18,13 @@ from vlm.report import Report
 
 MOST_MAPS = 6
 LIKELY = 0.5
-"""Probability from which a label's place is shown; the leading label's always is."""
+"""Probability from which a label's heat map is shown; the leading label's always is."""
 FAINT = 0.3
 """Share below which a word is not tinted."""
 
 
 def why_not(engine: Engine) -> str:
-    """Why this engine's drafts cannot be explained; empty if they can."""
+    """Return why this engine's drafts cannot be explained; empty if they can."""
     if not isinstance(engine, ReportEngine):
         return "only PyTorch's engine has gradients; use --engine torch"
     if engine.model.model_config.vitals.injection == "text":
@@ -35,7 +35,7 @@ def why_not(engine: Engine) -> str:
 
 
 def explained(engine: Engine, prepared: Prepared, picture: np.ndarray | None, report: Report) -> Explanation:
-    """The words and the labels of a draft; `picture` is the square that the model saw, S × S uint8."""
+    """Explain the words and the labels of a draft; `picture` is the square that the model saw, S × S uint8."""
     assert isinstance(engine, ReportEngine)
     shown = picture if prepared[0]["has_image"] else None
     with merged_lora(engine.model):
@@ -43,7 +43,7 @@ def explained(engine: Engine, prepared: Prepared, picture: np.ndarray | None, re
 
 
 def show(explanation: Explanation) -> str:
-    """It as HTML."""
+    """Render an explanation as HTML."""
     words = [_tinted(*word) for word in explanation.tinted_words()]
     return render("explanation.html.j2", words=words, maps=_maps(explanation))
 
@@ -54,7 +54,7 @@ def _tinted(text: str, image: float, vitals: float, language: float) -> dict[str
 
 
 def _maps(explanation: Explanation) -> list[dict[str, str]]:
-    """The heat of the likely labels over the image, the leading one's first."""
+    """Render the heat maps of the likely labels over the image, the leading one's first."""
     if explanation.picture is None or explanation.leading_label is None:
         return []
     leading = explanation.leading_label.name

@@ -1,4 +1,4 @@
-"""The form of the vitals, made from an adapter's schema."""
+"""Build the form of the vitals from an adapter's schema."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,17 +14,17 @@ _UNMARKED = str.maketrans(
 
 @dataclass(frozen=True)
 class Field:
-    """One input of the form; what is typed goes to `VitalsSchema.parse` under its name."""
+    """One input of the form; its text goes to `VitalsSchema.parse` under its name."""
 
     name: str
     label: str
     help: str
     choices: tuple[str, ...] = ()
-    """The words to choose from; empty for a number."""
+    """Choices of a category; empty for a number."""
 
 
 def fields(schema: VitalsSchema) -> list[Field]:
-    """One field a vital, in the schema's order; systolic and diastolic pressure share one, as they are written."""
+    """Make one field a vital, in the schema's order; systolic and diastolic pressure share one, as they are written."""
     found = {vital.name: _field(vital) for vital in schema.vitals}
     pressure = schema.names_in(PRESSURE_NAMES[1])
     if len(pressure) == 2:
@@ -35,7 +35,7 @@ def fields(schema: VitalsSchema) -> list[Field]:
 
 
 def given(form: Sequence[Field], values: Sequence[Any]) -> dict[str, str]:
-    """What was typed or chosen, by the names of the fields; an empty one is not given."""
+    """Return the values that were typed or chosen, by field name; empty ones are left out."""
     typed = {field.name: str(value or "").strip() for field, value in zip(form, values, strict=True)}
     return {name: value for name, value in typed.items() if value}
 
@@ -51,7 +51,7 @@ def _field(vital: VitalConfig) -> Field:
 
 
 def _plain(text: str) -> str:
-    """A stranger's word for a help text, in which Gradio makes links and emphasis and knows no escape."""
+    """Neutralize the markup of an untrusted help text, which Gradio renders and for which it knows no escape."""
     return text.replace("](", "]\N{WORD JOINER}(").translate(_UNMARKED)
 
 

@@ -1,8 +1,8 @@
-"""The gate before Gradio: which of its routes are there, who may ask what, and what an event may be given.
+"""Guard Gradio's routes: which of them exist, who may call them, and what an event's data may hold.
 
 Gradio trusts the paths and addresses in an event's data as soon as its blocks are mounted and not launched. Here an
-event gets plain values alone; a file is one that this browser sent, found by its name among the uploads and never by
-a path. Everything that Gradio serves passes here, so that an event or a route of tomorrow is no new door.
+event gets plain values only. A file is one that this browser uploaded, found by its name among the uploads and never by
+a path. Every request to Gradio passes here, so a new event or route of Gradio exposes nothing.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from vlm.app.uploads import Full
 
 COOKIE = "clinical-vlm-session"
 LARGEST_EVENT = 1 << 18
-"""Bytes of an event's data: the form's fields."""
+"""Most bytes of an event's data: the form's fields."""
 LONGEST_TEXT, LONGEST_PATH = 10_000, 200
 MOST_EVENTS, MOST_EVENTS_OF_ALL = 32, 512
-"""Events of one page, and of all, whose results nobody has fetched yet."""
+"""Most events of one page, and of all pages, whose results are not fetched yet."""
 ABANDONED = 60.0
 """Seconds after which such results are dropped."""
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
@@ -37,17 +37,17 @@ _JOIN, _DATA, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/queue/data", "/gr
 _CANCEL, _RESET, _PROGRESS = "/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/upload_progress"
 
 _CHANGED = re.compile(rb"x-forwarded-|content-length$|transfer-encoding$")
-"""Headers that are not passed on: Gradio believes the first, and the body is a new one."""
+"""Headers that are not passed on: Gradio trusts the first, and the body is a new one."""
 
 
 class Gate:
-    """ASGI application around Gradio's; `blocks` are what it serves."""
+    """ASGI application around Gradio's app, which serves `blocks`."""
 
     def __init__(self, app: Any, blocks: Any, service: Service, bodies: Bodies) -> None:
         self.app, self.blocks, self.bodies = app, blocks, bodies
         self.uploads, self._folder = service.uploads, service.folder
         self._active: dict[str, float] = {}
-        """When each page's results were last asked for, by `time.monotonic`; infinite while it listens."""
+        """Time by `time.monotonic` when each page's results were last asked for; infinite while it listens."""
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -70,7 +70,7 @@ class Gate:
             page = _page(_session(request), beat[2])
             await self._pass(request, send, path=f"{beat[1]}{page}")
         elif method == "GET" and path == _PROGRESS:
-            done = Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")  # the browser counts itself
+            done = Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")  # the browser counts by itself
             await done(request.scope, request.receive, send)
         elif method == "POST" and path == _RESET:  # Gradio answers this and does nothing
             await JSONResponse({"success": True})(request.scope, request.receive, send)
@@ -94,14 +94,14 @@ class Gate:
         async def receive() -> Any:
             nonlocal sent
             if sent or request.method in ("GET", "HEAD"):
-                return await request.receive()  # the client's leaving
+                return await request.receive()  # the client's disconnect
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, receive, send)
 
     def _with_cookie(self, request: Request, send: Any) -> Any:
-        """Give a browser that has none the name of its session."""
+        """Set a session cookie for a browser that has none."""
         if _SESSION.fullmatch(request.cookies.get(COOKIE, "")):
             return send
         secure = "; Secure" if request.url.scheme == "https" else ""
@@ -115,7 +115,7 @@ class Gate:
         return sending
 
     async def _upload(self, request: Request, send: Any) -> None:
-        """Keep one file for its session, and answer its name as Gradio answers a path."""
+        """Keep one uploaded file for its session, and answer its name where Gradio answers a path."""
         session = _session(request)
         async with (
             self.bodies.reading(request) as counted,
@@ -148,12 +148,12 @@ class Gate:
         else:
             known = _cancelled(event)
             if known["event_id"] not in self.blocks._queue.pending_event_ids_session.get(page, ()):
-                await JSONResponse({"success": True})(request.scope, request.receive, send)  # over, or not its own
+                await JSONResponse({"success": True})(request.scope, request.receive, send)  # finished, or not its own
                 return
         await self._pass(request, send, body=json.dumps({**known, "session_hash": page}).encode())
 
     def _joined(self, event: dict[str, Any], session: str) -> dict[str, Any]:
-        """The parts of an event that Gradio may see; raises `HTTPException` for anything but a known form's values."""
+        """Filter an event to the parts for Gradio; raises `HTTPException` for anything but a known form's values."""
         number, data, trigger = (event.get(name) for name in ("fn_index", "data", "trigger_id"))
         function = self.blocks.fns.get(number) if _is_number(number) else None
         if function is None or not (trigger is None or _is_number(trigger)):
@@ -163,7 +163,7 @@ class Gate:
         return {"fn_index": number, "trigger_id": trigger, "data": [self._plain(value, session) for value in data]}
 
     def _plain(self, value: Any, session: str) -> Any:
-        """A value without any object but an upload, whose path is made here: it ends in the name of `Uploads.take`."""
+        """Check a value: plain, or an upload, whose path is made here and ends in the name of `Uploads.take`."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str) and len(value) <= LONGEST_TEXT:
@@ -177,7 +177,7 @@ class Gate:
     # -------------------------------------------------------------------------------------- results
 
     async def _listen(self, request: Request, send: Any) -> None:
-        """The results of a page's events, for as long as it listens."""
+        """Stream the results of a page's events, for as long as it listens."""
         page = _page(_session(request), request.query_params.get("session_hash"))
         if page not in self.blocks._queue.pending_messages_per_session:
             raise HTTPException(404, "nothing was asked by this page")
@@ -188,7 +188,7 @@ class Gate:
             self._active[page] = time.monotonic()
 
     async def _make_room(self, page: str) -> None:
-        """Refuse more events than a page can want, and drop the results of the page that listened longest ago."""
+        """Refuse more events than a page can need, and drop the results of the page that listened longest ago."""
         await self.sweep()
         pending = self.blocks._queue.pending_event_ids_session
         if len(pending.get(page, ())) >= MOST_EVENTS:
@@ -201,7 +201,7 @@ class Gate:
         self._active.setdefault(page, time.monotonic())
 
     async def sweep(self) -> None:
-        """Drop results that no page came for, and what is left of cancelled events."""
+        """Drop results that no page fetched, and the remains of cancelled events."""
         old = time.monotonic() - ABANDONED
         for page in [page for page, when in self._active.items() if when < old]:
             await self._forget(page)
@@ -218,7 +218,7 @@ class Gate:
 
 
 def _session(request: Request) -> str:
-    """The browser's session; raises `HTTPException` where the page was not opened before."""
+    """Return the browser's session; raises `HTTPException` where the page was not opened before."""
     session = request.cookies.get(COOKIE, "")
     if not _SESSION.fullmatch(session):
         raise HTTPException(403, "open the page first: it gives the browser a cookie")
@@ -226,7 +226,7 @@ def _session(request: Request) -> str:
 
 
 def _page(session: str, name: Any) -> str:
-    """The name by which Gradio knows a page of a session: nobody else can say it."""
+    """Return Gradio's name for a page of a session: nobody else can guess it."""
     if not isinstance(name, str) or not _HASH.fullmatch(name):
         raise HTTPException(422, "session_hash: missing")
     return hashlib.sha256(f"{session} {name}".encode()).hexdigest()

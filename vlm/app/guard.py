@@ -1,4 +1,4 @@
-"""Say who may speak to the server: its names, the web page that asks, the token; and mark every answer for browsers."""
+"""Check host names, origins and the token of every request, and add headers for browsers to every answer."""
 
 import base64
 import binascii
@@ -25,23 +25,23 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 TOKEN_VARIABLE = "CLINICAL_VLM_TOKEN"
 SHORTEST_TOKEN = 16
 OPEN_PATHS = frozenset({"/healthz"})
-"""Paths that need no token: a probe has none, and they say nothing of a case."""
+"""Paths that need no token: a health probe has none, and they reveal nothing of a case."""
 _NAME = re.compile(r"\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 _HOST = re.compile(rf"({_NAME.pattern})(:\d{{1,5}})?")
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may speak to one server."""
+    """Access rules of one server."""
 
     names: frozenset[str] = LOOPBACK_NAMES
     """Host names and addresses that it answers to, besides the address that a connection came in on."""
     token: bytes = field(default=b"", repr=False)
-    """Empty where nobody is asked for one."""
+    """Required token; empty where none is required."""
 
     @classmethod
     def of(cls, host: str, allowed: Iterable[str], token: bytes) -> "Access":
-        """From the options; raises `UserError` for a name that is none."""
+        """Make the rules from the options; raises `UserError` for an invalid name."""
         names = set(LOOPBACK_NAMES)
         for name in allowed:
             if not _NAME.fullmatch(name.lower()):
@@ -53,7 +53,7 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware, the outermost: nothing reaches a route unless `access` lets it."""
+    """Outermost ASGI middleware: nothing reaches a route unless `access` allows it."""
 
     def __init__(self, app: Any, access: Access) -> None:
         self.app, self.access = app, access
@@ -91,7 +91,7 @@ class Guard:
         return None
 
     def _is_ours(self, name: str, scope: Mapping[str, Any]) -> bool:
-        """Whether a name is allowed, or the very address that the client connected to, which no DNS can forge."""
+        """Check whether a name is allowed, or is the address that the client connected to, which no DNS can forge."""
         own = str((scope.get("server") or ("",))[0]).lower()
         return name in self.access.names or name == (f"[{own}]" if ":" in own else own)
 
@@ -109,7 +109,7 @@ class Guard:
 
 
 def _is_own_page(headers: Headers, scope: Mapping[str, Any], host: str) -> bool:
-    """Whether a request is of no web page, of one of this server, or only opens the page as a link does."""
+    """Check whether a request is from no web page, from one of this server, or only opens the page as a link does."""
     origins = headers.getlist("origin")
     if origins and (len(origins) > 1 or not _is_at(origins[0], host)):
         return False
@@ -120,7 +120,7 @@ def _is_own_page(headers: Headers, scope: Mapping[str, Any], host: str) -> bool:
 
 
 def _is_at(origin: str, host: str) -> bool:
-    """Whether an origin is a web page at this `Host`, where either may leave out the port that its scheme implies."""
+    """Check whether an origin is a web page at this `Host`; either may leave out the port that its scheme implies."""
     scheme, _, netloc = origin.lower().partition("://")
     port = {"http": ":80", "https": ":443"}.get(scheme)
     return port is not None and netloc.removesuffix(port) == host.removesuffix(port)
@@ -138,7 +138,7 @@ def _is_wildcard(host: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address that is listened on."""
+    """Check whether only this machine can reach an address that is listened on."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -146,7 +146,7 @@ def is_loopback(address: str) -> bool:
 
 
 def read_token(file: Path | None) -> bytes:
-    """The token of a file, or of the environment, which then forgets it; empty where there is none.
+    """Read the token from a file, or take it from the environment and remove it there; empty where there is none.
 
     Raises `UserError` for a file that cannot be read and a token that is too short or has spaces in it.
     """

@@ -1,4 +1,4 @@
-"""Mark answers for browsers: what a page may load and run, who may frame it, and that nothing is kept."""
+"""Add headers for browsers to answers: what a page may load and run, who may frame it, and that nothing is cached."""
 
 import base64
 import hashlib
@@ -19,13 +19,13 @@ _FIXED = {
     b"permissions-policy": b"camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
 _LIBRARIES = re.compile(r"/(assets|static|static-offline-docs)/")
-"""Files of Gradio and Swagger, which a browser may keep; they are of no case."""
+"""Files of Gradio and Swagger, which a browser may cache; they hold nothing of a case."""
 _DROPPED = (b"server", b"cache-control", b"content-security-policy", b"access-control-allow-origin",
             b"access-control-allow-credentials")  # fmt: skip
 
 
 def content_policy(nonce: str = "") -> str:
-    """The Content-Security-Policy of a page whose own scripts have this nonce; without one, of what is no page.
+    """Return the Content-Security-Policy of a page whose own scripts have this nonce; without one, of any other answer.
 
     `unsafe-eval` because Gradio compiles its constant HTML templates in the browser; no text of a case or an adapter
     is in them.
@@ -40,7 +40,7 @@ def content_policy(nonce: str = "") -> str:
 
 
 class Marked:
-    """An ASGI `send` that adds the headers, and to the scripts of a page its nonce."""
+    """ASGI `send` that adds the headers, and the nonce to the scripts of a page."""
 
     def __init__(self, scope: MutableMapping[str, Any], send: Any) -> None:
         self.started = False
@@ -48,7 +48,7 @@ class Marked:
         self._is_page = self._path in ("/", "/docs")
         self._page: list[bytes] = []
         self._start: MutableMapping[str, Any] | None = None
-        # A page is read here, so it must not come compressed.
+        # The body of a page is parsed here, so it must not be compressed.
         kept = [pair for pair in scope["headers"] if not (self._is_page and pair[0] == b"accept-encoding")]
         self.scope = {**scope, "headers": kept}
 
@@ -68,7 +68,7 @@ class Marked:
             await self._send(message)
 
     async def flush(self) -> None:
-        """Send the page: whatever a stranger wrote is escaped in it, so that each script tag is a template's own."""
+        """Send the page: untrusted text is escaped in it, so each script tag is a template's own."""
         if self._start is None:
             return
         start, self._start = self._start, None
@@ -85,6 +85,6 @@ class Marked:
 
 
 def marked_headers(headers: Any, policy: str = "", cache: bytes = b"no-store") -> list[tuple[bytes, bytes]]:
-    """An answer's headers with those for browsers in place of its own."""
+    """Return an answer's headers with those for browsers in place of its own."""
     own = {**_FIXED, b"content-security-policy": (policy or content_policy()).encode(), b"cache-control": cache}
     return [(name, value) for name, value in headers if name not in own and name not in _DROPPED] + [*own.items()]

@@ -1,4 +1,4 @@
-"""The page: an image, the vitals of the adapter's schema, and the draft that is written into it."""
+"""Build the page: an image, the vitals of the adapter's schema, and the draft that streams into it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -25,11 +25,11 @@ from vlm.errors import UserError
 from vlm.report import NOTICE, Report
 
 LOOK = 0.08
-"""Seconds between two looks at a growing draft: quicker than one reads."""
+"""Seconds between two updates of a growing draft: quicker than one reads."""
 NOT_GIVEN = ""
-"""Value of an empty field and of no choice."""
+"""Value of an empty field, or of no choice."""
 MOST_SESSIONS = 256
-"""Pages whose picture and draft are kept; beyond it the one that was used longest ago starts anew."""
+"""Pages whose picture and draft are kept; beyond it the least recently used one starts anew."""
 HERE = Path(__file__).parent
 
 
@@ -41,7 +41,7 @@ def add_page(app: FastAPI, service: Service, adapter: Adapter) -> FastAPI:
         blocks,
         path="/",
         footer_links=[],
-        run_history=False,  # a browser would keep patients' drafts
+        run_history=False,  # a browser would store patients' drafts
         ssr_mode=False,
         mcp_server=False,
         max_file_size=service.limits.upload,
@@ -57,7 +57,7 @@ def add_page(app: FastAPI, service: Service, adapter: Adapter) -> FastAPI:
 
 
 class Blocks(gr.Blocks):
-    """Gradio's, with one line in place of a traceback, in which Gradio would quote what an event was given."""
+    """Gradio's Blocks, with one line in place of a traceback, which would quote an event's data."""
 
     async def process_api(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         try:
@@ -68,7 +68,7 @@ class Blocks(gr.Blocks):
 
 
 class Answer(NamedTuple):
-    """A draft that is shown, and the case that it is of."""
+    """A shown draft and its case."""
 
     picture: np.ndarray | None
     vitals: dict[str, str]
@@ -77,7 +77,7 @@ class Answer(NamedTuple):
 
 
 class Page:
-    """The components and what their events do."""
+    """The components and their event handlers."""
 
     def __init__(self, service: Service, adapter: Adapter) -> None:
         self.service, self.adapter = service, adapter
@@ -86,7 +86,7 @@ class Page:
         self.unexplained = why_not(service.engine)
 
     def build(self) -> gr.Blocks:
-        """The components, in the order of the keyboard."""
+        """Build the components, in the tab order of the keyboard."""
         with Blocks(title="Report drafts", analytics_enabled=False) as page:
             gr.HTML(view.head(self.adapter), js_on_load=None)
             gr.HTML(f"<p><strong>{NOTICE}</strong> <span>Never act on it without the evidence itself.</span></p>",
@@ -132,7 +132,7 @@ class Page:
         explaining = self.explain.click(self.say_why, self.answer, [self.explain, self.explanation], **quiet)
         asked = [self.picture, self.context, *self.values]
         writing = self.draft.click(self.write, asked, shown, cancels=[explaining], **quiet)
-        quiet["cancels"] = [writing, explaining]  # words of another case must not appear beside these inputs
+        quiet["cancels"] = [writing, explaining]  # an explanation of another case must not appear beside these inputs
         self.stop.click(_nothing, None, shown, **quiet)
         self.remove.click(lambda: [*_image(None), *_nothing()], None, [*image, *shown], **quiet)
         self.clear.click(self._filler(None), None, [*image, *values, *shown], **quiet)
@@ -144,7 +144,7 @@ class Page:
     # ---------------------------------------------------------------------------------------- events
 
     async def read_upload(self, file: Mapping[str, Any]) -> list[Any]:
-        """Read an uploaded image and forget it; a bad one is a message where the draft would be.
+        """Read an uploaded image and delete it; an unreadable one gives a message in place of the draft.
 
         Its path is of no file: its last part is the name under which the gate has claimed the upload.
         """
@@ -157,7 +157,7 @@ class Page:
             return [*_image(None), *_shown(view.refused(str(error)))]
 
     async def write(self, picture: np.ndarray | None, context: str, *values: Any) -> AsyncIterator[list[Any]]:
-        """Draft and show the words as they come; every refusal is a message."""
+        """Draft and stream the words; every refusal is shown as a message."""
         try:
             vitals = given(self.form, values)
             prepared = await run_in_threadpool(self.service.prepare, picture, vitals, context or "")
@@ -194,7 +194,7 @@ class Page:
             yield [gr.Button(visible=True), view.refused(str(error), "No explanation")]
 
     def _filler(self, case: SyntheticCase | None) -> Any:
-        """Fills the inputs with an example, or empties them."""
+        """Make a handler that fills the inputs with an example, or empties them."""
         vitals = [case.vitals.get(field.name, NOT_GIVEN) if case else NOT_GIVEN for field in self.form]
         image = case.picture if case else None
         return lambda: [*_image(image), *vitals, "", *_nothing()]
@@ -217,7 +217,7 @@ def _input(field: Field) -> Any:
 
 
 def _image(square: np.ndarray | None) -> list[Any]:
-    """The picture, the field to choose one, its preview and the button to remove it."""
+    """Return the updates of the picture: the field to choose one, its preview and the button to remove it."""
     there = square is not None
     shown = view.picture(square) if square is not None else ""
     return [square, gr.File(None, visible=not there), gr.HTML(shown, visible=there), gr.Button(visible=there)]
@@ -228,7 +228,7 @@ def _nothing() -> list[Any]:
 
 
 def _shown(page: str, answer: Answer | None = None, busy: bool = False, explain: bool = False) -> list[Any]:
-    """The result, its answer, the buttons to draft and to stop, of which one serves, and room for an explanation."""
+    """Return the updates of the result: the answer, the buttons to draft and to stop, and the explanation's place."""
     buttons = [gr.Button(interactive=not busy), gr.Button(visible=busy)]
     return [page, answer, *buttons, gr.Button(visible=explain, interactive=True), ""]
 

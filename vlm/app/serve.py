@@ -16,7 +16,7 @@ from vlm.app.failures import report_loop_failure
 from vlm.app.guard import TOKEN_VARIABLE, Access, is_loopback, read_token
 from vlm.errors import UserError
 
-if TYPE_CHECKING:  # it takes PyTorch, and a typing error costs no wait
+if TYPE_CHECKING:  # it imports PyTorch: a typing error should not wait for it
     from vlm.app.service import Service
 
 
@@ -35,23 +35,23 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Bind the port before anything is loaded; raises `UserError` where it cannot be had."""
+    """Bind the port before anything is loaded; raises `UserError` where it cannot be bound."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         reserved = socket.socket(family, kind)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(address)
-    except (OSError, UnicodeError) as error:  # the latter of what cannot be a name
+    except (OSError, UnicodeError) as error:  # `UnicodeError` for an invalid host name
         reason = error.strerror if isinstance(error, OSError) else "no host name"
         raise UserError(f"--host, --port: cannot listen on {host[:80]}:{port}: {reason}") from None
     return reserved
 
 
 def make_app(arguments: argparse.Namespace, access: Access) -> Any:
-    """Load the adapter and put page and routes on it; raises `UserError` as `vlm.adapter.load` does."""
+    """Load the adapter and add the page and the routes; raises `UserError` as `vlm.adapter.load` does."""
     from vlm.adapter import resolve
 
-    folder = resolve(arguments.adapter)  # before the other libraries: a typing error costs no wait
+    folder = resolve(arguments.adapter)  # before the heavy imports: a typing error costs no wait
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
@@ -73,7 +73,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     app.router.lifespan_context = partial(lifetime, service)
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     from vlm.app.explaining import why_not
-    from vlm.app.page import add_page  # after the variables
+    from vlm.app.page import add_page  # after the environment variables are set
 
     if reason := why_not(service.engine):
         print(f"explanations: off, {reason}", flush=True)

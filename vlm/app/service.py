@@ -1,7 +1,7 @@
-"""One loaded engine behind a bounded queue: one worker drafts what waits, together where the engine can.
+"""Run one loaded engine behind a bounded queue: one worker drafts the queued cases, in batches where the engine can.
 
-What comes from outside is bounded here: bytes, characters, tokens, seconds and the number of those who wait.
-Nothing of a case is logged, and an uploaded image is gone as soon as it was read.
+Inputs from outside are bounded here: bytes, characters, tokens, seconds and the length of the queue.
+Nothing of a case is logged, and an uploaded image is deleted as soon as it was read.
 """
 
 import tempfile
@@ -29,53 +29,53 @@ from vlm.report import Report
 
 Result = TypeVar("Result")
 LONGEST_PROMPT = 1024
-"""Tokens around the evidence; more of them are a context that no adapter was trained on."""
+"""Longest prompt without the evidence, tokens; a longer one has a context that no adapter was trained on."""
 
 
 DECODERS = 2
 """Images decoded at once, each in a process of its own that is killed at a limit of time or memory."""
 SECONDS_AN_IMAGE = 10.0
 FORGOTTEN = 600
-"""Seconds after which a file in the folder is nobody's."""
+"""Age in seconds after which a file in the folder is a leftover."""
 
 
 class Busy(Exception):
-    """The queue is full."""
+    """Raised when the queue is full."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes."""
+    """Limits of one server."""
 
     upload: int = 64 << 20
-    """Bytes of an image file."""
+    """Size of an image file, bytes."""
     context: int = 2000
-    """Characters of the context."""
+    """Length of the context, characters."""
     tokens: int = 96
-    """Longest draft."""
+    """Longest draft, tokens."""
     seconds: float = 60
-    """From asking to the last word."""
+    """Time from the request to the last word."""
     waiting: int = 32
-    """Drafts in the queue, those being written included."""
+    """Drafts in the queue, including those being written."""
     batch: int = 16
-    """Drafts written together."""
+    """Drafts in a batch."""
 
 
 @dataclass(eq=False)
 class Job(Generic[Result]):
-    """Work for the engine, and its result to come."""
+    """Work for the engine, with a future result."""
 
     work: Callable[[Engine], Result] | None
-    """What to call; None for a draft."""
+    """Function to call; None for a draft."""
     deadline: float
-    """By `time.monotonic`."""
+    """Deadline by `time.monotonic`."""
     result: "Future[Result]" = field(default_factory=Future)
     left: bool = False
-    """Whoever asked has gone."""
+    """True if the client disconnected."""
 
     @property
     def over(self) -> bool:
-        """Whether nobody wants the result any more."""
+        """True if the result is no longer wanted."""
         return self.left or time.monotonic() > self.deadline
 
     @property
@@ -85,21 +85,21 @@ class Job(Generic[Result]):
 
 @dataclass(eq=False)
 class Draft(Job[Report]):
-    """A report to be drafted, and the words there are so far."""
+    """A report to draft, and its text so far."""
 
     prepared: Prepared = field(kw_only=True)
     text: str = ""
-    """Grows while the report is written; its reader looks at it now and then."""
+    """Partial text, which grows while the report is written; the page polls it."""
 
 
 class Service:
-    """Close it, or use it as a context: it owns a thread and a private folder."""
+    """Queue and worker thread, with a private folder. Close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
         self.engine = engine
         self.limits = limits or Limits()
         self.seconds_a_batch = 1.0
-        """What the last batch took: how long a client should wait before it asks again."""
+        """Seconds of the last batch: how long a client should wait before it retries."""
         self.uploads = Uploads(4 * self.limits.upload)
         self._folder = tempfile.TemporaryDirectory(prefix="clinical-vlm-app-")
         self._jobs: deque[Job[Any]] = deque()
@@ -109,7 +109,7 @@ class Service:
         self._decoder = ImageDecoder(DecodeLimits(seconds=min(SECONDS_AN_IMAGE, self.limits.seconds)), DECODERS)
         self._decoder.start()
         self._turn = threading.Semaphore(DECODERS)
-        self._readers = anyio.CapacityLimiter(self.limits.waiting)  # of threads; drafts must not wait for images
+        self._readers = anyio.CapacityLimiter(self.limits.waiting)  # limit of threads; drafts must not wait for images
         self._batch = self.limits.batch if isinstance(engine, ReportEngine) else 1
         self._worker = threading.Thread(target=self._work, name="drafting", daemon=True)
         self._worker.start()
@@ -121,7 +121,7 @@ class Service:
         self.close()
 
     def close(self) -> None:
-        """End the worker and remove the folder; what waits fails."""
+        """End the worker and remove the folder; queued jobs fail."""
         with self._changed:
             self._closed = True
             waiting = list(self._jobs)
@@ -136,35 +136,35 @@ class Service:
 
     @property
     def folder(self) -> Path:
-        """A folder that only this user can read, for what libraries may write; removed in the end."""
+        """Temporary folder that only this user can read, for files of libraries; removed at the end."""
         return Path(self._folder.name)
 
     @property
     def alive(self) -> bool:
-        """Whether there is somebody to draft."""
+        """True if the worker runs."""
         return self._worker.is_alive()
 
     @property
     def waiting(self) -> int:
-        """Jobs not yet done."""
+        """Number of jobs not yet done."""
         return len(self._jobs) + sum(not job.result.done() for job in self._current)
 
     def check_room(self) -> None:
-        """Raise `Busy` if the queue is full: asked before anything of a case is read."""
+        """Raise `Busy` if the queue is full; called before anything of a case is read."""
         if self._closed or self.waiting >= self.limits.waiting:
             raise Busy(f"{self.waiting} drafts are waiting already; try again in a moment")
 
     # --------------------------------------------------------------------------------------- inputs
 
     async def read_image(self, data: bytes) -> np.ndarray:
-        """The content of an image file as the model sees it, S × S uint8.
+        """Decode an image file as the model sees it, S × S uint8.
 
-        Raises `UserError` for an unreadable one, and `TooLate` where those before it take all the time there is.
+        Raises `UserError` for an unreadable one, and `TooLate` where earlier images take all the time there is.
         """
         return await anyio.to_thread.run_sync(self.read_bytes, data, limiter=self._readers)
 
     def read_bytes(self, data: bytes) -> np.ndarray:
-        """`read_image`, for a thread that may wait."""
+        """Decode as `read_image` does, from a thread that may block."""
         if not self._turn.acquire(timeout=self.limits.seconds):
             raise TooLate
         try:
@@ -174,7 +174,7 @@ class Service:
             self._turn.release()
 
     def prepare(self, picture: np.ndarray | None, vitals: Mapping[str, Any], context: str = "") -> Prepared:
-        """One case's inputs for `draft`; raises `UserError` for a wrong vital or too long a context."""
+        """Prepare one case's inputs for `draft`; raises `UserError` for a wrong vital or too long a context."""
         if len(context) > self.limits.context:
             raise UserError(f"context: {len(context):,} characters, at most {self.limits.context:,}")
         try:
@@ -185,7 +185,7 @@ class Service:
             raise UserError(f"context: too long; {error}" if longer else str(error)) from None
 
     def sweep(self) -> None:
-        """Forget the uploads that nobody came for, and remove what a crash has left in the folder."""
+        """Remove expired uploads, and files that a crash has left in the folder."""
         self.uploads.sweep()
         for file in self.folder.rglob("*"):
             with suppress(OSError):
@@ -195,11 +195,11 @@ class Service:
     # ---------------------------------------------------------------------------------------- asking
 
     def draft(self, prepared: Prepared) -> Draft:
-        """Put a report into the queue; raises `Busy` if it is full."""
+        """Queue a report; raises `Busy` if the queue is full."""
         return self._put(Draft(None, self._deadline(), prepared=prepared))
 
     def ask(self, work: Callable[[Engine], Result]) -> Job[Result]:
-        """Put other work for the engine into the queue; raises `Busy` if it is full."""
+        """Queue other work for the engine; raises `Busy` if the queue is full."""
         return self._put(Job(work, self._deadline()))
 
     def _deadline(self) -> float:
@@ -229,7 +229,7 @@ class Service:
                 self.seconds_a_batch = time.monotonic() - start
 
     def _take(self) -> list[Job[Any]]:
-        """The jobs to do next: one of any kind, or as many drafts as go together; empty when closing."""
+        """Take the next jobs: one of another kind, or as many drafts as fit a batch; empty when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             jobs: list[Job[Any]] = []
@@ -260,7 +260,7 @@ class Service:
 
 
 class TokenStreamer:
-    """Streams the words of several drafts at once, and ends the writing when nobody wants them any more.
+    """Stream the words of several drafts at once, and stop generating when no client wants them any more.
 
     It has the two methods of Transformers' streamers, whose own take one text at a time.
     """
@@ -272,20 +272,20 @@ class TokenStreamer:
         self._ended = [False for _ in drafts]
 
     def put(self, value: torch.Tensor) -> None:
-        """The next token of each draft, B; before the first, the prompt's, of which there are none."""
+        """Append the next token of each draft (B); the first call has the prompt's tokens, of which there are none."""
         if all(draft.over for draft in self._drafts):
             raise TooLate
         if value.numel() != len(self._drafts):
             return
         for row, token in enumerate(value.tolist()):
-            self._ended[row] |= token == self._end  # what comes after it only fills the batch
+            self._ended[row] |= token == self._end  # later tokens are padding
             if not self._ended[row]:
                 self._tokens[row].append(token)
                 text = printable(str(self._tokenizer.decode(self._tokens[row], skip_special_tokens=True)))
-                self._drafts[row].text = text.strip().rstrip("\N{REPLACEMENT CHARACTER}")  # half of a letter
+                self._drafts[row].text = text.strip().rstrip("\N{REPLACEMENT CHARACTER}")  # incomplete character
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no text is held back."""
 
 
 def _go_together(first: Job[Any], other: Job[Any]) -> bool:

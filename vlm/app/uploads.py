@@ -10,27 +10,27 @@ LIFETIME = 60.0
 
 
 class Full(Exception):
-    """There is no room for another upload."""
+    """Raised when there is no memory left for another upload."""
 
 
 class _Upload(NamedTuple):
     session: str
     data: bytes
     expires: float
-    """By `time.monotonic`."""
+    """Expiry by `time.monotonic`."""
 
 
 class Uploads:
-    """Bytes by a secret name. No file, no path: a client can name nothing but what it sent."""
+    """Store bytes under a secret name. There is no file or path: a client can name only what it uploaded."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        """Bytes of all of them together."""
+        """Most bytes of all uploads together."""
         self._kept: dict[str, _Upload] = {}
         self._lock = threading.Lock()
 
     def add(self, session: str, data: bytes) -> str:
-        """Keep an upload in place of the session's last one, and return its name; raises `Full`."""
+        """Store an upload in place of the session's last one, and return its name; raises `Full`."""
         with self._lock:
             self._drop(session)
             if self._size() + len(data) > self.total:
@@ -48,14 +48,14 @@ class Uploads:
             return self._keep("", found.data)
 
     def take(self, name: str) -> bytes | None:
-        """The bytes of a claimed upload, which are forgotten here."""
+        """Pop the bytes of a claimed upload."""
         with self._lock:
             self._drop()
             found = self._kept.get(name)
             return self._kept.pop(name).data if found is not None and not found.session else None
 
     def sweep(self) -> None:
-        """Forget what nobody came for."""
+        """Drop expired uploads."""
         with self._lock:
             self._drop()
 

@@ -1,4 +1,4 @@
-"""What the page shows of a draft, as HTML; whatever comes from outside is escaped by the template."""
+"""Render a draft as HTML for the page; the template escapes all untrusted text."""
 
 import base64
 import json
@@ -26,33 +26,33 @@ def _templates() -> jinja2.Environment:
 
 
 def head(adapter: Adapter) -> str:
-    """The page's title, and which adapter it is."""
+    """Render the page's title and the adapter's."""
     return render("head.html.j2", title=adapter.title)
 
 
 def idle() -> str:
-    """Before the first draft."""
+    """Render the placeholder before the first draft."""
     return _result(state="idle")
 
 
 def refused(message: str, title: str = "No draft") -> str:
-    """In place of what was asked for: one line that says why."""
+    """Render a refusal: one line that says why."""
     return _result(state="error", message=message, title=title)
 
 
 def waiting(message: str) -> str:
-    """In place of what takes its time."""
+    """Render a message while something takes its time."""
     return f'<p class="vlm-soft" role="status">{escape(message)}</p>' if message else ""
 
 
 def writing(text: str, ahead: int) -> str:
-    """A draft that is being written, or waits behind others."""
+    """Render a draft that is being written, or waits behind others."""
     before = f"waiting; {ahead} asked before" if ahead else "reading the case …"
     return _result(state="writing", text=text, message="writing …" if text else before)
 
 
 def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
-    """A whole draft with its probabilities, warnings and files."""
+    """Render a finished draft with its probabilities, warnings and files."""
     schema = adapter.config.spec.schema
     bundle = to_fhir(report, schema, adapter.made_by, has_image)
     return _result(
@@ -70,7 +70,7 @@ def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
 
 
 def meaning(calibration: Calibration) -> str:
-    """What a reader of the bars should know of them."""
+    """Explain the probability bars to their reader."""
     if not calibration.patients:
         return f"{calibration.describe().capitalize()}: read them as an order, not as frequencies."
     return (
@@ -80,12 +80,12 @@ def meaning(calibration: Calibration) -> str:
 
 
 def percent(value: float) -> str:
-    """A probability as it is shown: never 0 and never 1, which no model can know."""
+    """Format a probability: never 0 and never 1, which no model can know."""
     return "< 0.1 %" if value < 0.001 else "> 99.9 %" if value > 0.999 else f"{value:.1%}".replace("%", " %")
 
 
 def picture(square: np.ndarray) -> str:
-    """An image as the model sees it; S × S, uint8."""
+    """Render an image as the model sees it; S × S, uint8."""
     side = square.shape[0]
     caption = f"As the model sees it, {side} × {side} pixels"
     return f'<figure class="vlm-picture"><img alt="{caption}" src="{png_link(square)}">' \
@@ -93,12 +93,12 @@ def picture(square: np.ndarray) -> str:
 
 
 def png_link(image: np.ndarray) -> str:
-    """An image within the page itself: no file of it is left anywhere."""
+    """Encode an image as a link within the page itself: no file of it is left anywhere."""
     return f"data:image/png;base64,{base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()}"
 
 
 def render(template: str, **values: Any) -> str:
-    """One of this package's templates, filled in."""
+    """Fill in one of this package's templates."""
     return _templates().get_template(template).render(values)
 
 
