@@ -1,1 +1,1 @@
-"""What a draft rests on: where in the image, on which vital, and how much the language alone would have said."""
+"""Attribute a draft to places in the image, to vitals, and to the language model alone."""

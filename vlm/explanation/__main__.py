@@ -1,4 +1,4 @@
-"""The earlier name of `clinical-vlm explain`."""
+"""Run `clinical-vlm explain` under its earlier name."""
 
 import sys
 

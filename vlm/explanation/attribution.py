@@ -1,13 +1,13 @@
-"""How much each part of the evidence adds to a word's log-probability, and where in the image a word comes from.
+"""Attribute a word's log-probability to parts of the evidence, and map where in the image a word comes from.
 
-Every word is judged on four inputs that a model was trained on: everything given, the image withheld, the vitals
-withheld, nothing given. What image and vitals add is their Shapley value (Shapley, 1953) over these four, exact and
-of all words in one pass.
+Every word is scored on four inputs that a model was trained on: everything given, the image withheld, the vitals
+withheld, nothing given. The contributions of image and vitals are Shapley values (Shapley, 1953) over these four, exact
+and for all words in one pass.
 
 Chosen words are divided further by integrated gradients (Sundararajan et al., 2017), from the model's own learned
-"missing" to what is given, among the cells of the CNN's last grid and the vitals: through image tokens, vitals tokens,
-z and the label token. Integration is over features, not over raw values: those have jumps at the limits of a reference
-range.
+"missing" embeddings to the given evidence, among the cells of the CNN's last grid and the vitals: through image tokens,
+vitals tokens, z and the label token. Integration is over features, not over raw values: those have jumps at the limits
+of a reference range.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ from vlm.errors import require
 from vlm.model.clinical_vlm import ClinicalVLM
 
 TOLERANCE = 0.01
-"""Largest completeness error, as a share of what the evidence adds."""
+"""Largest completeness error, as a share of the evidence's contribution."""
 SMALLEST = 0.1
-"""Nats; where the evidence adds less, the error is a share of this."""
+"""Smallest contribution that the error is divided by, nats; below it, the error is a share of this."""
 POINTS = 6
-"""Points of Gauss-Legendre quadrature on a stretch of a path."""
+"""Points of Gauss-Legendre quadrature on an interval of a path."""
 FIRST_ENDS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 MOST_STEPS = 240
 PASS_TOKENS = 1024
-"""Tokens read at once."""
+"""Tokens in a forward pass."""
 
 Evidence = tuple[torch.Tensor, ...]
 """The CNN's grid (B × C × h × w), then features and state of each vital (B × X_i)."""
@@ -43,16 +43,16 @@ Corner = tuple[bool, bool]
 
 @dataclass(frozen=True)
 class Parts:
-    """What one stretch of the draft drew on, in nats."""
+    """Attributions of one span of the draft, in nats."""
 
     cells: np.ndarray
-    """h × w, the CNN's last grid; adds up to what the image adds."""
+    """h × w, the CNN's last grid; adds up to the image's contribution."""
     vitals: np.ndarray
-    """m; adds up to what the vitals add."""
+    """m; adds up to the vitals' contribution."""
     error: float
     """Completeness error: |sum of attributions − (f(given) − f(missing))|, as a share of the latter."""
     steps: int
-    """Points on the path."""
+    """Number of points on the path."""
 
 
 def require_captum() -> None:
@@ -61,10 +61,10 @@ def require_captum() -> None:
 
 
 class CaseScorer:
-    """Log-probabilities of the tokens of one draft, as a function of the evidence of one case."""
+    """Score the tokens of one draft by log-probability, as a function of the evidence of one case."""
 
     def __init__(self, model: ClinicalVLM, example: Example, draft: Sequence[int]) -> None:
-        """`draft` are the T tokens of the draft; the model must be in evaluation mode."""
+        """Read the prompt of a case; `draft` are the T tokens of the draft. The model must be in evaluation mode."""
         self.model, self.draft = model, torch.tensor([list(draft)], dtype=torch.long, device=model.device)  # 1 × T
         batch = Collator(model.prompt, generation=True)([example])
         self.pixels = batch["pixel_values"].to(model.device)
@@ -84,14 +84,14 @@ class CaseScorer:
         return tuple(torch.cat(pair, dim=1) for pair in self.model.vitals.read(vitals[None].to(self.model.device)))
 
     def log_probabilities(self, evidence: Evidence, tokens: range) -> torch.Tensor:
-        """Those of some tokens of the draft, given the draft before them; B × n, float32."""
+        """Return log-probabilities of some tokens of the draft, given the draft before them; B × n, float32."""
         logits, wanted = self._logits(evidence, tokens)
         return logits.log_softmax(dim=-1).gather(2, wanted)[..., 0]
 
     def heat(self, tokens: range) -> np.ndarray:
-        """Where some tokens come from, against all else that the model could say of this image; see `grid_heat`.
+        """Map where in the image some tokens come from, against all else that could be said of it; see `grid_heat`.
 
-        Explained is their log-odds, as a label's logit is: nearly certain words have no gradient in their probability.
+        The score is their log-odds, as a label's logit is: nearly certain words have no gradient in their probability.
         """
         grid = self.given[0].clone().requires_grad_()
         logits, wanted = self._logits((grid, *self.given[1:]), tokens)
@@ -100,7 +100,7 @@ class CaseScorer:
         return grid_heat(self.model, self.pixels, torch.autograd.grad(odds, grid)[0])
 
     def _logits(self, evidence: Evidence, tokens: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vocabulary's logits where some tokens stand (B × n × V, float32), and the tokens (B × n × 1)."""
+        """Return the vocabulary's logits at some tokens (B × n × V, float32), and the tokens (B × n × 1)."""
         model, start, end = self.model, self.prompt_length + tokens.start, self.prompt_length + tokens.stop
         rows = len(evidence[0])
         with model.autocast():
@@ -112,7 +112,7 @@ class CaseScorer:
         return logits, self.ids[:, start:end, None].expand(rows, -1, -1)
 
     def _evidence_tokens(self, evidence: Evidence) -> torch.Tensor:
-        """B × P × H, differentiable along every path."""
+        """Encode evidence into tokens, B × P × H, differentiable along every path."""
         model, (grid, *vitals) = self.model, evidence
         image = model.vision(model.vision.pool(grid), torch.ones(len(grid), dtype=torch.bool, device=grid.device))
         if vitals:
@@ -126,13 +126,13 @@ class CaseScorer:
     # ------------------------------------------------------------------------------------ four corners
 
     def _at(self, image: bool, vitals: bool) -> Evidence:
-        """The evidence of a corner."""
+        """Return the evidence of a corner."""
         grid, values = (self.given if image else self.missing)[:1], (self.given if vitals else self.missing)[1:]
         return *grid, *values
 
     @cached_property
     def corners(self) -> dict[Corner, np.ndarray]:
-        """(image, vitals) given or not → log-probability of each token, T. What is not given anyway is not withheld."""
+        """Map (image, vitals) given or not to each token's log-probability, T. Absent evidence is never withheld."""
         distinct = sorted({(i and self.has_image, v and self.has_vitals) for i in (False, True) for v in (False, True)})
         evidence = tuple(torch.cat(parts) for parts in zip(*(self._at(*key) for key in distinct), strict=True))
         with torch.no_grad():
@@ -143,7 +143,7 @@ class CaseScorer:
         }
 
     def shapley(self, tokens: range) -> tuple[float, float, float]:
-        """What image and vitals add to the log-probability of some tokens, and what it is with nothing given; nats."""
+        """Return what image and vitals each add to some tokens' log-probability, and its value with neither; nats."""
         score = {key: float(row[tokens.start : tokens.stop].sum()) for key, row in self.corners.items()}
         image = (score[True, False] - score[False, False] + score[True, True] - score[False, True]) / 2
         vitals = (score[False, True] - score[False, False] + score[True, True] - score[True, False]) / 2
@@ -152,11 +152,11 @@ class CaseScorer:
     # ----------------------------------------------------------------------------- integrated gradients
 
     def parts(self, tokens: range) -> Parts:
-        """Divide what the evidence adds to some tokens of the draft among its parts.
+        """Attribute the evidence's contribution to some tokens of the draft to its parts.
 
-        The straight path goes in stretches, short where it begins: a layer norm turns quickly on the way out of a
-        vector that is nearly nothing, as a learned "missing" may be. The stretch with the largest error is divided
-        until what all miss together is less than `TOLERANCE`, or there are `MOST_STEPS`.
+        The straight path is integrated in intervals, short at its beginning: a layer norm turns quickly on the way out
+        of a near-zero vector, as a learned "missing" may be. The interval with the largest error is split until the
+        total error is less than `TOLERANCE`, or there are `MOST_STEPS` points.
         """
         path = _Path(lambda *evidence: self.log_probabilities(evidence, tokens).sum(dim=1), self.given, self.missing,
                      max(1, PASS_TOKENS // (self.prompt_length + tokens.stop)))  # fmt: skip
@@ -176,22 +176,22 @@ class CaseScorer:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A part of a path of integration."""
+    """An interval of a path of integration."""
 
     start: float
-    """0 where the path begins, 1 where it ends."""
+    """Share of the path: 0 at its beginning, 1 at its end."""
     end: float
     added: Evidence
     """Attribution of each number of the evidence, nats."""
     missed: float
-    """What their sum is too large by, nats."""
+    """Error of their sum, nats; positive where it is too large."""
 
 
 class _Path:
-    """Integrated gradients of a score along the straight path from missing to given, stretch by stretch."""
+    """Integrated gradients of a score along the straight path from missing to given evidence, interval by interval."""
 
     def __init__(self, score: Callable[..., torch.Tensor], given: Evidence, missing: Evidence, rows: int) -> None:
-        """`rows` points are read at once."""
+        """Set the score and both ends; `rows` points are in a batch."""
         from captum.attr import IntegratedGradients
 
         self.gradients = IntegratedGradients(score)
@@ -199,7 +199,7 @@ class _Path:
         self.scores: dict[float, float] = {}
 
     def stretch(self, start: float, end: float) -> _Stretch:
-        """From one share of the path to another."""
+        """Integrate from one share of the path to another."""
         added = self.gradients.attribute(
             self._at(end), self._at(start), n_steps=POINTS, method="gausslegendre", internal_batch_size=self.rows
         )
@@ -208,7 +208,7 @@ class _Path:
         return _Stretch(start, end, added, total - (self.score(end) - self.score(start)))
 
     def score(self, share: float) -> float:
-        """At a share of the path."""
+        """Score the evidence at a share of the path."""
         if share not in self.scores:
             with torch.no_grad():
                 self.scores[share] = float(self.function(*self._at(share)))
@@ -222,7 +222,7 @@ class _Path:
 
 
 def label_heats(model: ClinicalVLM, example: Example) -> list[np.ndarray]:
-    """Where each label's logit comes from; K maps as `grid_heat` gives them."""
+    """Map where each label's logit comes from; K maps as `grid_heat` gives them."""
     pixels, vitals = (example[name][None].to(model.device) for name in ("pixel_values", "vitals"))
     with model.autocast():
         with torch.no_grad():
@@ -235,11 +235,11 @@ def label_heats(model: ClinicalVLM, example: Example) -> list[np.ndarray]:
 
 
 def grid_heat(model: ClinicalVLM, pixels: torch.Tensor, slope: torch.Tensor) -> np.ndarray:
-    """Where in the image a linear function of the CNN's last grid comes from; signed, without a unit.
+    """Map where in the image a linear function of the CNN's last grid comes from; signed, without a unit.
 
     `slope` is 1 × C × h × w. HiResCAM (Draelos and Carin, 2020), gradient times feature summed over the channels, on
-    the last stage of twice the last grid's resolution: the last grid itself is coarse, its cells see nearly the whole
-    image, and what they are hot for lies beside them (see docs/explanation.md).
+    the last stage of twice the last grid's resolution. The last grid itself is coarse: its cells see nearly the whole
+    image, and their heat lies beside the region that causes it (see docs/explanation.md).
     """
     from captum.attr import LayerGradientXActivation
 
@@ -252,7 +252,7 @@ def grid_heat(model: ClinicalVLM, pixels: torch.Tensor, slope: torch.Tensor) -> 
 
 
 def finer_stage(cnn: nn.Module) -> nn.Module:
-    """The last layer of a timm CNN before its last halving; the CNN itself where it does not say."""
+    """Return the last layer of a timm CNN before its last halving; the CNN itself where it does not tell its stages."""
     stages = list(getattr(cnn, "feature_info", None) or [])
     finer = [stage["module"] for stage in stages if stage["reduction"] < stages[-1]["reduction"]]
     return cnn.get_submodule(finer[-1]) if finer else cnn

@@ -1,4 +1,4 @@
-"""From a case and its draft to an `Explanation`."""
+"""Make an `Explanation` from a case and its draft."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import Report
 
 LONGEST_SIDE = 1024
-"""Pixels of the picture that is shown."""
+"""Longest side of the picture that is shown, pixels."""
 
 
 def explain(
@@ -28,7 +28,7 @@ def explain(
     words: str = "",
     context: str = "",
 ) -> Explanation:
-    """What a draft rests on: of each label and of the chosen words where and on which vital, of every word how much.
+    """Explain a draft: the source shares of every word, and the heat map and vitals of labels and chosen words.
 
     `image` and `vitals` are what `predict` was given, `report` what it gave; without it the case is drafted first.
     `words` are chosen as in `opacity, lower zone`; without them the findings, places and levels that the rules read
@@ -56,7 +56,7 @@ def explain(
 def explain_example(
     model: ClinicalVLM, example: Example, report: Report, picture: np.ndarray | None, spans: list[Span] | None = None
 ) -> Explanation:
-    """`explain` for a prepared case; the model is in evaluation mode."""
+    """Explain a prepared case; the model is in evaluation mode."""
     text, names = report.text, model.spec.schema.names
     ids, places = token_spans(model.tokenizer, text)
     if spans is None:
@@ -113,7 +113,7 @@ def _notes(example: Example, passages: tuple[ExplainedWords, ...], names: tuple[
 
 
 def shown_picture(engine: Engine, image: str | Path | None) -> np.ndarray | None:
-    """The image with the contrast that the model sees, at its own aspect and no larger than a screen; H × W uint8."""
+    """Return the image with the model's contrast, in its own aspect ratio and no larger than a screen; H × W uint8."""
     if image is None:
         return None
     stretched = stretch_contrast(read_image(image), engine.model.spec.image)

@@ -1,4 +1,4 @@
-"""`clinical-vlm draft --explain`: draft one case, then say what the draft rests on."""
+"""Draft one case and explain the draft, for `clinical-vlm draft --explain`."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from vlm.inference.options import engine_of
 
 
 def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
-    """Print the draft as ever, write the picture, and print what each chosen word drew on; or all of it as JSON.
+    """Print the draft, write the picture, and print the attributions of each chosen word; or print all of it as JSON.
 
     Raises `UserError` as `draft_case`, `explain` and `draw` do.
     """
@@ -21,7 +21,7 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     stream = None if arguments.json else out
     report = case.draft(arguments.max_new_tokens, stream, FhirFile.of(arguments.fhir, arguments.fhir_subject))
     if stream is not None:
-        print(report.after_text(), file=out, flush=True)  # the draft is there, whatever happens to its explanation
+        print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
     explanation = explain(case.engine, case.image, case.values, report, arguments.explain_words)
     draw(explanation, arguments.explain)
     if stream is None:

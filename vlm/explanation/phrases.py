@@ -1,4 +1,4 @@
-"""Which words of a draft are explained, and which tokens they are made of."""
+"""Select the words of a draft to explain, and find their tokens."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
-"""First character and the one after the last."""
+"""Start and end character; the end is exclusive."""
 
 _WORD = re.compile(r"\w+(?:[-'.,/]\w+)*|[^\w\s]+")
 _PLACES = [re.compile(pattern) for pattern in (*vocabulary.SIDES.values(), *vocabulary.ZONES.values())]
@@ -22,16 +22,16 @@ _QUALIFIERS = re.compile(r"(?:[a-z-]+\s+){0,3}$")
 _NO_QUALIFIER = re.compile(
     r"(?:.*\b(?:a|an|the|of|in|at|on|to|for|or|and|with|is|are|was|were|there|has|have|by|from|shows?)\s+)?", re.DOTALL
 )
-"""What stands before the words that qualify a finding."""
+"""Words before the ones that qualify a finding."""
 
 
 def word_spans(text: str) -> list[Span]:
-    """Words and marks of punctuation, in order."""
+    """Return the spans of words and punctuation marks, in order."""
     return [match.span() for match in _WORD.finditer(text)]
 
 
 def named_spans(text: str, wanted: str) -> list[Span]:
-    """Where the words of `opacity, lower zone` stand, every time; raises `UserError` for one that does not."""
+    """Find every occurrence of the words of `opacity, lower zone`; raises `UserError` for one that does not occur."""
     spans: list[Span] = []
     for words in filter(None, (part.strip() for part in wanted.split(","))):
         spelled = r"\s+".join(map(re.escape, words.split()))
@@ -44,9 +44,9 @@ def named_spans(text: str, wanted: str) -> list[Span]:
 
 
 def decisive_spans(text: str, values: Mapping[str, float], schema: VitalsSchema) -> list[Span]:
-    """What the rules read in a draft: findings with the words that qualify or deny them, sides and zones, levels.
+    """Find the words that the rules read in a draft: findings, their qualifiers and negations, sides, zones, levels.
 
-    `values` are the vitals given. Words that stand side by side are one span.
+    `values` are the vitals given. Adjacent words are one span.
     """
     return _spans(text, lambda sentence: [
         *_findings(sentence), *_places(sentence), *_levels(sentence, values, schema)
@@ -54,12 +54,12 @@ def decisive_spans(text: str, values: Mapping[str, float], schema: VitalsSchema)
 
 
 def finding_spans(text: str) -> list[Span]:
-    """Findings alone, with the words that qualify or deny them."""
+    """Find the findings alone, with the words that qualify or negate them."""
     return _spans(text, lambda sentence: [*_findings(sentence)])
 
 
 def _spans(text: str, read: Callable[[str], list[Span]]) -> list[Span]:
-    """What is read in each sentence of a text, in lower case, where it stands in the text."""
+    """Apply `read` to each sentence of a text, in lower case, and return the spans in the text."""
     found: list[Span] = []
     for start, end in sentence_spans(text):
         found.extend((start + first, start + last) for first, last in read(text[start:end].lower()))
@@ -67,7 +67,7 @@ def _spans(text: str, read: Callable[[str], list[Span]]) -> list[Span]:
 
 
 def _findings(sentence: str) -> Iterator[Span]:
-    """By the labeller's own words, and back to the first word that qualifies them: `small left effusion`."""
+    """Find findings by the labeller's words, back to the first word that qualifies them: `small left effusion`."""
     for words in {mention.text for mention in mentions(sentence)} - {""}:
         for match in re.finditer(r"\s+".join(map(re.escape, words.split())), sentence):
             before = _QUALIFIERS.search(sentence, 0, match.start())
@@ -82,7 +82,7 @@ def _places(sentence: str) -> Iterator[Span]:
 
 
 def _levels(sentence: str, values: Mapping[str, float], schema: VitalsSchema) -> Iterator[Span]:
-    """The words and numbers that say what a vital is."""
+    """Find the words and numbers that state a vital."""
     for said in {claim.said for claim in check_numbers(sentence, values, schema)}:
         yield from (match.span() for match in re.finditer(rf"(?<!\w){re.escape(said)}(?!\w)", sentence))
 
@@ -98,9 +98,9 @@ def _joined(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def token_spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], list[Span]]:
-    """Token ids of a draft and the characters of each, spaces before them left away.
+    """Tokenize a draft; returns token ids and the characters of each, without the spaces before them.
 
-    Raises `UserError` for a tokenizer that does not know where its tokens stand.
+    Raises `UserError` for a tokenizer without offset mapping.
     """
     if not tokenizer.is_fast:
         raise UserError(f"--explain: {type(tokenizer).__name__} does not say where its tokens stand in a text")
@@ -110,6 +110,6 @@ def token_spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[i
 
 
 def tokens_of(span: Span, tokens: Sequence[Span]) -> range:
-    """Numbers of the tokens that share a character with a span."""
+    """Return the indices of the tokens that share a character with a span."""
     inside = [number for number, (start, end) in enumerate(tokens) if start < span[1] and end > span[0]]
     return range(inside[0], inside[-1] + 1) if inside else range(0)

@@ -1,4 +1,4 @@
-"""The one picture of an explanation: image and heat, the draft with its words tinted, vitals and probabilities."""
+"""Draw an explanation as one picture: heat maps, the draft with its words tinted, vitals and probabilities."""
 
 import textwrap
 from pathlib import Path
@@ -21,9 +21,9 @@ from vlm.explanation.result import ExplainedWords, Explanation, TintedWord, over
 IMAGE, VITALS, LANGUAGE = "#f28e2b", "#5b9bd5", "#dedede"
 AGAINST, INK, FAINT = "#b8b8b8", "#222222", "#666666"
 INDENT = -1.45 / 2.05
-"""Where the names beside the bars begin, in widths of the bars."""
+"""Left edge of the names beside the bars, in widths of the bars."""
 NOTHING = 0.05
-"""Nats; what adds less is not named."""
+"""Smallest contribution that is named, nats."""
 MOST_LABELS = 12
 
 # Inches: two columns, the image and the draft on the left, the numbers on the right.
@@ -59,7 +59,7 @@ def draw(explanation: Explanation, file: str | Path) -> None:
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the upper left corner, without a frame."""
+    """Add axes without a frame at a place in inches from the upper left corner."""
     wide, tall = figure.get_size_inches()
     axes = figure.add_axes((left / wide, 1 - (top + height) / tall, width / wide, height / tall))
     axes.spines[:].set_visible(False)
@@ -71,7 +71,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
 
 
 def _maps(explanation: Explanation) -> list[tuple[str, np.ndarray | None]]:
-    """Title and pixels of each panel: the leading label, and the words that drew most on the image."""
+    """Return title and pixels of each panel: the leading label, and the words with the largest image contribution."""
     if explanation.picture is None:
         return [("Image", None)]
     panels: list[tuple[str, np.ndarray | None]] = []
@@ -91,7 +91,7 @@ def _most_seen(explanation: Explanation) -> ExplainedWords | None:
 
 
 def _size(pixels: np.ndarray | None, panels: int) -> tuple[float, float]:
-    """Width and height of a panel, inches, at the image's own aspect."""
+    """Return width and height of a panel, inches, in the image's aspect ratio."""
     most = (LEFT - 0.2) / 2 if panels > 1 else 4.6
     if pixels is None:
         return LEFT, 1.0
@@ -118,7 +118,7 @@ def _draw_maps(figure: Figure, maps: list[tuple[str, np.ndarray | None]]) -> Non
 
 
 class _Placed(NamedTuple):
-    """A word of the draft in its line, inches."""
+    """A word of the draft and its place in the line, inches."""
 
     word: TintedWord
     left: float
@@ -126,13 +126,13 @@ class _Placed(NamedTuple):
 
 
 def _lines(words: list[TintedWord], room: float) -> list[list[_Placed]]:
-    """The draft broken into lines by the width of its words as they are drawn."""
+    """Break the draft into lines by the width of its words as they are drawn."""
     lines: list[list[_Placed]] = [[]]
     left = 0.0
     for word in words:
         text = word.text.strip()
         width = _text_width(f"|{text}|") - _text_width("||")
-        if lines[-1] and left + width > room and text[0].isalnum():  # a full stop hangs rather than begins a line
+        if lines[-1] and left + width > room and text[0].isalnum():  # a full stop may overhang rather than begin a line
             lines.append([])
             left = 0.0
         lines[-1].append(_Placed(word._replace(text=text), left, width))
@@ -148,12 +148,12 @@ def _text_width(text: str) -> float:
 
 
 def _plain(text: str) -> str:
-    """Without matplotlib's reading of dollar signs as mathematics."""
+    """Escape dollar signs, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
 
 
 def tint(word: TintedWord) -> np.ndarray:
-    """The colours of image, vitals and language, mixed by a word's shares; RGB, 0 to 1."""
+    """Mix the colours of image, vitals and language by a word's shares; RGB, 0 to 1."""
     colours = np.array([to_rgb(colour) for colour in (IMAGE, VITALS, LANGUAGE)])
     return np.asarray(np.array(word[1:]) @ colours)
 
@@ -194,7 +194,7 @@ def _draw_notes(axes: Axes, notes: list[str], height: float) -> None:
 
 
 def _draw_vitals(axes: Axes, explanation: Explanation) -> None:
-    """What each vital adds to the chosen words, signed; the word it speaks to most stands beside it."""
+    """Draw each vital's signed contribution to the chosen words, with the word that it contributes most to."""
     axes.set_title("Vitals: nats added to the chosen words", x=INDENT)
     names, passages = list(explanation.vitals), explanation.passages
     if not names or not passages:

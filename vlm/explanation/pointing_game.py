@@ -1,8 +1,8 @@
-"""Does the heat point at the finding? Measured where the truth is known: on the built-in cohort's drawn opacities.
+"""Measure whether heat maps point at the finding, on the built-in cohort, whose drawn opacities are known.
 
 The pointing game (Zhang et al., 2018): a map hits where its maximum lies in the region, here the drawn opacity grown by
-a margin, since a map is no finer than its cells. A random point, another case's map, and the same model with its
-weights shuffled (Adebayo et al., 2018) say what hitting is worth.
+a margin, since a map is no finer than its cells. The baselines are a random point, another case's map, and the same
+model with its weights shuffled (Adebayo et al., 2018).
 """
 
 import json
@@ -31,7 +31,7 @@ from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
 
 LABEL, FINDING = "pathology", "opacity"
-"""The label whose heat is tried, and the finding whose words are."""
+"""The label whose heat map is tested, and the finding whose words are."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Case:
 
     example: Example
     mask: np.ndarray
-    """S × S, bool: where the opacity is in the square that the model sees."""
+    """S × S, bool: the opacity's pixels in the square that the model sees."""
     draft: str
     words: Span
-    """The finding's words in the draft."""
+    """Span of the finding's words in the draft."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often a map's maximum lay in the region, with its exact (Clopper and Pearson, 1934) 95 % interval."""
+    """Hit rate of a map's maximum, with its exact (Clopper and Pearson, 1934) 95 % interval."""
 
     hits: int
     cases: int
@@ -57,7 +57,7 @@ class Rate:
 
     @classmethod
     def of(cls, hits: Sequence[bool]) -> "Rate":
-        """That of N cases."""
+        """Compute the rate of N cases."""
         interval = binomtest(sum(hits), len(hits)).proportion_ci(0.95)
         return cls(sum(hits), len(hits), float(interval.low), float(interval.high))
 
@@ -66,9 +66,9 @@ class Rate:
 
 
 def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | None, max_new_tokens: int) -> list[Case]:
-    """Cases of a split whose image shows an opacity and whose draft asserts one, in the order of the table.
+    """Select cases of a split whose image shows an opacity and whose draft asserts one, in the order of the table.
 
-    Raises `UserError` for data of which nobody knows where the finding is, and for an adapter of other data.
+    Raises `UserError` for data without known finding masks, and for an adapter of other data.
     """
     if data.source != "phantom" or data.sources:
         raise UserError("data.source: only the built-in cohort (phantom) knows where its opacities are drawn")
@@ -91,7 +91,7 @@ def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | Non
 
 
 def heats(model: ClinicalVLM, cases: Sequence[Case], title: str) -> dict[str, list[np.ndarray]]:
-    """Method → the map of each case, h × w."""
+    """Map each method to the heat map of each case, h × w."""
     maps: dict[str, list[np.ndarray]] = {"finding words": [], f"label {LABEL}": []}
     with merged_lora(model):
         for case in tqdm(cases, desc=title, unit="case"):
@@ -103,20 +103,20 @@ def heats(model: ClinicalVLM, cases: Sequence[Case], title: str) -> dict[str, li
 
 
 def points_at(heat: np.ndarray, region: np.ndarray) -> bool:
-    """Whether the maximum of a map (h × w) lies in a region (S × S); a map that is nowhere positive points nowhere."""
+    """Check whether a map's maximum (h × w) lies in a region (S × S); a map without positive values points nowhere."""
     shown = on_picture(heat, region.shape)
     return bool(shown.max() > 0 and region[np.unravel_index(int(shown.argmax()), shown.shape)])
 
 
 def grown(mask: np.ndarray, margin: int) -> np.ndarray:
-    """All that is no further than `margin` pixels from a region; S × S."""
+    """Dilate a region by `margin` pixels; S × S."""
     outside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.asarray(outside <= margin)
 
 
 @torch.no_grad()
 def margins(model: ClinicalVLM, heat: np.ndarray) -> dict[str, int]:
-    """Name → pixels: none, a cell of the map, of the CNN's last grid, of the image tokens."""
+    """Map names to margins in pixels: none, a cell of the map, of the CNN's last grid, of the image tokens."""
     size = model.spec.image.size
     last = model.vision.grid(torch.zeros(1, 3, size, size, device=model.device)).shape[-1]
     cells = {"map cell": len(heat), "last cell": last, "token cell": model.model_config.vision.grid}
@@ -124,7 +124,7 @@ def margins(model: ClinicalVLM, heat: np.ndarray) -> dict[str, int]:
 
 
 def shuffle_weights(model: ClinicalVLM, seed: int = 0) -> None:
-    """Put the numbers of every tensor of the CNN, the projectors, the head and the LoRA into a random order."""
+    """Shuffle the values of every tensor of the CNN, the projectors, the head and the LoRA."""
     generator = torch.Generator().manual_seed(seed)
     ours = set(model.trainable_parameters()) | {f"vision.cnn.{name}" for name, _ in model.vision.cnn.named_parameters()}
     for name, value in model.named_parameters():
@@ -134,9 +134,9 @@ def shuffle_weights(model: ClinicalVLM, seed: int = 0) -> None:
 
 
 def check(model: ClinicalVLM, cases: Sequence[Case]) -> dict[str, Any]:
-    """Rates of the trained model, of another case's map, and of shuffled weights, which the model has afterwards.
+    """Measure the hit rates of the trained model, of another case's map, and of shuffled weights.
 
-    Raises `UserError` where no draft asserts an opacity.
+    The model is left with shuffled weights. Raises `UserError` where no draft asserts an opacity.
     """
     if not cases:
         raise UserError("no draft asserts an opacity: there is nothing to point at")
@@ -160,7 +160,7 @@ def check(model: ClinicalVLM, cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """One line a map, one column a margin."""
+    """Format the results: one line a map, one column a margin."""
     rates = results["rates"]
     names = [name for name in next(iter(rates.values())) if name != "pixels"]
     heads = [f"{margin} ({row['pixels']} px)" for margin, row in rates.items()]

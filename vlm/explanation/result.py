@@ -1,4 +1,4 @@
-"""An explanation as data: what a page or a picture shows of it."""
+"""Hold an explanation as data, for a page or a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from vlm.errors import UserError
 from vlm.report import Report
 
 STRENGTH = 0.55
-"""Opacity of the hottest place."""
+"""Opacity of the overlay where the heat is largest."""
 
 
 class TintedWord(NamedTuple):
@@ -25,26 +25,26 @@ class TintedWord(NamedTuple):
     image: float
     vitals: float
     language: float
-    """What the language model would have said anyway."""
+    """Share of the language model alone."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a stretch of the draft drew on."""
+    """Attributions of a span of the draft."""
 
     start: int
     end: int
-    """Its characters in the draft: `report.text[start:end]`."""
+    """End of its characters in the draft: `report.text[start:end]`."""
     image: float
-    """Nats that the image adds to its log-probability."""
+    """The image's contribution to its log-probability, nats."""
     vitals: float
-    """Nats that the vitals add."""
+    """The vitals' contribution, nats."""
     alone: float
     """Its log-probability with neither."""
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """Image, vitals, language.
+        """Shares of image, vitals and language.
 
         The language's share is exp(−|image| − |vitals|): where both speak for the word it is its probability with
         nothing given over that with everything given. The rest is divided in proportion to the nats.
@@ -57,25 +57,26 @@ class Drawn:
 
 @dataclass(frozen=True)
 class ExplainedWords(Drawn):
-    """Chosen words: where in the image, and which vital."""
+    """Chosen words with their attributions to places in the image and to vitals."""
 
     text: str
     cells: np.ndarray | None
     """h × w, nats of each cell of the CNN's last grid; adds up to `image`. None without an image."""
     heat: np.ndarray | None
-    """What in this image speaks for the words, on the finer grid of an earlier stage; without a unit. None without an
-    image."""
+    """Evidence for the words in this image, on the finer grid of an earlier stage; without a unit. None without an
+    image.
+    """
     by_vital: dict[str, float]
     """Nats of each vital; add up to `vitals`, a missing one is exactly 0."""
     completeness_error: float
-    """What the sums miss, as a share of what the evidence adds."""
+    """Error of the sums, as a share of the evidence's contribution."""
     steps: int
-    """Points on the path of integration."""
+    """Number of points on the path of integration."""
 
 
 @dataclass(frozen=True)
 class ExplainedLabel:
-    """A label's probability, and where its logit comes from."""
+    """A label's probability and the heat map of its logit."""
 
     name: str
     probability: float
@@ -85,24 +86,24 @@ class ExplainedLabel:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a drafted report rests on. Maps lie over the square that the CNN saw; `overlay` lays them on the image."""
+    """Explanation of a drafted report. Maps lie over the square that the CNN saw; `overlay` lays them on the image."""
 
     report: Report
     picture: np.ndarray | None
-    """The image as it is shown, H × W uint8, at its own aspect; None where none was read."""
+    """The shown image, H × W uint8, in its own aspect ratio; None where none was read."""
     words: tuple[Drawn, ...]
-    """Every word and mark of the draft, in order."""
+    """Every word and punctuation mark of the draft, in order."""
     passages: tuple[ExplainedWords, ...]
     """The chosen words."""
     labels: tuple[ExplainedLabel, ...]
     vitals: tuple[str, ...]
     """Names of all vitals that the model can read."""
     notes: tuple[str, ...] = ()
-    """What a reader must know: no image, an error that stayed too large."""
+    """Notes for the reader: no image, an error that stayed too large."""
 
     @property
     def completeness_error(self) -> float:
-        """The largest of the chosen words; 0 where there are none."""
+        """Largest completeness error of the chosen words; 0 where there are none."""
         return max((words.completeness_error for words in self.passages), default=0.0)
 
     @cached_property
@@ -111,18 +112,19 @@ class Explanation:
         return max(self.labels, key=lambda label: round(label.probability, 3), default=None)
 
     def tinted_words(self) -> list[TintedWord]:
-        """The draft in pieces, each with the shares of image, vitals and language."""
+        """Split the draft into pieces, each with the shares of image, vitals and language."""
         text = self.report.text
         stops = [*(word.start for word in self.words[1:]), len(text)][: len(self.words)]
         return [TintedWord(text[word.start : stop], *word.shares) for word, stop in zip(self.words, stops, strict=True)]
 
     def heat_of(self, name: str | None = None) -> np.ndarray:
-        """Map over the picture (H × W, 0 to 1) of a label or of chosen words; without a name the leading label's.
+        """Return the heat of a label or of chosen words over the picture (H × W, 0 to 1).
 
-        Only what speaks for them is shown. Raises `UserError` for another name, and where there was no image.
+        Without a name it is the leading label's. Only positive heat is shown. Raises `UserError` for another name, and
+        where there was no image.
         """
         known: dict[str, np.ndarray | None] = {}
-        for words in self.passages:  # the same words said twice are one map
+        for words in self.passages:  # repeated words share one map
             seen = known.get(words.text.lower())
             known[words.text.lower()] = words.heat if seen is None or words.heat is None else seen + words.heat
         known |= {label.name: label.heat for label in self.labels}
@@ -136,7 +138,7 @@ class Explanation:
         return on_picture(heat, self.picture.shape)
 
     def lines(self) -> list[str]:
-        """One aligned line for each of the chosen words, the completeness error, and the notes."""
+        """Format one aligned line for each of the chosen words, the completeness error, and the notes."""
         width = max((len(words.text) for words in self.passages), default=0)
         lines = [
             f"{words.text:<{width}}  image {image:4.0%}  vitals {vitals:4.0%}  language {language:4.0%}"
@@ -147,7 +149,7 @@ class Explanation:
         return [*lines, *error, *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; the maps as rows of cells, the picture left away."""
+        """Return plain values, for JSON: the maps as rows of cells, without the picture."""
         return {
             "words": [{"text": piece.text, **_shares(piece[1:])} for piece in self.tinted_words()],
             "passages": [
@@ -165,9 +167,9 @@ class Explanation:
 
 
 def on_picture(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A map over the square (h × w cells) → over the image inside it (H × W), what is positive scaled to 0 to 1.
+    """Resample a map over the square (h × w cells) to the image inside it (H × W); scale positive values to 0 to 1.
 
-    The padding that makes an image square is cut away, and heat that lies in it with it.
+    The padding that makes an image square is cropped, with its heat.
     """
     side = max(shape)
     box = Box.of(tuple(shape), side)
@@ -186,14 +188,14 @@ def _rows(heat: np.ndarray | None) -> list[list[float]] | None:
 
 
 def overlay(explanation: Explanation, name: str | None = None) -> np.ndarray:
-    """The image with the heat of one label or of chosen words over it, H × W × 3 uint8, RGB.
+    """Overlay the heat of one label or of chosen words on the image, H × W × 3 uint8, RGB.
 
     Without a name it is the leading label's. Raises `UserError` for a name that was not explained and where there was
     no image: there is no heat without one.
     """
     heat = explanation.heat_of(name)  # H × W
-    assert explanation.picture is not None  # `heat_of` has said so
+    assert explanation.picture is not None  # checked by `heat_of`
     grey = np.repeat(explanation.picture[..., None].astype(np.float32), 3, axis=2)
     colour = colormaps["inferno"](0.15 + 0.8 * heat)[..., :3] * 255
-    weight = STRENGTH * heat[..., None] ** 0.7  # a cold place shows the image alone
+    weight = STRENGTH * heat[..., None] ** 0.7  # a place without heat shows the image alone
     return np.round(grey * (1 - weight) + colour * weight).astype(np.uint8)
