@@ -1,1 +1,1 @@
-"""From a trained adapter to drafted reports."""
+"""Draft reports with a trained adapter."""

@@ -21,27 +21,27 @@ if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second
 
 
 class FhirFile(NamedTuple):
-    """Where a draft goes as a FHIR Bundle, and of whom it says it is."""
+    """Output file of a draft as a FHIR Bundle, and its subject."""
 
     path: Path
     subject: str | None = None
 
     @classmethod
     def of(cls, path: str | None, subject: str | None) -> "FhirFile | None":
-        """That of the options `--fhir` and `--fhir_subject`."""
+        """Make it from the options `--fhir` and `--fhir_subject`."""
         return cls(Path(path), subject) if path else None
 
     def write(self, bundle: dict[str, Any]) -> None:
-        """Write it as a whole or not at all; raises `UserError` if the disk is full."""
+        """Write the file atomically; raises `UserError` if the disk is full."""
         replace_file(self.path, json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
 
 
 class OpenedCase(NamedTuple):
-    """One case whose inputs were checked, and the engine that drafts it."""
+    """A case with checked inputs, and the engine that drafts it."""
 
     engine: Engine
     folder: Path
-    """Of the adapter."""
+    """Folder of the adapter."""
     image: str | None
     values: dict[str, Any]
     noted: tuple[str, ...]
@@ -51,8 +51,8 @@ class OpenedCase(NamedTuple):
     def of(cls, adapter: str, image: str | None, vitals: str, **engine: Any) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
-        What drafts is said as to `open_engine`. Raises `UserError` for an unreadable image, an unknown or non-numeric
-        vital, and an adapter that cannot be loaded.
+        `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, an unknown or
+        non-numeric vital, and an adapter that cannot be loaded.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -66,7 +66,7 @@ class OpenedCase(NamedTuple):
         return cls(drafter, opened.path, image, values, tuple(noted))
 
     def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
-        """Draft the report, printing its words to `stream` as they come, and write it to `fhir` as well."""
+        """Draft the report, streaming its words to `stream`, and write it to `fhir` as well."""
         case = [(self.image, self.values)]
         report = self.engine.predict(case, max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
@@ -85,9 +85,9 @@ def draft_case(
     fhir: FhirFile | None = None,
     **engine: Any,
 ) -> Report:
-    """Draft one report, printing its words to `stream` as they come, and write it to `fhir` as well.
+    """Draft one report, streaming its words to `stream`, and write it to `fhir` as well.
 
-    What drafts is said as to `OpenedCase.of`; raises `UserError` as it does.
+    `engine` takes the arguments of `OpenedCase.of`; raises `UserError` as it does.
     """
     return OpenedCase.of(adapter, image, vitals, **engine).draft(max_new_tokens, stream, fhir)
 
@@ -98,7 +98,7 @@ def draft_table(
     """Draft the report of every row of a table.
 
     One process does it as in `vlm.inference.many`, several that were launched together as in `vlm.inference.parts`, a
-    `cluster` as in `vlm.inference.on_ray`; `engine` is what `open_engine` takes. The job is checked before a
+    `cluster` as in `vlm.inference.on_ray`; `engine` takes the arguments of `open_engine`. The job is checked before a
     model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
     from vlm.inference.parts import Share, SharedJob
@@ -118,7 +118,7 @@ def draft_table(
 
 
 def _place(vitals: str) -> str:
-    """What an error about FHIR resources names: the file, or the option."""
+    """Return the name of the vitals' source for errors about FHIR resources: the file, or the option."""
     return vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
 
 

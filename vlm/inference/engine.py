@@ -1,4 +1,4 @@
-"""Drafts reports with a loaded model, one case or many, in the order given."""
+"""Draft reports with a loaded model, one case or many, in the order given."""
 
 import time
 from abc import ABC, abstractmethod
@@ -20,36 +20,36 @@ from vlm.errors import UserError
 from vlm.plain import printable
 from vlm.report import Report
 
-if TYPE_CHECKING:  # another engine drafts without it, and starts sooner
+if TYPE_CHECKING:  # other engines draft without it, and start sooner
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.evidence import EvidenceEncoder
 
 MAX_SECONDS = 600.0
 LONGEST_CONTEXT = 20_000
-"""Characters of the text that is shown in a prompt."""
+"""Longest context text in a prompt, characters."""
 Picture = str | Path | np.ndarray | None
 """Image file, the square that was read from one (S × S, uint8), or None."""
 Case = tuple[Picture, Mapping[str, Any] | None]
 """Image and vitals by name, or None."""
 Prepared = tuple[Example, tuple[str, ...]]
-"""What the model reads of a case, and warnings on what is missing or implausible."""
+"""A case's example for the model, and warnings on what is missing or implausible."""
 
 
 class Draft(NamedTuple):
-    """What an engine makes of one case."""
+    """An engine's output for one case."""
 
     text: str
     logits: list[float]
-    """Of the K labels, not calibrated: a probability near 0 or 1 has lost most of what its logit says."""
+    """Logits of the K labels, not calibrated; a probability near 0 or 1 would have lost most of their precision."""
     cut_at: str = ""
-    """Where the text was cut, such as `96 tokens`; empty for one that ended by itself."""
+    """Limit that cut the text, such as `96 tokens`; empty if it ended by itself."""
 
 
 class Engine(ABC):
-    """Reads cases and makes reports of drafts; what runs the language model is for those below to say."""
+    """Prepare cases and make reports of drafts; subclasses run the language model."""
 
     max_seconds: float = MAX_SECONDS
-    """Time after which the drafts of a batch end, finished or not."""
+    """Time limit for the drafts of a batch, finished or not."""
 
     def __init__(self, model: "EvidenceEncoder") -> None:
         self.model = model
@@ -59,10 +59,10 @@ class Engine(ABC):
     def draft(
         self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
     ) -> Iterator[Draft]:
-        """Draft prepared examples, in order; a `streamer` of Transformers gets the words as they come."""
+        """Draft prepared examples, in order; a `streamer` of Transformers gets the words as they are generated."""
 
     def drafting(self) -> AbstractContextManager[None]:
-        """Within it, what can be made ready once for many calls of `draft` stays ready."""
+        """Context in which the setup shared by many calls of `draft` is done once."""
         return nullcontext()
 
     def predict(
@@ -94,15 +94,15 @@ class Engine(ABC):
             yield Report(printable(draft.text), probabilities, shown, warnings, calibration, finished=finished)
 
     def prompt_length(self, example: Example) -> int:
-        """Tokens of the prompt around the evidence."""
+        """Return the number of prompt tokens around the evidence."""
         return sum(map(len, self.model.prompt.ids(example["context"], example["vitals"].tolist())))
 
     def room(self, example: Example) -> int | None:
-        """Tokens that a draft may have; raises `UserError` for a prompt that is longer than the base reads."""
+        """Return the most tokens a draft may have; raises `UserError` for a prompt longer than the base's context."""
         return self.model.prompt.room(example["context"], example["vitals"].tolist())
 
     def read_picture(self, image: str | Path) -> np.ndarray:
-        """An image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
+        """Read an image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
         return to_square(read_image(image), self.model.spec.image)
 
     def prepare(self, image: Picture, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
@@ -138,7 +138,7 @@ class Engine(ABC):
 
 
 class ReportEngine(Engine):
-    """PyTorch: puts cases into batches and drafts them greedily, on a GPU or a CPU."""
+    """PyTorch engine: drafts cases greedily in batches, on a GPU or a CPU."""
 
     model: "ClinicalVLM"
 
@@ -167,7 +167,7 @@ class ReportEngine(Engine):
 
 
 class _Limits:
-    """Ends the drafts of a batch after some seconds, and keeps which of them did not end by themselves."""
+    """Stop the drafts of a batch after some seconds, and record which of them did not end by themselves."""
 
     def __init__(self, seconds: float, most: int, end: int) -> None:
         self.seconds, self.most, self.end = seconds, most, end
@@ -176,7 +176,7 @@ class _Limits:
         self.cut_at = ""
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """B × n new tokens → B, whether to stop."""
+        """Return for B × n new tokens whether to stop, B."""
         over = time.monotonic() > self.until
         if over or ids.shape[1] >= self.most:
             self.unfinished = set((ids != self.end).all(dim=1).nonzero().flatten().tolist())
@@ -192,17 +192,17 @@ def _doubt(vital: VitalConfig, value: float) -> str:
 
 @contextmanager
 def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
-    """Fold LoRA into the weights while drafting, where they are plain tensors, and restore them bit for bit.
+    """Merge LoRA into the weights while drafting, where they are plain tensors, and restore them bit for bit.
 
-    It goes into the unpacked NF4 values that training saw, never into 4-bit or into the original base; packed
-    weights, and those in shards, keep LoRA beside them.
+    It is merged into the dequantized NF4 values that training saw, never into 4-bit or into the original base; packed
+    weights, and sharded ones, keep LoRA beside them.
     """
     from peft.tuners.lora import Linear
 
     was_training = model.training
     model.eval()
-    layers = [module for module in model.llm.modules() if type(module) is Linear]  # quantised layers are others
-    layers = [layer for layer in layers if not (layer.merged_adapters or model.sharded)]  # within another it is done
+    layers = [module for module in model.llm.modules() if type(module) is Linear]  # quantised layers have other types
+    layers = [layer for layer in layers if not (layer.merged_adapters or model.sharded)]  # a nested call merges nothing
     weights = [layer.get_parameter("base_layer.weight") for layer in layers]
     kept = [weight.data for weight in weights]
     try:
@@ -223,7 +223,7 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
 
 
 def batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    """Lists of at most `size`, in order."""
+    """Yield lists of at most `size`, in order."""
     batch: list[Example] = []
     for example in examples:
         batch.append(example)

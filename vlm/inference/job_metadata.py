@@ -1,4 +1,4 @@
-"""What a batch of drafts was made from, kept beside its output so that it goes on with the same or not at all."""
+"""Record what a batch of drafts was made from beside its output, so that only the same job resumes it."""
 
 import hashlib
 import sys
@@ -14,11 +14,11 @@ from vlm.inference.rows import Row
 from vlm.untrusted import read_json
 
 CONTENTS = {"contents": "the table", "pictures": "the content, a size or a name of the images in the table"}
-"""Keys that stamps of earlier versions do not have → what changed where they differ."""
+"""Keys that metadata of earlier versions does not have → what changed where they differ."""
 
 
 def contents_of(table: Path, rows: Iterable[Row], images: Path) -> dict[str, str]:
-    """SHA-256 of the table's bytes, and of its images: names, sizes and the bytes of the first gigabyte of them."""
+    """Hash the table's bytes, and its images: names, sizes and the bytes of the first gigabyte of them; SHA-256."""
     hashed, folder, total = hashlib.sha256(), ImageFolder(images), 0
     for row in rows:
         if row.image and isinstance(row.image, str):  # an image in the table is part of its bytes
@@ -31,7 +31,7 @@ def contents_of(table: Path, rows: Iterable[Row], images: Path) -> dict[str, str
 
 
 def _size(folder: ImageFolder, name: str) -> tuple[int | None, Path]:
-    """Bytes of an image and its file; None where its row will have an error in place of a draft."""
+    """Return the size of an image in bytes and its file; None where its row will have an error in place of a draft."""
     try:
         path = Path(folder.find(name))
         return path.stat().st_size, path
@@ -57,7 +57,7 @@ def _table_digest(table: Path) -> str:
 
 
 def compare_metadata(file: Path, output: Path, made_by: Mapping[str, Any], check_last_rows: Callable[[], None]) -> None:
-    """Raise `UserError` where the output was begun with anything else; say what an earlier version did not keep.
+    """Raise `UserError` where the output was begun by a different job; note what an earlier version did not record.
 
     `check_last_rows` may raise a clearer one where the table changed.
     """

@@ -1,8 +1,8 @@
-"""Many reports: a table in, one JSON object a line out, in constant memory, resumable.
+"""Draft a table into JSON lines, one object a row, in constant memory; resumable.
 
 Rows are taken a window at a time. While one window is drafted, the images of the next are read in another thread;
-within a window, cases of like prompt length are drafted together. A window is written as a whole, in the order of
-the table, so a run that was cut off goes on after the last whole line.
+within a window, cases of similar prompt length are drafted together. A window is written as a whole, in the order of
+the table, so an interrupted run resumes after the last whole line.
 """
 
 import json
@@ -38,7 +38,7 @@ WINDOW = 4
 
 @dataclass
 class _Prepared:
-    """A row ready to be drafted, or what is wrong with it."""
+    """A row ready to be drafted, or its error."""
 
     row: Row
     example: Example | None = None
@@ -47,14 +47,14 @@ class _Prepared:
     report: Report | None = None
 
     def line(self) -> dict[str, Any]:
-        """What is written of it."""
+        """Return its output line."""
         place = {"row": self.row.number, "id": self.row.id}
         return place | (self.report.to_dict() if self.report else {"error": self.error})
 
 
 @dataclass(frozen=True)
 class TableJob:
-    """A table to draft, and where the drafts go."""
+    """A table to draft, and the output file."""
 
     table: Path
     output: Path
@@ -66,26 +66,26 @@ class TableJob:
 
     @cached_property
     def image_folder(self) -> ImageFolder:
-        """Where the names of images are looked up, as in training."""
+        """Folder in which image names are looked up, as in training."""
         return ImageFolder(self.images)
 
     @cached_property
     def embedded(self) -> EmbeddedReader:
-        """Reads the images that lie in the table itself."""
+        """Reader of the images that are embedded in the table."""
         return EmbeddedReader()
 
     @property
     def metadata_file(self) -> Path:
-        """Beside the output: what made it, so that no run goes on with another adapter or other options."""
+        """Metadata file beside the output, so that no run resumes with another adapter or other options."""
         return self.output.with_name(f"{self.output.name}.job.json")
 
     @property
     def parts(self) -> Path:
-        """Beside the output: where several processes write theirs; see `vlm.inference.parts`."""
+        """Folder beside the output for the part files of several processes; see `vlm.inference.parts`."""
         return self.output.with_name(f"{self.output.name}.parts")
 
     def check(self, adapter: Path, schema: VitalsSchema, resume: bool) -> dict[str, Any]:
-        """Find every mistake that can be found before a model is loaded; returns what the stamp must say.
+        """Find every mistake that can be found before a model is loaded; returns the expected metadata.
 
         Raises `UserError` for a missing table, column or folder, and for an output that is there already or is
         that of another job.
@@ -101,7 +101,7 @@ class TableJob:
                    "max_new_tokens": self.max_new_tokens, **asdict(self.options),
                    **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
-            with locked(self.output, shared=True):  # who drafts it alone now is known before a model is loaded
+            with locked(self.output, shared=True):  # a process that drafts it alone is found before a model is loaded
                 pass
         if self.output.exists() and not resume:
             raise UserError(f"{self.output}: is there already; go on with --resume, or name another --output")
@@ -114,7 +114,7 @@ class TableJob:
         from tqdm import tqdm
 
         with locked(self.output):
-            if self.output.exists():  # by another process, perhaps, since it was looked at
+            if self.output.exists():  # perhaps by another process since the check
                 self.compare_metadata(engine.model.spec.schema, made_by)
             self.write_metadata(made_by)
             counts, last = cut_to_whole_lines(self.output)
@@ -129,10 +129,10 @@ class TableJob:
         return counts
 
     def write_metadata(self, made_by: Mapping[str, Any]) -> None:
-        """Say beside the output what makes it; as a whole, for others may be reading it."""
+        """Write the metadata file atomically, since other processes may be reading it."""
         with writing(self.metadata_file):
             make_folder(self.output.parent)
-        writer = f"{rank()}-{os.getpid()}"  # of several machines, perhaps
+        writer = f"{rank()}-{os.getpid()}"  # perhaps on several machines
         replace_file(self.metadata_file, json.dumps(made_by, indent=2) + "\n", writer)
 
     def compare_metadata(self, schema: VitalsSchema, made_by: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ class TableJob:
         compare_metadata(self.metadata_file, self.output, made_by, partial(self.check_last_rows, schema))
 
     def check_last_rows(self, schema: VitalsSchema) -> None:
-        """Raise `UserError` where the last whole line of the output, or of a part, is of another row now."""
+        """Raise `UserError` where the last whole line of the output, or of a part, belongs to another row now."""
         if self.output.is_file():
             counts, last, _ = _whole_lines(self.output)
             self._pass_over(self.rows(schema), counts.lines, last)
@@ -152,7 +152,7 @@ class TableJob:
                 raise UserError(f"{part}: its last line is of row {row.number}, where the table has another case now")
 
     def draft(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[dict[str, Any]]]:
-        """The lines of these rows in their order, a window at a time."""
+        """Yield the lines of these rows in their order, a window at a time."""
         with engine.drafting():
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
@@ -167,12 +167,12 @@ class TableJob:
             raise UserError(f"{self.output}: line {lines} is of row {last.get('row')}, where {self.table} has another")
 
     def rows(self, schema: VitalsSchema) -> Iterator[Row]:
-        """The rows of the table, as they stand there."""
+        """Return the rows of the table, in its order."""
         for frame in read_chunks(self.table, 1000, self.options):
             yield from self.columns.found_in(frame.columns, self.table).rows(frame, self.table, schema)
 
     def _windows(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[_Prepared]]:
-        """The next window is prepared in another thread while this one is drafted."""
+        """Yield windows; the next is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
             return [
@@ -199,7 +199,7 @@ class TableJob:
 
 @dataclass
 class Counts:
-    """Lines of the output so far, those of them that hold an error in place of a report, and cut drafts."""
+    """Numbers of lines in the output so far, of those with an error in place of a report, and of cut drafts."""
 
     lines: int = 0
     errors: int = 0
@@ -212,15 +212,15 @@ class Counts:
         self.cut += sum(not line.get("finished", True) for line in lines)
 
     def add_written(self, line: bytes) -> None:
-        """Count a line as it stands in a file."""
-        if b'"error": ' in line or b'"finished": false' in line:  # few are: the others are not parsed
+        """Count a line of a file."""
+        if b'"error": ' in line or b'"finished": false' in line:  # few lines match: the others are not parsed
             self.add([json.loads(line)])
         else:
             self.lines += 1
 
 
 def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedReader | None = None) -> _Prepared:
-    """Read one row's inputs; an unreadable row costs its own report, not those of the others, whatever is raised."""
+    """Read one row's inputs; whatever is raised costs this row's report only."""
     try:
         picture: Picture
         if isinstance(row.image, EmbeddedImage):
@@ -236,7 +236,7 @@ def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedRe
 
 
 def _prompt_length(engine: Engine, case: _Prepared) -> int:
-    """Tokens around a case's evidence; a case whose words cannot be read is not drafted."""
+    """Return the tokens around a case's evidence; a case whose text cannot be tokenized gets an error."""
     try:
         return engine.prompt_length(case.example) if case.example is not None else 0
     except Exception as error:
@@ -251,7 +251,7 @@ def _in_words(error: Exception) -> str:
 
 
 def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write and flush, so that what is drafted is not lost; raises `UserError` if the disk is full."""
+    """Write and flush, so that no draft is lost; raises `UserError` if the disk is full."""
     try:
         out.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         out.flush()
@@ -260,7 +260,7 @@ def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
-    """Drop a last line that was cut off; returns what is there, and its last line."""
+    """Drop a truncated last line; returns the counts of the whole lines, and the last of them."""
     if not file.is_file():
         return Counts(), {}
     counts, last, whole = _whole_lines(file)
@@ -269,7 +269,7 @@ def cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
 
 
 def _whole_lines(file: Path) -> tuple[Counts, dict[str, Any], int]:
-    """How many lines there are, the last of them, and the byte where it ends; one that was cut off is none."""
+    """Return counts of the whole lines, the last of them, and the byte where it ends; a truncated line is ignored."""
     counts, last, whole = Counts(), b"", 0
     with file.open("rb") as lines:
         for line in lines:

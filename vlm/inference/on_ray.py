@@ -1,9 +1,9 @@
-"""A table drafted by a Ray cluster: rows go out in windows, each worker holds an engine, drafts come back in order.
+"""Draft a table on a Ray cluster: rows go out in windows, each worker holds an engine, drafts come back in order.
 
-The table is read and the output written as `vlm.inference.parts` does, so a job that was begun here goes on with
-`accelerate launch`, and the other way round. Adapter, images and table must be seen under one path by all nodes, or the
-adapter be a Hub id. Ray starts a lost worker again and gives its windows to others. Ray itself runs in a process of its
-own, since it ends the one that it runs in when its services fail; that one is started again with the windows left.
+The table is read and the output written as `vlm.inference.parts` does, so a job begun here can resume with
+`accelerate launch`, and the other way round. All nodes must see adapter, images and table under one path, or the
+adapter must be a Hub id. Ray restarts a lost worker and reassigns its windows. Ray's driver runs in a process of its
+own, since Ray exits its process when its services fail; that process is restarted with the windows left.
 """
 
 import json
@@ -26,25 +26,25 @@ from vlm.inference.parts import Lines, Share, SharedJob
 from vlm.inference.rows import Row
 
 WORKER_RESTARTS = 10
-"""Deaths of one worker after which Ray gives up: without a limit it would start a hopeless one for ever."""
+"""Most restarts of one worker: without a limit Ray would restart a failing one for ever."""
 ATTEMPTS = 3
-"""Ends of Ray's process, without a window drafted in between, after which it is not started again."""
+"""Exits of Ray's process, without a window drafted in between, after which it is not restarted."""
 SHUTDOWN_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where and by how many."""
+    """Address of a cluster, and the number and GPUs of the workers."""
 
     address: str = "local"
     """`local` starts Ray on this machine; `auto` or `ray://HOST:10001` joins a cluster."""
     workers: int = 1
-    """Engines at work at the same time."""
+    """Engines that run at the same time."""
     gpus: float = 0
-    """GPUs of each; a share of one puts several small models on it."""
+    """GPUs of each; a fraction puts several small models on one."""
 
     def check(self) -> None:
-        """Raise `UserError` for a host that does not answer: Ray itself asks it for minutes."""
+        """Raise `UserError` for a host that does not answer: Ray itself would retry for minutes."""
         host, colon, port = self.address.removeprefix("ray://").partition(":")
         try:
             if colon:
@@ -56,7 +56,7 @@ class Cluster:
 def draft_on_ray(
     job: TableJob, adapter: str, schema: Any, made_by: Mapping[str, Any], cluster: Cluster, engine: Mapping[str, Any]
 ) -> Counts:
-    """Draft the rows that have no line yet; `engine` is what `draft_table` takes. The job is checked already.
+    """Draft the rows that have no line yet, for a checked job; `engine` takes the arguments of `draft_table`.
 
     Raises `UserError` where Ray is missing or cannot be reached, and for what a worker's engine refuses.
     """
@@ -76,8 +76,8 @@ def _drive(
     """Draft windows of rows (JSON) on Ray; sends the lines of each (JSON), in order."""
     ray = _connect(cluster)
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True  # the parts are merged by their order
-    context.enable_progress_bars = False  # ours is shown
+    context.execution_options.preserve_order = True  # the parts are merged by row number
+    context.enable_progress_bars = False  # our own progress bar is shown
     rows = [{"rows": window} for window in windows]
     drafted = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Drafter,
@@ -101,9 +101,9 @@ def _windows(rows: Iterator[Row], size: int) -> Iterator[list[dict[str, Any]]]:
 
 
 class Drafter:
-    """A worker: loads an engine once, and drafts windows with it.
+    """Ray worker that loads an engine once, and drafts windows with it.
 
-    What the engine refuses is an answer: of a worker that raises, Ray would start another, and again.
+    It returns an engine's `UserError` as an answer: Ray would restart a worker that raises, again and again.
     """
 
     def __init__(self, adapter: str, job: TableJob, engine: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ class Drafter:
             self.refused = str(error)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        """One window of rows as JSON → its lines as JSON, or why there are none."""
+        """Draft one window of rows as JSON; returns its lines as JSON, or the error."""
         if self.refused:
             return {"lines": [""], "refused": [self.refused]}
         (window,) = batch["rows"]
@@ -128,7 +128,7 @@ class Drafter:
 
 
 def _connect(cluster: Cluster) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -136,7 +136,7 @@ def _connect(cluster: Cluster) -> Any:
     except ImportError as error:
         raise UserError(f"needs all of Ray ({error.name} is missing); pip install 'clinical-vlm[ray]'") from None
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if cluster.address == "local":  # if it fails, the next attempt may find the machine less busy
+    if cluster.address == "local":  # if it fails, the machine may be less busy at the next attempt
         cores = max(cluster.workers, os.cpu_count() or 1)
         ray.init(address="local", include_dashboard=False, num_cpus=cores, **options)
         return ray
@@ -153,8 +153,8 @@ def _connect(cluster: Cluster) -> Any:
 def answers(drive: Callable[..., None], windows: list[str], *arguments: Any) -> Iterator[str]:
     """Call `drive(connection, windows, *arguments)` in a process of its own; yields an answer for each window.
 
-    It sends (`lines`, answer), or (`error`, text) for what the user must mend. A process that fails or dies is started
-    again with the windows left. Raises `UserError` when that does not help.
+    It sends (`lines`, answer), or (`error`, text) for a user's mistake. A process that fails or dies is restarted
+    with the windows left. Raises `UserError` when that does not help.
     """
     left, failures = deque(windows), 0
     while left:
@@ -172,7 +172,7 @@ def answers(drive: Callable[..., None], windows: list[str], *arguments: Any) -> 
 
 
 def _messages(drive: Callable[..., None], log: str, *arguments: Any) -> Iterator[tuple[str, str]]:
-    """What one process says until it ends, however that is; it is ended with this generator."""
+    """Yield the messages of one process until it exits, in whatever way; closing this generator ends the process."""
     context = multiprocessing.get_context("spawn")  # a fork would share the locks of PyTorch's threads
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_quietly, args=(drive, theirs, log, *arguments), daemon=True)
@@ -185,18 +185,18 @@ def _messages(drive: Callable[..., None], log: str, *arguments: Any) -> Iterator
         process.join(SHUTDOWN_SECONDS)
     finally:
         ours.close()
-        for end in (process.terminate, process.kill):  # nothing is lost: whatever was drafted has been said
+        for end in (process.terminate, process.kill):  # nothing is lost: every draft has been received
             if process.is_alive():
                 end()
                 process.join(SHUTDOWN_SECONDS / 3)
 
 
 def _quietly(drive: Callable[..., None], connection: Connection, log: str, *arguments: Any) -> None:
-    """Call `drive` with all that is printed going to a file: what Ray says of its services is not for the user."""
+    """Call `drive` with all output redirected to a file: the log of Ray's services is not for the user."""
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the process that started this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         drive(connection, *arguments)
@@ -206,7 +206,7 @@ def _quietly(drive: Callable[..., None], connection: Connection, log: str, *argu
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it was killed and could not; Ray's services end with this one."""
+    """End this process when its parent was killed and could not end it; Ray's services end with this one."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()

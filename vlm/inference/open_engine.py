@@ -1,5 +1,5 @@
-"""Which engine drafts: PyTorch, which batches and runs on a GPU, llama.cpp, which is quick for one case on a CPU, or a
-vLLM server, which serves many.
+"""Open the engine that drafts: PyTorch, which batches and runs on a GPU, llama.cpp, which is quick for one case on a
+CPU, or a vLLM server, which serves many.
 """
 
 import time
@@ -20,7 +20,7 @@ from vlm.inference.backends.merged_base import MergedBase
 from vlm.inference.engine import MAX_SECONDS, Draft, Engine, ReportEngine, batches
 from vlm.model.evidence import EvidenceEncoder
 
-if TYPE_CHECKING:  # only who has a server needs its client
+if TYPE_CHECKING:  # only an engine with a server needs its client
     from vlm.inference.backends.vllm import VLLMServer
 
 
@@ -32,7 +32,7 @@ def open_engine(
     server: "VLLMServer | None" = None,
     max_seconds: float = MAX_SECONDS,
 ) -> Engine:
-    """What drafts, loaded: an adapter folder or Hub id in one of the engines. Raises `UserError` as `load` does."""
+    """Load an adapter folder or Hub id into one of the engines. Raises `UserError` as `load` does."""
     drafter = make_engine(engine, open_adapter(adapter, revision), base, server)
     drafter.max_seconds = max_seconds
     return drafter
@@ -67,7 +67,7 @@ def make_engine(
 
 
 class LlamaCppEngine(Engine):
-    """Image, vitals and head as ever; the language model is llama.cpp's, on the merged weights in 8 bits."""
+    """llama.cpp engine: it runs the merged language model in 8 bits; PyTorch runs image, vitals and head."""
 
     def __init__(self, model: EvidenceEncoder, file: Path) -> None:
         super().__init__(model)
@@ -91,7 +91,7 @@ class LlamaCppEngine(Engine):
                 tokens.append(token)
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))
-                if len(tokens) == most:  # the end of the text is not among the tokens
+                if len(tokens) == most:  # the end token is not among them
                     cut_at = f"{most} tokens"
                 elif time.monotonic() > until:
                     cut_at = f"{self.max_seconds:g} seconds"
@@ -103,7 +103,7 @@ class LlamaCppEngine(Engine):
 
 
 class VLLMEngine(Engine):
-    """Image, vitals and head as ever; the language model is that of a vLLM server."""
+    """vLLM engine: a server runs the language model; PyTorch runs image, vitals and head."""
 
     def __init__(self, model: EvidenceEncoder, server: "VLLMServer") -> None:
         super().__init__(model)
@@ -128,9 +128,9 @@ class VLLMEngine(Engine):
 
 
 def _evidence_of(adapter: AdapterFolder, base: str | None) -> EvidenceEncoder:
-    """The parts before the language model, on the base's words; the base is read for them and let go.
+    """Load the parts before the language model, with the base's word embeddings; then release the base.
 
-    Its 4-bit values are not made: word embeddings are never quantised, and the fingerprint does not see them.
+    The base is loaded unquantized: word embeddings never are quantized, and the fingerprint leaves out 4-bit values.
     """
     from vlm.model.llm import embedding_space, fingerprint, load_llm
 

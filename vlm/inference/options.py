@@ -1,4 +1,4 @@
-"""The options of `clinical-vlm draft`; nothing heavy is imported here, so that --help need not wait."""
+"""Define the options of `clinical-vlm draft`; nothing heavy is imported here, so that --help need not wait."""
 
 import argparse
 import re
@@ -12,7 +12,7 @@ SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-
 
 
 def add_draft_options(parser: argparse.ArgumentParser) -> None:
-    """Add what describes a case, or a table of them, and what drafts."""
+    """Add the options of a case, or a table of them, and of the engine."""
     parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
     parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
@@ -74,7 +74,7 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
 
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What drafts: engine, base, revision of the adapter, time for it, and the server where there is one."""
+    """Return the engine's options: name, base, revision of the adapter, time limit, and the server if there is one."""
     drafts = {name: getattr(arguments, name) for name in ("engine", "base", "revision", "max_seconds")}
     if arguments.engine != "vllm":
         return drafts
@@ -84,7 +84,7 @@ def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cluster_of(arguments: argparse.Namespace) -> Any:
-    """The Ray cluster that was asked for, or None."""
+    """Return the Ray cluster that was asked for, or None."""
     if arguments.ray is None:
         return None
     from vlm.inference.on_ray import Cluster
@@ -104,7 +104,7 @@ def _check_fhir(arguments: argparse.Namespace) -> None:
 
 
 def _check_explain(arguments: argparse.Namespace) -> None:
-    """What would be found too late, after the draft."""
+    """Check what would otherwise fail only after the draft."""
     file = Path(arguments.explain)
     if arguments.input:
         raise UserError("--explain: explains one case; leave --input away")

@@ -1,8 +1,8 @@
-"""One table, many processes: each drafts its share to a part of its own, and the parts become the output once.
+"""Multi-process batch inference: one part file a rank, merged by the last to finish.
 
-Nothing is said between the processes. Whose a row is follows from its number, and whoever finds after its share that
-no row is missing makes the output. So they may be of one `accelerate launch`, on machines that see one disk, or
-started one after the other; when some were killed, any number of them goes on with what is there.
+The processes do not communicate. A row's number decides its rank, and a process that finds no row missing after its
+own share merges the parts. So they may be of one `accelerate launch`, on machines that share a disk, or started one
+after the other; when some were killed, any number of processes can resume.
 """
 
 import heapq
@@ -29,18 +29,18 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 class Share(NamedTuple):
-    """Which of the processes this one is."""
+    """Rank of this process, and the number of processes."""
 
     rank: int = 0
     of: int = 1
 
     @classmethod
     def of_environment(cls) -> "Share":
-        """That of the launcher."""
+        """Read rank and world size from the launcher's environment."""
         return cls(rank(), world_size())
 
     def takes(self, row: Row, batch_size: int) -> bool:
-        """Whether a row is in this share: rows of a batch stay together, since neighbours are often alike."""
+        """Check whether a row is in this share: rows of a batch stay together, since neighbours are often similar."""
         return row.number // batch_size % self.of == self.rank
 
 
@@ -53,16 +53,16 @@ class SharedJob:
 
     @property
     def part(self) -> Path:
-        """What this process writes."""
+        """Part file of this process."""
         return self.job.parts / f"{self.share.rank:05}-of-{self.share.of:05}.jsonl"
 
     @classmethod
     def needed(cls, job: TableJob, share: Share) -> "SharedJob | None":
-        """None where one process writes the output itself: it is alone, and no parts are there."""
+        """Return None where one process writes the output itself: it is alone, and there are no parts."""
         return cls(job, share) if share.of > 1 or job.parts.is_dir() else None
 
     def check(self, resume: bool) -> None:
-        """Raise `UserError` where parts are there that must not be written over, or that others still write."""
+        """Raise `UserError` where there are parts that must not be overwritten, or that others still write."""
         if self.part.exists() and not resume:
             raise UserError(f"{self.job.parts}: is there already; go on with --resume, or name another --output")
         for part in self._parts():
@@ -77,14 +77,14 @@ class SharedJob:
     def write(
         self, draft: Callable[[Iterator[Row]], Iterator[Lines]], schema: VitalsSchema, made_by: Mapping[str, Any]
     ) -> Counts:
-        """Write what `draft` makes of the rows that are left; then make the output, if none is missing.
+        """Write the lines that `draft` makes of the rows left; then merge the parts, if no row is missing.
 
-        Returns the lines of the output, or those of this share where other processes have not ended theirs.
+        Returns the counts of the output, or of this share where other processes have not finished theirs.
         """
         from tqdm import tqdm
 
         with locked(self.job.output, shared=True), writing(self.job.parts):
-            self.job.write_metadata(made_by)  # before the folder: who sees the folder sees what made it
+            self.job.write_metadata(made_by)  # before the folder exists, so that the folder always has its metadata
             with private():
                 self.job.parts.mkdir(exist_ok=True)
             with self._writing() as out:
@@ -102,10 +102,10 @@ class SharedJob:
     # ------------------------------------------------------------------------------------- merging
 
     def _merge(self, rows: int) -> Counts | None:
-        """Make the output of the parts, under a lock; None where rows are missing, which others are at."""
+        """Merge the parts into the output, under a lock; None where rows are missing, which others are drafting."""
         try:
             lock = open_private(self.job.parts / "merge.lock", "wb")
-        except FileNotFoundError:  # another process has made it, and the folder is gone
+        except FileNotFoundError:  # another process has merged them and removed the folder
             return cut_to_whole_lines(self.job.output)[0]
         with lock:
             take(lock, wait=True)
@@ -117,7 +117,7 @@ class SharedJob:
             with replaced(self.job.output) as merged, merged.open("wb") as out, ExitStack() as opened:
                 parts = [_lines(opened.enter_context(file.open("rb"))) for file in self._sources()]
                 for number, line in heapq.merge(*parts, key=lambda pair: pair[0]):
-                    if number != before:  # a row that two parts hold is written once
+                    if number != before:  # a row in two parts is written once
                         out.write(line)
                         counts.add_written(line)
                     before = number
@@ -128,7 +128,7 @@ class SharedJob:
         return sorted(self.job.parts.glob("*-of-*.jsonl"))
 
     def _sources(self) -> list[Path]:
-        """The parts, and what one process alone wrote of the output before."""
+        """Return the parts, and an output that one process alone began before."""
         return [*self._parts(), *([self.job.output] if self.job.output.is_file() else [])]
 
     def _done(self) -> "_Rows":
@@ -145,14 +145,14 @@ class SharedJob:
 
     @contextmanager
     def _writing(self) -> Iterator[TextIO]:
-        """This share's part, which no other process may write at the same time."""
+        """Open this share's part under a lock, so that no other process writes it at the same time."""
         with open_private(self.part, "a") as out:
             _lock(out, self.part)
             yield out
 
 
 class _Rows:
-    """Numbers of rows, a byte each: a set would take sixty."""
+    """Set of row numbers, a byte each: a Python set would take 60."""
 
     def __init__(self) -> None:
         self._there = bytearray()
@@ -172,7 +172,7 @@ class _Rows:
 
 
 class _Counted:
-    """The rows of a table, and how many there were; raises `UserError` if the table is not that of the lines done."""
+    """Iterator that counts the rows of a table; raises `UserError` if the table does not match the lines done."""
 
     def __init__(self, rows: Iterator[Row], done: _Rows) -> None:
         self._rows, self._done, self.count = rows, done, 0
@@ -187,7 +187,7 @@ class _Counted:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Row number and line of each whole line; a last one that was cut off, or is still being written, is none."""
+    """Yield row number and line of each whole line; a last one that is truncated or still being written is skipped."""
     for line in file:
         if line.endswith(b"\n"):
             yield json.loads(line)["row"], line

@@ -1,4 +1,4 @@
-"""The cases of a table as they stand there, before anything of them is read."""
+"""Read the rows of a table as cases, before their images and vitals are read."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from vlm.data.vitals.schema import VitalsSchema
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which column of the table is what; the vitals are found by their names."""
+    """Names of the table's columns; the vitals are found by their names."""
 
     image: str = "image"
     id: str | None = None
     context: str | None = None
 
     def found_in(self, names: Iterable[object], table: Path) -> "TableColumns":
-        """The same as the table writes them; raises `UserError` for a column that it does not have."""
+        """Return the columns as the table spells them; raises `UserError` for a column that it does not have."""
         image = find_column(names, self.image, str(table)) if has_column(names, self.image) else self.image
         others = (find_column(names, name, str(table)) if name else None for name in (self.id, self.context))
         return TableColumns(image, *others)
 
     def rows(self, frame: pd.DataFrame, table: Path, schema: VitalsSchema) -> Iterator["Row"]:
-        """The rows of a frame of the table, whose columns these are."""
+        """Yield the rows of a frame of the table with these columns."""
         names = [str(name) for name in frame.columns if schema.names_in(str(name))]
         for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
             yield Row(
@@ -45,15 +45,15 @@ class Row:
     """One case of the table, not read yet."""
 
     number: int
-    """As a spreadsheet counts it: the header is row 1."""
+    """Number as a spreadsheet counts it: the header is row 1."""
     id: str
     image: str | EmbeddedImage
-    """Its name in the folder of images, empty where there is none; or the image in the table."""
+    """Its name in the image folder, empty where there is none; or the image in the table."""
     vitals: Mapping[str, Any]
     context: str
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Row":
-        """A row of what `asdict` made of it."""
+        """Make a row from the dict of `asdict`."""
         image = values["image"]
         return cls(**{**values, "image": EmbeddedImage(**image) if isinstance(image, dict) else image})

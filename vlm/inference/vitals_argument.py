@@ -1,4 +1,4 @@
-"""Vitals as a user gives them to a command: names and values in a line, JSON, or a file of it."""
+"""Parse vitals given to a command: names and values in a line, JSON, or a file of it."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,16 @@ from vlm.inference.fhir import is_fhir
 from vlm.untrusted import parse_json, read_json, read_yaml
 
 MOST_RESOURCES = 100_000
-"""In one FHIR file of vitals."""
+"""Most resources in a FHIR file of vitals."""
 LONGEST = 1 << 20
 ENDINGS = (".json", ".yaml", ".yml")
-"""Of a file that stands in place of the values."""
+"""Endings of a file that stands in place of the values."""
 _NEXT = re.compile(r"[;\n]|,(?=\s*(?:$|[;\n,]|[^\d\s,;=:][^,;=:]*[=:]))")
-"""What ends a value: a comma only where another name follows, for it may be a decimal one."""
+"""End of a value: a comma only where another name follows, for it may be a decimal one."""
 
 
 def read_vitals(text: str) -> Any:
-    """`name=value, name=value`, JSON, or what a JSON or YAML file holds: names and values, or FHIR resources.
+    """Parse `name=value, name=value`, JSON, or a JSON or YAML file: names and values, or FHIR resources.
 
     `:` stands for `=` and `;` for the comma as well; with `;` a comma in a number is a decimal one. Raises
     `UserError` for anything else.
@@ -34,7 +34,7 @@ def read_vitals(text: str) -> Any:
         try:
             return _checked(parse_json(text.encode(), MOST_RESOURCES), "--vitals")
         except ValueError as error:
-            inner = re.fullmatch(r"\{([^{}\[\]]*)\}", text)  # a shell may have taken the quotes
+            inner = re.fullmatch(r"\{([^{}\[\]]*)\}", text)  # a shell may have removed the quotes
             if not inner or '"' in text:
                 raise UserError(f"--vitals: no valid JSON: {error}") from None
             text = inner[1]

@@ -1,8 +1,8 @@
-"""llama.cpp through its C interface, from the wheel `xllamacpp` (extra `llamacpp`): embeddings in, greedy tokens out.
+"""Run llama.cpp through its C interface, from the wheel `xllamacpp` (extra `llamacpp`): embeddings in, tokens out.
 
-The wheel's own server takes text alone, so its library is called directly. A structure whose layout is not the one
-written here would end in a crash: only versions that were tried are taken, and the defaults that the library fills in
-must be found where they should be.
+Decoding is greedy. The wheel's own server takes text alone, so its library is called directly. A structure whose
+layout is not the one written here would end in a crash: only tested versions are accepted, and the defaults that the
+library fills in must be found at their offsets.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import numpy as np
 from vlm.errors import UserError
 
 TRIED = ("2026.10.11549",)
-"""Versions of the wheel whose structures are those below."""
+"""Tested versions of the wheel, whose structures are those below."""
 
 
 class _Batch(ctypes.Structure):
@@ -34,19 +34,19 @@ class _Batch(ctypes.Structure):
 
 
 class _Params(ctypes.Structure):
-    """The parameters of a model or a context, of which a few are set by their place; larger than either."""
+    """The parameters of a model or a context, of which a few are set by their byte offset; larger than either."""
 
     _fields_ = (("bytes", ctypes.c_ubyte * 512),)
 
 
 _CONTEXT = {"n_ctx": (0, 512), "n_batch": (4, 2048), "n_ubatch": (8, 512), "n_seq_max": (12, 1), "n_threads": (28, 4),
             "n_threads_batch": (32, 4), "type_k": (104, 1), "type_v": (108, 1)}  # fmt: skip
-"""Field → its place, bytes, and the default there."""
+"""Field → its byte offset, and the default there."""
 
 
 @cache
 def _library() -> Any:
-    """The C functions; raises `UserError` where the wheel is missing or is of an untried version."""
+    """Load the C functions; raises `UserError` where the wheel is missing or is of an untested version."""
     try:
         found = version("xllamacpp")
     except PackageNotFoundError:
@@ -83,7 +83,7 @@ def _library() -> Any:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def _silent(level: int, text: bytes, data: int) -> None:
-    """What llama.cpp says of itself is not for the user."""
+    """Discard llama.cpp's log."""
 
 
 class LlamaCpp:
@@ -111,15 +111,15 @@ class LlamaCpp:
         self._kept = np.empty((0, self.hidden_size), np.float32)
 
     def close(self) -> None:
-        """Free what the library holds."""
+        """Free the library's context and model."""
         self._library.llama_free(self._context)
         self._library.llama_model_free(self._model)
 
     def generate(self, embeddings: np.ndarray, fixed: int, most: int, end: int) -> Iterator[int]:
-        """Greedy tokens after a prompt of T × H embeddings, until `end` or `most` of them.
+        """Generate greedy tokens after a prompt of T × H embeddings, until `end` or `most` of them.
 
-        The first `fixed` places are the same for every case and are computed once. Raises `UserError` for a prompt
-        that does not fit into the context.
+        The prefix KV cache of the first `fixed` positions, the same for every case, is computed once. Raises
+        `UserError` for a prompt that does not fit into the context.
         """
         if len(embeddings) + most > self.context:
             raise UserError(f"a prompt of {len(embeddings)} tokens and {most} more exceed {self.context}")
@@ -136,11 +136,11 @@ class LlamaCpp:
             self._decode(np.array([token], dtype=np.int32), place)
 
     def logits(self) -> np.ndarray:
-        """What the last place read says of the next token; V, valid until the next one is read."""
+        """Return the logits after the last token; V, valid until the next one is decoded."""
         return np.ctypeslib.as_array(self._library.llama_get_logits_ith(self._context, -1), (self.vocabulary,))
 
     def _decode(self, what: np.ndarray, start: int) -> None:
-        """Read tokens (T, int32) or embeddings (T × H, float32) that stand from place `start` on."""
+        """Decode tokens (T, int32) or embeddings (T × H, float32) from position `start` on."""
         count = len(what)
         places = np.arange(start, start + count, dtype=np.int32)
         sequence = ctypes.c_int32(0)

@@ -1,6 +1,6 @@
-"""The base with its LoRA folded in, as a GGUF file: what llama.cpp reads; and the base's words beside it.
+"""Merge LoRA into the base and write it as a GGUF file for llama.cpp; keep the word embeddings beside it.
 
-The file is made from the weights that training saw, the unpacked NF4 values and the LoRA beside them, in 8 bits; the
+The file is made from the weights that training saw, the dequantized NF4 values with the LoRA merged, in 8 bits; the
 base's own GGUF file gives the tokenizer, the shapes and the tensors that neither 4 bits nor LoRA touched. It is kept in
 the cache by adapter, so that a second start only maps it and never loads the language model into PyTorch.
 """
@@ -27,12 +27,12 @@ if TYPE_CHECKING:  # only the first start needs it
     from vlm.model.clinical_vlm import ClinicalVLM
 
 FORMAT = 2
-"""Raised when the files of this version must not be taken for those of an older one."""
+"""Version of the cache format: raised when older files must not be used."""
 
 
 @dataclass(frozen=True)
 class MergedBase:
-    """What is kept of an adapter's base in the cache."""
+    """Cached files of an adapter's base."""
 
     file: Path
     """The merged language model, GGUF."""
@@ -41,7 +41,7 @@ class MergedBase:
 
     @classmethod
     def of(cls, adapter: AdapterFolder) -> "MergedBase":
-        """Find that of an adapter in the cache, or make it.
+        """Find an adapter's merged base in the cache, or make it.
 
         Raises `UserError` as `load` does, and for a base that is no GGUF file in a wheel or not of the Llama family.
         """
@@ -61,9 +61,9 @@ class MergedBase:
         return made
 
     def embedding_space(self) -> EmbeddingSpace:
-        """Map the base's table of embeddings, without reading it."""
+        """Memory-map the base's embedding table, without reading it."""
         from safetensors.torch import load_file
-        from transformers import PreTrainedTokenizerFast  # AutoTokenizer looks through every model there is
+        from transformers import PreTrainedTokenizerFast  # AutoTokenizer looks through every model class
 
         kept = load_file(self.folder / "words.safetensors")
         table = kept["embeddings"]  # V × H
@@ -130,11 +130,11 @@ def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:
 
 
 def _merged(model: "ClinicalVLM") -> Iterator[tuple[str, np.ndarray]]:
-    """The linear layers of the trunk under GGUF's names, out × in, with LoRA folded in."""
+    """Yield the decoder's linear layers under GGUF's names, out × in, with LoRA merged."""
     config = model.base.config
     for name, module in model.base.named_modules():
         plain = getattr(module, "base_layer", module)
-        inside = "lora_" in name or name.endswith("base_layer")  # parts of a layer that is met as a whole
+        inside = "lora_" in name or name.endswith("base_layer")  # submodules of a LoRA layer that is handled as a whole
         if isinstance(plain, torch.nn.Linear) and ".layers." in name and not inside:
             weight = in_pairs(plain.weight.detach().float(), name, config)
             yield f"{gguf_name(name, config)}.weight", weight.numpy()

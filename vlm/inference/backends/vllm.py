@@ -1,8 +1,8 @@
-"""vLLM as the language model's engine: our image, vitals and head make the prompt's embeddings, its server goes on.
+"""Draft with a vLLM server: our image, vitals and head make the prompt's embeddings, the server generates.
 
-The server keeps the base and the LoRA and is asked over its OpenAI-compatible `/v1/completions` with `prompt_embeds`.
+The server holds the base and the LoRA; its OpenAI-compatible `/v1/completions` is called with `prompt_embeds`.
 That protocol wants each tensor as base64 of what `torch.save` writes, which is a pickle; the server reads it with
-`weights_only`. We send it and never load one: what comes back is JSON.
+`weights_only`. We send pickles and never load one: the answer is JSON.
 """
 
 import base64
@@ -18,10 +18,10 @@ from vlm.compat import hub_http
 from vlm.errors import UserError
 
 KEY = "VLLM_API_KEY"
-"""Environment variable of the server's key; on a command line it could be read by others."""
+"""Environment variable of the server's key; on a command line other users could read it."""
 httpx = hub_http()
 TIMEOUT = httpx.Timeout(10, read=600)
-"""Seconds; a busy server may take its time to draft."""
+"""Timeouts, seconds; a busy server may be slow to draft."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class VLLMServer:
     """A running `vllm serve BASE --enable-prompt-embeds --enable-lora --lora-modules MODEL=ADAPTER`."""
 
     url: str
-    """Without `/v1`."""
+    """Base URL without `/v1`."""
     model: str
-    """Name of the LoRA there, or of a merged model."""
+    """Name of the LoRA on the server, or of a merged model."""
 
     def check(self) -> None:
         """Raise `UserError` if the server cannot be reached, refuses the key or does not have the model."""
@@ -43,10 +43,10 @@ class VLLMServer:
             raise UserError(f"--vllm_model: {self.url} serves {', '.join(names) or 'nothing'}, not {self.model}")
 
     def complete(self, prompts: Sequence[torch.Tensor], most: int, end: int) -> list[tuple[str, bool]]:
-        """Greedy text after each prompt (T × H), until the token `end` or `most` of them, and whether those ended it.
+        """Return greedy text after each prompt (T × H), until the token `end` or `most` of them; True if `end` came.
 
-        The base's own habits, such as a repetition penalty, are not what was trained and measured: they are off.
-        Raises `UserError` for all that the server refuses or does not answer.
+        The base's own generation defaults, such as a repetition penalty, were neither trained nor measured: they are
+        off. Raises `UserError` for all that the server refuses or does not answer.
         """
         answer = self._ask(
             "POST",
@@ -90,14 +90,14 @@ class VLLMServer:
 
 
 def encode(prompt: torch.Tensor) -> str:
-    """A prompt's embeddings (T × H) as the protocol wants them; the server turns them into its own precision."""
+    """Serialize a prompt's embeddings (T × H) for the protocol; the server casts them to its own precision."""
     buffer = io.BytesIO()
-    torch.save(prompt.detach().to("cpu", torch.float32).clone(), buffer)  # a view would bring all that it views along
+    torch.save(prompt.detach().to("cpu", torch.float32).clone(), buffer)  # a view would be saved with its whole storage
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _said(values: Any) -> str:
-    """The first line of the server's own words; older ones say them outside `error`."""
+    """Return the first line of the server's error message; older servers have it outside `error`."""
     error = values.get("error", values) if isinstance(values, dict) else values
     message = error.get("message", error) if isinstance(error, dict) else error
     return (str(message).splitlines() or ["without a word"])[0][:300]

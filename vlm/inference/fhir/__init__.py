@@ -1,4 +1,4 @@
-"""HL7 FHIR: a draft written as a Bundle, and vitals read from Observations.
+"""Write a draft as an HL7 FHIR Bundle, and read vitals from Observations.
 
 Only what R4, R4B and R5 have in common is written, so that a Bundle is valid in each of them; R4 is what most
 hospitals run. Plain JSON values go in and out: no FHIR library is needed to draft.

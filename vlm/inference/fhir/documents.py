@@ -1,4 +1,4 @@
-"""A draft as a FHIR Bundle: the report, the values it was drafted from, the probabilities, and what made it."""
+"""Write a draft as a FHIR Bundle: the report, its input values, the probabilities, and the software that made it."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from vlm.report import NOTICE, Report
 from vlm.version import __version__
 
 Resource = dict[str, Any]
-_IDS = UUID("5c0c7a5e-6b8d-4d86-9f5e-2f6d1a3b9c47")  # any fixed one: the ids of all Bundles are derived from it
+_IDS = UUID("5c0c7a5e-6b8d-4d86-9f5e-2f6d1a3b9c47")  # an arbitrary constant: the ids of all Bundles are derived from it
 _BY_MACHINE = {
     "security": [{"system": f"{TERMINOLOGY}/v3-ObservationValue", "code": "AIAST",
                   "display": "Artificial Intelligence asserted"}],
@@ -36,18 +36,18 @@ _BY_MACHINE = {
 
 
 class About(NamedTuple):
-    """What made the draft."""
+    """Software that made the draft."""
 
     adapter: str
     """Digest of the adapter's weights and config."""
     base: str
-    """The base model; of a local folder, its name alone."""
+    """Name of the base model; of a local folder, its name alone."""
     version: str = __version__
-    """Of clinical-vlm."""
+    """Version of clinical-vlm."""
 
     @classmethod
     def of(cls, folder: Path) -> "About":
-        """That of the adapter in a folder; raises `UserError` if its config cannot be read."""
+        """Read it from the adapter in a folder; raises `UserError` if its config cannot be read."""
         from vlm.adapter import digest, read_config
         from vlm.weights import public_name
 
@@ -62,7 +62,7 @@ def to_fhir(
     subject: str | None = None,
     issued: datetime | None = None,
 ) -> Resource:
-    """A Bundle of type `collection`: DiagnosticReport, Observations, Device and Provenance.
+    """Make a Bundle of type `collection`: DiagnosticReport, Observations, Device and Provenance.
 
     All of it is preliminary. `image` says whether the case had one, `subject` is a reference such as `Patient/123`;
     without it the Bundle names nobody. The same report gives the same Bundle, ids included, but for `issued`
@@ -108,12 +108,12 @@ def _report(report: Report, image: bool, results: list[Resource], time: str) -> 
 
 
 def _plain(text: str) -> str:
-    """Without what FHIR forbids in a text: control characters, and space around it."""
+    """Remove what FHIR forbids in a text: control characters, and space around it."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]", "", text).strip()
 
 
 def _vitals(report: Report, schema: VitalsSchema) -> list[tuple[str, Resource]]:
-    """(name, Observation) of each value; systolic and diastolic pressure are one."""
+    """Make (name, Observation) of each value; systolic and diastolic pressure are one."""
     shown = [vital for vital in schema.vitals if vital.name in report.vitals]
     pressure = {vital.loinc: vital for vital in shown if vital.loinc in (SYSTOLIC, DIASTOLIC)}
     if len(pressure) < 2:
@@ -135,13 +135,13 @@ def _coded(vital: VitalConfig, value: Any) -> Resource:
 
 
 def _quantity(value: float, unit: str, code: str | None) -> Resource:
-    """A number with its unit as people write it, and its UCUM code where it has one."""
+    """Make a Quantity: a number with its unit as people write it, and its UCUM code where it has one."""
     number = int(value) if float(value).is_integer() else value
     return {"value": number} | ({"unit": unit} if unit else {}) | ({"system": UCUM, "code": code} if code else {})
 
 
 def _observation(content: Resource, code: str = "") -> Resource:
-    """As given by the user, unverified: preliminary. When it was measured is not known here."""
+    """Make an Observation as given by the user: preliminary, since unverified. The time of measurement is unknown."""
     kind = [concept("Vital Signs", f"{TERMINOLOGY}/observation-category", "vital-signs")]
     category = {"category": kind} if code in VITAL_SIGNS else {}
     return {"resourceType": "Observation", "status": "preliminary", **category, **content}
@@ -161,7 +161,7 @@ def _probability(label: str, value: float, report: Report, device: Resource, tim
 
 
 def _device(about: About) -> Resource:
-    """Without its name and type, whose elements are others in R4 and R5."""
+    """Make a Device without its name and type, whose elements differ between R4 and R5."""
     versions = {"clinical-vlm": about.version, "adapter (SHA-256)": about.adapter, "base model": about.base}
     return {
         "resourceType": "Device",

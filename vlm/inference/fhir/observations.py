@@ -1,4 +1,4 @@
-"""A patient's vitals from FHIR Observations: found by LOINC code, converted by UCUM unit, the newest of each."""
+"""Read a patient's vitals from FHIR Observations: found by LOINC code, converted by UCUM unit, the newest of each."""
 
 import re
 from collections import Counter
@@ -15,11 +15,11 @@ from vlm.inference.fhir.codes import LOINC, UCUM
 from vlm.inference.fhir.patient import UNDATED, from_patient
 
 STATUSES = ("final", "preliminary", "amended", "corrected")
-"""Observations in another state, such as `entered-in-error`, are not read."""
+"""Accepted states; Observations in another, such as `entered-in-error`, are not read."""
 
 
 class _Unread(Exception):
-    """Why an Observation's value was left out, for a warning."""
+    """Raised where an Observation's value is left out; its text is the warning."""
 
 
 class _Value(NamedTuple):
@@ -28,17 +28,17 @@ class _Value(NamedTuple):
 
 
 def is_fhir(values: Any) -> bool:
-    """Whether JSON values are FHIR: one resource or a list of them."""
+    """Check whether JSON values are FHIR: one resource or a list of them."""
     return isinstance(values, list) or (isinstance(values, dict) and "resourceType" in values)
 
 
 def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Vitals by name, in the schema's units, and warnings on what was left out.
+    """Return vitals by name, in the schema's units, and warnings on what was left out.
 
     `values` is a Bundle, an Observation or a list of Observations, of R4 or later, with the Patient or without; other
-    resources are passed over. Of several Observations of one vital the newest counts, and before sex and age of the
-    Patient. A vital without a LOINC code is found by its name in `code.text`. Raises `UserError` that names `where`
-    and the entry for a broken resource, and for Observations of more than one patient.
+    resources are skipped. Of several Observations of one vital the newest is used. They take precedence over sex and
+    age of the Patient. A vital without a LOINC code is found by its name in `code.text`. Raises `UserError` that names
+    `where` and the entry for a broken resource, and for Observations of more than one patient.
     """
     left_out: Counter[str] = Counter()
     resources = list(_resources(values, where))
@@ -64,7 +64,7 @@ def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple
 def _values(
     observation: dict[str, Any], schema: VitalsSchema, place: str, left_out: Counter[str]
 ) -> Iterator[tuple[str, Any]]:
-    """(vital, value) of an Observation and its components; counts in `left_out` why there is none."""
+    """Yield (vital, value) of an Observation and its components; count in `left_out` why there is none."""
     if observation["status"] not in STATUSES:
         left_out[f"status {observation['status']}"] += 1
         return
@@ -83,7 +83,7 @@ def _values(
 
 
 def _resources(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, resource) of each Observation and Patient; checks what every one of them must have."""
+    """Yield (place, resource) of each Observation and Patient; check what every one of them must have."""
     kind = "list" if isinstance(values, list) else values.get("resourceType")
     if kind == "Patient" and not values.keys() & {"gender", "birthDate"}:
         raise UserError(
@@ -94,7 +94,7 @@ def _resources(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     bundled = [entry.get("resource") for entry in _list(values, "entry", where)] if kind == "Bundle" else []
     for number, resource in enumerate({"list": values, "Bundle": bundled}.get(kind, [values]), 1):
         place = f"{where}: entry {number}"
-        if resource is None and kind == "Bundle":  # an entry of a request alone
+        if resource is None and kind == "Bundle":  # an entry with only a request
             continue
         if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
             raise UserError(f"{place} is no FHIR resource: it has no resourceType")
@@ -120,7 +120,7 @@ def _check_one_patient(observations: list[dict[str, Any]], patients: list[dict[s
 
 
 def _vital_of(part: Mapping[str, Any], schema: VitalsSchema, place: str) -> VitalConfig | None:
-    """The vital with this code; of several with one code that of this name."""
+    """Find the vital with this code; of several with one code the one with this name."""
     code = _mapping(part, "code", place, required=True)
     codes = {str(coding.get("code")) for coding in _list(code, "coding", place) if coding.get("system") == LOINC}
     named = [vital for vital in schema.vitals if vital.name == code.get("text")]
@@ -131,7 +131,7 @@ def _vital_of(part: Mapping[str, Any], schema: VitalsSchema, place: str) -> Vita
 
 
 def _read(vital: VitalConfig, part: Mapping[str, Any], place: str) -> Any:
-    """The value in the vital's unit or one of its categories; None where the Observation says that there is none."""
+    """Read the value in the vital's unit or one of its categories; None where the Observation declares it absent."""
     kinds = [key for key in part if key.startswith("value")]
     if not kinds:
         return None
@@ -159,7 +159,7 @@ def _convert(vital: VitalConfig, number: Any, unit: str, place: str) -> float:
 
 
 def _read_category(vital: VitalConfig, part: Mapping[str, Any], place: str) -> str:
-    """The first word of the concept that is a category or one of its usual spellings."""
+    """Return the first word of the concept that is a category or one of its usual spellings."""
     concept = _mapping(part, "valueCodeableConcept", place)
     codings = _list(concept, "coding", place)
     words = [part.get("valueString"), concept.get("text")]
@@ -173,7 +173,7 @@ def _read_category(vital: VitalConfig, part: Mapping[str, Any], place: str) -> s
 
 
 def _time(observation: Mapping[str, Any], place: str) -> datetime:
-    """When it was measured; a day or a year alone is its beginning, and no time at all is before all others."""
+    """Return when it was measured; a day or a year alone is its beginning, and no time at all is before all others."""
     period = _mapping(observation, "effectivePeriod", place)
     times = (observation.get("effectiveDateTime"), observation.get("effectiveInstant"), period.get("end"),
              period.get("start"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sex and age out of a FHIR Patient."""
+"""Read sex and age from a FHIR Patient."""
 
 import math
 import re
@@ -14,16 +14,16 @@ from vlm.errors import UserError
 
 UNDATED = datetime.min.replace(tzinfo=UTC)
 SEX, AGE = "46098-0", "30525-0"
-"""LOINC codes of the vitals that a Patient tells."""
+"""LOINC codes of the vitals in a Patient."""
 _MIDDLE = {4: "-07-01", 7: "-15"}
-"""Length of a date without its day → what makes it the middle of its year or month."""
+"""Length of a date without its day → suffix for the middle of its year or month."""
 GENDERS = ("male", "female", "other", "unknown")
 
 
 def from_patient(
     patient: Mapping[str, Any], schema: VitalsSchema, place: str, seen: datetime
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values by name, and what to say of them: the age is that of the day `seen`, or of today where it is undated.
+    """Return values by name, and notes on them: the age is that on the day `seen`, or today where it is undated.
 
     Raises `UserError` that names `place` for a gender or a date that FHIR does not know.
     """
@@ -55,14 +55,14 @@ def from_patient(
 
 
 def _vital(schema: VitalsSchema, code: str, name: str) -> VitalConfig | None:
-    """The vital of a LOINC code, else the one of that name."""
+    """Find the vital of a LOINC code, else the one of that name."""
     coded = [vital for vital in schema.vitals if code in (vital.loinc, *vital.also_loinc)]
     named = [vital for vital in schema.vitals if name in (vital.name.lower(), *vital.aliases)]
     return next(iter(coded or named), None)
 
 
 def _day(text: Any) -> date | None:
-    """The day of a FHIR date or time; of a year or month alone the middle."""
+    """Parse the day of a FHIR date or time; of a year or month alone the middle."""
     text = str(text)[:10]
     try:
         return date.fromisoformat(text + _MIDDLE.get(len(text), ""))
@@ -71,7 +71,7 @@ def _day(text: Any) -> date | None:
 
 
 def _years(born: Any, day: date, place: str) -> float:
-    """Whole years, of a child below two whole months as a part of a year; of a year or month alone the middle."""
+    """Compute the age in whole years, below two months as a fraction; a year or month alone counts as its middle."""
     if not isinstance(born, str) or not re.fullmatch(r"\d{4}(-\d\d(-\d\d)?)?", born):
         raise UserError(f"{place}: the birthDate of the Patient is not one that FHIR knows, such as 1956-04-30")
     try:
@@ -79,7 +79,7 @@ def _years(born: Any, day: date, place: str) -> float:
     except ValueError:
         raise UserError(f"{place}: the birthDate of the Patient is no day of the calendar") from None
     months = 12 * (day.year - birth.year) + day.month - birth.month - (day.day < birth.day)
-    if months < 0 and not day.isoformat().startswith(born):  # of this year or month the middle may be to come
+    if months < 0 and not day.isoformat().startswith(born):  # the middle of this year or month may be in the future
         raise UserError(f"{place}: the Patient is born after {day.isoformat()}")
     months = max(months, 0)
     return float(months // 12) if months >= 24 else months / 12
