@@ -15,11 +15,11 @@ MOST_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
 """Longest time from a connection, or its last answer, to the end of a request's head."""
 READER_SECONDS = 30.0
-"""Longest time that a client may not read what is written to it."""
+"""Longest pause of a client that does not read what is written to it."""
 PIECE = 16 << 10
 """Bytes that are parsed at once, so that a head can hardly exceed it."""
 FREE_CHUNKS, SMALLEST_CHUNK = 256, 512
-"""Free chunks of a body, and average bytes of each beyond them: each costs the parser as much as a kilobyte."""
+"""Free chunks of a body, and the least average bytes beyond them: each costs the parser as much as a kilobyte."""
 _STREAMS = "/gradio_api/"
 """Path prefix of the page's streams, which stay open as long as the page does."""
 

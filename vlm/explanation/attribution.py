@@ -38,7 +38,7 @@ PASS_TOKENS = 1024
 Evidence = tuple[torch.Tensor, ...]
 """The CNN's grid (B × C × h × w), then features and state of each vital (B × X_i)."""
 Corner = tuple[bool, bool]
-"""Whether the image is given, and whether the vitals are."""
+"""(image given, vitals given)."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class CaseScorer:
 
     @cached_property
     def corners(self) -> dict[Corner, np.ndarray]:
-        """Map (image, vitals) given or not to each token's log-probability, T. Absent evidence is never withheld."""
+        """Map (image, vitals) given or not to each token's log-probability, T; the same for evidence absent anyway."""
         distinct = sorted({(i and self.has_image, v and self.has_vitals) for i in (False, True) for v in (False, True)})
         evidence = tuple(torch.cat(parts) for parts in zip(*(self._at(*key) for key in distinct), strict=True))
         with torch.no_grad():

@@ -63,9 +63,7 @@ class ExplainedWords(Drawn):
     cells: np.ndarray | None
     """h × w, nats of each cell of the CNN's last grid; adds up to `image`. None without an image."""
     heat: np.ndarray | None
-    """Evidence for the words in this image, on the finer grid of an earlier stage; without a unit. None without an
-    image.
-    """
+    """Heat map of the words, on the finer grid of an earlier stage; without a unit. None without an image."""
     by_vital: dict[str, float]
     """Nats of each vital; add up to `vitals`, a missing one is exactly 0."""
     completeness_error: float
