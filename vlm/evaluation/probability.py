@@ -31,7 +31,7 @@ def auroc(targets: np.ndarray, scores: np.ndarray) -> Statistic:
 
 
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> Statistic:
-    """Build the statistic of average precision, the area under the precision-recall curve; chance is prevalence."""
+    """Build the statistic of average precision (area under the precision-recall curve); its floor is the prevalence."""
     order, starts = _thresholds(-scores)
     positive = targets[order] == 1
 
