@@ -1,1 +1,1 @@
-"""What a trained model can and cannot do, measured on cases it never saw."""
+"""Evaluate a trained model on unseen cases."""

@@ -1,4 +1,4 @@
-"""Does the model use its input? What changes when evidence is swapped, blanked or withheld."""
+"""Measure whether the model uses its input: input ablations with swapped, blanked or withheld evidence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from vlm.evaluation.measures import Bootstrap
 from vlm.evaluation.scoring import CaseScores, ranked
 
 SMALL = 0.05
-"""Below this share of changed drafts, of the cases that were shown something else, a model ignores what it is shown."""
+"""Minimum share of changed drafts among cases with changed input; below it, a model ignores its input."""
 CHANGES = ("text_loss_change", "auroc_change", "finding_f1_change", "drafts_changed")
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What a model did with the cases as one arm shows them."""
+    """Drafts, logits and losses of a model on the cases of one ablation arm."""
 
     drafts: Sequence[str]
     logits: np.ndarray
     """N × K."""
     losses: np.ndarray
-    """M, text loss summed over the report's tokens, of the first M cases."""
+    """M, text loss of the first M cases, summed over the report's tokens."""
     cut: Sequence[bool] = ()
-    """Whether each draft was cut before it ended."""
+    """True for each draft that was truncated."""
 
 
 def ablation_measures(
@@ -39,9 +39,9 @@ def ablation_measures(
     references: Sequence[str],
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    """Each arm less the cases as given, on the same cases: text loss, AUROC, finding F1; and how many drafts change.
+    """Compute each arm's paired change in text loss, AUROC and finding F1, and its share of changed drafts.
 
-    An arm that could show no case what it promises has no result, and measures that say why.
+    An arm that cannot be applied to any case has no result. Its measures say why.
     """
     given, unread = arms["as_given"], why_unread(list(filter(None, references)))
     measures: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def ablation_measures(
 
 
 def macro_auroc(logits: np.ndarray, targets: np.ndarray) -> Statistic:
-    """Mean AUROC over the labels that have both classes; N × K each."""
+    """Build the statistic of the mean AUROC over the labels that have both classes; N × K each."""
     parts = []
     for k in range(targets.shape[1]):
         known = np.flatnonzero(~np.isnan(targets[:, k]))
@@ -87,7 +87,7 @@ def macro_auroc(logits: np.ndarray, targets: np.ndarray) -> Statistic:
 
 
 def _f1(drafts: Sequence[str], references: Sequence[str]) -> Statistic:
-    """Finding F1 over all cases; a case without a reference counts nothing."""
+    """Build the statistic of finding F1 over all cases, with weight 0 for a case without a reference."""
     has = np.array([bool(text) for text in references])
     texts = [draft if reference else "" for draft, reference in zip(drafts, references, strict=True)]
     f1 = Agreement.of(texts, references).f1()
@@ -95,12 +95,12 @@ def _f1(drafts: Sequence[str], references: Sequence[str]) -> Statistic:
 
 
 def minus(a: Statistic, b: Statistic) -> Statistic:
-    """Difference of two statistics on the same resample: a paired comparison."""
+    """Subtract two statistics on the same resample, for a paired comparison."""
     return lambda weights: a(weights) - b(weights)
 
 
 def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a reviewer would say of these numbers, in sentences; `good` is false for a fault, null for a gap."""
+    """Summarize the metrics in a reviewer's sentences; `good` is false for a fault, null for a gap."""
     said: list[dict[str, Any]] = []
 
     def say(good: bool | None, text: str) -> None:
@@ -136,7 +136,7 @@ def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each reason why measures are not defined, with their names."""
+    """Yield a sentence for each reason why measures are undefined, with their names."""
     names: dict[str, list[str]] = {}
 
     def walk(values: Mapping[str, Any], above: str) -> None:
@@ -152,7 +152,7 @@ def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _dependence(kind: str, change: Mapping[str, Any], cases: int) -> tuple[bool | None, str]:
-    """Whether showing another patient's image or vitals changes anything."""
+    """Judge whether another patient's image or vitals change the output; returns `good` and a sentence."""
     share, loss, area = change["drafts_changed"], change["text_loss_change"], change["auroc_change"]
     if share["value"] is None:
         return None, f"Use of the {kind} was not tested: {share['why']}."

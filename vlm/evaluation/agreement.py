@@ -1,4 +1,4 @@
-"""Drafts against references, finding by finding: what is right, invented, missed, flipped."""
+"""Compare the findings of drafts and references: true positives, hallucinations, misses, contradictions."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vlm.findings.vocabulary import FINDINGS
 NAMES = tuple(FINDINGS)
 NO_REFERENCE = "no test case has a reference report"
 LEAST_READ = 0.1
-"""Share of the references in which the labeller must find something; below it, what it counts means nothing."""
+"""Minimum share of the references with a finding; below it, the labeller's counts mean nothing."""
 _ENGLISH = re.compile(r"\b(?:the|of|and|is|are|in|on|with|there|at|both|either|left|right|lungs?|heart|clear|seen)\b")
 _FOREIGN = re.compile(
     r"\b(?:der|die|das|und|ist|im|keine?[rsmn]?|nicht|mit|ohne|links|rechts|"  # German
@@ -21,57 +21,57 @@ _FOREIGN = re.compile(
     r"il|della?|di|nei|nella?|senza|assenza|sinistr[oa]|destr[oa]|não|sem|com|esquerd[oa]|direit[oa]|"  # Romance
     r"het|een|van|geen|niet|zonder|och|og|ej|ikke|ing[ae]n?|uden|uten|utan|nie|nem|nincs|bez|brak|oraz|ei|yok|"
     r"tidak|ada|tampak|dan)\b|"  # Dutch, Nordic, Slavic, Hungarian, Finnish, Turkish, Indonesian
-    r"\b(?=[a-z]*[^\W\da-z_])[^\W\d_]+"  # a word with a letter that English has not
+    r"\b(?=[a-z]*[^\W\da-z_])[^\W\d_]+"  # a word with a non-English letter
 )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Counts of N cases over F findings; all arrays are N × F, bool."""
+    """Agreement of drafts and references on N cases and F findings; all arrays are N × F, bool."""
 
     right: np.ndarray
-    """Asserted by both."""
+    """True positive: asserted by both."""
     invented: np.ndarray
-    """Asserted by the draft, not by the reference, which does not leave it open either."""
+    """Hallucinated: asserted by the draft, and neither asserted nor left uncertain by the reference."""
     missed: np.ndarray
-    """Asserted by the reference, not by the draft."""
+    """False negative: asserted by the reference, not by the draft."""
     stated: np.ndarray
     """Asserted or denied by both."""
     flipped: np.ndarray
-    """Asserted by one and denied by the other."""
+    """Contradicted: asserted by one and denied by the other."""
     sided: np.ndarray
     """Asserted by both, with a side in both."""
     side_flipped: np.ndarray
-    """The sides have nothing in common, or each side's zone is the other's."""
+    """The sides do not overlap, or each side's zone is the other's."""
     zoned: np.ndarray
     """Asserted by both, with a zone in both."""
     zone_flipped: np.ndarray
-    """The zones have nothing in common."""
+    """The zones do not overlap."""
 
     @classmethod
     def of(cls, drafts: Sequence[str], references: Sequence[str]) -> "Agreement":
-        """Label both sides of every case and compare."""
+        """Label the draft and reference of every case and compare them."""
         rows = [_compare(label(draft), label(reference)) for draft, reference in zip(drafts, references, strict=True)]
         counts = np.array(rows, dtype=bool).reshape(len(rows), len(NAMES), 9)
         return cls(*np.moveaxis(counts, 2, 0))
 
     def f1(self, finding: int | None = None) -> Statistic:
-        """F1 of one finding, or over all mentions of all findings."""
+        """Build the F1 statistic of one finding, or the micro F1 of all findings."""
         right, errors = self._sum(self.right, finding), self._sum(self.invented | self.missed, finding)
         return ratio(2 * right, 2 * right + errors)
 
     def precision(self, finding: int | None = None) -> Statistic:
-        """Share of the draft's findings that the reference has."""
+        """Build the precision statistic: the share of the draft's findings that the reference has."""
         right = self._sum(self.right, finding)
         return ratio(right, right + self._sum(self.invented, finding))
 
     def recall(self, finding: int | None = None) -> Statistic:
-        """Share of the reference's findings that the draft has."""
+        """Build the recall statistic: the share of the reference's findings that the draft has."""
         right = self._sum(self.right, finding)
         return ratio(right, right + self._sum(self.missed, finding))
 
     def rates(self) -> dict[str, Statistic]:
-        """The errors that matter, each as a share of where it could be made."""
+        """Build the statistics of the error rates, each over the cases or mentions where the error is possible."""
         return {
             "hallucination_rate": mean(np.asarray(self.invented.any(axis=1))),  # of all drafts
             "miss_rate": ratio(self._sum(self.missed), self._sum(self.missed | self.right)),
@@ -86,16 +86,16 @@ class Agreement:
 
 
 def was_read(report: str) -> bool:
-    """Whether the labeller finds anything in a report that is not plainly of another language than its own.
+    """Check whether the labeller finds anything in a report that is not plainly in a language other than English.
 
-    Its words for findings stand in reports of other languages too, where it does not know those that deny them.
+    Its finding words also occur in other languages, whose negations it does not know.
     """
     text = report.lower()
     return bool(label(report)) and len(_FOREIGN.findall(text)) <= len(_ENGLISH.findall(text))
 
 
 def why_unread(references: Sequence[str]) -> str:
-    """Why nothing that the labeller counts against these references is a measure; empty where it is one."""
+    """Explain why finding measures are undefined on these references; empty if they are defined."""
     if not references:
         return NO_REFERENCE
     read = sum(map(was_read, references))

@@ -1,4 +1,4 @@
-"""The same cases with evidence swapped or withheld: does the report follow what is shown?"""
+"""Ablation arms: the same cases with evidence swapped, blanked or withheld."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from vlm.data.dataset import CaseDataset, available_evidence, compose_report, lo
 from vlm.data.storage import matrix
 
 Shown = Literal["own", "swapped", "blank", "none"]
-"""A blank image is a file that is all black; none is no image at all, which the model was trained to know."""
+"""`blank` is an all-black image; `none` is a missing image, which the model was trained on."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What a case is shown."""
+    """An ablation arm: the evidence that each case is shown."""
 
     name: str
     image: Shown = "own"
@@ -40,7 +40,7 @@ _ONE = {"image": "an image", "vitals": "vitals"}
 
 
 class ArmCases(torch.utils.data.Dataset):
-    """The cases of a split as one arm shows them: the evidence is the arm's, report and labels are the case's own."""
+    """Dataset of a split's cases under one arm: the arm's evidence, and the case's own report and labels."""
 
     def __init__(self, arm: Arm, dataset: CaseDataset, seed: int = 0) -> None:
         self.arm, self.dataset = arm, dataset
@@ -53,9 +53,9 @@ class ArmCases(torch.utils.data.Dataset):
         self.vitals_donor = _donors(has_vitals, patients, arm.vitals, seed + 1)
         changed = [has for has, shown in ((self.has_image, arm.image), (has_vitals, arm.vitals)) if shown != "own"]
         self.changed = np.logical_or.reduce(changed) if changed else np.zeros(len(rows), dtype=bool)
-        """N, bool: cases that are shown something else than their own. The others have nothing to swap or withhold."""
+        """N, bool: cases whose evidence differs from their own. The others have nothing to swap or withhold."""
         self.undefined = self._undefined(has_vitals, patients)
-        """Why the arm measures nothing, if so: no case can be shown what it promises."""
+        """Reason why the arm cannot be applied to any case; empty if it can."""
 
     def _undefined(self, has_vitals: np.ndarray, patients: np.ndarray) -> str:
         for kind, shown, has in (("image", self.arm.image, self.has_image), ("vitals", self.arm.vitals, has_vitals)):
@@ -69,7 +69,7 @@ class ArmCases(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Example:
-        """What the model is shown of one case, and what it should have answered."""
+        """Build the example of one case: the arm's evidence and the case's own targets."""
         index = int(index)
         if self.arm == ARMS[0]:
             return self.dataset[index]
@@ -86,12 +86,12 @@ class ArmCases(torch.utils.data.Dataset):
 
     @property
     def shown(self) -> list[tuple[int, int, str]]:
-        """Whose image and whose vitals each case is shown (-1 for none), and which context: equal ones are one case."""
+        """Image donor, vitals donor (-1 for none) and context of each case; equal tuples are the same input."""
         contexts = (context or "" for context in self.dataset.rows["context"])
         return list(zip(self.image_donor.tolist(), self.vitals_donor.tolist(), contexts, strict=True))
 
     def facts(self, reader: FactReader) -> list[Facts]:
-        """The facts of what is shown: an image fact is its donor's, a vitals fact its donor's."""
+        """List each case's facts: image facts from the image donor, vitals facts from the vitals donor."""
         wanted = []
         for index in range(len(self)):
             image = self._stated(reader, int(self.image_donor[index]), self.image_donor[index] >= 0, True)
@@ -124,10 +124,10 @@ class ArmCases(torch.utils.data.Dataset):
 
 
 def _donors(has: np.ndarray, patients: np.ndarray, shown: Shown, seed: int) -> np.ndarray:
-    """Row whose evidence each row is shown; -1 for none. `patients` is each row's patient, numbered from 0.
+    """Choose the donor row of each row's evidence; -1 for none. `patients` is each row's patient, numbered from 0.
 
-    When swapped, a row that has evidence is shown that of another patient, each row's once. Where one patient has
-    more than half of the rows, those of the others are shown several times; where all are one patient's, none is.
+    When swapped, each row with evidence gets another patient's, and each row is a donor once. If one patient has
+    more than half of the rows, the others' rows are donors several times. If all rows are one patient's, none is.
     """
     rows = np.where(has, np.arange(len(has)), -1)
     if shown == "own":
@@ -148,5 +148,5 @@ def _donors(has: np.ndarray, patients: np.ndarray, shown: Shown, seed: int) -> n
 
 
 def all_right(stated: Sequence[Facts], wanted: Sequence[Facts], names: Sequence[str]) -> np.ndarray:
-    """For each case, whether its report states every one of these facts as it should; N, bool."""
+    """Check for each case whether its report states all of these facts correctly; N, bool."""
     return np.array([all(s[n] == w[n] for n in names) for s, w in zip(stated, wanted, strict=True)], dtype=bool)

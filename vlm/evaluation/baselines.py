@@ -1,4 +1,4 @@
-"""What costs nothing and must be beaten: a constant report, the nearest training case, and plain classifiers."""
+"""Baselines to beat: a constant report, the nearest training case, and logistic regressions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 
 def constant_report(reports: Sequence[str]) -> str:
-    """The strongest constant: of all training reports the one whose findings fit all the others best, by F1.
+    """Pick the strongest constant: the training report whose findings have the highest F1 against all the others.
 
-    Where no report asserts a finding, the one most often written.
+    If no report asserts a finding, pick the most frequent report.
     """
     written = [report for report in reports if report]
     counts = Counter(written)
@@ -34,14 +34,14 @@ def constant_report(reports: Sequence[str]) -> str:
     )  # D × F each
     present, uncertain = often @ asserts, often @ leaves_open  # F, over all N reports
     right = asserts @ present  # D
-    errors = asserts @ (often.sum() - present - uncertain) + ~asserts @ present  # D, invented and missed
+    errors = asserts @ (often.sum() - present - uncertain) + ~asserts @ present  # D, hallucinated and missed
     f1 = 2 * right / np.maximum(2 * right + errors, 1)
-    return candidates[int(f1.argmax())]  # of equals, the one most often written
+    return candidates[int(f1.argmax())]  # ties: the most frequent report
 
 
 @torch.no_grad()
 def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) -> np.ndarray:
-    """Pooled CNN features of each case at unit length, N × C; zeros for a case without an image."""
+    """Compute the L2-normalized pooled CNN features of each case, N × C; zeros for a case without an image."""
     model.eval()
     rows = []
     loader = torch.utils.data.DataLoader(
@@ -58,7 +58,7 @@ def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) ->
 
 
 def nearest_reports(model: ClinicalVLM, train: CaseDataset, test: CaseDataset, batch_size: int) -> list[str]:
-    """The report of the training case whose image is most like, by the cosine of the trained CNN's features."""
+    """Retrieve the report of the training case whose image has the highest cosine similarity of CNN features."""
     known, asked = image_features(model, train, batch_size), image_features(model, test, batch_size)
     has_report = np.array([any(sections) for sections in train.rows["sections"]], dtype=bool)
     similarity = asked @ known.T  # N × M
@@ -68,10 +68,10 @@ def nearest_reports(model: ClinicalVLM, train: CaseDataset, test: CaseDataset, b
 
 
 def classifier_scores(train: CaseDataset, test: CaseDataset, kind: str, seed: int = 0) -> np.ndarray:
-    """Probabilities (N × K) of a logistic regression on vitals alone, or on which of them are missing.
+    """Predict probabilities (N × K) by logistic regression on vitals alone, or on which of them are missing.
 
-    `kind` is `vitals` (values, the mean in place of a missing one) or `missingness` (which values, and whether
-    an image, are there at all). NaN for a label that training saw in one class only.
+    `kind` is `vitals` (values, mean-imputed) or `missingness` (indicators of missing values and of an image).
+    NaN for a label with one class only in training.
     """
     x, y = _inputs(train, kind), np.array(train.rows["labels"], dtype=np.float64)
     asked = _inputs(test, kind)
@@ -98,7 +98,7 @@ def _inputs(dataset: CaseDataset, kind: str) -> np.ndarray:
 
 
 def _one_hot(vitals: np.ndarray, dataset: CaseDataset) -> np.ndarray:
-    """Categories as one column each; a number stays one column."""
+    """One-hot encode categorical vitals; a numeric vital stays one column."""
     columns = []
     for position, vital in enumerate(dataset.spec.schema.vitals):
         column = vitals[:, position]

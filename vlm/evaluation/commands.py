@@ -16,7 +16,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace, options: Sequence[str]) -> None:
-    """Measure and print a summary."""
+    """Run the evaluation and print a summary."""
     from vlm.evaluation.run import test_adapter  # after the arguments: --help need not wait for PyTorch
 
     output = Path(arguments.output)

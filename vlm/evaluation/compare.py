@@ -1,4 +1,4 @@
-"""Runs side by side on the same test cases: `clinical-vlm compare runs/a runs/b …`."""
+"""Compare runs on the same test cases: `clinical-vlm compare runs/a runs/b …`."""
 
 import json
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from vlm.evaluation.text import RougeL
 from vlm.untrusted import read_yaml
 
 Rows = dict[str, dict[str, Any]]
-"""Rows of predictions.jsonl by case."""
+"""Rows of predictions.jsonl by case id."""
 
 
 def compare(folders: Sequence[str], draws: int = 2000) -> str:
-    """One table in Markdown: each run's measures and what it changes against the first, paired by case.
+    """Build a Markdown table of each run's measures and paired differences from the first run.
 
     Raises `UserError` for a folder without predictions, or runs that were tested on other cases or references.
     """
@@ -91,7 +91,7 @@ def _measures(rows: list[dict[str, Any]]) -> dict[str, Statistic]:
     for label in rows[0]["labels"]:
         targets = np.array([row["labels"][label] for row in rows], dtype=np.float64)  # None becomes NaN
         known = np.flatnonzero(~np.isnan(targets))
-        # An earlier version kept no logits: of its probabilities those near 0 and 1 are ties.
+        # An earlier version kept no logits. Its probabilities near 0 and 1 are ties.
         scores = np.array([row.get("logits", {}).get(label, row["probabilities"][label]) for row in rows], np.float64)
         if len(np.unique(targets[known])) == 2 and np.isfinite(scores[known]).all():
             area = probability.auroc(targets[known], scores[known].round(4))
@@ -107,7 +107,7 @@ def _signed(estimate: Estimate) -> str:
 
 
 def _changed(first: str, other: str) -> str:
-    """Options in which two runs differ, from their resolved configs."""
+    """List the options in which two runs differ, from their resolved configs."""
     a, b = _options(Path(first)), _options(Path(other))
     changed = [f"{key} {b.get(key)}" for key in sorted(a.keys() | b.keys())
                if a.get(key) != b.get(key) and not key.startswith("run.")]  # fmt: skip

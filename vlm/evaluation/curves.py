@@ -1,4 +1,4 @@
-"""The figure of a head's probabilities: ROC, precision-recall, reliability and decision curve of each label."""
+"""Plot each label's ROC, precision-recall, reliability and decision curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, new_figure, save_figu
 MOST_LABELS = 6
 DRAWS = 400
 FEW = 5
-"""A bin of the reliability diagram with fewer cases is drawn hollow and joins no line."""
+"""Minimum cases of a reliability bin; one with fewer is drawn hollow and left out of the line."""
 GRID = np.linspace(0, 1, 101)
 
 
 def probability_figure(
     scores: CaseScores, probabilities: np.ndarray, labels: Sequence[str], patients: np.ndarray, file: Path
 ) -> None:
-    """One row a label (the first six that have both classes), with patient-bootstrap bands where there are enough."""
+    """Plot one row a label (the first six with both classes), with patient-bootstrap bands if there are enough."""
     rows = [k for k in range(len(labels)) if len(np.unique(_known(scores.targets[:, k]))) == 2][:MOST_LABELS]
     if not rows:
         return
@@ -45,7 +45,7 @@ def _known(values: np.ndarray) -> np.ndarray:
 
 
 def _draws(patients: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Weights of the cases under resampled patients (D × N); none where a class has under ten patients."""
+    """Draw case weights under resampled patients (D × N); none if a class has fewer than ten patients."""
     _, group = np.unique(patients.astype(str), return_inverse=True)
     if smallest_class(group, y) < FEWEST_PATIENTS:
         return np.empty((0, len(y)))
@@ -53,7 +53,7 @@ def _draws(patients: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _curve(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of true and of false positives at each threshold from the highest, D × (T + 1)."""
+    """Compute the weights of true and false positives at each threshold from the highest, D × (T + 1)."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     w = weights[:, order]

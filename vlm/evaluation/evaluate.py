@@ -1,4 +1,4 @@
-"""The test of a model on unseen cases, from drafting to metrics.json, predictions.jsonl, figures and a page."""
+"""Evaluate a model on the test split: draft, then write metrics.json, predictions.jsonl, figures and a page."""
 
 import json
 import math
@@ -46,7 +46,7 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 @dataclass(frozen=True)
 class Splits:
-    """The cases of a cohort as they are: no dropout, no augmentation."""
+    """The three splits of a cohort, without dropout and augmentation."""
 
     train: CaseDataset
     validation: CaseDataset
@@ -54,7 +54,7 @@ class Splits:
 
     @classmethod
     def of(cls, model: ClinicalVLM, cohort: Cohort, config: Config) -> "Splits":
-        """The three splits, in the form the model was trained on."""
+        """Build the three splits with the model's case spec."""
         withhold = tuple(config.data.withhold)
         return cls(
             *(CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in
@@ -71,11 +71,11 @@ def evaluate(
     log: Sequence[dict[str, Any]] = (),
     learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
-    """Measure a model on the test split and write what it did to `folder`; returns the metrics.
+    """Evaluate a model on the test split and write the results to `folder`; returns the metrics.
 
-    `untrained` are the scores before training, `log` the rows of the training log, where there are any; `learned`
-    are loaded by the caller before the work begins, since they may have to be fetched. Of several processes all draft,
-    and the main one measures and writes; the others get an empty answer as soon as they are not needed.
+    `untrained` are the scores before training and `log` the rows of the training log, if any. The caller loads
+    `learned` before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and
+    the others return an empty dict after drafting.
     """
     splits, options = Splits.of(model, cohort, config), config.evaluation
     test = splits.test
@@ -133,17 +133,17 @@ def evaluate(
 
 
 def _applies(arm: Arm, config: Config) -> bool:
-    """Only the first arm where no ablation is wanted; no arm about evidence that the whole run withholds."""
+    """Check whether to run an arm: the first always, the others with ablation on and their evidence not withheld."""
     changed = {name for name, shown in (("image", arm.image), ("vitals", arm.vitals)) if shown != "own"}
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 
 
 Drafted = dict[tuple[int, int, str], Draft]
-"""What was shown → the draft: no two arms draft the same case twice."""
+"""Cache of drafts by input, shared by the arms, so that no input is drafted twice."""
 
 
 def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: Drafted) -> ArmResult:
-    """Draft and score the cases as an arm shows them; the text loss on the first `ablation_cases` of them."""
+    """Draft and score the cases of an arm; the text loss covers the first `ablation_cases` of them."""
     options, name = config.evaluation, cases.arm.name.replace("_", " ")
     drafts = draft(model, cases, config, drafted)
     texts, cut = [draft.text for draft in drafts], [bool(draft.cut_at) for draft in drafts]
@@ -155,9 +155,9 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
 
 
 def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> list[Draft]:
-    """Draft every case of an arm that shows something new, several processes each its share."""
+    """Draft the cases of an arm that are not yet in `drafted`, sharded over the ranks."""
     engine, options = ReportEngine(model), config.evaluation
-    engine.max_seconds = math.inf  # bounded in tokens: what is measured must not depend on how busy the machine is
+    engine.max_seconds = math.inf  # bounded in tokens: the metrics must not depend on the machine's load
     new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
     places = list(new.values())
     own = [places[place] for place in own_share(len(new), model.sharded)]
@@ -177,7 +177,7 @@ def baseline_measures(
     batch_size: int,
     learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
-    """Constant report, nearest training case, vitals alone, missingness alone: always beside the model."""
+    """Measure the baselines: constant report, nearest training case, vitals alone, missingness alone."""
     if not (len(splits.train) and len(splits.test)):
         return {}
     reports = {}

@@ -1,4 +1,4 @@
-"""The figures of a run, as PNG files that read well in print and on a screen."""
+"""Draw the figures of a run as PNG files for print and screen."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def draw_figures(
     metrics: Mapping[str, Any],
     log: Sequence[dict[str, Any]],
 ) -> None:
-    """Correlations of all cases, the losses of the run, the head's probabilities (N × K), and the ablation."""
+    """Draw the correlations of all cases, the losses, the head's probabilities (N × K) and the ablation."""
     with writing(folder):
         make_folder(folder)
     truth = np.array(cohort.dataset["probability"], dtype=np.float64)
@@ -48,7 +48,7 @@ def draw_figures(
 
 
 def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """What each arm changes against the cases as given, with intervals."""
+    """Plot each arm's change against the cases as given, with intervals."""
     panels = {
         "text_loss_change": "Text loss per token",
         "finding_f1_change": "Finding F1",
@@ -78,9 +78,9 @@ def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> No
 
 
 def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, title: str) -> np.ndarray:
-    """Pearson correlations of columns (N × C, NaN where missing), pair by pair over the rows that have both.
+    """Plot the pairwise Pearson correlations of columns (N × C, NaN where missing), as the source paper's Figure 1.
 
-    The source paper's Figure 1. Returns the matrix (C × C, NaN where fewer than `FEWEST` rows have both).
+    Returns the matrix (C × C, NaN where fewer than `FEWEST` rows have both values).
     """
     matrix = pairwise_correlation(values)
     with rc_context({**STYLE, "axes.grid": False}):
@@ -102,11 +102,11 @@ def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, tit
 
 
 FEWEST = 10
-"""Rows that have both values, below which no correlation is shown: five pairs make −0.98 of nothing."""
+"""Minimum rows with both values for a correlation: five pairs can give −0.98 by chance."""
 
 
 def pairwise_correlation(values: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each pair of columns over the rows that have both values; NaN under `FEWEST` of them."""
+    """Compute pairwise Pearson correlations over the rows with both values; NaN under `FEWEST` of them."""
     columns = values.shape[1]
     matrix = np.full((columns, columns), np.nan)
     for i, j in np.ndindex(columns, columns):
@@ -118,7 +118,7 @@ def pairwise_correlation(values: np.ndarray) -> np.ndarray:
 
 
 def loss_figure(rows: Sequence[dict[str, Any]], file: Path, head_only_steps: int = 0) -> None:
-    """Classification and text loss of training and validation over the steps: the source paper's Figure 2."""
+    """Plot classification and text loss of training and validation by step, as the source paper's Figure 2."""
     with rc_context(STYLE):
         figure, (left, right) = new_figure(1, 2, figsize=(10, 3.8))
         _loss_panel(left, rows, "loss_bce", "Classification loss (BCE)", 0)

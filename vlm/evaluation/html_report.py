@@ -1,4 +1,4 @@
-"""report.html: one self-contained page that a reviewer looks at, without script and without network."""
+"""Write report.html: one self-contained page for a reviewer, without scripts or network access."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
 
 SHOWN = 4
-"""Cases of each kind."""
+"""Number of cases shown in each group."""
 NAMES = {metric().key: name for metric, name in zip(METRICS, ("BLEU-4", "chrF", "ROUGE-L", "METEOR without synonyms",
                                                              "CIDEr-D"), strict=True)}  # fmt: skip
 NAMES |= {name: title for name, title in zip(LEARNED, ("BERTScore", "RadGraph F1", "CheXbert F1"), strict=True)}
@@ -29,7 +29,7 @@ FINDING_ROWS = {"f1": "Finding F1", "precision": "Finding precision", "recall": 
 def write_page(
     folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], title: str
 ) -> None:
-    """Write report.html from what an evaluation measured and drew."""
+    """Write report.html from the metrics and figures of an evaluation."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -52,7 +52,7 @@ def write_page(
 
 
 def show(estimate: Mapping[str, Any] | None) -> str:
-    """An estimate with its interval, or a dash."""
+    """Format an estimate with its interval, or a dash."""
     if not estimate or estimate.get("value") is None:
         return "–"
     return described(estimate).replace(" to ", "–")
@@ -88,7 +88,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _reports(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """This model, the constant report and the nearest case, row by row."""
+    """Tabulate the measures of the model, the constant report and the nearest case."""
     sources = [metrics, *(metrics.get("baselines", {}).get(name, {}) for name in ("constant", "nearest"))]
     rows = [
         {"name": name, "cells": [show(source.get("findings", {}).get(key)) for source in sources]}
@@ -131,7 +131,7 @@ def _calibration(values: Mapping[str, Any]) -> str:
 
 
 def _missingness(metrics: Mapping[str, Any]) -> str:
-    """An honest sentence on what the mere pattern of missing values gives away."""
+    """Describe the labels that the pattern of missing values alone predicts."""
     sentences = []
     for label, values in metrics["labels"].items():
         guess, ours = metrics["baselines"].get("missingness", {}).get(label, {}).get("value"), values["auroc"]["value"]
@@ -145,7 +145,7 @@ def _missingness(metrics: Mapping[str, Any]) -> str:
 
 
 def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The best, the worst and the most contradictory cases."""
+    """Select the best, the worst and the most contradictory cases."""
     written = [index for index, row in enumerate(rows) if row["reference"]]
     likeness = np.zeros(len(rows))
     for index in written:
@@ -184,7 +184,7 @@ def _truth(label: int | None) -> str:
 
 
 def _encode(picture: np.ndarray) -> str:
-    """S × S uint8 → a data address."""
+    """Encode an image (S × S uint8) as a data URI."""
     _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over patients: cases of one patient are not independent."""
+"""Compute bootstrap intervals over patients, since cases of one patient are not independent."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,12 +7,12 @@ import numpy as np
 from vlm.estimate import Estimate
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""Weights of the cases (D × N, whole numbers) → D values, NaN where one is not defined."""
+"""Function from case weights (D × N, whole numbers) to D values, NaN where undefined."""
 
 FEWEST_PATIENTS = 10
-"""With fewer patients, or fewer of a class, there is no interval: the bootstrap would make one up."""
+"""Minimum patients, in all and in each class, for an interval; with fewer, the bootstrap is not reliable."""
 ROOM = 20_000_000
-"""Weights held at once; more draws go in parts."""
+"""Maximum weights in memory at once; more draws are split into batches."""
 
 
 def patient_bootstrap(
@@ -22,11 +22,11 @@ def patient_bootstrap(
     seed: int = 0,
     classes: np.ndarray | None = None,
 ) -> Estimate:
-    """Value of a statistic and its percentile interval over resampled patients (Efron, 1979).
+    """Estimate a statistic and its percentile interval over resampled patients (Efron, 1979).
 
-    A draw is a weight for each case: how often its patient was drawn. Draws in which the statistic is not
-    defined are passed over. There is no interval with fewer than ten patients, nor where a class of `classes`
-    (N, the class of each case, NaN for none) is seen in fewer than ten.
+    A draw is a weight for each case: how often its patient was drawn. Draws with an undefined statistic are
+    skipped. There is no interval with fewer than ten patients in all, or in a class of `classes` (N, the class of
+    each case, NaN for none).
     """
     names, group = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     value = float(statistic(np.ones((1, len(group))))[0]) if len(group) else float("nan")
@@ -47,7 +47,7 @@ def patient_bootstrap(
 
 
 def draw_weights(group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Weights of N cases under resampled patients (D × N); `group` is each case's patient, numbered from 0."""
+    """Draw the weights of N cases under resampled patients (D × N); `group` is each case's patient, from 0."""
     patients = int(group.max()) + 1
     return rng.multinomial(patients, np.full(patients, 1 / patients), draws)[:, group].astype(np.float64)
 
@@ -57,7 +57,7 @@ def _parts(total: int, most: int) -> list[int]:
 
 
 def smallest_class(group: np.ndarray, classes: np.ndarray | None) -> float:
-    """Patients of the rarest class."""
+    """Count the patients of the rarest class; infinity without classes."""
     if classes is None:
         return np.inf
     kinds = np.unique(classes[~np.isnan(classes)])
@@ -65,12 +65,12 @@ def smallest_class(group: np.ndarray, classes: np.ndarray | None) -> float:
 
 
 def mean(values: np.ndarray) -> Statistic:
-    """Statistic: the mean of N values, NaN among them left out."""
+    """Build the statistic of the mean of N values, ignoring NaN."""
     return ratio(np.nan_to_num(values.astype(np.float64)), (~np.isnan(values.astype(np.float64))).astype(np.float64))
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> Statistic:
-    """Statistic: the sum of N values over the sum of N others, such as loss over tokens."""
+    """Build the statistic of a ratio of sums over N cases, such as loss over tokens."""
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):

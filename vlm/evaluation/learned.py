@@ -1,7 +1,7 @@
-"""Metrics that judge with trained models: BERTScore, RadGraph F1 and CheXbert F1, as the RadEval library runs them.
+"""Compute model-based metrics with the RadEval library: BERTScore, RadGraph F1 and CheXbert F1.
 
-An optional extra (`pip install 'clinical-vlm[radeval]'`), behind the interface of `vlm.evaluation.text`. Each one
-downloads its models from the Hub the first time, as its `downloads` says; nothing else of the evaluation does.
+An optional extra (`pip install 'clinical-vlm[radeval]'`), with the interface of `vlm.evaluation.text`. Each metric
+downloads its models from the Hub on first use, as its `downloads` says. No other part of the evaluation does.
 """
 
 import importlib
@@ -21,10 +21,10 @@ from vlm.evaluation.text import TextMetric
 
 
 class LearnedMetric(TextMetric):
-    """A metric with a model behind it; made once, before a long run, so that a failed download costs nothing."""
+    """A model-based metric, loaded once before a long run, so that a failed download costs nothing."""
 
     downloads: str
-    """What is fetched from the Hub, and how large it is."""
+    """Models fetched from the Hub, and their size."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -42,15 +42,15 @@ class LearnedMetric(TextMetric):
             ) from None
 
     def _load(self) -> Any:
-        """The scorer, with its weights; may raise anything."""
+        """Load the scorer and its weights; may raise any exception."""
         raise NotImplementedError
 
 
 class _RadEvalMetric(LearnedMetric):
-    """A metric that RadEval gives for each case."""
+    """A RadEval metric with one score a case."""
 
     column: str
-    """Its name in RadEval's answer."""
+    """Key of the metric in RadEval's result."""
 
     def _load(self) -> Any:
         return _rad_eval(self.key)
@@ -81,26 +81,26 @@ class CheXbert(LearnedMetric):
     def _load(self) -> Any:
         from radeval.metrics.f1chexbert import F1CheXbert
 
-        # Its own default is the GPU, whether there is one or not.
+        # F1CheXbert defaults to the GPU even without one.
         return F1CheXbert(device="cuda" if torch.cuda.is_available() else "cpu")
 
     def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
-        # RadEval gives this F1 for a whole corpus only; from the labels it follows for any weights of the cases.
+        # RadEval gives this F1 for a whole corpus only. The labels give it for any case weights.
         ours, theirs = self._labels(predictions), self._labels(references)
         agreed = 2.0 * (ours & theirs).sum(axis=1)  # N, over 14 observations
         return ratio(agreed, agreed + (ours ^ theirs).sum(axis=1))
 
     def _labels(self, reports: Sequence[str]) -> np.ndarray:
-        """N × 14, bool."""
+        """Label reports with the 14 observations; N × 14, bool."""
         return np.array(self.scorer.get_labels(list(reports)), dtype=bool)
 
 
 LEARNED: dict[str, type[LearnedMetric]] = {"bertscore": BertScore, "radgraph": RadGraph, "chexbert": CheXbert}
-"""By the name in `evaluation.learned_metrics`."""
+"""Metric classes by their name in `evaluation.learned_metrics`."""
 
 
 def load_learned(names: Sequence[str]) -> list[LearnedMetric]:
-    """The metrics of these names, ready to use; says first what each of them fetches.
+    """Load the metrics of these names, after printing what each of them downloads.
 
     Raises `UserError` if the extra is not installed or a model cannot be had.
     """
@@ -118,7 +118,7 @@ def _rad_eval(name: str) -> Any:
 
 
 class _OldName(MetaPathFinder, Loader):
-    """RadEval 2.2 imports parts of its RadGraph as `RadEval.…`, which no case-sensitive file system finds."""
+    """Alias `RadEval.…` to `radeval.…`: RadEval 2.2 imports its RadGraph so, which fails on case-sensitive disks."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname.split(".")[0] == "RadEval" else None
@@ -129,4 +129,4 @@ class _OldName(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import has put the alias there; the module is loaded already
+        module.__spec__ = self.spec  # the import system set the alias's spec; the module is loaded already

@@ -1,4 +1,4 @@
-"""From drafts and scores to numbers with intervals: plain values, ready for metrics.json."""
+"""Compute metrics with intervals from drafts and scores, as plain values for metrics.json."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,41 +19,41 @@ from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS, TextMetric
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
-"""At which net benefit is stated."""
+"""Decision thresholds at which net benefit is reported."""
 OF_TWO_CLASSES = ("auroc", "auprc", "calibration_slope", "calibration_intercept")
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Who the cases belong to, and how often to resample them."""
+    """Patient bootstrap: each case's patient and the number of draws."""
 
     patients: np.ndarray
-    """N names."""
+    """N patient names."""
     draws: int
 
     def __call__(
         self, statistic: Statistic, rows: np.ndarray | None = None, classes: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """Estimate as plain values, over all cases or over the patients of `rows`."""
+        """Estimate a statistic over all cases or over `rows`, as plain values."""
         patients = self.patients if rows is None else self.patients[rows]
         return patient_bootstrap(statistic, patients.tolist(), self.draws, classes=classes)._asdict()
 
 
 @dataclass(frozen=True)
 class Reports:
-    """N drafts beside their full references; cases without a reference are left out of every measure."""
+    """N drafts and their full references; every measure leaves out the cases without a reference."""
 
     drafts: Sequence[str]
     references: Sequence[str]
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Cases that have a reference."""
+        """Indices of the cases with a reference."""
         return np.flatnonzero([bool(text) for text in self.references])
 
     @cached_property
     def agreement(self) -> Agreement:
-        """Findings of drafts against references, over `rows`."""
+        """Agreement of the findings of drafts and references, over `rows`."""
         return Agreement.of(*self.pairs)
 
     @property
@@ -62,14 +62,14 @@ class Reports:
 
 
 def text_loss_measure(scores: CaseScores, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Cross-entropy per token of the reference reports, nats."""
+    """Compute the cross-entropy per token of the reference reports, nats."""
     if not scores.tokens.any():
         return undefined(NO_REFERENCE)
     return bootstrap(ratio(scores.losses, scores.tokens))
 
 
 def text_measures(reports: Reports, bootstrap: Bootstrap, learned: Sequence[TextMetric] = ()) -> dict[str, Any]:
-    """Likeness to the references, by counting and by the `learned` metrics; zero for drafts without a word."""
+    """Compute the text metrics against the references, n-gram and `learned`; zero for drafts without a word."""
     if not len(reports.rows):
         return {}
     metrics = [*(metric() for metric in METRICS), *learned]
@@ -83,7 +83,7 @@ def text_measures(reports: Reports, bootstrap: Bootstrap, learned: Sequence[Text
 
 
 def finding_measures(reports: Reports, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Finding precision, recall and F1 over all findings and for each, and the rates of each kind of error."""
+    """Compute finding precision, recall, F1 and error rates over all findings, and the F1 of each finding."""
     if not len(reports.rows):
         return {}
     agreement, rows, (drafts, references) = reports.agreement, reports.rows, reports.pairs
@@ -107,7 +107,7 @@ def finding_measures(reports: Reports, bootstrap: Bootstrap) -> dict[str, Any]:
 def number_measures(
     drafts: Sequence[str], vitals: np.ndarray, schema: VitalsSchema, bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Share of the statements about vitals that fit the vitals given (N × m, NaN where missing)."""
+    """Compute the share of the statements about vitals that fit the vitals given (N × m, NaN where missing)."""
     claims = [claims_of(draft, row, schema) for draft, row in zip(drafts, vitals, strict=True)]
     made = np.array([len(row) for row in claims], dtype=np.float64)
     right = np.array([sum(claim.consistent for claim in row) for row in claims], dtype=np.float64)
@@ -117,8 +117,8 @@ def number_measures(
 
 
 def claims_of(draft: str, row: np.ndarray, schema: VitalsSchema) -> list[Claim]:
-    """What a draft says of the vitals of one case (m values)."""
-    # Rounded: a value kept in single precision must not stand just above the limit that it equals.
+    """Check a draft's statements about the vitals of one case (m values)."""
+    # Rounded: a float32 value must not lie just above a limit that it equals.
     given = {name: round(float(value), 4) for name, value in zip(schema.names, row, strict=True) if value == value}
     return check_numbers(draft, given, schema)
 
@@ -126,7 +126,7 @@ def claims_of(draft: str, row: np.ndarray, schema: VitalsSchema) -> list[Claim]:
 def label_measures(
     scores: CaseScores, probabilities: np.ndarray, labels: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Everything about each label's probability (N × K, calibrated); the logits give the ranking."""
+    """Compute the metrics of each label's calibrated probability (N × K); the logits give the ranking."""
     measures = {}
     for k, label in enumerate(labels):
         targets = scores.targets[:, k]
@@ -161,18 +161,18 @@ def label_measures(
 
 
 def _two_classes(y: np.ndarray, label: str) -> str:
-    """Why a measure of two classes is not defined, if so."""
+    """Explain why a measure of two classes is undefined; empty if it is defined."""
     kinds = np.unique(y)
     return "" if len(kinds) == 2 else f"{label} is {kinds[:1].sum():g} in all {len(y)} test cases where it is known"
 
 
 def _enough_for_bins(count: int) -> str:
-    """Why the calibration error of so many known labels is not defined, if so."""
+    """Explain why the ECE of `count` known labels is undefined; empty if it is defined."""
     return "" if count >= probability.BINS else f"only {count} known labels for {probability.BINS} bins"
 
 
 def pooled_calibration_error(scores: CaseScores, probabilities: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
-    """ECE over all labels together (N × K)."""
+    """Compute the ECE over all labels together (N × K)."""
     rows, columns = np.nonzero(~np.isnan(scores.targets))
     if why := _enough_for_bins(len(rows)):
         return undefined(why if scores.targets.size else "")
@@ -181,7 +181,7 @@ def pooled_calibration_error(scores: CaseScores, probabilities: np.ndarray, boot
 
 
 def auroc_of(scores: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
-    """AUROC of any N scores for one label, over the cases where both are known."""
+    """Compute the AUROC of N scores for one label, over the cases where both are known."""
     known = np.flatnonzero(~np.isnan(targets) & ~np.isnan(scores))
     if len(np.unique(targets[known])) < 2:
         return undefined()
@@ -189,7 +189,7 @@ def auroc_of(scores: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> d
 
 
 def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Shares of reports that state every image fact, and every vitals fact, of what they were shown."""
+    """Compute the shares of reports that state all image facts, and all vitals facts, of the input shown."""
     wanted, stated = cases.facts(reader), [reader.read(text) for text in drafts]
     names = {kind: [n for n, k in reader.evidence.items() if k == kind] for kind in ("image", "vitals")}
     shown, everyone = cases.image_donor >= 0, np.ones(len(cases), dtype=bool)
@@ -211,9 +211,9 @@ def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bo
 def contradictions(
     drafts: Sequence[str], probabilities: np.ndarray, labels: Sequence[str], findings: Mapping[str, str]
 ) -> np.ndarray:
-    """Cases whose draft and head disagree: the head says above 0.5 and the text denies, or the other way; N, bool.
+    """Flag cases whose draft contradicts the head: a probability of 0.5 or more and a denial, or the reverse; N.
 
-    `findings` says which finding of the labeller a label stands for; NaN in a case that speaks of none of them.
+    `findings` maps a label to the labeller's finding. NaN for a case whose draft states none of them.
     """
     from vlm.findings.labeller import label as label_report
 

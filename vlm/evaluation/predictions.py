@@ -1,4 +1,4 @@
-"""predictions.jsonl: one row a test case. It holds patients' words and belongs where the data are."""
+"""Write predictions.jsonl: one row a test case. It holds patient text and must stay with the data."""
 
 import json
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def write_predictions(
     probabilities: np.ndarray,
     contradictions: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """Write and return the rows of the cases as `given`; probabilities are N × K, calibrated, contradictions N.
+    """Write and return the rows of the arm `given`.
 
-    Contradictions are NaN where not defined.
+    Probabilities are N × K, calibrated; contradictions N, NaN where undefined.
     """
     labels = test.spec.labels
     rows = []

@@ -1,7 +1,7 @@
-"""How good a probability is: discrimination, calibration and use, each as a statistic for the bootstrap.
+"""Measure discrimination, calibration and utility of probabilities, each as a bootstrap statistic.
 
 Every function takes targets (N, 0 or 1) and probabilities or scores (N), sorts them once, and returns a
-`Statistic` of case weights (D × N): two thousand draws are then a few products, not two thousand calls.
+`Statistic` of case weights (D × N). So 2,000 draws are a few matrix products, not 2,000 calls.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ from scipy.special import expit, logit
 from vlm.evaluation.intervals import Statistic
 
 BINS = 10
-"""Bins of the reliability diagram and of the ECE, of equal width."""
+"""Number of equal-width bins of the reliability diagram and the ECE."""
 NEWTON_STEPS = 25
 EPSILON = 1e-6
-"""Probabilities are kept this far from 0 and 1 where their logit is taken."""
+"""Clipping margin from 0 and 1 before the logit of a probability."""
 
 
 def auroc(targets: np.ndarray, scores: np.ndarray) -> Statistic:
-    """Area under the ROC curve; ties count half (Mann and Whitney, 1947)."""
+    """Build the statistic of the area under the ROC curve; ties count half (Mann and Whitney, 1947)."""
     order, starts = _thresholds(scores)
     positive = targets[order] == 1
 
@@ -31,7 +31,7 @@ def auroc(targets: np.ndarray, scores: np.ndarray) -> Statistic:
 
 
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> Statistic:
-    """Area under the precision-recall curve as the mean precision over the recalled; its floor is the prevalence."""
+    """Build the statistic of average precision (area under the precision-recall curve); its floor is the prevalence."""
     order, starts = _thresholds(-scores)
     positive = targets[order] == 1
 
@@ -46,13 +46,13 @@ def average_precision(targets: np.ndarray, scores: np.ndarray) -> Statistic:
 
 
 def brier(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
-    """Mean squared error of the probability (Brier, 1950)."""
+    """Build the statistic of the Brier score, the mean squared error of the probability (Brier, 1950)."""
     errors = (probabilities - targets) ** 2
     return lambda weights: weights @ errors / weights.sum(1)
 
 
 def expected_calibration_error(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
-    """Mean distance of confidence and frequency over bins of equal width, weighted by cases (Naeini et al., 2015)."""
+    """Build the ECE statistic: case-weighted mean of |confidence − frequency| by bin (Naeini et al., 2015)."""
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     member = np.eye(BINS)[bins]  # N × bins
     gaps = member * (probabilities - targets)[:, None]
@@ -60,15 +60,15 @@ def expected_calibration_error(targets: np.ndarray, probabilities: np.ndarray) -
 
 
 def calibration_line(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
-    """Slope of the logistic recalibration logit P(y) = a + b · logit(p); 1 is right, below 1 is overconfident.
+    """Build the statistic of the slope b of the logistic recalibration logit P(y) = a + b · logit(p) (Cox, 1958).
 
-    Newton's method on all draws at once (Cox, 1958).
+    1 is calibrated, below 1 is overconfident. Newton's method fits all draws at once.
     """
 
     x = logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        a, b = np.zeros(len(weights)), np.zeros(len(weights))  # from there Newton's steps do not overshoot
+        a, b = np.zeros(len(weights)), np.zeros(len(weights))  # from 0, Newton's steps do not overshoot
         for _ in range(NEWTON_STEPS):
             p = expit(np.clip(a[:, None] + b[:, None] * x, -30, 30))  # D × N
             error, w = weights * (targets - p), weights * p * (1 - p)
@@ -85,7 +85,7 @@ def calibration_line(targets: np.ndarray, probabilities: np.ndarray) -> Statisti
 
 
 def calibration_intercept(targets: np.ndarray, probabilities: np.ndarray) -> Statistic:
-    """Intercept with the slope held at 1: above 0 the probabilities are too low on the whole."""
+    """Build the statistic of the recalibration intercept at slope 1; above 0, the probabilities are too low."""
     x = logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
@@ -101,19 +101,19 @@ def calibration_intercept(targets: np.ndarray, probabilities: np.ndarray) -> Sta
 
 
 def _extremes(x: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest of N values among those that count in each draw, D × N; two arrays of D."""
+    """Find the lowest and highest of N values among those counted in each draw (D × N); two arrays of D."""
     return np.where(counted, x, np.inf).min(1), np.where(counted, x, -np.inf).max(1)
 
 
 def net_benefit(targets: np.ndarray, probabilities: np.ndarray, threshold: float) -> Statistic:
-    """True positives less false ones at the threshold's exchange rate, a case (Vickers and Elkin, 2006)."""
+    """Build the statistic of net benefit a case at a decision threshold (Vickers and Elkin, 2006)."""
     called = probabilities >= threshold
     gain = called * (targets - (1 - targets) * threshold / (1 - threshold))
     return lambda weights: weights @ gain / weights.sum(1)
 
 
 def selective_risk(targets: np.ndarray, probabilities: np.ndarray, coverage: float = 0.8) -> Statistic:
-    """Error rate at 0.5 on the share `coverage` of the cases that the model is surest of."""
+    """Build the statistic of the error rate at 0.5 on the most confident share `coverage` of the cases."""
     order = np.argsort(-np.abs(probabilities - 0.5), kind="stable")
     wrong = ((probabilities >= 0.5) != (targets == 1))[order].astype(np.float64)
 
@@ -127,7 +127,7 @@ def selective_risk(targets: np.ndarray, probabilities: np.ndarray, coverage: flo
 
 
 def _thresholds(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order of the scores from the lowest, and where each distinct score begins."""
+    """Sort the scores in ascending order; returns the order and the start of each distinct score."""
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
     return order, np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
@@ -136,7 +136,7 @@ def _thresholds(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _by_threshold(
     weights: np.ndarray, order: np.ndarray, starts: np.ndarray, positive: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of the positives and of the negatives at each distinct score, D × T each."""
+    """Sum the weights of the positives and of the negatives at each distinct score, D × T each."""
     ordered = weights[:, order]
     p = np.add.reduceat(ordered * positive, starts, axis=1)
     return p, np.add.reduceat(ordered, starts, axis=1) - p

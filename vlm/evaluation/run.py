@@ -1,4 +1,4 @@
-"""One evaluation, from an adapter and cases to metrics, figures and a page."""
+"""Run one evaluation, from an adapter and cases to metrics, figures and a page."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -40,7 +40,7 @@ def evaluate_adapter(
 def test_adapter(
     adapter: str, data: str, output: Path, base: str | None, options: Sequence[str], revision: str | None = None
 ) -> dict[str, Any]:
-    """Load, check that data and adapter belong together, measure, write; `options` go to the config."""
+    """Load adapter and data, check that they match, evaluate and write; `options` go to the config."""
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: not empty; name a new folder with --output")
     opened = open_adapter(adapter, revision)
@@ -59,7 +59,7 @@ def test_adapter(
 
 
 def _config_of(data: str, given: AdapterConfig, options: Sequence[str]) -> Config:
-    """The config that `data` is, or one whose test split is all of the table that it is."""
+    """Parse `data` as a config, or build a config that tests on all rows of the table `data`."""
     if is_config(data):
         return parse_config(["--config", data, *options])[0]
     config, _ = parse_config(options)

@@ -1,4 +1,4 @@
-"""Losses and logits of every case in a split, without drafting."""
+"""Compute losses and logits of every case in a split, without drafting."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 
 @dataclass
 class CaseScores:
-    """One row a case, in the order of the dataset."""
+    """Logits, targets and losses, one row a case, in the order of the dataset."""
 
     logits: np.ndarray
     """N × K."""
@@ -28,12 +28,12 @@ class CaseScores:
 
     @classmethod
     def from_columns(cls, columns: np.ndarray, targets: np.ndarray) -> "CaseScores":
-        """From N × (K + 2): logits, loss, tokens."""
+        """Split columns (N × (K + 2)) into logits, loss and tokens."""
         return cls(columns[:, :-2], targets, columns[:, -2], columns[:, -1])
 
     @property
     def probabilities(self) -> np.ndarray:
-        """N × K."""
+        """Sigmoid of the logits, not calibrated; N × K."""
         return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
 
 
@@ -46,9 +46,9 @@ def score_cases(
     text: bool = True,
     workers: int = 0,
 ) -> CaseScores:
-    """Run the model over cases once, several processes each over its share; vocabulary logits are never kept.
+    """Score the cases in one pass, sharded over the ranks; vocabulary logits are never kept.
 
-    Without `text` the language model does not run, and the losses are NaN: the labels' logits cost a hundredth of them.
+    Without `text` the language model does not run, at a hundredth of the cost, and the losses are NaN.
     `workers` processes read the images.
     """
     was_training = model.training
@@ -75,11 +75,11 @@ def score_cases(
 
 
 def split_metrics(scores: CaseScores, labels: Sequence[str], alpha: float = 0.5) -> dict[str, float]:
-    """Losses and AUROC of a whole split: exact means over its labels and tokens, not means of batch means."""
+    """Compute losses and AUROC of a whole split, as exact means over labels and tokens, not means of batch means."""
     known = ~np.isnan(scores.targets)
     logits, targets = scores.logits[known].astype(np.float64), scores.targets[known]
     bce = float(np.mean(np.logaddexp(0, logits) - targets * logits)) if known.any() else 0.0
-    ce = float(scores.losses.sum() / max(scores.tokens.sum(), 1))  # NaN where the text was not read
+    ce = float(scores.losses.sum() / max(scores.tokens.sum(), 1))  # NaN if scored without text
     metrics = {"eval_loss": alpha * bce + ((1 - alpha) * ce if alpha < 1 else 0.0), "eval_loss_bce": bce,
                "eval_loss_ce": ce}  # fmt: skip
     areas = [label_auroc(scores, k) for k in range(len(labels))]
@@ -90,7 +90,7 @@ def split_metrics(scores: CaseScores, labels: Sequence[str], alpha: float = 0.5)
 
 
 def label_auroc(scores: CaseScores, label: int) -> float:
-    """AUROC of one label over its known cases, NaN where it is not defined."""
+    """Compute the AUROC of one label over its known cases, NaN if undefined."""
     targets = scores.targets[:, label]
     known = ~np.isnan(targets)
     if not known.any():
@@ -99,5 +99,5 @@ def label_auroc(scores: CaseScores, label: int) -> float:
 
 
 def ranked(logits: np.ndarray) -> np.ndarray:
-    """Equal inputs give equal logits but for the last bits, which are no ranking: rounded, they are ties."""
+    """Round logits for ranking, so that equal inputs, which may differ in the last bits, are ties."""
     return logits.astype(np.float64).round(4)

@@ -1,4 +1,4 @@
-"""The look of every figure, and how one is written."""
+"""Style, create and save figures."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ STYLE: dict[Any, Any] = {
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as a PNG, complete or not at all."""
+    """Write a figure as a PNG in an atomic write."""
     with replaced(file) as partial:
         figure.savefig(partial, format="png")
 
@@ -29,6 +29,6 @@ def save_figure(figure: Figure, file: Path) -> None:
 def new_figure(
     rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], squeeze: bool = True, sharey: bool = False
 ) -> tuple[Figure, Any]:
-    """A figure and its grid of axes, without pyplot: it keeps none alive and chooses no window system."""
+    """Create a figure and its axes without pyplot, which would keep figures alive and choose a GUI backend."""
     figure = Figure(figsize)
     return figure, figure.subplots(rows, columns, squeeze=squeeze, sharey=sharey)

@@ -1,4 +1,4 @@
-"""The metrics of a run in a few lines that a person reads."""
+"""Summarize the metrics of a run in a few lines of text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ MARKS = {True: "+", False: "!", None: "?"}
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What was measured on how many unseen cases, with intervals and what it is compared with."""
+    """Format the main metrics with intervals, the verdicts and the fact measures."""
     loss = described(metrics["text_loss"])
     untrained = ""
     if "text_loss_untrained" in metrics:

@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al., 2017): the probability that was said becomes the frequency that was seen."""
+"""Calibrate probabilities by temperature scaling (Guo et al., 2017)."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ COOLEST, HOTTEST = 0.2, 20.0
 
 
 def fit_temperature(scores: CaseScores, patients: Sequence[str]) -> Calibration:
-    """The temperature that minimises BCE over the known labels of the validation split, never of the test split.
+    """Fit the temperature that minimises BCE over the known labels of the validation split, never the test split.
 
-    One number for all labels: with some dozen patients a number for each would be noise. None is fitted where the
-    known labels are of one class: the best would be as sure as it may be.
+    All labels share one temperature: with a few dozen patients, one for each label would be noise. None is fitted
+    if the known labels are of one class, since the optimum would be the lowest temperature allowed.
     """
     known = ~np.isnan(scores.targets)
     if len(np.unique(scores.targets[known])) < 2:

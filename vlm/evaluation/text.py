@@ -1,9 +1,9 @@
-"""Overlap of drafts with full reference reports: BLEU, ROUGE-L, chrF, METEOR without synonyms, CIDEr-D.
+"""Measure n-gram overlap of drafts with full references: BLEU, ROUGE-L, chrF, METEOR without synonyms, CIDEr-D.
 
-The counting is sacrebleu's, rouge_score's and NLTK's. Each metric is an `evaluate.Metric` that needs no network
-and works in `evaluate.combine`; `statistic` gives the same value for any weights of the cases, for intervals.
-All are shares from 0 to 1 but CIDEr-D, which goes to 10. None of them knows whether a draft is right: a constant
-normal report scores well, and one lost negation costs nearly nothing.
+sacrebleu, rouge_score and NLTK do the counting. Each metric is an `evaluate.Metric` that needs no network and works
+in `evaluate.combine`; `statistic` gives the same value for any case weights, for intervals. The range is 0 to 1, but
+0 to 10 for CIDEr-D. No metric knows whether a draft is right: a constant normal report scores well, and one lost
+negation costs nearly nothing.
 """
 
 import math
@@ -19,18 +19,18 @@ import numpy as np
 
 from vlm.evaluation.intervals import Statistic, mean
 
-_SIGN = r"\u3040-\u30ff\u3400-\u9fff"  # kana and Chinese signs, written without spaces: each is a word
+_SIGN = r"\u3040-\u30ff\u3400-\u9fff"  # kana and CJK ideographs, written without spaces: each is a word
 _WORD = re.compile(rf"[{_SIGN}]|[^\W_{_SIGN}]+(?:[./][0-9]+)*")
 
 
 class TextMetric(evaluate.Metric):
-    """Predictions and references are lists of strings, one reference a case; nothing is written to disk."""
+    """Base class of text metrics on lists of strings, one reference a case; nothing is written to disk."""
 
     title: str
     citation: str
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"keep_in_memory": True, **options})  # reports are patients' words: no cache files
+        super().__init__(**{"keep_in_memory": True, **options})  # reports are patient text: no cache files
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -46,20 +46,20 @@ class TextMetric(evaluate.Metric):
 
     @property
     def key(self) -> str:
-        """Name of the value in the result."""
+        """Key of the metric in the result."""
         return type(self).__name__.lower()
 
     def reads(self, references: Sequence[str]) -> bool:
-        """Whether there is anything in the references that the metric counts; without it, it is not defined."""
+        """Check whether the references hold anything that the metric counts; if not, it is undefined."""
         return any(map(words, references))
 
     @abstractmethod
     def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
-        """The metric as a function of the cases' weights (D × N)."""
+        """Build the metric as a function of case weights (D × N)."""
 
 
 class _SacreMetric(TextMetric):
-    """A corpus metric is a function of summed counts, so weighted counts give it for any resample."""
+    """A sacrebleu corpus metric: a function of summed counts, so weighted counts give it for any resample."""
 
     def _scorer(self) -> Any:
         raise NotImplementedError
@@ -112,7 +112,7 @@ class RougeL(TextMetric):
 
 
 class _Words:
-    """ROUGE's own tokens, in the letters of every language: its tokenizer knows those of English alone."""
+    """Tokenizer for ROUGE in every script; rouge_score's own keeps English letters only."""
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(rf"[{_SIGN}]|[^\W_{_SIGN}]+", text.lower())
@@ -153,7 +153,7 @@ class CiderD(TextMetric):
         return mean(np.array([self._similarity(draft, truth, idf, log_documents) for draft, truth in pairs]))
 
     def reads(self, references: Sequence[str]) -> bool:
-        """What all references have weighs nothing."""
+        """Check that the references differ: an n-gram in all of them has an IDF of 0."""
         return len({tuple(words(reference)) for reference in references}) > 1
 
     def _ngrams(self, tokens: list[str]) -> list[Counter]:
@@ -162,7 +162,7 @@ class CiderD(TextMetric):
         ]
 
     def _similarity(self, draft: list[Counter], truth: list[Counter], idf: dict, unseen: float) -> float:
-        """Mean over n of the clipped TF-IDF cosine, damped by the difference in length."""
+        """Average the clipped TF-IDF cosine over n, with a penalty on the length difference."""
         gap = sum(draft[0].values()) - sum(truth[0].values())
         total = 0.0
         for ours, theirs in zip(draft, truth, strict=True):
@@ -175,9 +175,9 @@ class CiderD(TextMetric):
 
 
 METRICS: tuple[type[TextMetric], ...] = (BLEU, ChrF, RougeL, MeteorWithoutSynonyms, CiderD)
-"""Those that every evaluation reports."""
+"""Metrics in every evaluation."""
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers of any language; `125/80` and `8.7` are one word each."""
+    """Tokenize into lower-case words and numbers of any language; `125/80` and `8.7` are one token each."""
     return _WORD.findall(text.lower())

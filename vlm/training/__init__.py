@@ -1,1 +1,1 @@
-"""Training: a subclass of the Transformers `Trainer`, checkpoints of what trains, and the run's log."""
+"""Train the adapter: the training loop, checkpoints of the trainable weights, and the run's log."""

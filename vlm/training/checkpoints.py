@@ -1,9 +1,9 @@
-"""A checkpoint: all that a run needs to go on as if it had never stopped, in safetensors and JSON.
+"""Write and read checkpoints, from which a run resumes exactly, in safetensors and JSON.
 
-trainable.safetensors                  the weights of what trains, and nothing of the frozen base
-optimizer.safetensors, optimizer.json  the state of the optimizer: its tensors, and all else
-scheduler.json                         the state of the learning rate's schedule
-processes.safetensors                  random generators and running sums, one row a process
+trainable.safetensors                  the trainable weights, without the frozen base
+optimizer.safetensors, optimizer.json  the optimizer state: its tensors, and all else
+scheduler.json                         the state of the learning-rate schedule
+processes.safetensors                  random states and running sums, one row a process
 trainer_state.json                     step, epoch, best checkpoint and the log so far; see `vlm.training.state`
 manifest.json                          size and SHA-256 of each file; see `vlm.atomic`
 """
@@ -38,9 +38,9 @@ def write_checkpoint(
     processes: Tensors,
     state: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint, complete or not at all; `optimizer` and `scheduler` are their `state_dict`.
+    """Write a checkpoint in an atomic write; `optimizer` and `scheduler` are their `state_dict`.
 
-    Raises `UserError` for a value that is not finite, and where the disk does not take it.
+    Raises `UserError` for a value that is not finite, and if the disk write fails.
     """
     tensors, rest = split_tensors(optimizer)
     for title, values in (("weights", weights), ("state of the optimizer", tensors)):
@@ -56,13 +56,13 @@ def write_checkpoint(
 
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint; raises `UserError` unless every file of it is what was written."""
+    """Read the weights of a checkpoint; raises `UserError` unless every file matches the manifest."""
     verify(checkpoint, CHECKPOINT_FILES)
     return load_file(checkpoint / TRAINABLE)
 
 
 def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into the model; raises `UserError` if it is not whole or of another model."""
+    """Load a checkpoint's weights into the model; raises `UserError` if it is not whole or of another model."""
     given = read_weights(checkpoint)
     wanted = model.trainable_parameters()
     different = wanted.keys() ^ given.keys() or {n for n in wanted if wanted[n].shape != given[n].shape}
@@ -74,21 +74,21 @@ def load_trainable(model: ClinicalVLM, checkpoint: Path) -> None:
 
 
 def read_optimizer(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `state_dict` of the optimizer and of the schedule, on the CPU, of a checkpoint that `read_weights` took."""
+    """Read the `state_dict` of optimizer and schedule, on the CPU; `read_weights` must have checked the checkpoint."""
     optimizer = join_tensors(_read_json(checkpoint / OPTIMIZER_REST), load_file(checkpoint / OPTIMIZER))
     optimizer["state"] = {int(number): state for number, state in optimizer["state"].items()}
     return optimizer, _read_json(checkpoint / SCHEDULER)
 
 
 def read_processes(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """What `process_state` gave of each process, P × …"""
+    """Read the `process_state` of each process, P × …"""
     return load_file(checkpoint / PROCESSES)
 
 
 def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` up to a step, and the best one; and what deaths have left.
+    """Delete all but the newest `keep` checkpoints up to a step and the best one, and leftover temporary folders.
 
-    Those after the step are no checkpoints of this run: it went on from an earlier one because they are broken.
+    Checkpoints after the step are not counted: the run resumed from an earlier one because they are broken.
     """
     steps = [number for number in checkpoints_of(checkpoints) if number <= step]
     for number in set(steps) - set(steps[: max(keep, 1)]) - {best}:
@@ -97,7 +97,7 @@ def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
 
 
 def split_tensors(values: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
-    """Nested mappings and lists → their tensors by dotted path, and the same as JSON, with `{"tensor": path}` there."""
+    """Split nested values into tensors by dotted path, and JSON with `{"tensor": path}` in their place."""
     tensors: dict[str, torch.Tensor] = {}
 
     def walk(value: Any, path: str) -> Any:
@@ -114,7 +114,7 @@ def split_tensors(values: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], A
 
 
 def join_tensors(values: Any, tensors: Tensors) -> Any:
-    """What `split_tensors` took apart; keys are strings, tuples are lists."""
+    """Invert `split_tensors`; keys become strings, tuples become lists."""
     if isinstance(values, dict):
         if values.keys() == {"tensor"}:
             return tensors[values["tensor"]]
@@ -123,7 +123,7 @@ def join_tensors(values: Any, tensors: Tensors) -> Any:
 
 
 def process_state(sums: torch.Tensor) -> dict[str, torch.Tensor]:
-    """This process's random generators, of Python, NumPy and PyTorch, and its running sums."""
+    """Collect this process's random states, of Python, NumPy and PyTorch, and its running sums."""
     _, words, gauss = random.getstate()
     numpy = cast(dict[str, Any], np.random.get_state(legacy=False))
     return {
@@ -138,18 +138,18 @@ def process_state(sums: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: Tensors) -> None:
-    """Put every generator back to what `process_state` saw."""
+    """Restore every random generator from a `process_state`."""
     has_gauss, gauss = state["python_gauss"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), gauss if has_gauss else None))
     position, has_second, second = state["numpy_rest"].tolist()
     np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(position), int(has_second), second))
-    torch.set_rng_state(state["torch"].clone())  # a row of a larger tensor would be read from that one's beginning
+    torch.set_rng_state(state["torch"].clone())  # a view would be read from the start of its storage
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].clone())
 
 
 def finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which are no JSON; in nested mappings and lists too."""
+    """Replace NaN and infinity, which JSON lacks, by None, also in nested dicts and lists."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -158,7 +158,7 @@ def finite(value: Any) -> Any:
 
 
 def _to_save(value: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU that shares its memory with no other, as safetensors wants it."""
+    """Copy a tensor to contiguous CPU memory that no other tensor shares, as safetensors requires."""
     return value.detach().to("cpu", copy=True).contiguous()
 
 

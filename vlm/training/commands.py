@@ -36,7 +36,7 @@ def watch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_watch(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    """Find the run and show it."""
+    """Find the run and show it in the terminal."""
     from vlm.training.monitor.watch import find_run, watch
 
     watch(find_run(arguments.run_folder), arguments.once, arguments.seconds)

@@ -1,8 +1,8 @@
-"""`clinical-vlm train --dry-run`: one step at the real shapes, and the memory that the whole batch will take.
+"""`clinical-vlm train --dry-run`: run one step at the real shapes and predict the memory of the whole batch.
 
-Past a handful of cases the peak of a step grows by the same amount with each: peak(B) = fixed + B × case. Both are
-measured, at a quarter and a half of the batch, of the training split's longest case; `predicted_gpu` says what they
-become in 4 bits and bf16.
+Beyond a few cases the peak memory of a step is linear in the batch size: peak(B) = fixed + B × case. Both terms are
+measured at a quarter and a half of the batch, of the training split's longest case. `predicted_gpu` converts them to
+4 bits and bf16.
 """
 
 import time
@@ -23,7 +23,7 @@ from vlm.training.memory import CUDA_CONTEXT, GIB, MIB, TRAINED_BYTES, StepMemor
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of tensors made under it that are alive, and the most there were; by storage, so a view counts nothing."""
+    """Count live and peak bytes of tensors created in its context, by storage, so that views count nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ def _has_storage(leaf: object) -> bool:
 
 
 def measure_step(model: ClinicalVLM, batch_of: Callable[[int], Batch], cases: int) -> StepMemory:
-    """Run a forward and backward pass over a quarter and a half of `cases`; `batch_of` makes them."""
+    """Measure the memory of a step by a forward and backward pass over a quarter and a half of `cases`."""
     few, more = max(1, cases // 4), max(2, cases // 2)
-    step_peak(model, batch_of(few))  # what is made once and kept is not of a step
+    step_peak(model, batch_of(few))  # warm-up: one-time allocations are not part of a step
     low, high = (step_peak(model, batch_of(count)) for count in (few, more))
     case = (high - low) / (more - few)
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
@@ -69,7 +69,7 @@ def measure_step(model: ClinicalVLM, batch_of: Callable[[int], Batch], cases: in
 
 
 def step_peak(model: ClinicalVLM, batch: Batch) -> float:
-    """The most bytes that one forward and backward pass made, its gradients among them."""
+    """Measure the peak bytes allocated by one forward and backward pass, gradients included."""
     moved = {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
     model.zero_grad(set_to_none=True)
     if model.device.type == "cuda":
@@ -92,10 +92,10 @@ def _step(model: ClinicalVLM, batch: dict[str, Any]) -> None:
 
 
 def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepMemory:
-    """The same step on a GPU in bf16, with the language model in the precision that the config asks for.
+    """Predict the memory of the same step on a GPU in bf16, with the language model in the config's precision.
 
-    Activations and the language model take two bytes a value, NF4 half a byte and its constants; what trains stays
-    fp32. A packed layer is unpacked when it is used: one of them is held beside.
+    Activations and the language model take two bytes a value, NF4 half a byte and its constants. Trainable weights
+    stay fp32. A 4-bit layer is dequantized on use, so one dequantized layer is added.
     """
     quantised = config.model.llm.quantization == "nf4" and config.model.llm.dequantize != "always"
     vocabulary = {id(layer.weight) for layer in (model.base.get_input_embeddings(), model.base.get_output_embeddings())}
@@ -114,14 +114,14 @@ def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepM
 
 
 def longest_cases(model: ClinicalVLM, dataset: CaseDataset) -> Callable[[int], Batch]:
-    """Batches of the training cases with the longest report, however many are wanted."""
+    """Return a function that builds a batch of N copies of the training case with the longest report."""
     collate = Collator(model.prompt)
     example = dataset.plain()[int(dataset.report_lengths.argmax())]
     return lambda cases: collate([example] * cases)
 
 
 def dry_run(model: ClinicalVLM, config: Config, dataset: CaseDataset) -> list[str]:
-    """Make one step, and say in lines what it took and what the whole batch will take."""
+    """Run one step, and report in lines its time and memory and the memory of the whole batch."""
     batch_of, cases = longest_cases(model, dataset), config.train.micro_batch_size
     model.train()
     here = measure_step(model, batch_of, cases)

@@ -1,4 +1,4 @@
-"""How a training ends before its last step: a signal, a full disk, no memory. Each says in a line how to go on."""
+"""Handle early ends of training: a signal, a full disk, out of memory. Each message says how to go on."""
 
 import errno
 import os
@@ -21,9 +21,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopAtSignal:
-    """Within its `with` block note Ctrl-C and SIGTERM, for the loop to save and stop after the step that runs.
+    """Catch Ctrl-C and SIGTERM in a `with` block, so that the loop saves and stops after the current step.
 
-    A second signal does what it always did. Several processes stop at the same step, whichever of them got the signal.
+    A second signal goes to the previous handler. All processes stop at the same step, whichever got the signal.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StopAtSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopAtSignal":
-        if threading.current_thread() is threading.main_thread():  # no other may ask for signals
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set signal handlers
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
@@ -44,12 +44,12 @@ class StopAtSignal:
         if os.getpid() == self.process:
             self.__exit__()
             self.received = number
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is not for a handler
-        elif number == signal.SIGTERM:  # to a process that reads images, from the one that trains
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print is unsafe in a handler
+        elif number == signal.SIGTERM:  # in a data loader worker, sent by the training process
             os._exit(128 + number)
 
     def received_anywhere(self, device: torch.device) -> int:
-        """Number of the signal that this or another process has got; 0 for none."""
+        """Return the number of the signal that any process received; 0 for none."""
         if not torch.distributed.is_initialized():
             return self.received
         values = torch.tensor(self.received, device=device)
@@ -59,7 +59,7 @@ class StopAtSignal:
 
 @contextmanager
 def one_line_endings(folder: RunFolder) -> Iterator[None]:
-    """Turn an exhausted memory and a disk that takes no more into a `UserError` that says how to go on."""
+    """Turn out-of-memory and disk errors into a `UserError` that says how to go on."""
     try:
         yield
     except (UserError, OSError, SafetensorError) as error:
@@ -79,7 +79,7 @@ def one_line_endings(folder: RunFolder) -> Iterator[None]:
 
 
 def _system_error(error: BaseException | None) -> int:
-    """The system's number of an error; safetensors has it in its words alone."""
+    """Return the errno of an error; safetensors gives it only in its message."""
     if isinstance(error, OSError):
         return error.errno or 0
     said = re.search(r"\(os error (\d+)\)", str(error))
@@ -87,7 +87,7 @@ def _system_error(error: BaseException | None) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has an exception of its own for a GPU, and none for the CPU."""
+    """Check whether an error means out of memory; PyTorch has an exception for the GPU, but not for the CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 

@@ -1,7 +1,7 @@
-"""A frozen CNN's features, computed once and kept on disk: every later look at an image is a read.
+"""Cache a frozen CNN's features on disk: computed once, then read in place of the images.
 
-They are what the encoder makes of the CNN's grid, pooled to its image tokens and to f, so a hundredth of the pixels'
-work and a tenth of their size. The files lie in a private temporary folder beside the rows.
+The features are the CNN's grid pooled to image tokens and to f: a hundredth of the pixels' work and a tenth of their
+size. The files lie in a private temporary folder beside the rows.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 
 def choose_features(config: Config) -> Choice[bool]:
-    """Whether the CNN's features can be kept: the CNN and the pictures must stay as they are."""
+    """Choose whether to cache the CNN's features: the CNN and the images must not change."""
     augment = config.data.augment
     if config.model.vision.train:
         return Choice(False, "the CNN trains")
@@ -35,9 +35,9 @@ def choose_features(config: Config) -> Choice[bool]:
 
 @torch.no_grad()
 def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDataset], batch_size: int = 32) -> None:
-    """Compute and keep the features of these datasets, where `choose_features` allows it.
+    """Compute and cache the features of these datasets, if `choose_features` allows it.
 
-    Cases without an image, or with a blank one, are known by it too. Raises `UserError` for an unreadable image.
+    Also marks cases without an image or with a blank one. Raises `UserError` for an unreadable image.
     """
     if not choose_features(config).value:
         return
@@ -61,7 +61,7 @@ def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDat
 
 
 def blank_images(dataset: CaseDataset, shown: np.ndarray) -> list[str]:
-    """A line on the images that show nothing; `shown` says of N cases whether theirs does."""
+    """Format a warning on blank images; `shown` (N, bool) is true for a case whose image is not blank."""
     cells = dataset.rows.select(np.flatnonzero(~shown))["image"]
     blank = [image_label(cell["path"]) for cell in cells if cell]
     images = len(blank) + int(shown.sum())

@@ -1,4 +1,4 @@
-"""Weights and gradients of what trains, alike on every process: a few MB, sent as one message."""
+"""Synchronize trainable weights and gradients across processes: a few MB, sent as one message."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from torch import nn
 
 
 def broadcast_weights(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Give every process the weights of the first."""
+    """Broadcast the weights of the first process to all."""
     if accelerator.num_processes > 1:
         for parameter in parameters:
             broadcast(parameter.data)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Add up the gradients of all processes, in place; one that no process has stays None."""
+    """All-reduce the gradients by sum, in place; one that no process has stays None."""
     if accelerator.num_processes == 1:
         return
     has = torch.tensor([parameter.grad is not None for parameter in parameters], device=accelerator.device)
@@ -29,5 +29,5 @@ def sum_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) 
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether a tensor holds no NaN and no infinity."""
+    """Check whether a tensor holds no NaN and no infinity."""
     return not values.is_floating_point() or bool(torch.isfinite(values).all())

@@ -1,4 +1,4 @@
-"""Which cases are longer than the language model reads, said before training."""
+"""Check before training for cases longer than the language model's context."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from vlm.data.storage import column
 from vlm.errors import UserError
 
 SLACK = 64
-"""Tokens that a vital may take in the prompt, written out."""
+"""Maximum tokens of a vital written out in the prompt."""
 
 
 class LongCase(NamedTuple):
@@ -22,14 +22,14 @@ class LongCase(NamedTuple):
 
     id: str
     tokens: int
-    """Of its report and its end."""
+    """Tokens of the report and its end token."""
     room: int
 
 
 def check_lengths(prompt: Prompt, datasets: Mapping[str, CaseDataset], max_new_tokens: int) -> list[str]:
-    """Warnings on reports that training cuts and on drafts that end early, with counts of cases.
+    """Format warnings on reports that training truncates and drafts that end early, with counts of cases.
 
-    Raises `UserError` for a case whose prompt alone is longer than the language model reads.
+    Raises `UserError` for a case whose prompt alone is longer than the language model's context.
     """
     lines = []
     for split, dataset in datasets.items():
@@ -50,7 +50,7 @@ def check_lengths(prompt: Prompt, datasets: Mapping[str, CaseDataset], max_new_t
 
 
 def _long_cases(prompt: Prompt, dataset: CaseDataset) -> Iterator[LongCase]:
-    """Cases whose report, with all its evidence, is cut; a text of so many bytes has no more tokens than that."""
+    """Find the truncated reports; only cases that are long in bytes are tokenized, since no token is under a byte."""
     written = SLACK * len(prompt.written) if prompt.written is not None else 0
     around = sum(map(len, prompt.ids())) + prompt.evidence_tokens + written
     reports, contexts = _bytes(dataset, "sections"), _bytes(dataset, "context")
@@ -69,7 +69,7 @@ def _long_cases(prompt: Prompt, dataset: CaseDataset) -> Iterator[LongCase]:
 
 
 def _bytes(dataset: CaseDataset, name: str) -> np.ndarray:
-    """UTF-8 bytes of a column of texts, or of lists of equally many texts; N."""
+    """Count the UTF-8 bytes of a column of texts, or of lists of equally many texts; N."""
     sizes = [np.empty(0, np.int64)]
     for chunk in column(dataset.rows, name).chunks:
         flat = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk

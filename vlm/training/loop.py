@@ -1,8 +1,8 @@
-"""The training loop, from the first batch to the best weights.
+"""Training loop, from the first batch to the best weights.
 
-Each process makes its micro batches of a step, backwards one by one; the gradients are added up, clipped, looked at
-and taken as one AdamW step. Only the adapter trains, a few MB, so gradients travel in one message and no wrapper
-around the model is needed: with and without a base that is split over the processes the loop is the same.
+Each process runs forward and backward on its micro batches of a step. The gradients are all-reduced, clipped and
+checked, then AdamW makes one step. Only the adapter trains, a few MB, so one message carries the gradients and the
+model needs no wrapper: the loop is the same with and without a sharded base.
 """
 
 import math
@@ -36,7 +36,7 @@ Batch = dict[str, Any]
 
 
 class TrainingLoop:
-    """Joint loss over accumulated batches, validation, checkpoints and early stopping."""
+    """Train on the joint loss with gradient accumulation, validation, checkpoints and early stopping."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class TrainingLoop:
         self.schedule = make_schedule(self.optimizer, train, self.max_steps, config.loss.head_only_steps)
         self.state = TrainState()
         self.sums = torch.zeros(3, device=accelerator.device)
-        """BCE, CE and joint loss of this process since the last row of the log."""
+        """Sums of BCE, CE and joint loss of this process since the last row of the log."""
         self.logged = 0
         """Step of that row."""
         self.throughput = Throughput(accelerator.device)
@@ -75,13 +75,13 @@ class TrainingLoop:
 
     @property
     def alpha(self) -> float:
-        """Weight of the classification term at this step: 1 in the head-only steps, when the LLM does not run."""
+        """Weight of the classification loss at this step: 1 in the head-only steps, when the LLM does not run."""
         loss = self.config.loss
         return 1.0 if self.state.global_step < loss.head_only_steps else loss.alpha
 
     @property
     def finished(self) -> bool:
-        """Whether every step is made, or early stopping has ended the run."""
+        """True if every step is done or early stopping has ended the run."""
         patience = self.config.train.patience
         stale = 0 < patience <= self.state.evaluations_without_improvement
         return stale or self.state.global_step >= self.max_steps
@@ -91,7 +91,7 @@ class TrainingLoop:
     def run(self, checkpoint: Path | None = None) -> None:
         """Train to the last step, from the start or from the checkpoint that `resume` read; load the best weights.
 
-        Raises `Stopped` after a signal, when the step that ran is saved, and `UserError` for a broken number.
+        Raises `Stopped` after a signal, once the current step is saved, and `UserError` for a non-finite number.
         """
         train, start = self.config.train, time.perf_counter()
         if checkpoint is None:
@@ -121,17 +121,17 @@ class TrainingLoop:
         """Yield the micro batches of each step until the run is finished."""
         while not self.finished:
             epoch, done = divmod(self.state.global_step, self.steps_per_epoch)
-            self.loader.set_epoch(epoch)  # and the dataset, which draws the order and the dropout from it
+            self.loader.set_epoch(epoch)  # also sets the dataset's epoch, the seed of its order and dropout
             passed = done * self.accumulation
             loader = self.loader
-            if done:  # the batches that are passed over are not read
+            if done:  # the skipped batches are not read
                 loader = self.accelerator.skip_first_batches(loader, passed)
             elif checkpoint:
                 self.restore_random_state(checkpoint)
                 checkpoint = None
             batches = iter(loader)
             while not self.finished and (step := self.throughput.read(batches, self.accumulation)):
-                if checkpoint:  # within an epoch: its beginning drew a number before the checkpoint did
+                if checkpoint:  # within an epoch: its start drew a random number before the checkpoint
                     self.restore_random_state(checkpoint)
                     checkpoint = None
                 passed += len(step)
@@ -139,7 +139,7 @@ class TrainingLoop:
                 yield step
 
     def step(self, batches: list[Batch]) -> tuple[torch.Tensor, float]:
-        """Make one optimizer step, equation (5); returns the gradient's norm before clipping, and the learning rate."""
+        """Make one optimizer step, equation (5); returns the gradient norm before clipping, and the learning rate."""
         label_count, token_count = self.counts(batches)
         losses, ids = [], [batch.pop("ids") for batch in batches]
         for batch in batches:
@@ -168,7 +168,7 @@ class TrainingLoop:
         return self.accelerator.reduce(counts.to(self.accelerator.device), "sum")  # type: ignore[no-any-return]
 
     def require_finite(self, norm: torch.Tensor, losses: list[torch.Tensor], ids: list[list[str]]) -> None:
-        """Raise `UserError` before a broken number reaches the weights; the host waits for the device once a step."""
+        """Raise `UserError` for a non-finite loss or gradient before the optimizer step; one device sync a step."""
         if all_finite(torch.stack([*losses, norm.to(losses[0])]).float()):
             return
         broken = [(loss.item(), names) for loss, names in zip(losses, ids, strict=True) if not torch.isfinite(loss)]
@@ -188,13 +188,13 @@ class TrainingLoop:
         self.log.write(row)
 
     def training_row(self, norm: torch.Tensor, rate: float) -> dict[str, float]:
-        """Losses, gradient norm, learning rate and speed of the steps since the last row."""
+        """Build a log row: losses, gradient norm, learning rate and speed of the steps since the last row."""
         step, start = self.state.global_step, self.logged
         text_steps = step - max(start, self.config.loss.head_only_steps)
-        bce, ce, joint = self.each_process(self.sums).T.tolist()  # each process's part of the batches' means
+        bce, ce, joint = self.each_process(self.sums).T.tolist()  # each process's share of the batch means
         parts = {
             "loss_bce": [value / (step - start) for value in bce],
-            # Not 0 without a step that reads text: nothing was measured.
+            # NaN, not 0, without a step on text: nothing was measured.
             "loss_ce": [value / text_steps if text_steps > 0 else math.nan for value in ce],
         }
         self.sums.zero_()
@@ -213,17 +213,17 @@ class TrainingLoop:
         return self.accelerator.gather(values[None])  # type: ignore[no-any-return]
 
     def validate(self) -> None:
-        """Score the validation split; where training does not read the text, neither is it read here."""
+        """Score the validation split, without text in the head-only steps."""
         start, config = time.perf_counter(), self.config
         options = config.evaluation.batch_size, "validation", self.alpha < 1, config.train.workers
         scores = score_cases(self.model, self.validation, *options)
         metrics = split_metrics(scores, self.model.spec.labels, config.loss.alpha)
         self.record({**metrics, "eval_runtime": time.perf_counter() - start})
-        if math.isfinite(metrics["eval_loss"]):  # of the head alone there is no joint loss to compare
+        if math.isfinite(metrics["eval_loss"]):  # NaN in the head-only steps: no joint loss to compare
             self.state.compare(metrics["eval_loss"])
 
     def save(self) -> None:
-        """Write a checkpoint, and delete old ones but the best."""
+        """Write a checkpoint, and delete old ones except the best."""
         position = torch.tensor([self.logged, self.logged], device=self.sums.device)
         own = checkpoints.process_state(torch.cat([self.sums, position]))
         state = {name: self.accelerator.gather(v[None].to(self.accelerator.device)) for name, v in own.items()}
@@ -261,7 +261,7 @@ class TrainingLoop:
         self.logged = int(sums[0, 3])
 
     def restore_random_state(self, checkpoint: Path) -> None:
-        """Put this process's random generators back; another number of processes draws anew, and says so."""
+        """Restore this process's random states; with another number of processes, warn and keep the current ones."""
         states = checkpoints.read_processes(checkpoint)
         before, now = len(states["sums"]), self.accelerator.num_processes
         if before != now:
@@ -270,7 +270,7 @@ class TrainingLoop:
         checkpoints.set_random_state({name: v[self.accelerator.process_index] for name, v in states.items()})
 
     def load_best(self) -> None:
-        """Put the weights of the best checkpoint into the model; those of the last step where there was none."""
+        """Load the weights of the best checkpoint into the model; without one, keep those of the last step."""
         if self.state.best_global_step:
             checkpoints.load_trainable(
                 self.model, checkpoint_folder(self.folder.checkpoints, self.state.best_global_step)
@@ -278,7 +278,7 @@ class TrainingLoop:
 
 
 def split_batch(batch_size: int, micro_batch_size: int, processes: int) -> tuple[int, int]:
-    """Cases of a micro batch, and micro batches of a step on each process; raises `UserError` if they do not divide."""
+    """Compute the micro batch size and each process's accumulation steps; raises `UserError` if they do not divide."""
     micro = min(micro_batch_size, max(1, batch_size // processes))  # many processes need smaller ones
     accumulation = batch_size // (micro * processes)
     if accumulation * micro * processes != batch_size:

@@ -1,15 +1,15 @@
-"""The memory of a training step: peak(B) = weights + training + fixed + B × case.
+"""Model the memory of a training step: peak(B) = weights + training + fixed + B × case.
 
-`vlm.training.dry_run` measures the terms on a real model; `benchmarks.plan` makes them of shapes alone.
+`vlm.training.dry_run` measures the terms on a real model; `benchmarks.plan` computes them from shapes alone.
 """
 
 from dataclasses import dataclass
 
 MIB, GIB = 2**20, 2**30
 CUDA_CONTEXT = 0.5 * GIB
-"""What CUDA and its libraries hold before the first tensor; varies a little with the driver."""
+"""Bytes of CUDA and its libraries before the first tensor; varies a little with the driver."""
 TRAINED_BYTES = 12
-"""Bytes of a parameter that trains beside itself: its gradient and the two states of AdamW, in fp32."""
+"""Bytes a trainable parameter needs beside its value: its gradient and the two states of AdamW, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,19 @@ class StepMemory:
     weights: float
     """All parameters and buffers."""
     training: float
-    """Gradients and the two states of AdamW, of what trains."""
+    """Gradients and the two AdamW states of the trainable parameters."""
     fixed: float
-    """What a step holds beside, whatever its size."""
+    """Other memory of a step, independent of the batch size."""
     case: float
-    """What each case of it adds."""
+    """Memory added by each case."""
 
     def peak(self, cases: int) -> float:
-        """Bytes at the worst moment of a step over so many cases at once."""
+        """Compute the peak bytes of a step over `cases` cases at once."""
         return self.weights + self.training + self.fixed + cases * self.case
 
 
 def nf4_bytes(double_quantization: bool) -> float:
-    """Bytes of a value packed in NF4 (QLoRA): half a byte and its constants.
+    """Compute the bytes of a value packed in NF4 (QLoRA): half a byte and its constants.
 
     32 bits for 64 values, or 8 bits and 32 for 64 · 256 where the constants are quantised too.
     """

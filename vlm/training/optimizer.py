@@ -1,4 +1,4 @@
-"""AdamW by part of the model, and the schedule of its learning rates."""
+"""Build AdamW with parameter groups by part of the model, and its learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 
 def make_optimizer(model: ClinicalVLM, train: TrainConfig) -> torch.optim.Optimizer:
-    """Build AdamW of PyTorch, or of bitsandbytes with 8-bit state that is paged to the host."""
+    """Build AdamW of PyTorch, or the paged 8-bit AdamW of bitsandbytes."""
     groups = parameter_groups(model, train)
     if train.optimizer == "adamw_torch":
         return torch.optim.AdamW(groups, lr=train.learning_rate)
@@ -23,9 +23,9 @@ def make_optimizer(model: ClinicalVLM, train: TrainConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, Any]]:
-    """Group what trains by learning rate, with and without weight decay; the first group's rate is the one logged.
+    """Group the trainable parameters by part, with and without weight decay; the first group's rate is logged.
 
-    A group is `text` if only the text loss reaches it, so that nothing of it learns in the head-only steps.
+    A group is `text` if it gets gradients from the text loss only, so it does not learn in the head-only steps.
     """
     rates = {"head": train.learning_rate, "tokens": train.learning_rate, "llm": train.lora_learning_rate,
              "cnn": train.vision_learning_rate}  # fmt: skip
@@ -58,14 +58,14 @@ def part_of(name: str) -> str:
 def make_schedule(
     optimizer: torch.optim.Optimizer, train: TrainConfig, steps: int, head_only_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Warm-up and decay for each group over the steps in which it learns: the text's parts start later."""
+    """Build warm-up and decay for each group over the steps in which it learns; `text` groups start later."""
     starts = [head_only_steps if group["text"] else 0 for group in optimizer.param_groups]
     factors: list[Callable[[int], float]] = [partial(rate_factor, train=train, start=s, end=steps) for s in starts]
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 
 def rate_factor(step: int, train: TrainConfig, start: int, end: int) -> float:
-    """Share of the learning rate at a step, for a group that learns from `start` to `end`."""
+    """Compute the learning-rate factor at a step, for a group that learns from `start` to `end`."""
     if step < start + train.warmup_steps:
         return max(step - start + 1, 0) / (train.warmup_steps + 1)
     done = min((step - start - train.warmup_steps) / max(end - start - train.warmup_steps, 1), 1.0)
@@ -75,7 +75,7 @@ def rate_factor(step: int, train: TrainConfig, start: int, end: int) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
-    """Set the learning rates of this run's length at the step reached: those of a finished run are 0."""
+    """Recompute the learning rates at the current step for this run's length: a finished run left them at 0."""
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = rate * factor(schedule.last_epoch)
-    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # what get_last_lr() gives
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # the value of get_last_lr()

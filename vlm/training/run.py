@@ -1,4 +1,4 @@
-"""One training job from config to adapter: data, model, training, test, figures."""
+"""Run one training job from config to adapter: data, model, training, test, figures."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -39,13 +39,13 @@ from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard, shard_base
 
 MOST_IMAGES, MOST_SECONDS = 5_000, 60.0
-"""Images that a dry run looks at, and for how long: training itself looks at fewer before it begins."""
+"""Maximum images and seconds of a dry run's image check; training itself checks fewer before it begins."""
 
 
 def train(config: Config, resume: bool = False) -> Path:
-    """Run the job and return its folder; raises `UserError` for anything the user can mend.
+    """Run the job and return its folder; raises `UserError` for anything the user can fix.
 
-    Raises `Stopped` after Ctrl-C or SIGTERM, when the step that ran is saved.
+    Raises `Stopped` after Ctrl-C or SIGTERM, once the current step is saved.
     """
     folder = RunFolder(config)
     with one_line_endings(folder), folder.locked() if is_main() else nullcontext():
@@ -53,17 +53,17 @@ def train(config: Config, resume: bool = False) -> Path:
 
 
 def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
-    check_trackers(config.train.report_to)  # a missing one is said before the data are read
+    check_trackers(config.train.report_to)  # report a missing one before reading the data
     device, dtype = _choices(config)
-    shard = asked_to_shard()  # before accelerate reads what was asked
+    shard = asked_to_shard()  # before accelerate reads the environment
     processes = PartialState(cpu=device.type == "cpu")
-    with processes.main_process_first():  # one process draws the phantom cohort, the others find it there
+    with processes.main_process_first():  # rank 0 draws the phantom cohort, the others read it
         cohort = load_cohort(config.data)
     say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     say(*(f"warning: {line}" for line in glance(cohort.dataset, ImageSpec(config.data.image_size))))
     contents = contents_fingerprint(cohort)
     checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
-    processes.wait_for_everyone()  # none may write to the folder that another has not looked at yet
+    processes.wait_for_everyone()  # no process may write to the folder before all have checked it
     say(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
     base = f"{model.base_sha256 or model.base_fingerprint}\n{model.base_settings_sha256 or ''}"
@@ -97,7 +97,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     else:
         loop.run(checkpoint)
     if is_main():
-        save(model, folder.adapter)  # before the long test: whatever happens to it, the adapter is there
+        save(model, folder.adapter)  # before the long test, so that a failure there loses no adapter
     validation = case_dataset(config, model.spec, cohort, "validation")
     scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
     model.calibration = fit_temperature(scores, validation.rows["patient"])
@@ -105,12 +105,12 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     if is_main():
         save(model, folder.adapter, metrics)
         say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
-    processes.destroy_process_group()  # no process waits for the main one, whose measures may take longer than a wait
+    processes.destroy_process_group()  # the others do not wait for rank 0: its metrics may outlast the timeout
     return folder.path
 
 
 def try_step(config: Config) -> None:
-    """Build everything, make one step and say what memory training will take; writes nothing.
+    """Build everything, run one step and report the memory that training will take; writes nothing.
 
     Raises `UserError` as `train` does.
     """
@@ -128,7 +128,7 @@ def try_step(config: Config) -> None:
 
 
 def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
-    """Try the base, and say what was found of it and of texts that are too long for it."""
+    """Run the self-test of the base and check for texts beyond its context; returns the lines to print."""
     targets = model.model_config.llm.lora_targets
     chosen = [f"LoRA targets: {', '.join(targets)} (so this base names its layers)"]
     splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
@@ -140,7 +140,7 @@ def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
-    """A fresh model for these data; the same seed gives the same initial weights."""
+    """Build a fresh model for these data; the same seed gives the same initial weights."""
     set_seed(config.train.seed)
     mean, std = _cnn_normalisation(config.model.vision.name)
     spec = CaseSpec.fit(cohort, ImageSpec(config.data.image_size, mean, std), config.model.vitals.bins)
@@ -148,7 +148,7 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
 
 
 def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> TrainingLoop:
-    """Build the training loop of a run; raises `UserError` where there is no case to train or to validate on."""
+    """Build the training loop of a run; raises `UserError` without a case to train or to validate on."""
     training, validation = (case_dataset(config, model.spec, cohort, split) for split in ("train", "validation"))
     if not len(training):
         raise UserError("data.split: no case is left to train on")
@@ -156,7 +156,7 @@ def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFo
         raise UserError("train.patience: no case is left for validation, so nothing can stop the training early")
     accelerator = Accelerator(
         cpu=model.device.type == "cpu",
-        mixed_precision="no",  # the model's own precision says what autocast does
+        mixed_precision="no",  # the model sets its own autocast
         log_with=list(config.train.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.path / "tensorboard")),
     )
@@ -164,7 +164,7 @@ def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFo
 
 
 def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> CaseDataset:
-    """Examples of a split, with dropout and augmentation in training."""
+    """Build the dataset of a split, with dropout and augmentation in training."""
     make = partial(CaseDataset, cohort.split(split), spec, cohort.sections, tuple(config.data.withhold))
     if split != "train":
         return make()
@@ -173,7 +173,7 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
 
 
 def _cnn_normalisation(name: str) -> tuple[float, float]:
-    """Mean and standard deviation that a timm model was trained with, as one grey value each."""
+    """Look up the mean and standard deviation of a timm model's training, averaged to one grey value each."""
     import timm
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -194,7 +194,7 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
 
 
 def describe_parameters(model: ClinicalVLM) -> str:
-    """Trained, frozen and total parameters, and the trained ones by part."""
+    """Describe the number of trained parameters, in all and by part, and of frozen and total ones."""
     parts: dict[str, int] = {}
     for name, value in model.trainable_parameters().items():
         part = {"llm": "LoRA", "cnn": "CNN"}.get(part_of(name), "projectors and head")

@@ -1,4 +1,4 @@
-"""`runs/NAME/`: the files of a run."""
+"""Manage `runs/NAME/`, the folder of a run."""
 
 import json
 import re
@@ -22,11 +22,11 @@ CHECKPOINT_FILES = (
     "trainable.safetensors", "optimizer.safetensors", "optimizer.json", "scheduler.json", "processes.safetensors",
     "trainer_state.json",
 )  # fmt: skip
-"""What a checkpoint holds beside its manifest; see `vlm.training.checkpoints`."""
+"""Files of a checkpoint beside its manifest; see `vlm.training.checkpoints`."""
 
 
 class RunFolder:
-    """Paths of one run."""
+    """Paths, lock and checks of one run's folder."""
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run.folder) / config.run.name
@@ -40,25 +40,25 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.lock = self.path / ".lock"
         self.warnings: list[str] = []
-        """What `check` and `locked` found that does not keep the run from starting."""
+        """Problems found by `check` and `locked` that do not stop the run."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the folder while the block runs; raises `UserError` if one is in it.
+        """Lock the folder against other runs within the block; raises `UserError` if another run holds it.
 
-        A record lock: the system takes it back however the process ends, and the children that read images, which
-        may outlive it for seconds, do not hold it.
+        It is a record lock: the system releases it however the process ends. The data loader workers, which may
+        outlive the process for seconds, do not hold it.
         """
         with self._hold():
             try:
                 yield
             finally:
-                if list(self.path.iterdir()) == [self.lock]:  # a mistake was found before anything was written
+                if list(self.path.iterdir()) == [self.lock]:  # the run failed before it wrote anything
                     self.lock.unlink()
                     self.path.rmdir()
 
     def _hold(self) -> IO[Any]:
-        """Lock the folder; closing the file gives the lock back."""
+        """Lock the folder; closing the file releases the lock."""
         try:
             return hold(self.lock, self._take)
         except Held as held:
@@ -73,15 +73,15 @@ class RunFolder:
             return True
 
     def check(self, config: Config, cases: str, resume: bool, contents: str = "") -> Path | None:
-        """Whether the run may start; changes nothing. Returns the checkpoint to resume from.
+        """Check whether the run may start; changes nothing. Returns the checkpoint to resume from.
 
-        `cases` is the fingerprint of the cases and their split, `contents` that of all they hold. Raises `UserError`
-        if an earlier run is there and neither `--resume` nor `run.overwrite` was given, or if there is nothing that
-        this config can resume.
+        `cases` is the fingerprint of the cases and their split, `contents` the fingerprint of their contents. Raises
+        `UserError` if the folder holds an earlier run and neither `--resume` nor `run.overwrite` was given, or if
+        there is nothing that this config can resume.
         """
         if resume:
             return self._newest_checkpoint(config, cases, contents)
-        files = [path for path in self.path.rglob("[!.]*") if path.is_file()]  # hidden: the lock, and what deaths left
+        files = [path for path in self.path.rglob("[!.]*") if path.is_file()]  # hidden: lock, leftover temporaries
         if files and not config.run.overwrite:
             raise UserError(
                 f"{self.path}: holds an earlier run; go on with --resume, name another with --run.name, "
@@ -92,26 +92,26 @@ class RunFolder:
         return None
 
     def create(self, config: Config, cases: str, resume: bool = False, contents: str = "", base: str = "") -> None:
-        """Make the folder, in place of an earlier run, and write the resolved config and what the run is made from."""
+        """Create the folder, replacing an earlier run, and write the resolved config and the fingerprints."""
         with writing(self.path):
             make_folder(self.path)
             if not resume:
                 self._clear()
-            replace_file(self.config, to_yaml(config))  # first: what has no config is no run, and is not overwritten
+            replace_file(self.config, to_yaml(config))  # first: a folder without a config is never overwritten
             replace_file(self.cases, f"{cases}\n{contents}\n{base}".rstrip() + "\n")
             for folder in (self.figures, self.checkpoints):
                 make_folder(folder)
             sweep(self.checkpoints)
 
     def _clear(self) -> None:
-        """Delete an earlier run: its checkpoints first and at once, so that none of them is ever resumed."""
+        """Delete an earlier run: first all its checkpoints at once, so that none of them is ever resumed."""
         if self.checkpoints.is_dir():
             remove_folder(self.checkpoints)
         for path in set(self.path.iterdir()) - {self.lock, self.config}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _newest_checkpoint(self, config: Config, cases: str, contents: str) -> Path | None:
-        """The newest whole checkpoint; None if the run began and has none yet. The broken ones are in `warnings`."""
+        """Find the newest valid checkpoint; None if the run has none yet. Adds the broken ones to `warnings`."""
         steps = checkpoints_of(self.checkpoints)
         if not self.config.is_file() or (steps and not self.cases.is_file()):
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
@@ -135,19 +135,19 @@ class RunFolder:
         return checkpoint
 
     def compare_base(self, base: str) -> None:
-        """Raise `UserError` unless the digests of the base are those of the base which the run began with."""
-        known = self._began_with()[2:], base.split()  # fewer of an earlier version
+        """Raise `UserError` unless the base has the digests with which the run began."""
+        known = self._began_with()[2:], base.split()  # an earlier version wrote fewer
         for what, began, now in zip(("weights", "config or tokenizer"), *known, strict=False):
             if began != now:
                 way_out = "put them back, or start a new run"
                 raise UserError(f"{self.path}: the {what} of the base changed since the run began; {way_out}")
 
     def _began_with(self) -> list[str]:
-        """Fingerprints of the cases, of their contents and of the base; fewer in a run of an earlier version."""
+        """Read the fingerprints of the cases, their contents and the base; an earlier version wrote fewer."""
         return self.cases.read_text(encoding="utf-8").split() if self.cases.is_file() else []
 
     def _compare_cases(self, cases: str, contents: str) -> None:
-        """Raise `UserError` unless the cases are those that the run began with."""
+        """Raise `UserError` unless the cases have the fingerprints with which the run began."""
         began = self._began_with()
         if began and began[0] != cases:
             raise UserError(f"{self.path}: the cases or their split changed since the run began; start a new run")
@@ -160,7 +160,7 @@ class RunFolder:
 
 
 def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is what was written, and what is wrong with each one after it."""
+    """Find the newest checkpoint that matches its manifest, and the error of each broken one after it."""
     broken: list[str] = []
     for step in checkpoints_of(checkpoints):
         checkpoint = checkpoint_folder(checkpoints, step)
@@ -173,18 +173,18 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 
 def writer_of(lock: Path) -> str | None:
-    """What a run's lock file says of the process that holds it; None if none does."""
+    """Describe the process that holds a run's lock file; None if none does."""
     return holder_of(lock)
 
 
 def checkpoints_of(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, whole or not, the newest first."""
+    """List the steps of the checkpoints in a folder, valid or broken, the newest first."""
     found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return checkpoints / f"checkpoint-{step}"
 
 
@@ -193,13 +193,13 @@ MAY_CHANGE = (
     "train.threads", "train.log_steps", "train.eval_steps", "train.patience", "train.keep_checkpoints",
     "train.report_to",
 )  # fmt: skip
-"""Options that a resumed run may have otherwise: none of them changes what the steps already made have learned."""
+"""Options that a resumed run may change: none affects the steps already made."""
 MAY_MOVE = re.compile(r"data\.(sources\.\d+\.)?(root|mimic_cxr\.(reports|ed))")
-"""Folders that may have moved since; that the cases are the same is checked by themselves."""
+"""Folder options that a resumed run may change; the fingerprints check that the cases are the same."""
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """All rows of a log.jsonl; none if there is no such file. A last row cut off by a crash is left out."""
+    """Read all rows of a log.jsonl; none if the file is missing. Skips a last row cut off by a crash."""
     if not file.is_file():
         return []
     lines = file.read_text(encoding="utf-8").splitlines()

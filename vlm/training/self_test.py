@@ -1,7 +1,7 @@
-"""A test of a few seconds before training: what a base cannot do is said now, not at the first draft after days.
+"""Test the base for a few seconds before training, so that it does not fail at the first draft after days.
 
-One training step, a draft of two tokens in a batch and alone, and the adapter saved and read back. It changes nothing:
-weights, gradients and random numbers are as before.
+The test makes one training step, drafts two tokens in a batch and alone, and saves and loads the adapter. It leaves
+weights, gradients and random states unchanged.
 """
 
 import tempfile
@@ -26,15 +26,15 @@ from vlm.model.llm import four_bit_share, word_embeddings
 from vlm.model.lora import describe_lora
 
 DRAFTED = 2
-"""Tokens."""
+"""Number of tokens drafted."""
 TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.3}
-"""Mean difference of logits by their standard deviation: of a draft in a batch and alone, which should be the same."""
+"""Maximum mean difference of logits, in their standard deviations, between drafts in a batch and alone; ideally 0."""
 
 
 def self_test(model: ClinicalVLM) -> list[str]:
-    """Try what training and drafting will do, and say in lines what was found; at the end the model is as before.
+    """Try a training step, a draft and saving, and return the findings in lines; leaves the model unchanged.
 
-    Raises `UserError` that names the base and the part that fails, whatever the exception was.
+    Turns any exception into a `UserError` that names the base and the part that fails.
     """
     start, lines = time.perf_counter(), describe_base(model)
     cannot = f"model.llm.base: {model.model_config.llm.base} cannot be used"
@@ -50,7 +50,7 @@ def self_test(model: ClinicalVLM) -> list[str]:
 
 
 def describe_base(model: ClinicalVLM) -> list[str]:
-    """The share of the weights that is in 4 bits, and the layers that carry LoRA."""
+    """Describe the share of the weights in 4 bits and the layers with LoRA."""
     lines = []
     if model.model_config.llm.quantization == "nf4":
         share, left = four_bit_share(model.base)
@@ -61,7 +61,7 @@ def describe_base(model: ClinicalVLM) -> list[str]:
 
 @contextmanager
 def _unchanged(model: ClinicalVLM) -> Iterator[None]:
-    """Give LoRA values that matter while the block runs, and put everything back afterwards."""
+    """Set LoRA B to nonzero values within the block, and restore the model and random states afterwards."""
     training = model.training
     kept = {name: value.detach().clone() for name, value in model.trainable_parameters().items() if "lora_" in name}
     devices = [model.device] if model.device.type == "cuda" else []
@@ -70,7 +70,7 @@ def _unchanged(model: ClinicalVLM) -> Iterator[None]:
         try:
             with torch.no_grad():
                 for name in kept:
-                    if "lora_B" in name:  # zero in a fresh one
+                    if "lora_B" in name:  # zero at initialization
                         model.get_parameter(name).normal_(std=0.01)
             yield
         finally:
@@ -82,7 +82,7 @@ def _unchanged(model: ClinicalVLM) -> Iterator[None]:
 
 
 def _examples(model: ClinicalVLM) -> list[Example]:
-    """Two cases of unlike length."""
+    """Make two cases of different lengths."""
     examples = list(made_up_cases(model.spec, 2))
     texts = (("", "Normal."), ("one two three four five six", "No image, and a longer report."))
     return [example | {"context": c, "report": r} for example, (c, r) in zip(examples, texts, strict=True)]
@@ -93,7 +93,7 @@ def _moved(model: ClinicalVLM, batch: Batch) -> Any:
 
 
 def _step(model: ClinicalVLM) -> list[str]:
-    """Run one forward and backward pass; returns a warning for LoRA that no gradient reaches."""
+    """Run one forward and backward pass; returns a warning for LoRA layers without a gradient."""
     model.train()
     with model.autocast():
         loss = model(**_moved(model, Collator(model.prompt)(_examples(model))), alpha=0.0).loss
@@ -112,9 +112,9 @@ def _step(model: ClinicalVLM) -> list[str]:
 
 
 def _draft(model: ClinicalVLM) -> None:
-    """Draft two cases together, as the engine does, and each alone, and read the prompts as the loss does.
+    """Draft two cases in a batch, as the engine does, and each alone, and run the prompts as the loss does.
 
-    Raises `ValueError` where the next word is not the same in all three.
+    Raises `ValueError` if the next-token logits of the three differ by more than `TOLERANCE`.
     """
     collate, examples = Collator(model.prompt, generation=True), _examples(model)
     with merged_lora(model):
@@ -126,13 +126,13 @@ def _draft(model: ClinicalVLM) -> None:
     at_most = TOLERANCE[word_embeddings(model.base).dtype]
     for what, others in (("in a batch", together), ("by the training loss", trained)):
         difference = float((others - alone).abs().mean() / alone.std())
-        if not difference <= at_most:  # not a number is no agreement either
+        if not difference <= at_most:  # NaN fails too
             raise ValueError(f"it is read otherwise {what} than alone, by {difference:.2g} deviations of the logits")
 
 
 @torch.no_grad()
 def _logits_of_the_loss(model: ClinicalVLM, batch: Any) -> torch.Tensor:
-    """Logits of the token after a prompt from the hidden states that the text loss is given; 1 × V."""
+    """Compute the next-token logits of a prompt from the hidden states used by the text loss; 1 × V."""
     with model.autocast():
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
@@ -142,11 +142,11 @@ def _logits_of_the_loss(model: ClinicalVLM, batch: Any) -> torch.Tensor:
 
 
 def _logits(model: ClinicalVLM, batch: Any, fixed: Any) -> torch.Tensor:
-    """Logits of the first token drafted; B × V."""
+    """Capture the logits of the first drafted token; B × V."""
     seen: list[torch.Tensor] = []
 
     def keep(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        seen.append(scores.float().masked_fill(scores == -torch.inf, 0))  # the end, which may not come yet
+        seen.append(scores.float().masked_fill(scores == -torch.inf, 0))  # the end token, not allowed yet
         return scores
 
     model.generate(batch, DRAFTED, fixed, min_new_tokens=DRAFTED, logits_processor=LogitsProcessorList([keep]))
@@ -154,13 +154,13 @@ def _logits(model: ClinicalVLM, batch: Any, fixed: Any) -> torch.Tensor:
 
 
 def _save_and_load(model: ClinicalVLM) -> None:
-    """Save the adapter and read it back into the model; raises `ValueError` where a value is another."""
+    """Save the adapter and load it back into the model; raises `ValueError` if a value differs."""
     before = [{name: value.clone() for name, value in part.items()} for part in split_state(model)]
     with tempfile.TemporaryDirectory() as work:
         try:
             opened = open_adapter(save(model, Path(work) / "adapter"))
             lora, rest = read_tensors(opened, *split_state(model))
-        except UserError as error:  # of a folder that nobody finds
+        except UserError as error:  # strip the temporary path
             raise ValueError(str(error).replace(f"{work}/", "")) from None
     if (opened.config.model, opened.config.spec) != (portable_config(model), model.spec):
         raise ValueError("its config is read back otherwise")

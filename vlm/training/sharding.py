@@ -1,8 +1,9 @@
-"""FSDP for an adapter: the frozen base in shards, what trains whole on every process.
+"""Shard the frozen base with FSDP, with the trainable weights replicated on every process.
 
-The base is nearly all of the memory, and never changes: each process holds a part of every layer and gets the others'
-as it comes to that layer (PyTorch's FSDP2). What trains is a few MB: it stays whole, its gradients are averaged as
-in DDP. So a checkpoint, and a resume by another number of processes, are the same with and without shards.
+The base takes nearly all of the memory, and never changes: each process holds a shard of every layer and gathers the
+others when it reaches that layer (PyTorch's FSDP2). The trainable weights, a few MB, stay whole, and their gradients
+are averaged as in DDP. So checkpoints, and a resume by another number of processes, are the same with and without
+shards.
 """
 
 import os
@@ -14,14 +15,14 @@ from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 
 FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-"""How `accelerate launch` says what its config asks for."""
+"""Environment variables in which `accelerate launch` passes on its config."""
 
 
 def asked_to_shard() -> Choice[bool]:
-    """Whether the launcher's config asks for FSDP or for DeepSpeed ZeRO-3; from then on accelerate leaves it to us.
+    """Check whether the launcher's config asks for FSDP or DeepSpeed ZeRO-3, and clear it, so accelerate does neither.
 
-    Theirs would split what trains as well, FSDP on GPUs alone, and DeepSpeed keeps its state in pickles. Raises
-    `UserError` for both at once, and for a stage of ZeRO that leaves the parameters whole.
+    accelerate's versions would also shard the trainable weights; its FSDP needs GPUs, and DeepSpeed pickles its state.
+    Raises `UserError` for both at once, and for a stage of ZeRO that leaves the parameters whole.
     """
     asked = [switch for switch in (FSDP, DEEPSPEED) if os.environ.get(switch, "false").lower() == "true"]
     if not asked:
@@ -39,10 +40,10 @@ def asked_to_shard() -> Choice[bool]:
 
 
 def shard_base(model: ClinicalVLM, device: torch.device) -> str:
-    """Split each layer of the frozen base over all processes; what trains and the word embeddings stay whole.
+    """Shard each layer of the frozen base over all processes; trainable weights and word embeddings stay whole.
 
-    Returns what each process holds now, in words. Raises `UserError` for a base whose 4-bit values lie in whole
-    numbers, which cannot be split.
+    Returns a description of each process's share. Raises `UserError` for a base whose 4-bit values are stored as
+    integers, which cannot be sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -60,7 +61,7 @@ def shard_base(model: ClinicalVLM, device: torch.device) -> str:
     whole = set(model.parameters()) - inside
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
-    fully_shard(trunk, mesh=mesh, ignored_params=whole)  # the root: it fetches the next layer while one computes
+    fully_shard(trunk, mesh=mesh, ignored_params=whole)  # the root: prefetches the next layer during compute
     model.sharded = True
     held = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
     split = f"{held / 2**20:,.2f} MiB on each of {processes} processes in place of {before / 2**20:,.2f}"

@@ -1,4 +1,4 @@
-"""One frame of `clinical-vlm watch`, as rich draws it."""
+"""Render one frame of `clinical-vlm watch` with rich."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SPEEDS = (
 
 
 def frame(run: Run, width: int) -> RenderableType:
-    """All that is shown of a run, `width` columns wide."""
+    """Render the whole view of a run, `width` columns wide."""
     parts: list[RenderableType] = [_title(run), *_progress(run, width)]
     if run.training:
         parts += [Text(), _losses(run, width), Text(), _speeds(run.last)]
@@ -50,7 +50,7 @@ def _progress(run: Run, width: int) -> list[RenderableType]:
 
 
 def _losses(run: Run, width: int) -> Table:
-    """Both terms in training and validation: the last value, the lowest, and the course on a logarithmic scale."""
+    """Tabulate the losses of training and validation: last and lowest value, and a sparkline on a log scale."""
     table = Table.grid(padding=(0, 2))
     for title in ("", "last", "lowest", "course (log)"):
         table.add_column(Text(title, style="dim"), justify="left" if title in ("", "course (log)") else "right")
@@ -68,7 +68,7 @@ def _losses(run: Run, width: int) -> Table:
 
 
 def _speeds(row: Row) -> Table:
-    """Speed, wait and memory of all processes together, and of each where there are several."""
+    """Tabulate speed, wait and memory of all processes together, and of each if there are several."""
     table = Table.grid(padding=(0, 2))
     for title in ("", *(title for title, _, _ in SPEEDS), "s/step"):
         table.add_column(Text(title, style="dim"), justify="right" if title else "left")
@@ -94,9 +94,9 @@ def _checkpoint(run: Run) -> Text:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """At most `width` blocks, each the mean of its share of the values, between the smallest and the largest.
+    """Draw values as at most `width` blocks, each the mean of its share, scaled from the smallest to the largest.
 
-    On a logarithmic scale where all are above 0: a loss falls by orders of magnitude.
+    The scale is logarithmic if all values are above 0: a loss falls by orders of magnitude.
     """
     values = [value for value in values if math.isfinite(value)]
     if not values:
@@ -111,7 +111,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two largest units that it has."""
+    """Format a time in its two largest units."""
     for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= size:
             return f"{int(seconds // size)} {unit} {int(seconds % size // part)} {smaller}"

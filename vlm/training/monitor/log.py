@@ -1,7 +1,7 @@
-"""The log of a run: log.jsonl, the trackers of `train.report_to`, and the progress bar.
+"""Write the log of a run: log.jsonl, the trackers of `train.report_to`, and the progress bar.
 
-Trackers are those of accelerate, by name. They get the rows of the log, and the options of training and loss: ids,
-reports, images, column names and the table's place are in neither.
+Trackers are accelerate's, by name. They get the rows of the log and the options of training and loss. Neither holds
+ids, reports, images, column names or the table's path.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from vlm.errors import UserError
 from vlm.training.checkpoints import finite
 
 PACKAGES = {"comet_ml": "comet-ml"}
-"""What pip calls a tracker that accelerate calls otherwise."""
+"""Package names on PyPI of trackers that accelerate names differently."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class RunLog:
-    """Writes each row to log.jsonl, to the trackers and beside the progress bar."""
+    """Write each row to log.jsonl, to the trackers and beside the progress bar."""
 
     def __init__(self, file: Path, accelerator: Accelerator) -> None:
         self.file, self.accelerator = file, accelerator
@@ -50,12 +50,12 @@ class RunLog:
 
     @contextmanager
     def opened(self, rows: Sequence[dict[str, Any]], config: Config, steps: int) -> Iterator[None]:
-        """Begin with these rows, those of the checkpoint that a run goes on from; `steps` is where the run ends."""
+        """Open the log with `rows`, those of a resumed checkpoint; `steps` is the last step of the run."""
         if is_main():
             replace_file(self.file, "".join(map(_line, rows)))
         options = dotted({"train": asdict(config.train), "loss": asdict(config.loss)})
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in options.items()}
-        plain.pop("train.start_from", None)  # a path of this machine, perhaps
+        plain.pop("train.start_from", None)  # may be a local path
         done = rows[-1]["step"] if rows else 0
         with private(), tqdm(total=steps, initial=done, unit="step", disable=not is_main()) as self.bar:
             if self.accelerator.log_with:  # nothing is written or sent before training begins
@@ -63,11 +63,11 @@ class RunLog:
             try:
                 yield
             finally:
-                for tracker in self.accelerator.trackers:  # end_training() would end the processes' group too
+                for tracker in self.accelerator.trackers:  # end_training() would also destroy the process group
                     tracker.finish()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add a row: of training steps, of a validation, or of the end."""
+        """Write a row of training steps, of a validation, or of the end of training."""
         if is_main():
             with open_private(self.file, "a") as out:
                 out.write(_line(row))
@@ -77,7 +77,7 @@ class RunLog:
             self.accelerator.log(numbers, step=row["step"])
 
     def _show(self, row: dict[str, Any]) -> None:
-        """Put the latest losses beside the bar; a validation leaves a line."""
+        """Show the latest losses beside the bar; print a line for a validation."""
         validation = "eval_loss" in row
         names = {"loss_bce": "BCE", "loss_ce": "CE", "auroc": "AUROC"}
         values = {title: row.get(f"eval_{name}" if validation else name) for name, title in names.items()}
@@ -90,7 +90,7 @@ class RunLog:
 
 
 def _tracked(name: str) -> str:
-    """`train/loss` and `eval/loss`, as trackers group their plots."""
+    """Prefix a name with `train/` or `eval/`, by which trackers group their plots."""
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 

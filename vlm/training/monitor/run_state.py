@@ -1,7 +1,7 @@
-"""Read the state of a run from its files, again as they grow.
+"""Read the state of a run from its files, incrementally as they grow.
 
-Needs neither PyTorch nor the run's process: `log.jsonl` is read from where the last look ended, the folder's lock
-tells whether a process is at work, and the names of the checkpoints which there are.
+Needs neither PyTorch nor the run's process: `log.jsonl` is read from the last position, the folder's lock tells
+whether a process is running, and the folder names list the checkpoints.
 """
 
 import json
@@ -18,15 +18,15 @@ from vlm.training.run_folder import checkpoint_folder, checkpoints_of, writer_of
 from vlm.untrusted import read_yaml
 
 RECENT = 5
-"""Log rows that the speed shown is of."""
+"""Number of latest log rows for the speed shown."""
 LONG_WAIT = 0.2
-"""Share of the time in which training waits for its data that is worth a note."""
+"""Share of the time spent waiting for data above which a note is shown."""
 Row = dict[str, Any]
 
 
 @dataclass
 class LogReader:
-    """Rows of a log.jsonl as they come; a last line that is not whole yet waits for the next look."""
+    """Read the rows of a log.jsonl incrementally; an incomplete last line waits for the next read."""
 
     file: Path
     rows: list[Row] = field(default_factory=list)
@@ -34,7 +34,7 @@ class LogReader:
     _inode: int = 0
 
     def look(self) -> None:
-        """Read what was added; a file that was written anew, as a resumed run does, is read from its beginning."""
+        """Read the added rows; read a rewritten file, as of a resumed run, from its start."""
         try:
             with self.file.open("rb") as log:
                 found = os.fstat(log.fileno())
@@ -55,7 +55,7 @@ class LogReader:
 
 
 class Run:
-    """A run as its folder shows it at the last look."""
+    """State of a run at the last read of its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ class Run:
     def look(self) -> None:
         """Read the folder again."""
         self.train = _read_config(self.folder / "config.yaml").get("train", {})
-        self.writer = writer_of(self.folder / ".lock")  # before the log: what ends in between is read to its end
+        self.writer = writer_of(self.folder / ".lock")  # before the log: a run that ends in between is read to its end
         self.log.look()
         steps = checkpoints_of(self.folder / "checkpoints")
         self.checkpoint = steps[0] if steps else None
@@ -89,7 +89,7 @@ class Run:
         return next((row for row in reversed(self.log.rows) if "loss" in row), {})
 
     def series(self, name: str) -> list[float]:
-        """All values of a name, null ones left out."""
+        """List all values of a name, without nulls."""
         return [row[name] for row in self.log.rows if isinstance(row.get(name), (int, float))]
 
     # ------------------------------------------------------------------------------------ progress
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Steps of the whole run; None where only its epochs are known and no row says how long one is."""
+        """Steps of the whole run; None if it is set in epochs and no row tells their length yet."""
         if self.train.get("max_steps", -1) > 0:
             return int(self.train["max_steps"])
         epoch, epochs = self.last.get("epoch"), self.train.get("epochs")
@@ -108,7 +108,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """What the run is at: starting, training, testing, finished or stopped."""
+        """Phase of the run: starting, training, testing, finished or stopped."""
         trained = any("train_runtime" in row for row in self.log.rows[-1:])
         if self.writer:
             return "testing" if trained else "training" if self.log.rows else "starting"
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of training, its evaluations among them; None where the log has no times yet."""
+        """Estimated seconds of training left, evaluations included; None if the log has no times yet."""
         if self.steps is None or self.state != "training" or not self.series("step_s"):
             return None
         left = max(self.steps - self.step, 0)
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        """What deserves a look."""
+        """Warnings on the run, in sentences."""
         notes = []
         if self.state == "stopped":
             way = f"go on from step {self.checkpoint} with --resume" if self.checkpoint else "no checkpoint was written"

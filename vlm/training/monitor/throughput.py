@@ -1,8 +1,8 @@
-"""What each process read and waited for, in numbers that a log row and every tracker can take.
+"""Measure throughput, data wait and memory of each process, as flat values for the log and the trackers.
 
-All is of the steps since the last row; evaluations and checkpoints between them are not counted. Rates are of all
-processes together, the wait is the mean share, the memory is that of the largest process. With several processes each
-one's own stand beside them as `memory_mib_rank0`, `memory_mib_rank1` and so on: flat names are what trackers take.
+The numbers cover the steps since the last row, without evaluations and checkpoints between them. Rates are summed over
+all processes, the wait is the mean share, the memory is the largest process's. With several processes, each one's
+values are added as `memory_mib_rank0`, `memory_mib_rank1` and so on: trackers need flat names.
 """
 
 import sys
@@ -20,7 +20,7 @@ COUNTED = ("samples", "tokens", "supervised_tokens", "images")
 
 
 class Throughput:
-    """Counts of one process. They stay on its device until a row asks for them: no step waits for its GPU."""
+    """Throughput counts of one process, kept on its device until a row is due, so that no step syncs with the GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -32,14 +32,14 @@ class Throughput:
         self._steps, self._began = 0, 0.0
 
     def read(self, batches: Iterator[Any], count: int) -> list[Any]:
-        """Begin a step and take its batches, at most `count`; measures the seconds until they are there."""
+        """Start a step and read at most `count` batches; measures the seconds waited for them."""
         self._began = time.perf_counter()
         step = list(islice(batches, count))
         self._waited += time.perf_counter() - self._began
         return step
 
     def count(self, batch: Mapping[str, torch.Tensor], text: bool) -> None:
-        """Add a micro batch; without `text` the language model reads nothing of it."""
+        """Count a micro batch; without `text` the language model reads none of it."""
         supervised = batch["labels"][:, 1:] != IGNORED  # B × (T - 1)
         read = batch["attention_mask"].sum(dim=1) * supervised.any(dim=1)  # B: cases without a report are not read
         samples = torch.full((), len(supervised), device=supervised.device)
@@ -52,7 +52,7 @@ class Throughput:
         self._steps += 1
 
     def row(self) -> torch.Tensor:
-        """Counts, seconds, seconds waited, steps and peak memory (MiB) since the last row; 8."""
+        """Return counts, seconds, seconds waited, steps and peak memory (MiB) since the last row, and reset; 8."""
         times = [self._seconds, self._waited, self._steps, peak_memory(self.device) / MIB]
         row = torch.cat([self._counts.double(), torch.tensor(times, dtype=torch.float64, device=self.device)])
         self._clear()
@@ -60,7 +60,7 @@ class Throughput:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes this process has held so far: of tensors on a GPU, of all its resident memory on a CPU."""
+    """Return this process's peak bytes so far: allocated tensors on a GPU, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -74,7 +74,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def speeds(rows: torch.Tensor) -> dict[str, float]:
-    """`Throughput.row` of each process (P × 8) by the names of a log row."""
+    """Aggregate each process's `Throughput.row` (P × 8) into the values of a log row."""
     counts, (seconds, waited, steps, memory) = rows[:, :4].T.tolist(), rows[:, 4:].T.tolist()
     slowest = max(*seconds, 1e-9)
     each = {
@@ -91,7 +91,7 @@ def speeds(rows: torch.Tensor) -> dict[str, float]:
 
 
 def by_process(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """`name_rank0`, `name_rank1` and so on; nothing for one process alone, whose values are the row's own."""
+    """Name each process's values `name_rank0`, `name_rank1` and so on; empty for one process alone."""
     return {
         f"{name}_rank{rank}": value for name, each in values.items() for rank, value in enumerate(each) if len(each) > 1
     }

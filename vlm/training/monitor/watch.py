@@ -12,11 +12,11 @@ from vlm.training.monitor.frame import frame
 from vlm.training.monitor.run_state import Run
 
 SECONDS = 2.0
-"""Between two looks."""
+"""Seconds between two frames."""
 
 
 def find_run(name: str) -> Path:
-    """The folder of a run by its path, or by its name in `runs/`; raises `UserError` if there is none."""
+    """Find the folder of a run by its path, or by its name in `runs/`; raises `UserError` if there is none."""
     for folder in (Path(name), Path("runs") / name):
         if (folder / "config.yaml").is_file():
             return folder
@@ -25,7 +25,7 @@ def find_run(name: str) -> Path:
 
 
 def watch(folder: Path, once: bool = False, seconds: float = SECONDS) -> None:
-    """Show a run until no process writes it any more; one frame with `once`, or where stdout is no terminal."""
+    """Show a run until its process ends; one frame with `once`, or if stdout is no terminal."""
     console, run = Console(), Run(folder)
     if once or not console.is_terminal:
         console.print(frame(run, console.width))
@@ -38,5 +38,5 @@ def watch(folder: Path, once: bool = False, seconds: float = SECONDS) -> None:
                     return
                 time.sleep(max(seconds, 0.1))
                 run.look()
-    except KeyboardInterrupt:  # how one leaves a view; the run goes on
+    except KeyboardInterrupt:  # Ctrl-C closes the view; the run goes on
         print(file=sys.stderr)
