@@ -33,7 +33,7 @@ MARKED = {
     "Latvian": "ā 39 ī 19 ē 17 š 9 ņ 6 ū 6 ļ 4 č 2 ķ 2 ģ 1.5 ž 2",
     "Estonian": "ä 9 õ 9 ü 5 ö 3 š .2 ž .1",
 }
-"""Language of the Latin script → its letters with diacritics, each with its frequency in a thousand."""
+"""Language of the Latin script → its non-ASCII letters, each with its frequency in a thousand."""
 RANKED = {
     "CYRILLIC": ("Russian", "Ukrainian", "Bulgarian", "Serbian", "Kazakh"),
     "GREEK": ("Greek",),
@@ -54,7 +54,7 @@ STRANGE = math.log(1e-6)
 PLAIN = -5.0
 """Log-likelihood of a sign that is usual in tables, and of a vowel mark."""
 FOREIGN = -12.0
-"""Log-likelihood of a letter with a diacritic of another language."""
+"""Log-likelihood of a non-ASCII letter of another Latin-script language."""
 _WORD = re.compile(r"(?:[^\W\d_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0670\u0e31-\u0e4e])+")
 _MARKS = "\u064b-\u0670\u0591-\u05c7\u0e31-\u0e4e"
 _SIGN_IN_WORD = re.compile(
@@ -131,7 +131,7 @@ def _marked(language: str) -> dict[str, float]:
 
 @cache
 def _ranked(language: str) -> dict[str, float]:
-    """Log-probabilities of the most frequent letters by rank; the rest of the alphabet shares 2 %."""
+    """Return log-probabilities of the most frequent letters by rank; the rest of the alphabet shares 2 %."""
     letters = [letter for letter in FREQUENCIES[language] if not letter.isascii()]
     script = _script(letters[0])
     weights = {letter: math.exp(-0.12 * rank) for rank, letter in enumerate(letters)}
