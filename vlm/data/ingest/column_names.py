@@ -1,4 +1,4 @@
-"""Column names: how they are tidied, and which column a user means by a name."""
+"""Normalise column names and find a column by name."""
 
 import re
 import unicodedata
@@ -8,23 +8,23 @@ from vlm.errors import UserError
 
 
 def some_of(columns: Iterable[object], most: int = 20) -> str:
-    """Column names for a message; of very many the first ones and their number."""
+    """Format column names for a message: the first `most`, then the number of the others."""
     names = [str(column) for column in columns]
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
 def tidy(name: object) -> str:
-    """A header without byte order marks, quotes, line breaks and spaces around it."""
+    """Strip byte order marks, quotes, line breaks and outer spaces from a header."""
     text = "" if name is None else " ".join(re.sub("[\ufeff\u200b-\u200f\u00ad]", "", str(name)).split())
     quotes = re.fullmatch(r"""(["'“„”‘’«])(.*)(["'“”‘’»])""", text)
     return quotes[2].strip() if quotes else text
 
 
 def unique_header(header: Sequence[object], filled: Iterable[int], where: str) -> list[str | None]:
-    """Names of the columns, None for one to leave out; raises `UserError` for a name that stands twice.
+    """Return the column names, None for a column to drop; raises `UserError` for a duplicate name.
 
-    A column without a name is left out unless it is among the `filled`.
+    A column without a name is dropped unless it is among the `filled`.
     """
     names = [tidy(name) or (f"column {place + 1}" if place in filled else None) for place, name in enumerate(header)]
     seen: dict[str, int] = {}
@@ -35,9 +35,9 @@ def unique_header(header: Sequence[object], filled: Iterable[int], where: str) -
 
 
 def find_column(columns: Iterable[object], wanted: str, where: str) -> str:
-    """The column of this name, whatever its case, spaces, hyphens, underscores and Unicode form.
+    """Find a column by name, ignoring case, spaces, hyphens, underscores and Unicode form.
 
-    Raises `UserError` where there is none, and where several but none exactly have that name.
+    Raises `UserError` if there is no match, or several matches and none of them exact.
     """
     names = [str(column) for column in columns]
     if wanted in names:
@@ -51,7 +51,7 @@ def find_column(columns: Iterable[object], wanted: str, where: str) -> str:
 
 
 def has_column(columns: Iterable[object], wanted: str) -> bool:
-    """Whether `find_column` finds one."""
+    """Check whether any column matches as in `find_column`."""
     return any(_bare(str(column)) == _bare(wanted) for column in columns)
 
 

@@ -1,4 +1,4 @@
-"""How a text table is written: encoding, separator, and what a file is that is no table at all."""
+"""Detect the encoding and separator of a text table, and refuse files of other kinds."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class TableFormat:
-    """What was found out about a text table, and what a reader should be told of it."""
+    """Detected format of a text table, with notes for the user."""
 
     encoding: str
     separator: str
@@ -46,9 +46,9 @@ class TableFormat:
 
 
 def table_format(path: Path, encoding: str | None = None) -> TableFormat:
-    """Find encoding and separator of a `.csv`, `.tsv`, `.txt` or gzipped one, in one pass over its bytes.
+    """Detect encoding and separator of a `.csv`, `.tsv`, `.txt` or gzipped one, in one pass over its bytes.
 
-    `encoding` is what the user names. Raises `UserError` for an empty file and for one that is something else.
+    `encoding` overrides detection. Raises `UserError` for an empty file and for a file of another kind.
     """
     stat = path.stat()
     return _format(path, encoding, stat.st_mtime_ns, stat.st_size)
@@ -70,7 +70,7 @@ def _format(path: Path, wanted: str | None, _mtime: int, _size: int) -> TableFor
 
 
 def _first_lines(path: Path, encoding: str) -> tuple[list[str], bool]:
-    """Up to 60 lines or two million characters, and whether they are the whole file."""
+    """Read up to 60 lines or two million characters; return them and whether they are the whole file."""
     lines: list[str] = []
     with Lines(path, encoding) as text:
         for line in text:
@@ -90,7 +90,7 @@ def _refuse_other_kinds(path: Path, head: bytes, encoding: str | None) -> None:
 
 
 def seems_to_be(head: bytes, is_named: bool = False) -> str | None:
-    """What a file's first bytes are, in words; None for text. `is_named`: the user says its encoding."""
+    """Describe the file type that the first bytes show; None for text. `is_named`: the user set the encoding."""
     if head.startswith(b"PK\x03\x04"):
         if b"opendocument.spreadsheet" in head[:200]:
             return "an OpenDocument spreadsheet; save it as .xlsx or CSV"
@@ -116,7 +116,7 @@ def seems_to_be(head: bytes, is_named: bool = False) -> str | None:
 
 
 def _separator(lines: list[str], is_whole: bool, path: Path) -> str:
-    """The one that cuts most of the first records into as many cells as the header, and into the most of them."""
+    """Choose the separator by the share of first records as wide as the header, then by the number of cells."""
     csv.field_size_limit(LONGEST_ROW)
     natural = "\t" if ".tsv" in path.suffixes else ","
     scores: dict[str, tuple[float, bool, int, bool]] = {natural: (0.0, False, 1, True)}
@@ -128,6 +128,6 @@ def _separator(lines: list[str], is_whole: bool, path: Path) -> str:
         widths = [len(row) for row in (records if is_whole or len(records) <= 2 else records[:-1])]
         if widths and widths[0] > 1:
             share = sum(width == widths[0] for width in widths) / len(widths)
-            whole = not any('"' in name for name in records[0])  # else a quoted name was cut
+            whole = not any('"' in name for name in records[0])  # otherwise the separator split a quoted name
             scores[separator] = (share, whole, widths[0], separator == natural)
     return max(scores, key=lambda separator: scores[separator])

@@ -1,7 +1,7 @@
-"""Find the encoding of a text table: UTF-8 or a byte order mark where there is one, else the one whose letters fit.
+"""Detect the encoding of a text table: UTF-8, a byte order mark, or the legacy encoding of highest likelihood.
 
-A legacy encoding is taken only where one reading of the table's words is far more likely than every other; else the
-user is asked.
+A legacy encoding is taken only if its decoding of the table's words is far more likely than every other. Otherwise
+the user is asked.
 """
 
 import codecs
@@ -27,42 +27,42 @@ CANDIDATES = {
     "iso8859_9": "ISO 8859-9", "iso8859_8": "ISO 8859-8", "cp850": "DOS 850", "cp437": "DOS 437",
     "cp852": "DOS 852", "mac_roman": "Mac Roman", "mac_cyrillic": "Mac Cyrillic",
 }  # fmt: skip
-"""Codec → its usual name; of two that read a table alike, the first is taken."""
+"""Codec → its usual name; if two codecs decode a table alike, the first is taken."""
 _NO_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape")
 MOST_SAMPLE = 1 << 16
-"""Bytes of distinct words that are looked at."""
+"""Bytes of distinct words to sample."""
 LONGEST_WORD = 4096
 SURE = 6.0
-"""Natural logarithm of how much likelier the taken reading must be than any other: 400 times."""
+"""Smallest natural-log likelihood ratio of the best codec to any other: 400 times."""
 SURE_SHARE = 0.05
-"""The same as a share of the log-likelihood of the words in which two readings differ, where they are many."""
+"""The same threshold as a share of the log-likelihood of the words that two codecs decode differently."""
 USUAL = 3.0
-"""What Windows-1252 is likelier before anything is read."""
+"""Log prior added for Windows-1252."""
 UTF8_SHARE = 0.2
-"""Of the words with letters above ASCII, the share that no other encoding has by chance."""
+"""Share of well-formed UTF-8 among the bytes of non-ASCII words that no other encoding reaches by chance."""
 GOOD_BYTE = -6.0
-"""Mean log-likelihood that words which are UTF-8 as well must have in another encoding."""
+"""Smallest mean log-likelihood, in another encoding, of words that are valid UTF-8 too."""
 WORST_BYTE = -9.0
-"""Mean log-likelihood of a byte above 127 below which not even the best reading is a text."""
+"""Mean log-likelihood of a byte above 127 below which even the best decoding is not text."""
 _UNIT = re.compile(
     rb"[\d.,<>~(\[+-]*"
     rb"(?:\xb0[CcFf]?|\xba[CcFf]|\xb5(?:g|mol|kat|[lLmM])|[\xb1\xd7]\d*|\d\xb7\d+|[mc]?m[\xb2\xb3])[\x20-\x7e\xb2\xb3\xb7\xb9]*"
 )
-"""A number or unit with a sign that all Windows encodings of letters share."""
+"""A number or unit with a sign that all Windows encodings of alphabets share."""
 _WORD = re.compile(rb'[^\s,;"]*[\x80-\xff][^\s,;"]*')
 _WAY_OUT = "save the table as UTF-8, or set data.table.encoding (--encoding)"
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoding, and the note about it where it was chosen by its letters."""
+    """Detected encoding, with a note if it was chosen by likelihood."""
 
     codec: str
     notes: tuple[str, ...] = ()
 
 
 def check_codec(name: str) -> str:
-    """Python's name of an encoding of text; raises `UserError` for what is none."""
+    """Return Python's name of a text encoding; raises `UserError` if it is not one."""
     try:
         found = codecs.lookup(name)
         if not found._is_text_encoding or found.name.replace("-", "_") in _NO_TEXT:
@@ -77,9 +77,9 @@ def check_codec(name: str) -> str:
 
 
 def find_encoding(path: Path, opened: Callable[[Path], BinaryIO], wanted: str | None = None) -> Encoding:
-    """The encoding of a text file, `wanted` where the user names it.
+    """Detect the encoding of a text file, or check `wanted` if the user names one.
 
-    Raises `UserError` for a file that is not in it, that is UTF-8 with damage, or whose encoding cannot be told.
+    Raises `UserError` for a file that is not in `wanted`, for damaged UTF-8, and for an ambiguous encoding.
     """
     with opened(path) as file:
         head = file.read(4)
@@ -102,7 +102,7 @@ def find_encoding(path: Path, opened: Callable[[Path], BinaryIO], wanted: str | 
 
 
 def _first_fault(path: Path, opened: Callable[[Path], BinaryIO], codec: str) -> int | None:
-    """The first line that is not in an encoding; None where all are. Reads a block at a time."""
+    """Find the first line that does not decode, None if all do; reads a block at a time."""
     decoder, lines = codecs.getincrementaldecoder(codec)(), 1
     with opened(path) as file:
         while True:
@@ -137,7 +137,7 @@ def _by_letters(path: Path, opened: Callable[[Path], BinaryIO], fault: int) -> E
 
 
 def _is_surer(words: list[bytes], codec: str, other: str, difference: float) -> bool:
-    """Whether one reading is so much likelier than another that the words in which they differ leave no doubt."""
+    """Check whether a codec is likelier than another by both thresholds, `SURE` and `SURE_SHARE`."""
     if difference < SURE:
         return False
     odd = b" ".join(word for word in words if word.decode(codec) != word.decode(other, "replace"))
@@ -155,7 +155,7 @@ def _or(codecs_: list[str]) -> str:
 
 
 def _words(path: Path, opened: Callable[[Path], BinaryIO]) -> dict[bytes, bool]:
-    """Distinct words with a byte above 127, from all over the file, and whether each is UTF-8."""
+    """Collect distinct words with a byte above 127 until the sample is full, each with whether it is UTF-8."""
     words: dict[bytes, bool] = {}
     size, rest = 0, b""
     with opened(path) as file:
@@ -181,7 +181,7 @@ def _is_utf8(word: bytes) -> bool:
 
 
 def _readings(words: list[bytes]) -> list[tuple[str, float]]:
-    """(codec, log-likelihood) of each different and possible reading of the words, the likeliest first."""
+    """Return (codec, log-likelihood) of each distinct valid decoding of the words, the likeliest first."""
     letters = [word for word in words if not _UNIT.fullmatch(word)]
     if not letters:
         return [("cp1252", 0.0)]

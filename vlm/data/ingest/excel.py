@@ -1,4 +1,4 @@
-"""Excel workbooks as tables, read in a process of their own with bounded memory and time."""
+"""Read Excel workbooks as tables, in a subprocess with bounded memory and time."""
 
 import json
 import os
@@ -21,9 +21,9 @@ TOO_MUCH = "takes more than 640 MiB of memory or 5 minutes to read; save the she
 
 
 def read_workbook(path: Path, rows: int, sheet: str | None) -> Iterator[pd.DataFrame]:
-    """Frames of at most `rows` rows of a sheet, its first row that is not blank the header.
+    """Yield frames of at most `rows` rows of a sheet; the first row that is not blank is the header.
 
-    Raises `UserError` as `read_chunks` does, where several sheets hold something and none is named, and for a formula
+    Raises `UserError` as `read_chunks` does, if several sheets are not empty and none is named, and for a formula
     whose value was never stored.
     """
     with _lines(path, sheet) as lines:
@@ -40,19 +40,19 @@ def read_workbook(path: Path, rows: int, sheet: str | None) -> Iterator[pd.DataF
 
 
 def workbook_notes(path: Path, sheet: str | None) -> tuple[str, ...]:
-    """What a reader should be told of choices made in reading a workbook."""
+    """Return notes on the choices made in reading a workbook."""
     with _lines(path, sheet) as lines:
         return tuple(f"{path}: {note}" for note in next(lines)["notes"])
 
 
 def _cells(given: list[list[Any]], columns: Iterable[int]) -> list[Any]:
-    """The values of these columns of a row, None where the row has none."""
+    """Return the values of the given columns of a row, None where empty."""
     values = dict(given)
     return [_value(values.get(column)) for column in columns]
 
 
 def _value(value: Any) -> Any:
-    """A date is written as a list of its text alone."""
+    """Decode a cell; a date is encoded as a list of one ISO string."""
     if not isinstance(value, list):
         return value
     moment = datetime.fromisoformat(value[0])
@@ -61,7 +61,7 @@ def _value(value: Any) -> Any:
 
 @contextmanager
 def _lines(path: Path, sheet: str | None) -> Iterator[Iterator[Any]]:
-    """What the process says: an object about the sheet, then [row, [[column, value] …]] of each row."""
+    """Stream the subprocess output: an object about the sheet, then [row, [[column, value] …]] of each row."""
     require("openpyxl", f"{path}: save it as CSV, or read it with openpyxl")
     script = Path(__file__).with_name("excel_cells.py")
     command = [sys.executable, "-I", str(script), str(path.resolve()), sheet or ""]

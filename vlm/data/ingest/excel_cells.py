@@ -1,6 +1,6 @@
-"""A program of its own that prints the cells of one sheet of a workbook as JSON lines; see `vlm.data.ingest.excel`.
+"""Print the cells of one workbook sheet as JSON lines; run as a subprocess by `vlm.data.ingest.excel`.
 
-A workbook is a ZIP archive of XML that may unfold without end, so it is read where memory and time are bounded.
+A workbook is a ZIP archive of XML that may decompress without end, so memory and time are bounded here.
 """
 
 import json
@@ -17,13 +17,13 @@ MEMORY, SECONDS = 640 << 20, 300
 FREE_UNPACKED, MOST_RATIO = 1 << 25, 100
 LARGEST_MERGED = 1_000_000
 MOST_COLUMNS, MOST_ROWS = 1 << 14, 1 << 20
-"""As Excel has them."""
+"""Excel's own limits."""
 _UNIT = re.compile(r'(?:[#0?.,]+|General)[\\ _]*"([^"]*\w[^"]*)"')
-"""A format of numbers that ends in a unit: `0.0" mmol/L"`."""
+"""A number format that ends in a unit: `0.0" mmol/L"`."""
 
 
 class Refusal(Exception):
-    """Why a workbook is not read, in a line."""
+    """Reason for not reading a workbook, one line."""
 
 
 def main(path: str, wanted: str) -> None:
@@ -36,12 +36,12 @@ def main(path: str, wanted: str) -> None:
         print(json.dumps({"error": str(refusal)}))
     except MemoryError:
         sys.exit(1)
-    except Exception as error:  # whatever the library makes of a damaged file
+    except Exception as error:  # openpyxl may raise anything on a damaged file
         print(json.dumps({"error": f"cannot read the workbook: {type(error).__name__}; save the sheet as CSV"}))
 
 
 def bound() -> None:
-    """Bound memory and time of this process, where the system can."""
+    """Limit memory and CPU time of this process, if the system supports it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -52,7 +52,7 @@ def bound() -> None:
 
 
 def lines(path: str, wanted: str) -> Any:
-    """An object about the sheet, then [row, [[column, value] …]] of each row that is not blank."""
+    """Yield an object about the sheet, then [row, [[column, value] …]] of each row that is not blank."""
     import openpyxl
 
     refuse_bombs(path)
@@ -72,8 +72,8 @@ def lines(path: str, wanted: str) -> Any:
 
 
 def values_of(sheet: Any, stored: Any) -> Iterator[tuple[int, dict[int, Any]]]:
-    """(row, column → value) of each row; the value of a formula is the one that `stored`, the same sheet, has."""
-    sheet.reset_dimensions()  # what a writer says of them is not always so
+    """Yield (row, column → value) of each row; formula values come from `stored`, the same sheet."""
+    sheet.reset_dimensions()  # the dimensions in the file may be wrong
     rows = enumerate(sheet.iter_rows(), start=1)
     if stored is None:
         for number, row in rows:
@@ -94,10 +94,10 @@ def values_of(sheet: Any, stored: Any) -> Iterator[tuple[int, dict[int, Any]]]:
 
 @dataclass
 class Outline:
-    """What the XML of a sheet says besides its values."""
+    """Structure of a sheet: filled columns, merged areas and more, read from its XML."""
 
     filled: set[int] = field(default_factory=set)
-    """Columns that hold anything."""
+    """Columns that are not empty."""
     merged: list[tuple[int, int, int, int]] = field(default_factory=list)
     """First column, first row, last column and last row of each merged area."""
     formulas: int = 0
@@ -107,7 +107,7 @@ class Outline:
 
     @classmethod
     def of(cls, book: Any, sheet: Any) -> "Outline":
-        """Read the XML of a sheet once, holding nothing of it."""
+        """Parse the XML of a sheet in one streaming pass."""
         outline, parser = cls(), expat.ParserCreate()
         parser.StartElementHandler = outline._start
         parser.EntityDeclHandler = _refuse_entities
@@ -123,7 +123,7 @@ class Outline:
         if name == "row":
             self._column = 0
             self.hidden_rows += is_hidden
-            if int(attributes.get("r", 1)) > MOST_ROWS:  # the library gives every row before it
+            if int(attributes.get("r", 1)) > MOST_ROWS:  # openpyxl yields every row before it
                 raise Refusal(f"more than {MOST_ROWS:,} rows; that is no table")
         elif name == "c":
             place = attributes.get("r")
@@ -141,7 +141,7 @@ class Outline:
             self.hidden_columns |= set(range(int(attributes["min"]), min(int(attributes["max"]), MOST_COLUMNS) + 1))
 
     def notes(self) -> list[str]:
-        """Hidden and merged cells are read; say so."""
+        """Return notes on hidden and merged cells, which are read too."""
         columns = len(self.hidden_columns & self.filled)
         counts = [(self.hidden_rows, "row"), (columns, "column")]
         notes = [f"{n:,} hidden {name}{'s' * (n > 1)} read like the others" for n, name in counts if n]
@@ -156,13 +156,13 @@ def _refuse_entities(*_: Any) -> None:
 
 @dataclass
 class Merged:
-    """Fill merged areas, which show one value in all of their cells, row by row."""
+    """Fill the cells of merged areas with the area's value, row by row."""
 
     areas: list[tuple[int, int, int, int]]
     _starting: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
     """First row → first column, last column and last row of the areas that begin there."""
     _open: list[tuple[int, int, int, Any]] = field(default_factory=list)
-    """The same, and the value, of those that the last row was in."""
+    """First column, last column, last row and value of the areas that the last row was in."""
 
     def __post_init__(self) -> None:
         size = sum((right - left + 1) * (low - top + 1) for left, top, right, low in self.areas)
@@ -172,7 +172,7 @@ class Merged:
             self._starting.setdefault(top, []).append((left, right, low))
 
     def fill(self, row: int, cells: dict[int, Any]) -> dict[int, Any]:
-        """The cells of a row, which comes after the one before it, with those of the areas that it crosses."""
+        """Return the cells of a row with the merged areas that it crosses; rows must come in order."""
         begun = [(*area, cells[area[0]]) for area in self._starting.get(row, ()) if area[0] in cells]
         self._open = [area for area in self._open if row <= area[2]] + begun
         for left, right, _, value in self._open:
@@ -181,7 +181,7 @@ class Merged:
 
 
 def refuse_bombs(path: str) -> None:
-    """Refuse an archive that unfolds to far more than a workbook does."""
+    """Refuse an archive that decompresses to far more than a workbook (a ZIP bomb)."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
@@ -195,7 +195,7 @@ def refuse_bombs(path: str) -> None:
 
 
 def choose(book: Any, outlines: dict[str, Outline], wanted: str) -> Any:
-    """The sheet that is named, else the only visible one that holds anything."""
+    """Return the named sheet, else the only visible sheet that is not empty."""
     names = [sheet.title for sheet in book.worksheets]
     if wanted:
         alike = [name for name in names if name.strip().casefold() == wanted.strip().casefold()]
@@ -212,12 +212,12 @@ def choose(book: Any, outlines: dict[str, Outline], wanted: str) -> Any:
 
 
 def holds(cell: Any) -> bool:
-    """Whether there is anything in a cell."""
+    """Check whether a cell is not empty."""
     return cell.value is not None and not (isinstance(cell.value, str) and not cell.value.strip())
 
 
 def plain(cell: Any, value: Any) -> Any:
-    """A cell's value as the sheet shows it: percents, units and leading zeros are in the format, not in the number."""
+    """Convert a cell's value to what the sheet shows: its number format holds percents, units and leading zeros."""
     form = cell.number_format or "General"
     if isinstance(value, datetime | date):
         return [value.isoformat()]

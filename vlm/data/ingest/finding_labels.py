@@ -1,7 +1,7 @@
-"""Findings that the reference reports state, read by rule, as further labels of the head.
+"""Extract findings from the reference reports by rule, as additional labels of the classification head.
 
-A small cohort has few labels and many words; the words say more of the image than the labels do. Taught to the head,
-the findings reach the text through the label token (see `vlm.model.fusion`).
+In a small cohort the reports say more about the image than its few labels. Learned by the head, the findings reach
+the text through the label token (see `vlm.model.fusion`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PLACES = tuple(name for name in (*SIDES, *ZONES) if name != "both")
 
 
 def add_finding_labels(cohort: Cohort, data: DataConfig) -> Cohort:
-    """The cohort with `data.finding_labels` after its own labels; unknown where there is no report.
+    """Append `data.finding_labels` to the cohort's labels; unknown where there is no report.
 
     Raises `UserError` for a name that is no finding, or is a label already.
     """
@@ -36,7 +36,7 @@ def add_finding_labels(cohort: Cohort, data: DataConfig) -> Cohort:
 
 
 def _with_findings(part: Columns, wanted: Sequence[tuple[str, str]]) -> Columns:
-    """Some rows with what their reports state after their own labels."""
+    """Append the findings of the reports to the labels of some rows."""
     labels = [
         [*known, *read_findings(" ".join(filter(None, sections)), wanted)]
         for known, sections in zip(part["labels"], part["sections"], strict=True)
@@ -45,9 +45,9 @@ def _with_findings(part: Columns, wanted: Sequence[tuple[str, str]]) -> Columns:
 
 
 def read_findings(report: str, wanted: Sequence[tuple[str, str]]) -> list[float]:
-    """1 for each (place, finding) that a report asserts, 0 where it does not, NaN where it leaves it open.
+    """Label each (place, finding) of a report: 1 if asserted, 0 if not, NaN if left open.
 
-    A report mentions what is there: silence counts as 0, an empty report as unknown.
+    A finding that the report does not mention counts as 0. An empty report counts as unknown.
     """
     if not report.strip():
         return [float("nan")] * len(wanted)
@@ -65,7 +65,7 @@ def read_findings(report: str, wanted: Sequence[tuple[str, str]]) -> list[float]
 
 
 def _parse(name: str) -> tuple[str, str]:
-    """`left_opacity` → (left, opacity); `opacity` → ("", opacity)."""
+    """Split a name: `left_opacity` → (left, opacity); `opacity` → ("", opacity)."""
     place, _, rest = name.partition("_")
     pair = (place, rest) if place in PLACES and rest else ("", name)
     if pair[1] not in FINDINGS:

@@ -1,4 +1,4 @@
-"""Rows of a table gathered into frames of bounded size."""
+"""Collect table rows into frames of bounded size."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,17 +10,17 @@ from vlm.data.size_limits import FRAME_TEXT, MOST_CELLS
 
 
 class Record(NamedTuple):
-    """One row, not read yet."""
+    """One unparsed row."""
 
     number: int
-    """As a spreadsheet counts it: the header is row 1."""
+    """Spreadsheet row number: the header is row 1."""
     cells: Sequence[Any]
     size: int
-    """Characters of it."""
+    """Characters of the row."""
 
 
 def frames(records: Iterable[Record], names: Sequence[str | None], rows: int) -> Iterator[pd.DataFrame]:
-    """Frames of at most `rows` rows, fewer of long ones; at least one. Columns whose name is None are left out."""
+    """Yield at least one frame of at most `rows` rows, fewer if rows are long; drop columns named None."""
     keep = [place for place, name in enumerate(names) if name is not None]
     columns = [names[place] for place in keep]
     most = max(1, min(rows, MOST_CELLS // max(len(columns), 1)))
@@ -39,7 +39,7 @@ def frames(records: Iterable[Record], names: Sequence[str | None], rows: int) ->
 
 
 def _frame(cells: list[Sequence[Any]], index: list[int], columns: list[str | None]) -> pd.DataFrame:
-    block = np.empty((len(cells), len(columns)), dtype=object)  # one block, also of very many columns
+    block = np.empty((len(cells), len(columns)), dtype=object)  # one block, even for very many columns
     if cells and columns:
         block[:] = cells
     return pd.DataFrame(block, index=pd.Index(index, dtype="int64"), columns=columns, dtype=object)

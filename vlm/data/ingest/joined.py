@@ -1,4 +1,4 @@
-"""Several sources as one cohort: what a source does not have is unknown, never negative."""
+"""Join several sources into one cohort; labels and vitals that a source lacks are unknown, never negative."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ from vlm.errors import UserError
 
 
 def load_joined(data: DataConfig, load: Callable[[DataConfig], Cohort]) -> Cohort:
-    """Read each of `data.sources` with `load` and join them, ids and patients marked with their source.
+    """Read each of `data.sources` with `load` and join them, with the source's name as prefix of ids and patients.
 
-    A vital in two units is converted to that of the first source that has it. Raises `UserError` for two sources of
-    one name, a label map that names no label, and vitals that cannot be converted.
+    A vital in two units is converted to the unit of the first source that has it. Raises `UserError` for two sources
+    of one name, a label map that names no label, and vitals that cannot be converted.
     """
     names = [source.name or source.source for source in data.sources]
     twice = [name for name in names if names.count(name) > 1]
@@ -49,7 +49,7 @@ class _Source:
 
 
 def _own(data: DataConfig, source: SourceConfig) -> DataConfig:
-    """The config as if there were this source alone."""
+    """Return the config of one source alone."""
     own = {name: getattr(source, name) for name in ("source", "root", "table", "phantom", "covid_cxr", "chexpert",
                                                     "mimic_cxr")}  # fmt: skip
     return replace(data, sources=[], finding_labels=[], **own)
@@ -71,7 +71,7 @@ def _renamed(cohort: Cohort, source: SourceConfig, name: str) -> Cohort:
 
 
 def _vitals(sources: Sequence[_Source]) -> tuple[VitalsSchema, list[str]]:
-    """The union by name, each as the first source that has it declares it; and where another's range gives way."""
+    """Merge the vitals by name, the first source's declaration first; return notes on ranges overridden by it."""
     first: dict[str, tuple[str, VitalConfig]] = {}
     notes = []
     for source in sources:
@@ -88,7 +88,7 @@ def _vitals(sources: Sequence[_Source]) -> tuple[VitalsSchema, list[str]]:
 
 
 def _conversion(kept: VitalConfig, vital: VitalConfig, owner: str, name: str) -> tuple[float, float]:
-    """(factor, offset) from the numbers of one source to those of the cohort; raises `UserError` if there is none."""
+    """Return (factor, offset) from a source's unit to the cohort's; raises `UserError` if there is none."""
     if kept.categories or vital.categories:
         if set(kept.categories) == set(vital.categories):
             return 1.0, 0.0
@@ -106,7 +106,7 @@ def _conversion(kept: VitalConfig, vital: VitalConfig, owner: str, name: str) ->
 
 
 def _converted(cohort: Cohort, schema: VitalsSchema) -> Callable[[np.ndarray], np.ndarray]:
-    """The numbers of a source, N × its own vitals, → N × all vitals in the cohort's units; NaN what it has not."""
+    """Build a converter of N × the source's vitals → N × all vitals in the cohort's units; NaN if it lacks one."""
     own = []
     for place, vital in enumerate(cohort.schema.vitals):
         kept = schema.vitals[schema.position(vital.name)]
@@ -131,7 +131,7 @@ def _converted(cohort: Cohort, schema: VitalsSchema) -> Callable[[np.ndarray], n
 
 
 def _reports(cohorts: Sequence[Cohort]) -> list[tuple[SectionConfig, ...]]:
-    """The sections of each kind of report: two sources share them only where they agree in all, the order too."""
+    """Return the distinct lists of sections; sources share one only if it is equal, order included."""
     kinds: list[tuple[SectionConfig, ...]] = []
     for cohort in cohorts:
         if cohort.sections not in kinds:
@@ -142,7 +142,7 @@ def _reports(cohorts: Sequence[Cohort]) -> list[tuple[SectionConfig, ...]]:
 def _parts(
     source: _Source, schema: VitalsSchema, labels: Sequence[str], reports: Sequence[tuple[SectionConfig, ...]]
 ) -> Iterator[Columns]:
-    """The rows of one source in the columns of all."""
+    """Yield the rows of one source in the columns of the joined cohort."""
     name, cohort = source.name, source.cohort
     convert, own = _converted(cohort, schema), [labels.index(label) for label in cohort.labels]
     before = sum(len(kind) for kind in reports[: reports.index(cohort.sections)])
@@ -157,7 +157,7 @@ def _parts(
             "patient": [f"{name}/{patient}" for patient in part["patient"]],
             "vitals": list(convert(np.array(part["vitals"], dtype=float).reshape(rows, len(cohort.schema)))),
             "labels": known.tolist(),
-            # None: a part of the reports of other sources
+            # None: sections of other sources
             "sections": [[*[None] * before, *texts, *[None] * after] for texts in part["sections"]],
             "weight": [source.weight] * rows,
             "source": [name] * rows,

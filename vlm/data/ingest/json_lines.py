@@ -1,4 +1,4 @@
-"""JSON Lines as tables: one object a row, its keys the columns."""
+"""Read JSON Lines as tables: one object a row, its keys the columns."""
 
 import json
 import zlib
@@ -15,11 +15,11 @@ from vlm.errors import UserError
 
 MOST_KEYS = 100_000
 SPARSEST = 200
-"""Cells of the table for each that a row states, at most, where they are very many."""
+"""Most table cells for each stated cell, in very large tables."""
 
 
 def read_json_lines(path: Path, rows: int) -> Iterator[pd.DataFrame]:
-    """Frames of at most `rows` rows; a column is there if any row has its key, and None where a row has not.
+    """Yield frames of at most `rows` rows, with a column for each key of any row, None where a row lacks it.
 
     Raises `UserError` that names the row of what is no object of plain values, and for keys that cannot be columns.
     """
@@ -31,12 +31,12 @@ def read_json_lines(path: Path, rows: int) -> Iterator[pd.DataFrame]:
 
 
 def _cell(value: Any) -> Any:
-    """A list or an object in a cell stands for itself by its kind alone."""
+    """Replace a list or an object by an empty one of the same type."""
     return type(value)() if isinstance(value, list | dict) else value
 
 
 def _columns(path: Path) -> dict[str, None]:
-    """Every key of any row, in the order in which they come."""
+    """Collect the keys of all rows, in order of first appearance."""
     keys: dict[str, None] = {}
     rows = stated = 0
     for _, row, _ in _rows(path):
@@ -50,7 +50,7 @@ def _columns(path: Path) -> dict[str, None]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """(row as a spreadsheet counts it, object, characters); the first line is row 1, as it holds names as well."""
+    """Yield (row number, object, characters); the first line is row 1, for there is no header."""
     try:
         with Lines(path, "utf-8-sig") as lines:
             for line in lines:
@@ -67,7 +67,7 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_unique)
         if "\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half of a character pair is no text
+            json.dumps(row, ensure_ascii=False).encode()  # raises on a lone surrogate
     except RecursionError:
         raise UserError(f"{path}: row {number} is no JSON object: nested too deep") from None
     except _Twice as twice:

@@ -1,4 +1,4 @@
-"""How likely a text is by its letters, in the languages that legacy encodings were made for."""
+"""Score the likelihood of a text by letter frequencies, in the languages of the legacy encodings."""
 
 import math
 import re
@@ -33,7 +33,7 @@ MARKED = {
     "Latvian": "ā 39 ī 19 ē 17 š 9 ņ 6 ū 6 ļ 4 č 2 ķ 2 ģ 1.5 ž 2",
     "Estonian": "ä 9 õ 9 ü 5 ö 3 š .2 ž .1",
 }
-"""Language of the Latin script → its marked letters and how many they are of a thousand."""
+"""Language of the Latin script → its non-ASCII letters, each with its frequency in a thousand."""
 RANKED = {
     "CYRILLIC": ("Russian", "Ukrainian", "Bulgarian", "Serbian", "Kazakh"),
     "GREEK": ("Greek",),
@@ -41,20 +41,20 @@ RANKED = {
     "HEBREW": ("Hebrew",),
     "THAI": ("Thai",),
 }
-"""Script → languages whose letters charset-normalizer ranks."""
+"""Script → languages whose letter ranks charset-normalizer has."""
 IDEOGRAPHS = {
     "Chinese": ("gb2312", 0xD7, 3755, ("Chinese",)),
     "Chinese in traditional characters": ("big5", 0xC6, 5401, ("Chinese", "Japanese")),
     "Japanese": ("euc_jp", 0xCF, 3150, ("Japanese", "Japanese—", "Japanese——")),
     "Korean": ("euc_kr", 0xC8, 2350, ("Korean",)),
 }
-"""Language → codec, the last lead byte of its common characters, how many they are, and the lists of the usual."""
+"""Language → codec, the last lead byte of its common characters, their number, and the lists of frequent ones."""
 STRANGE = math.log(1e-6)
-"""Log-likelihood of what stands in no word: a letter of another language, a control or box-drawing character."""
+"""Log-likelihood of an implausible character: a letter of another script, a control or box-drawing character."""
 PLAIN = -5.0
-"""Log-likelihood of a sign that tables do hold, and of a vowel mark."""
+"""Log-likelihood of a sign that is usual in tables, and of a vowel mark."""
 FOREIGN = -12.0
-"""Log-likelihood of a marked letter of another language."""
+"""Log-likelihood of a non-ASCII letter of another Latin-script language."""
 _WORD = re.compile(r"(?:[^\W\d_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0670\u0e31-\u0e4e])+")
 _MARKS = "\u064b-\u0670\u0591-\u05c7\u0e31-\u0e4e"
 _SIGN_IN_WORD = re.compile(
@@ -66,7 +66,7 @@ _SCRIPTS = ("LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "THAI", "CJK", "HA
 
 
 def log_likelihood(text: str) -> float:
-    """Natural log-likelihood of a text's words in the language that fits them best.
+    """Compute the natural log-likelihood of a text's words in the best-fitting language.
 
     Every character above ASCII counts, and the ASCII letters of its word.
     """
@@ -96,26 +96,26 @@ def _script(letter: str) -> str:
 
 
 def _score(letters: Mapping[str, int], script: str) -> float:
-    """Log-likelihood of letters, each as often as it is there, in the language of a script that fits them best."""
+    """Compute the log-likelihood of letter counts in the best-fitting language of a script."""
     models = map(_marked, MARKED) if script == "LATIN" else map(_ranked, RANKED[script])
     return max(sum(count * _letter(letter, model, script) for letter, count in letters.items()) for model in models)
 
 
 def _letter(letter: str, model: Mapping[str, float], script: str) -> float:
     if letter.isascii():
-        return model[""] if script == "LATIN" else STRANGE  # letters of two scripts make no word
+        return model[""] if script == "LATIN" else STRANGE  # no word mixes two scripts
     return model.get(letter, _rare(letter, script))
 
 
 @cache
 def _rare(letter: str, script: str) -> float:
-    if script == "LATIN":  # a name of another country, perhaps
+    if script == "LATIN":  # perhaps a foreign name
         return FOREIGN if any(letter in _marked(language) for language in MARKED) else STRANGE
     return PLAIN if unicodedata.category(letter)[0] == "M" and _script(letter) == script else STRANGE
 
 
 def _misshapen(word: str) -> int:
-    """Capitals within or after small letters: what the wrong encoding of a script with capitals looks like."""
+    """Count capitals within or after small letters, a sign of a wrong encoding of a script with capitals."""
     if word.isupper() or word.islower():
         return 0
     capitals = sum(letter.isupper() and not letter.isascii() for letter in word[1:])
@@ -131,7 +131,7 @@ def _marked(language: str) -> dict[str, float]:
 
 @cache
 def _ranked(language: str) -> dict[str, float]:
-    """Of the most frequent letters by rank; the rest of the alphabet shares two parts of a hundred."""
+    """Return log-probabilities of the most frequent letters by rank; the rest of the alphabet shares 2 %."""
     letters = [letter for letter in FREQUENCIES[language] if not letter.isascii()]
     script = _script(letters[0])
     weights = {letter: math.exp(-0.12 * rank) for rank, letter in enumerate(letters)}
@@ -144,7 +144,7 @@ def _ranked(language: str) -> dict[str, float]:
 
 
 _OTHER_LETTERS = {"CYRILLIC": frozenset("абвгдеёжзийклмнопрстуфхцчшщъыьэюяґєіїўђјљњћџѓќѕ")}
-"""Letters of a script that its encodings hold; of the others all."""
+"""Script → the letters in its encodings; scripts not listed use all letters."""
 
 
 def _ideographs(letters: Mapping[str, int], language: str) -> float:

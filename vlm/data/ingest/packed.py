@@ -1,4 +1,4 @@
-"""The source `packed`: the cohort of a pack, every column in the rows of this machine but the images."""
+"""Read the source `packed`: load every column of a pack but the images."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +18,17 @@ from vlm.errors import UserError
 
 FACT_READERS = {reader.name: reader for reader in (phantom.FACTS,)}
 AT_ONCE = 8
-"""Shards whose rows are read at the same time: most of it is waiting for an answer."""
+"""Shards read concurrently: most of the time is I/O wait."""
 MAY_BE_NULL = ("image", "context", "probability")
 
 
 def load_packed(data: DataConfig) -> Cohort:
-    """The cohort that was packed into `data.root`, a folder or an address that fsspec opens.
+    """Load the cohort packed into `data.root`, a folder or an address that fsspec opens.
 
-    Of each shard all columns but the image are read; the image cells refer to their rows. `data.table.labels` chooses
-    among the labels, the split is that of the packing. Raises `UserError` for a pack that is not as it was written.
+    All columns but the image are read; the image cells refer to their shard rows. `data.table.labels` selects labels;
+    the split was fixed at packing. Raises `UserError` for a pack that is not as it was written.
     """
-    read_pack.cache_clear()  # another may lie there by now
+    read_pack.cache_clear()  # the pack may have been replaced
     pack = read_pack(data.root)
     labels = tuple(data.table.labels) or pack.labels
     unknown = [name for name in labels if name not in pack.labels]
@@ -55,7 +55,7 @@ def _warnings(data: DataConfig, pack: Pack) -> tuple[str, ...]:
 
 
 def _parts(root: str, pack: Pack) -> Iterator[dict[str, Any]]:
-    """The columns of each shard, in order."""
+    """Yield the columns of each shard, in order."""
     names = iter(pack.shards)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while some := list(islice(names, AT_ONCE)):
@@ -63,7 +63,7 @@ def _parts(root: str, pack: Pack) -> Iterator[dict[str, Any]]:
 
 
 def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
-    """All columns of a shard but the image, of which is read only where there is one."""
+    """Read all columns of a shard but the image; of the image read only whether there is one."""
     address, shard = address_of(root, name), pack.shards[name]
     columns = [column for column in pack.features if column != "image"]
     with opened(address) as file:
@@ -84,6 +84,6 @@ def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
 
 
 def _chosen(part: dict[str, Any], count: int, places: list[int]) -> dict[str, Any]:
-    """Of `count` labels those at these places alone."""
+    """Keep only the labels at the given places, of `count`."""
     known = part["labels"].flatten().to_numpy(zero_copy_only=False).reshape(len(part["id"]), count)
     return {**part, "labels": known[:, places].tolist()}

@@ -1,4 +1,4 @@
-"""Read Parquet files as tables: cells as Python objects."""
+"""Read Parquet files as tables of Python objects."""
 
 import re
 from collections.abc import Iterator
@@ -26,14 +26,13 @@ from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW
 from vlm.errors import UserError
 
 MOST_REPEATED = 1000
-"""Times a file's size that its text may be, for texts stand once in a dictionary and in many rows."""
+"""Largest ratio of text to file size; dictionary encoding stores a repeated text once."""
 
 
 def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
-    """Frames of at most `rows` rows of Parquet files that have the same columns.
+    """Yield frames of at most `rows` rows of Parquet files that have the same columns.
 
-    Of images the cells are `EmbeddedImage`; what other columns of lists or structures hold is not read. Raises
-    `UserError` as `read_chunks` does.
+    Image cells are `EmbeddedImage`; other nested columns are not read. Raises `UserError` as `read_chunks` does.
     """
     start, columns, empty = 0, None, None
     for path in shards:
@@ -62,7 +61,7 @@ def _may_hold_images(kind: pa.DataType) -> bool:
 
 
 def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
-    """The cells of each column and their number, as many rows at a time as hold a bounded text."""
+    """Yield batches of cells by column with their row count; the text of a batch is bounded."""
     kinds = column_types(file)
     flat = [name for name in kept if is_image_struct(kinds[name]) or not pa.types.is_nested(kinds[name])]
     nested = {name: _stand_in(kinds[name]) for name in kept if name not in flat}
@@ -86,19 +85,19 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
             piece = batch.slice(start, end - start)
             columns = zip(flat, piece.columns, strict=True)
             cells = {name: _cells(column, str(path), name, first + start) for name, column in columns}
-            for name, stand_in in nested.items():  # the first row is enough to say so where the column is used
+            for name, stand_in in nested.items():  # the first row is enough to raise if the column is used
                 cells[name] = [stand_in, *[None] * (len(piece) - 1)]
             yield [cells[name] for name in kept], len(piece)
         first += batch.num_rows
 
 
 def _stand_in(kind: pa.DataType) -> object:
-    """What stands for a list or a structure that is not read: its kind alone matters, to say so where it is used."""
+    """Return a placeholder for an unread list or structure; only its type matters, for the error if it is used."""
     return {} if pa.types.is_struct(kind) else []
 
 
 def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
-    """Bytes of each text or image of a column, N; 0 for other kinds. Raises `UserError` for a text that is too long."""
+    """Return the bytes of each text or image, N, 0 for other types; raises `UserError` for a text that is too long."""
     if is_image_struct(column.type):
         files, paths = (_text_sizes(pc.struct_field(column, part), name, path) for part in ("bytes", "path"))
         return files + paths
@@ -116,7 +115,7 @@ def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
 
 
 def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First and last row of pieces that hold at most `FRAME_TEXT` bytes of text, or one row."""
+    """Yield (first, last) rows of pieces with at most `FRAME_TEXT` bytes of text, or of one row."""
     ends, start = np.cumsum(sizes), 0
     while start < len(sizes):
         before = ends[start - 1] if start else 0
@@ -130,12 +129,12 @@ def _cells(column: pa.Array, file: str, name: str, first: int) -> list[object]:
         return struct_cells(column, file, name, first)
     try:
         return bytes_cells(column, file, name, first) if is_bytes(column.type) else _objects(column)
-    except (OverflowError, ValueError) as error:  # such as a date that Python has not
+    except (OverflowError, ValueError) as error:  # such as a date out of Python's range
         raise ValueError(f"column {name}: {error}") from None
 
 
 def _objects(column: pa.Array) -> list[object]:
-    """Python objects, None for nothing: a whole number stays whole beside a missing one, equal texts are one."""
+    """Convert to Python objects, None for null; integers stay integers beside nulls, equal texts share one object."""
     if pa.types.is_dictionary(column.type):
         values = np.array([*_objects(column.dictionary), None], dtype=object)
         return values[column.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)].tolist()

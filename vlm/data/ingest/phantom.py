@@ -1,9 +1,9 @@
-"""A synthetic cohort with known truth, drawn from a seed.
+"""Generate a synthetic cohort with known ground truth from a seed.
 
 Its vitals and pathology probability have the correlations of the source paper's Figure 1 (Minukhin and
 Rudoi): glucose 0.80, systolic pressure -0.54, diastolic pressure 0.01. The report states facts that only the
-image shows (finding, side, zone) and facts that only the vitals show (glucose, blood pressure), so that a
-model which ignores one of them is caught. It is no model of any disease.
+image shows (finding, side, zone) and facts that only the vitals show (glucose, blood pressure). A model that
+ignores one of the two is therefore found out. It is not a model of any disease.
 """
 
 import json
@@ -28,7 +28,7 @@ from vlm.data.ingest.table import load_table
 from vlm.errors import UserError
 
 VERSION = 1
-"""Raised whenever the same seed would draw other cases, so that an old folder is drawn again."""
+"""Generator version; increase it if the same seed draws other cases, so that an old folder is regenerated."""
 
 VITALS = [
     VitalConfig("glucose", "mmol/L", plausible=[1, 50], reference=[3.9, 7.8], loinc="14749-6"),
@@ -64,7 +64,7 @@ TABLE = TableConfig(
 
 
 def load_phantom(data: DataConfig) -> Cohort:
-    """Draw the cohort into `data.root` unless it is there already, then read it as any table is read."""
+    """Draw the cohort into `data.root` unless it exists, then read it like any table."""
     root = Path(data.root)
     stamp = root / "cohort.json"
     wanted = {"version": VERSION, **asdict(data.phantom)}
@@ -84,7 +84,7 @@ def load_phantom(data: DataConfig) -> Cohort:
 
 
 def draw_cases(config: PhantomConfig) -> pd.DataFrame:
-    """One row a case: the columns of the paper's Table 1, the labels and the three parts of the report."""
+    """Draw one row a case: the columns of the paper's Table 1, the labels and the three parts of the report."""
     rng = np.random.default_rng(config.seed)
     n = config.cases
     # Order: glucose, systolic, diastolic, probability of pathology.
@@ -137,7 +137,7 @@ def _labels(pathology: np.ndarray, finding: np.ndarray, side: np.ndarray, zone: 
 
 
 def image_sentence(finding: str, side: str, zone: str) -> str:
-    """The sentence a reader of the picture writes."""
+    """Write the report sentence about the image."""
     if finding == "none":
         return "No opacity in either lung."
     place = f"both {zone} zones" if side == "both" else f"the {side} {zone} zone"
@@ -145,19 +145,19 @@ def image_sentence(finding: str, side: str, zone: str) -> str:
 
 
 def level(vital: VitalConfig, value: float) -> str:
-    """`low`, `normal` or `elevated`, by the vital's reference range."""
+    """Classify a value as `low`, `normal` or `elevated` by the vital's reference range."""
     low, high = vital.reference
     return "low" if value < low else "elevated" if value > high else "normal"
 
 
 def pressure_level(systolic: float, diastolic: float) -> str:
-    """Elevated if either is, else low if either is."""
+    """Classify blood pressure: elevated if either value is, else low if either is."""
     levels = {level(VITALS[1], systolic), level(VITALS[2], diastolic)}
     return "elevated" if "elevated" in levels else "low" if "low" in levels else "normal"
 
 
 def write_cohort(config: PhantomConfig, root: Path) -> None:
-    """Write `cases.csv` and `images/` below `root`; the table comes last, so a broken run leaves none."""
+    """Write `cases.csv` and `images/` below `root`; the table comes last, so an interrupted run leaves none."""
     frame = draw_cases(config)
     (root / "images").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
@@ -172,7 +172,7 @@ def write_cohort(config: PhantomConfig, root: Path) -> None:
 def _write_image(seed: int, folder: Path, case: dict, number: int) -> None:
     if case["image"]:
         picture, _ = _draw(seed, case, number)
-        (folder / case["image"]).write_bytes(cv2.imencode(".png", picture)[1].tobytes())  # imwrite fails in silence
+        (folder / case["image"]).write_bytes(cv2.imencode(".png", picture)[1].tobytes())  # imwrite fails silently
 
 
 def _draw(seed: int, case: dict, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +180,7 @@ def _draw(seed: int, case: dict, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def opacity_masks(config: PhantomConfig, cases: Collection[str]) -> dict[str, np.ndarray]:
-    """Where the opacity of each of these cases is drawn; its picture's height × width, bool, nowhere if it has none."""
+    """Return the opacity mask of each given case: image height × width, bool, all False if it has none."""
     rows = enumerate(draw_cases(config).to_dict("records"))
     return {case["case"]: _draw(config.seed, case, number)[1] for number, case in rows if case["case"] in cases}
 
@@ -199,9 +199,9 @@ _SENTENCES = [
 
 
 def read_facts(report: str) -> Facts:
-    """The five facts that a report states; None where it states nothing, `contradiction` where it states two.
+    """Parse the five facts of a report; None if not stated, `contradiction` if two are stated.
 
-    Words of a finding in a sentence of another form are the finding `unclear`: said, but not said well.
+    A finding's words in a sentence of another form give the finding `unclear`.
     """
     facts: Facts = dict.fromkeys(EVIDENCE)
     for sentence in re.split(r"[.\n]+", report.lower()):

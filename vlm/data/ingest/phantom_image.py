@@ -1,4 +1,4 @@
-"""Draws a chest-radiograph-like picture of a phantom case: lungs, heart, ribs, spine and, perhaps, an opacity.
+"""Draw a chest-radiograph-like image of a phantom case: lungs, heart, ribs, spine and optionally an opacity.
 
 As on a real film the patient faces the reader: the patient's right lung is on the left of the picture.
 """
@@ -38,7 +38,7 @@ def draw_chest(
 
 
 def _draw_anatomy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Chest without any finding (0 to 255) and the mask of both lungs (0 to 1), float32."""
+    """Draw a chest without findings (0 to 255) and the mask of both lungs (0 to 1), float32."""
     picture: np.ndarray = np.full((SIZE, SIZE), 14, dtype=np.float32)
     _ellipse(picture, 0.5, 0.62, 0.47, 0.62, 128)  # trunk
     _ellipse(picture, 0.5, 0.04, 0.13, 0.16, 120)  # neck
@@ -81,7 +81,7 @@ def _draw_ribs(picture: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _draw_opacity(finding: str, lung: str | None, zone: str | None, rng: np.random.Generator) -> np.ndarray:
-    """Added brightness of one lung's opacity, before the lung's edge cuts it; SIZE × SIZE, float32."""
+    """Draw the added brightness of one lung's opacity, before masking by the lung; SIZE × SIZE, float32."""
     x = LUNGS[str(lung)] + rng.uniform(-0.02, 0.02)
     y = ZONES[str(zone)] + rng.uniform(-0.02, 0.02)
     layer = np.zeros((SIZE, SIZE), dtype=np.float32)
@@ -100,7 +100,7 @@ def _draw_opacity(finding: str, lung: str | None, zone: str | None, rng: np.rand
 
 
 def _film(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, contrast, blur and grain of a film."""
+    """Apply the exposure, contrast, blur and grain of a film."""
     gamma, gain, offset = rng.uniform(0.85, 1.18), rng.uniform(0.88, 1.1), rng.uniform(-10, 10)
     exposed = 255 * (np.clip(picture, 0, 255) / 255) ** gamma * gain + offset
     grain = cv2.GaussianBlur(rng.normal(0, 1, picture.shape).astype(np.float32), (0, 0), 0.7)
@@ -108,7 +108,7 @@ def _film(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pose(rng: np.random.Generator) -> np.ndarray:
-    """How the patient stands: a small rotation, size and shift; 2 × 3."""
+    """Draw a random affine matrix of the patient's pose: a small rotation, scale and shift; 2 × 3."""
     matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), rng.uniform(-4, 4), rng.uniform(0.93, 1.06))
     return matrix + np.array([[0, 0, 1], [0, 0, 1]]) * rng.uniform(-8, 8, size=(2, 1))
 

@@ -1,4 +1,4 @@
-"""Tables as hospitals export them, row by row: every cell as it is written, every fault with its row and column."""
+"""Read tables as hospitals export them, row by row: cells stay as written, errors name row and column."""
 
 import csv
 import zlib
@@ -25,27 +25,27 @@ KINDS = "a table is .csv, .tsv or .parquet (or .xlsx, .jsonl, .ndjson, .txt, .cs
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What a user says of a table that the table does not say itself."""
+    """User options for reading a table."""
 
     encoding: str | None = None
-    """Of a text table; None finds it."""
+    """Encoding of a text table; None detects it."""
     sheet: str | None = None
-    """Of a workbook; None takes the only one that holds anything."""
+    """Sheet of a workbook; None takes the only one that is not empty."""
 
 
 def read_table(path: Path, options: TableOptions = TableOptions()) -> pd.DataFrame:
-    """All of `read_chunks` in one frame; raises `UserError` as it does."""
+    """Read a whole table into one frame; raises `UserError` as `read_chunks` does."""
     chunks = list(read_chunks(path, options=options))
     return pd.concat(chunks) if len(chunks) > 1 else chunks[0]
 
 
 def read_chunks(path: Path, rows: int = 50_000, options: TableOptions = TableOptions()) -> Iterator[pd.DataFrame]:
-    """Up to `rows` rows at a time, fewer of long ones; at least one frame even where there are none.
+    """Yield frames of up to `rows` rows, fewer if rows are long; at least one frame, even of an empty table.
 
-    Cells of a text table are strings as written; those of other kinds are objects, with None for nothing. The index
-    is the row's position in the whole file, so that `index + 2` is the row as a spreadsheet counts it (the header is
-    row 1); wholly blank rows are left out and still counted. Raises `UserError` that names the file and, where it
-    applies, row and column, for a file that is no such table, a faulty row, and a header that is not unique.
+    Cells of a text table are strings as written; cells of other formats are objects, None for empty. The index is the
+    row's position in the whole file: `index + 2` is its spreadsheet number (the header is row 1). Blank rows are
+    dropped but counted. Raises `UserError` that names the file and, where it applies, row and column, for a file that
+    is not a supported table, a faulty row, and a header that is not unique.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,7 +65,7 @@ def read_chunks(path: Path, rows: int = 50_000, options: TableOptions = TableOpt
 
 
 def reading_notes(path: Path, options: TableOptions = TableOptions()) -> tuple[str, ...]:
-    """What a reader should be told of choices made in reading a table, each with its reason."""
+    """Return notes on the choices made in reading a table, each with its reason."""
     if not path.is_file():
         return ()
     if path.name.lower().endswith(_WORKBOOK):
@@ -97,7 +97,7 @@ def _read_text(path: Path, rows: int, options: TableOptions) -> Iterator[pd.Data
 
 
 def _records(path: Path, form: TableFormat) -> Iterator[tuple[int, list[str]]]:
-    """(row number, cells) of every record that is not blank; one quoted over several lines is one row."""
+    """Yield (row number, cells) of every record that is not blank; a record quoted over several lines is one row."""
     csv.field_size_limit(LONGEST_ROW)
     number = 0
     try:
@@ -138,7 +138,7 @@ def _checked(records: Iterator[tuple[int, list[str]]], width: int, path: Path) -
 
 
 def _filled(path: Path, form: TableFormat, blank: list[int]) -> set[int]:
-    """Which of the columns without a name hold anything; read until all are known to."""
+    """Return the unnamed columns that are not empty; stops reading once every one is known to be filled."""
     empty = set(blank)
     if empty:
         records = _records(path, form)

@@ -1,4 +1,4 @@
-"""The readers of each kind of data, by name."""
+"""Registry of data readers by source name."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,7 @@ def load_cohort(data: DataConfig) -> Cohort:
     """Read the cases of `data.source`, or of all `data.sources`; raises `UserError` for anything wrong with them."""
     cohort = load_joined(data, _load_one) if data.sources else _load_one(data)
     cohort = add_finding_labels(cohort, data)
-    # A pack keeps the notes of the day when it was packed.
+    # A pack keeps the notes from the time of packing.
     return replace(cohort, warnings=tuple(dict.fromkeys((*cohort.warnings, *cohort_notes(cohort)))))
 
 

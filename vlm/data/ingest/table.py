@@ -1,4 +1,4 @@
-"""A user's own CSV or Parquet table with a folder of images, described by the config alone."""
+"""Read a user's own CSV or Parquet table with a folder of images, described by the config alone."""
 
 import math
 import re
@@ -38,11 +38,11 @@ from vlm.errors import UserError
 from vlm.faults import Faults
 
 CHUNK = 10_000
-"""Rows parsed at a time: few enough that their Python objects do not add up."""
+"""Rows parsed at a time: few, to bound the memory of their Python objects."""
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
-"""A long number as a spreadsheet shows it: the last digits are lost, so different patients become one."""
+"""A long number in spreadsheet notation: its last digits are lost, so different patients get one id."""
 Part = tuple[Path, pd.DataFrame]
-"""The file of a table and some of its rows; the frame's index counts the rows of the whole file."""
+"""Path of a table and a chunk of its rows; the frame's index counts the rows of the whole file."""
 
 
 def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
@@ -61,7 +61,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
 
 
 def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
-    """The cohort of a table in parts, described by `table`; the whole of it is called `path`."""
+    """Build the cohort of a table in parts, described by `table`; messages call the whole table `path`."""
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema)
     reader = _Reader(data, table, schema)
@@ -77,7 +77,7 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
 
 @dataclass
 class _Reader:
-    """Part of a table → the columns of a cohort; what it doubts on the way, and what is wrong, it gathers."""
+    """Convert parts of a table to cohort columns, collecting doubts and faults."""
 
     data: DataConfig
     table: TableConfig
@@ -85,25 +85,25 @@ class _Reader:
     doubts: Doubts = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     renamed: dict[str, str] = field(default_factory=dict)
-    """Name in the config → the column that was taken for it."""
+    """Name in the config → the differently spelled column that matched it."""
     labels: list[LabelReader] = field(init=False)
     label_notes: list[str] = field(default_factory=list)
     store: ImageStore = field(default_factory=ImageStore)
-    """Where images that lie in the table are kept."""
+    """Store of images embedded in the table."""
     no_reports: dict[str, list[str]] = field(default_factory=dict)
-    """Column of reports → its cells that are a word for nothing, such as `NA`."""
+    """Report column → its cells with a word for missing, such as `NA`."""
 
     def __post_init__(self) -> None:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
 
     def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
-        """The columns of each part; raises one `UserError` at the end that names what cannot be read in any."""
+        """Yield the columns of each part; raises one `UserError` at the end that names all faults."""
         yield from starmap(self.columns, parts)
         self.label_notes = [note for reader in self.labels for note in reader.finish(self.faults)]
         self.faults.raise_any()
 
     def notes(self, path: Path) -> list[str]:
-        """What was taken for what, where the table does not say it in so many words."""
+        """Return notes on matched columns, missing reports and label readings."""
         taken = [f"{name} is read from column {column}" for name, column in self.renamed.items()]
         nothing = [
             f"column {name}: {len(cells):,} cells such as {cells[0]!r} are read as no report"
@@ -113,11 +113,11 @@ class _Reader:
 
     @cached_property
     def images(self) -> ImageFolder:
-        """Where the names of images are looked up."""
+        """Folder in which image names are looked up."""
         return ImageFolder(Path(self.data.root) / self.table.images)
 
     def columns(self, path: Path, frame: pd.DataFrame) -> Columns:
-        """The columns of some rows of the file `path`."""
+        """Convert some rows of the file `path` to cohort columns."""
         table, where = self.table, str(path)
         column = self._columns_of(path, frame)
         vitals, doubts = read_vitals_columns(frame, where, self.schema, _vitals_columns(frame, self.schema, path),
@@ -151,14 +151,14 @@ class _Reader:
         }
 
     def _reports(self, name: str, frame: pd.DataFrame, where: str) -> list[str]:
-        """Texts of a report's part; a word that stands for nothing, such as `NA`, is no text to learn."""
+        """Read the texts of a report section; a word for missing, such as `NA`, becomes an empty text."""
         texts = _cells(frame, name, where)
         if nothing := [text for text in texts if text and is_missing_word(text)]:
             self.no_reports.setdefault(name, []).extend(nothing)
         return ["" if is_missing_word(text) else text for text in texts]
 
     def _images(self, names: pd.Series, where: str) -> list[dict | None]:
-        """Image cells; where one is faulty, row by row, so that all are named."""
+        """Read image cells; on a fault, row by row, so that all faults are named."""
         with suppress(UserError):
             return image_cells(names, self.images, where, self.store)
         cells: list[dict | None] = []
@@ -170,7 +170,7 @@ class _Reader:
         return cells
 
     def _columns_of(self, path: Path, frame: pd.DataFrame) -> dict[str | None, str]:
-        """Name in the config → column of the frame; raises `UserError` for one that it does not have."""
+        """Map names in the config to columns of the frame; raises `UserError` for a missing column."""
         table = self.table
         single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
         wanted = [*filter(None, single), *table.labels, *(section.column for section in table.report)]
@@ -180,7 +180,7 @@ class _Reader:
 
 
 def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
-    """The texts of a column, or nothing where none is named; raises `UserError` for one of lists or bytes."""
+    """Return the texts of a column, an empty list if `name` is not set; raises `UserError` for lists or bytes."""
     if not name:
         return []
     for number, value in zip(frame.index + 2, frame[name], strict=True):
@@ -190,7 +190,7 @@ def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
 
 
 def _probabilities(cells: pd.Series, path: str, column: str | None, faults: Faults) -> list[float | None]:
-    """Numbers from 0 to 1, or nothing; percents are shares of a hundred."""
+    """Parse probabilities from 0 to 1, None for missing; percents are divided by 100."""
     values: list[float | None] = []
     for number, text in zip(cells.index + 2, cells, strict=True):
         value = None if is_missing_word(text) else _share(text)
@@ -201,7 +201,7 @@ def _probabilities(cells: pd.Series, path: str, column: str | None, faults: Faul
 
 
 def _share(text: str) -> float:
-    """`0.7`, `0,7` and `70 %` → 0.7; infinite for what is no number."""
+    """Parse `0.7`, `0,7` and `70 %` → 0.7; infinity if not a number."""
     try:
         return float(text.rstrip("% ").replace(",", ".")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -209,14 +209,14 @@ def _share(text: str) -> float:
 
 
 def _text(value: object) -> str:
-    """A cell in words; a whole number has no point, however its column is typed."""
+    """Convert a cell to text; a whole number gets no decimal point, even in a float column."""
     if value is None or value != value:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value).strip()
 
 
 def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> list[str]:
-    """Columns that hold declared vitals under any of their names; every declared vital must have one."""
+    """Find the columns of declared vitals under any of their names; raises `UserError` if a vital has none."""
     columns = [str(column) for column in frame.columns if schema.names_in(str(column))]
     covered = {name for column in columns for name in schema.names_in(column)}
     for vital in schema.names:
@@ -227,7 +227,7 @@ def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> li
 
 
 def _refuse_unit(frame: pd.DataFrame, schema: VitalsSchema, vital: str, path: Path) -> None:
-    """Say so where a header names the vital with a unit that it does not take."""
+    """Raise `UserError` if a header names the vital with an unsupported unit."""
     for column in map(str, frame.columns):
         stem = re.split(r"[\[(]", column)[0]
         if stem != column and schema.names_in(stem) == (vital,):

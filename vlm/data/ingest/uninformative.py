@@ -1,4 +1,4 @@
-"""What a cohort cannot teach: splits without rows, labels and vitals that never vary, reports that are empty or one."""
+"""Report what a cohort cannot teach: empty splits, constant labels and vitals, empty or identical reports."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ from vlm.data.splits import SPLITS
 from vlm.data.storage import column, matrix
 
 FEWEST = 2
-"""Rows of which two can be alike."""
+"""Fewest rows for a check of equality."""
 
 
 def cohort_notes(cohort: Cohort) -> list[str]:
-    """`substance_notes` of a cohort, and how many rows repeat another."""
+    """Return the `substance_notes` of a cohort and a note on duplicate rows."""
     rows, schema = cohort.dataset, cohort.schema
     if not len(rows):
         return []
@@ -38,7 +38,7 @@ def cohort_notes(cohort: Cohort) -> list[str]:
 
 
 def repeated_note(repeated: np.ndarray) -> list[str]:
-    """A sentence on rows that say what an earlier row says."""
+    """Return a note on the number of duplicate rows, if any."""
     count = int(repeated.sum())
     rows = "row repeats" if count == 1 else "rows repeat"
     what = "an earlier one in all but its id: the same image, values, labels and report"
@@ -51,10 +51,10 @@ def substance_notes(
     vitals: Mapping[str, np.ndarray],
     reports: np.ndarray | None,
 ) -> list[str]:
-    """A sentence for each thing that training or testing would find empty or constant.
+    """Return a sentence for each empty split and each empty or constant label, vital or report.
 
     `splits` is the split of each of N rows, `labels` and `vitals` their numbers with NaN for unknown, `reports` a hash
-    of each report with 0 for an empty one, or None where there are none.
+    of each report with 0 for an empty one, or None without reports.
     """
     counts = {name: int((splits == name).sum()) for name in SPLITS}
     empty = [name for name, count in counts.items() if not count]
@@ -91,18 +91,18 @@ def _report_notes(reports: np.ndarray) -> list[str]:
 
 
 def _hashed_reports(cohort: Cohort) -> np.ndarray | None:
-    """A hash of each report, N, 0 where it is empty; None where the cohort has no reports."""
+    """Hash each report, N, 0 if empty; None if the cohort has no reports."""
     if not cohort.sections:
         return None
     chunks = [chunk.flatten() for chunk in column(cohort.dataset, "sections").chunks]
     parts = [hash_texts(pc.fill_null(chunk, "").to_numpy(zero_copy_only=False)) for chunk in chunks]
     sections = np.concatenate([np.empty(0, np.uint64), *parts]).reshape(len(cohort.dataset), len(cohort.sections))
-    weights = np.arange(1, 2 * len(cohort.sections), 2, dtype=np.uint64)  # odd: a section moved is another report
+    weights = np.arange(1, 2 * len(cohort.sections), 2, dtype=np.uint64)  # odd: moving a text changes the hash
     return (sections * weights).sum(axis=1)
 
 
 def hash_texts(texts: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of each text whatever the spaces around it, 0 for an empty one."""
+    """Hash each text to 64 bits, ignoring outer spaces; 0 if empty."""
     bare = np.array([str(text).strip() for text in texts], dtype=object)
     hashed = pd.util.hash_array(bare, categorize=False) if len(bare) else np.empty(0, np.uint64)
     return np.where(bare == "", np.uint64(0), hashed)

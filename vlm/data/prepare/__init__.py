@@ -1,1 +1,1 @@
-"""What a careful colleague would say of a table and its images before anybody trains on them."""
+"""Check a table and its images before training, and pack cohorts into shards."""

@@ -1,4 +1,4 @@
-"""Every check of one table, in order."""
+"""Run every check of one table, in order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from vlm.errors import UserError
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What the user says about a table; the rest is recognised."""
+    """User options of a check; columns that are not named are recognised."""
 
     images: Path | None = None
     columns: dict[str, str | None] = field(default_factory=dict)
@@ -42,13 +42,13 @@ class CheckOptions:
     reports: Sequence[str] = ()
     """Columns of the reference report."""
     uncertain: str | None = None
-    """What -1 means in a label; see `data.table.uncertain`."""
+    """Meaning of -1 in a label; see `data.table.uncertain`."""
     reading: TableOptions = field(default_factory=TableOptions)
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found, and what a page about it needs."""
+    """Notices of a check, with the data for its HTML page."""
 
     table: Path
     frame: pd.DataFrame
@@ -61,7 +61,7 @@ class CheckResult:
 
     @property
     def worst(self) -> str:
-        """`error`, `warning` or `note`."""
+        """Most serious level: `error`, `warning` or `note`."""
         levels = {notice.level for notice in self.notices}
         return next((level for level in LEVELS if level in levels), "note")
 
@@ -106,7 +106,7 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
 
 
 def _notices(level: Level, check: str, messages: Sequence[str], table: Path) -> list[Notice]:
-    """What training says of a table, as notices."""
+    """Wrap messages of the training readers as notices."""
     return [Notice(level, check, message.removeprefix(f"{table}: ")) for message in messages]
 
 

@@ -1,4 +1,4 @@
-"""What was found, for the terminal, for machines and as a page to look at."""
+"""Format a check result as text, JSON or an HTML page."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ MOST_PAIRS = 12
 
 
 def as_text(result: CheckResult) -> str:
-    """Most serious first, then how the columns were recognised."""
+    """Format as text: notices, the most serious first, then how the columns were recognised."""
     lines = [f"{result.table.name}: " + ", ".join(
         f"{sum(n.level == level for n in result.notices)} {level}s" for level in LEVELS)]  # fmt: skip
     for notice in result.notices:
@@ -37,7 +37,7 @@ def as_text(result: CheckResult) -> str:
 
 
 def as_json(result: CheckResult) -> str:
-    """Stable names: table, worst, columns, notices {level, check, message, rows}."""
+    """Format as JSON with stable keys: table, worst, columns, notices {level, check, message, rows}."""
     roles = result.roles
     columns = {name: getattr(roles, name) for name in ("patient", "image", "split", "view", "source", "license")}
     columns |= {"vitals": {column: vital.name for column, vital in roles.vitals.items()},
@@ -48,7 +48,7 @@ def as_json(result: CheckResult) -> str:
 
 
 def write_html(result: CheckResult, file: Path) -> None:
-    """One page without script or network."""
+    """Write one HTML page without scripts or network access."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -87,7 +87,7 @@ def _labels(result: CheckResult) -> list[dict[str, object]]:
 
 
 def _histograms(result: CheckResult) -> str:
-    """Each vital's values, its plausible range behind them."""
+    """Plot a histogram of each vital over its plausible range."""
     numbers = result.numbers
     vitals = [
         (c, v) for c, v in result.roles.vitals.items() if not v.categories and np.isfinite(numbers[c]).sum() >= 10
@@ -111,7 +111,7 @@ def _histograms(result: CheckResult) -> str:
 
 
 def _gaps(result: CheckResult) -> str:
-    """Share of empty cells of each column, and of each label the unknown."""
+    """Plot the share of empty cells of each column and of unknown values of each label."""
     shares = {column: missing(result.frame[column]).mean() for column in (*result.roles.vitals, *result.roles.texts)}
     shares |= {f"label {name}": np.isnan(y).mean() for name, y in result.roles.labels.items()}
     if not shares:
@@ -126,7 +126,7 @@ def _gaps(result: CheckResult) -> str:
 
 
 def _correlations(result: CheckResult) -> str:
-    """Pearson correlations of vitals and labels, of at least ten pairs."""
+    """Plot Pearson correlations of vitals and labels, each of at least ten pairs."""
     columns = {c: x for c, x in result.numbers.items() if np.isfinite(x).sum() >= 10} | result.roles.labels
     if len(columns) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""Which column is what: as named by the user, else recognised by its header, and every choice said."""
+"""Assign roles to columns: as the user names them, else recognised by header; record every choice."""
 
 import re
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ HEADERS = {
     "source": ("source", "site", "hospital", "institution", "location", "dataset", "manufacturer", "scanner"),
     "license": ("license", "licence"),
 }
-"""Role → headers in small letters and digits alone."""
+"""Role → headers, reduced to lower-case letters and digits."""
 CLASSES = ("finding", "findings", "findinglabels", "label", "labels", "diagnosis", "class", "target")
 FEWEST_PATIENTS = 10
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What the columns of a table are."""
+    """Roles of a table's columns."""
 
     patient: str | None = None
     image: str | None = None
@@ -41,9 +41,9 @@ class Roles:
     texts: tuple[str, ...] = ()
     """Columns of free text."""
     vitals: dict[str, VitalConfig] = field(default_factory=dict)
-    """Column → the number it holds."""
+    """Column → its vital."""
     units: dict[str, str] = field(default_factory=dict)
-    """Column → the unit that its header states, where it states one."""
+    """Column → the unit in its header, if any."""
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     """Label → N of 1, 0 or NaN."""
     sources_of_labels: tuple[str, ...] = ()
@@ -53,9 +53,9 @@ class Roles:
     reasons: tuple[str, ...] = ()
     """How each column was recognised."""
     faults: tuple[str, ...] = ()
-    """What is wrong with the labels that the user named, as training says it."""
+    """Faults in the labels that the user named, worded as in training."""
     warnings: tuple[str, ...] = ()
-    """What training says of how labels were read."""
+    """Warnings on how labels were read, worded as in training."""
 
 
 def find_roles(
@@ -67,7 +67,7 @@ def find_roles(
     uncertain: str | None = None,
     where: str = "table",
 ) -> Roles:
-    """Take the roles that are given and recognise the others by their headers.
+    """Find the column of each role: as given, else recognised by its header.
 
     `given` maps a role to a column, or to None; `where` begins the messages. Raises `UserError` for a column that the
     table does not have.
@@ -96,20 +96,20 @@ def find_roles(
 
 
 def missing(column: pd.Series) -> np.ndarray:
-    """N, True where a cell says nothing, by the rule of training."""
+    """Return a mask, N, True where a cell is missing by the rule of training."""
     words = column.fillna("").astype(str)
     return words.map({word: is_missing(word) for word in words.unique()}).to_numpy(bool)
 
 
 def is_text(column: pd.Series) -> bool:
-    """Whether a column holds sentences."""
+    """Check whether a column holds sentences."""
     words = column[~missing(column)].astype(str)
     return bool(len(words) and words.str.len().mean() > 40 and words.str.contains(" ").mean() > 0.8
                 and words.nunique() > len(words) / 20)  # fmt: skip
 
 
 def plain(header: object) -> str:
-    """A header's letters and digits, in small letters."""
+    """Reduce a header to lower-case letters and digits."""
     return re.sub(r"[^a-z0-9]", "", str(header).lower())
 
 
@@ -144,7 +144,7 @@ def _named_labels(
     faults: Faults,
     reasons: list[str],
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """The labels that the user names, read as training reads them: values, columns and warnings."""
+    """Read the labels that the user names as training does; return values, columns and warnings."""
     labels: dict[str, np.ndarray] = {}
     read_from, warnings = [], []
     for name in names:
@@ -163,7 +163,7 @@ def _named_labels(
 def _labels(
     frame: pd.DataFrame, patients: np.ndarray, columns: Sequence[str], reasons: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Columns of labels as they are; a column of classes as one label for each class with enough patients."""
+    """Recognise label columns, and split a class column into one label for each class with enough patients."""
     labels: dict[str, np.ndarray] = {}
     read_from: list[str] = []
     for column in map(str, columns):
@@ -186,7 +186,7 @@ def _classes_of(frame: pd.DataFrame, column: str, patients: np.ndarray, reasons:
 
 
 def _classes(words: pd.Series, cells: pd.Series, patients: np.ndarray) -> dict[str, np.ndarray]:
-    """`A|B` and `a/b/c` name several classes each."""
+    """Split a class column into labels; `A|B` and `a/b/c` name several classes each."""
     parts = cells.str.split(r"[|/;]", regex=True).map(lambda names: {name.strip() for name in names})
     unknown = missing(cells) | (words == "todo").to_numpy()
     one_hot = pd.Series(["|".join(sorted(names)) for names in parts]).str.get_dummies("|")

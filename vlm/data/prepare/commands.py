@@ -1,4 +1,4 @@
-"""The commands `check` and `pack`: look at data before anybody trains on them, and make shards of them."""
+"""Define the commands `check` and `pack`: check data before training, and write them as shards."""
 
 import argparse
 from collections.abc import Sequence

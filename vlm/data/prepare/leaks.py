@@ -1,4 +1,4 @@
-"""What stands on both sides of a split, and how evenly the split divides the labels."""
+"""Find data leaks between splits, and check how evenly a split divides the labels."""
 
 import re
 from collections import defaultdict
@@ -18,7 +18,7 @@ from vlm.data.vitals.synonyms import plain_word
 from vlm.faults import Faults
 
 SHORTEST_NOTE = 40
-"""Characters; shorter texts are often the same for good reason."""
+"""Characters; shorter texts are often equal for good reason."""
 UNEVEN = 0.03
 SEEDS = 25
 
@@ -26,7 +26,7 @@ SEEDS = 25
 def check_leaks(
     frame: pd.DataFrame, roles: Roles, patients: np.ndarray, splits: np.ndarray, pairs: Sequence[Pair]
 ) -> list[Notice]:
-    """Patients, notes and pictures on both sides; an error where the table fixes its split, else a warning."""
+    """Find patients, notes and images in more than one split: an error if the table fixes its split, else a warning."""
     level: Level = "error" if roles.split else "warning"
     by = f"column {roles.split}" if roles.split else "the planned split by patient"
     notices = []
@@ -54,7 +54,7 @@ def check_leaks(
 
 
 def shared_texts(column: pd.Series, sides: np.ndarray) -> list[tuple[int, int]]:
-    """Rows of each text that stands on two sides, whatever its case, spaces and punctuation."""
+    """Find two rows of each text that is on two sides, ignoring case, spaces and punctuation."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(column.fillna("").astype(str)):
         if len(text) >= SHORTEST_NOTE:
@@ -68,7 +68,7 @@ def shared_texts(column: pd.Series, sides: np.ndarray) -> list[tuple[int, int]]:
 
 
 def check_shares(roles: Roles, patients: np.ndarray, config: SplitConfig) -> list[Notice]:
-    """Whether a hash of the patient divides each label as wanted, and a seed that would do better."""
+    """Check how evenly the hash split by patient divides each label, and suggest a better seed if uneven."""
     if roles.split or not roles.labels:
         return []
     labels = {name: values == 1 for name, values in roles.labels.items()}
@@ -84,7 +84,7 @@ def check_shares(roles: Roles, patients: np.ndarray, config: SplitConfig) -> lis
 
 
 def splits_of(frame: pd.DataFrame, roles: Roles, patients: np.ndarray, config: SplitConfig) -> np.ndarray:
-    """N names: the table's own split, else the one that training would make."""
+    """Return the split of each row, N names: the table's own, else the one that training would make."""
     if roles.split:
         words = [plain_word("" if value is None or value != value else str(value)) for value in frame[roles.split]]
         return np.array([SPLIT_WORDS.get(word, word) for word in words], dtype=object)
@@ -92,7 +92,7 @@ def splits_of(frame: pd.DataFrame, roles: Roles, patients: np.ndarray, config: S
 
 
 def check_splits(frame: pd.DataFrame, roles: Roles, table: Path) -> list[Notice]:
-    """Cells of the split column that name no split, as training says it."""
+    """Report cells of the split column that name no split, worded as in training."""
     if not roles.split:
         return []
     faults = Faults()

@@ -1,4 +1,4 @@
-"""`clinical-vlm pack`: any cohort into shards, each written as a whole, in constant memory."""
+"""Write any cohort as shards in constant memory (`clinical-vlm pack`); each shard is written whole."""
 
 import hashlib
 import os
@@ -30,14 +30,14 @@ from vlm.errors import UserError
 from vlm.locks import locked
 
 LARGEST = 64 << 20
-"""Bytes of images after which a shard ends, whatever its rows: a process holds several shards at once."""
+"""Bytes of images after which a shard ends, whatever its rows: a process keeps several shards in memory."""
 AT_ONCE = 8
-"""Images read and decoded at the same time."""
+"""Images read and decoded concurrently."""
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How a pack is written."""
+    """Options of a pack."""
 
     rows: int = 512
     """Rows of a shard, at most."""
@@ -52,10 +52,10 @@ class PackOptions:
 
 
 def pack(data: DataConfig, output: Path, options: PackOptions) -> list[str]:
-    """Write the cohort of `data` to the folder `output`, which is there as a whole or not at all.
+    """Write the cohort of `data` to the folder `output` atomically.
 
-    `data.finding_labels` are left out: they are read from the reports, which are packed. Returns what to tell the
-    user. Raises `UserError` that names an unreadable image, and for a folder that holds anything.
+    `data.finding_labels` are left out: they are read from the reports, which are packed. Returns messages for the
+    user. Raises `UserError` that names an unreadable image, and for a folder that is not empty.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there already and not empty; name another folder or delete it")
@@ -71,12 +71,12 @@ def pack(data: DataConfig, output: Path, options: PackOptions) -> list[str]:
 
 
 def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
-    """In an order of chance, so that one shard is as good a sample of the split as another."""
+    """Shuffle the rows, so that each shard is a random sample of the split."""
     return rows.select(np.random.default_rng(seed).permutation(len(rows)))
 
 
 def _describe(cohort: Cohort, data: DataConfig, options: PackOptions) -> Pack:
-    """The pack before its first shard. Its warnings name files by their place in the folders of the data."""
+    """Build the pack's metadata without shards; its warnings name files relative to the data folders."""
     warnings = list(cohort.warnings)
     sources: list[DataConfig | SourceConfig] = [data, *data.sources]
     for source in sources:
@@ -88,7 +88,7 @@ def _describe(cohort: Cohort, data: DataConfig, options: PackOptions) -> Pack:
 
 
 class _Writer:
-    """Writes shard after shard, and holds no more than one."""
+    """Write shards one by one, with at most one in memory."""
 
     def __init__(self, folder: Path, options: PackOptions, pack: Pack) -> None:
         self.folder, self.options, self.pack = folder, options, pack
@@ -96,7 +96,7 @@ class _Writer:
         self.dicom = self.blank = 0
 
     def write_split(self, split: str, rows: datasets.Dataset, progress: tqdm) -> None:
-        """The shards of one split; they have their names when it is known how many they are."""
+        """Write the shards of one split; they are renamed at the end, when their number is known."""
         shards = [self._write(table, f"{split}-{number}") for number, table in enumerate(self._tables(rows, progress))]
         for number, shard in enumerate(shards):
             name = shard_name(split, number, len(shards))
@@ -104,7 +104,7 @@ class _Writer:
             self.shards[name] = shard
 
     def _tables(self, rows: datasets.Dataset, progress: tqdm) -> Iterator[pa.Table]:
-        """The rows of each shard with their images: as many rows in each, where the images are not too large."""
+        """Yield the rows of each shard with their images: equal row counts, fewer if the images are too large."""
         count = -(-len(rows) // self.options.rows)
         most = -(-len(rows) // max(count, 1))
         start, size = 0, 0
@@ -126,7 +126,7 @@ class _Writer:
                     yield image
 
     def _table(self, rows: datasets.Dataset, images: Sequence[bytes | None]) -> pa.Table:
-        """Every column as it is; of an image its bytes alone, since a file's name may be a patient's."""
+        """Build the table of a shard; an image keeps its bytes but not its file name, which may be a patient's."""
         schema = self.pack.features.arrow_schema
         table = rows.with_format("arrow")[:]
         cells = [None if image is None else {"bytes": image, "path": None} for image in images]
@@ -134,7 +134,7 @@ class _Writer:
         return pa.table([embedded if name == "image" else table[name] for name in schema.names], schema=schema)
 
     def _write(self, table: pa.Table, name: str) -> Shard:
-        """One row group, so that all columns but the image are one piece; nothing folded, as images are already."""
+        """Write a shard as one row group, to keep each column contiguous; uncompressed, as images are already."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=len(table), compression="none", use_dictionary=False,
                        write_page_checksum=True)  # fmt: skip
@@ -143,7 +143,7 @@ class _Writer:
         return Shard(len(table), data.size, hashlib.sha256(data).hexdigest())
 
     def notices(self, output: Path) -> list[str]:
-        """What was written, and what travels with it."""
+        """Return messages on what was written and which patient data it contains."""
         size = sum(shard.size for shard in self.shards.values())
         lines = [f"packed: {output}, {len(self.shards)} shards of {size / 2**20:,.1f} MiB in all; "
                  f"train on it with --data.source packed --data.root {output}"]  # fmt: skip
@@ -157,9 +157,9 @@ class _Writer:
 
 
 def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool, bool]:
-    """What is stored of an image, whether it is DICOM, and whether it is blank.
+    """Return the bytes to store of an image, whether they are DICOM, and whether the image is blank.
 
-    It is decoded in any case: who trains can mend no file.
+    Every image is decoded, to find unreadable files before training.
     """
     if cell is None:
         return None, False, False
@@ -173,10 +173,10 @@ def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool, 
 
 
 def reduced(image: np.ndarray, side: int) -> bytes:
-    """A grey PNG of an H × W image, its longest side at most `side`.
+    """Encode an H × W image as a grey PNG with the longest side at most `side`.
 
-    Whole numbers up to 65,535 stay what they are; any others are spread over 16 bits, which the contrast stretch of
-    `to_square` undoes. PNG has no value for what is not there: it becomes the darkest that is.
+    Whole numbers from 0 to 65,535 are kept. Other values are rescaled to 16 bits, which the contrast stretch of
+    `to_square` undoes. PNG has no NaN: non-finite pixels become the smallest finite value.
     """
     there = np.isfinite(image)
     low, high = (float(image[there].min()), float(image[there].max())) if there.any() else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The images: missing, unreadable, blank, and the same picture twice."""
+"""Check the images: missing, unreadable, blank and duplicate."""
 
 import hashlib
 from collections import defaultdict
@@ -20,18 +20,18 @@ from vlm.errors import UserError
 
 THUMB = 48
 NEAR_BITS = 12
-"""Of 64 bits of the perceptual hash, how many may differ for a pair to be looked at more closely."""
+"""Largest Hamming distance of two 64-bit perceptual hashes for a pair to be compared by thumbnail."""
 ROUGHLY = 0.8
-"""Correlation of two thumbnails as they lie, below which nobody looks closer: chests all look somewhat alike."""
+"""Smallest correlation of two unaligned thumbnails for a closer comparison; all chests look somewhat alike."""
 ALIKE = 0.97
-"""Correlation of two thumbnails laid upon each other, above which they are one picture."""
+"""Correlation of two aligned thumbnails above which they are one image."""
 SCALES = np.arange(0.92, 1.085, 0.01)
 BLOCK = 2048
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What is kept of an image: never its pixels."""
+    """Digest, perceptual hash and thumbnail of an image; its full pixels are not kept."""
 
     row: int
     digest: str
@@ -45,7 +45,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows that show the same picture."""
+    """Two rows with the same image."""
 
     first: int
     second: int
@@ -55,7 +55,7 @@ class Pair:
 def read_pictures(
     names: dict[int, str | EmbeddedImage], images: ImageFolder | None
 ) -> tuple[list[Picture], dict[int, str]]:
-    """Row (from 0) → file name, or image in the table; returns what could be read, and row → why not."""
+    """Read images given as row (from 0) → file name or embedded image; return them, and row → reason if not read."""
     pictures, broken, embedded = [], {}, EmbeddedReader()
     with ThreadPoolExecutor(4) as pool:
         jobs = pool.map(lambda item: _read(item[0], item[1], images, embedded), names.items())
@@ -84,8 +84,8 @@ def _read(row: int, name: str | EmbeddedImage, images: ImageFolder | None, embed
 
 
 def describe(square: np.ndarray, row: int, digest: str = "") -> Picture:
-    """Hash and thumbnail of a square grey picture, S × S uint8."""
-    import imagehash  # optional: only those who look for copies need it
+    """Compute hash and thumbnail of a square grey image, S × S uint8."""
+    import imagehash  # optional: only the search for copies needs it
 
     bits = int(str(imagehash.phash(Image.fromarray(square))), 16)
     thumb = cv2.resize(square, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
@@ -93,9 +93,9 @@ def describe(square: np.ndarray, row: int, digest: str = "") -> Picture:
 
 
 def find_pairs(pictures: list[Picture]) -> list[Pair]:
-    """Exact copies by digest, near ones by hash and then by the correlation of their thumbnails.
+    """Find exact copies by digest, near copies by hash and then by the correlation of their thumbnails.
 
-    Every pair is compared, 64 bits at a time: some seconds for 100,000 images, far less than reading them.
+    Every pair of 64-bit hashes is compared: some seconds for 100,000 images, far less than reading them.
     """
     by_digest: dict[str, list[int]] = defaultdict(list)
     for picture in pictures:
@@ -130,9 +130,9 @@ def _near(pictures: list[Picture]) -> set[tuple[int, int]]:
 
 
 def likeness(first: np.ndarray, second: np.ndarray) -> float:
-    """Highest correlation of the middle of one thumbnail with a part of the other, at nearly the same scale.
+    """Compute the highest correlation of one thumbnail's centre with a part of the other, at nearly the same scale.
 
-    A cropped copy is a little larger and a little moved, and no longer correlates where it lies.
+    A cropped copy is slightly scaled and shifted, so it no longer correlates unaligned.
     """
     margin = THUMB // 8
     middle = first[margin:-margin, margin:-margin]
@@ -146,7 +146,7 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
 
 def check_pictures(pictures: list[Picture], broken: dict[int, str], pairs: list[Pair],
                    patients: np.ndarray, note: str = "") -> list[Notice]:  # fmt: skip
-    """Missing, unreadable and blank images, copies within and across patients; `note` is on how names were found."""
+    """Report missing, unreadable, blank and copied images, within and across patients; `note`: how names were found."""
     notices = []
     kinds: dict[str, list[int]] = defaultdict(list)
     for row, reason in broken.items():

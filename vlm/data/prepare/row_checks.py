@@ -1,4 +1,4 @@
-"""What the table alone tells: counts, numbers, ids, licences, words that give the label away."""
+"""Check the table alone: counts, numbers, ids, licences, words that give the label away."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ FORBIDS = re.compile(r"no[ -]?deriv|\bnd\b|-nd\b|credentialed|physionet|all righ
 
 
 def count_labels(frame: pd.DataFrame, roles: Roles, patients: np.ndarray) -> list[Notice]:
-    """Rows and patients, in all and of each label."""
+    """Count rows and patients, in all and of each label."""
     who = counted(len(set(patients)), "patient") if roles.patient else "no patient column: each row counts as one"
     notices = [Notice("note" if roles.patient else "warning", "rows", f"{counted(len(frame), 'row')}, {who}")]
     for name, values in roles.labels.items():
@@ -36,7 +36,7 @@ def count_labels(frame: pd.DataFrame, roles: Roles, patients: np.ndarray) -> lis
 
 
 def count_missing(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
-    """Share of empty cells of the columns that are used."""
+    """Report the share of empty cells of the columns in use."""
     used = [*roles.vitals, *roles.texts, *filter(None, (roles.image, roles.patient))]
     shares = {column: float(missing(frame[column]).mean()) for column in used}
     some = {column: share for column, share in shares.items() if share > 0}
@@ -52,7 +52,7 @@ def count_missing(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
 
 
 def read_numbers(column: pd.Series, vital: VitalConfig, unit: str = "") -> tuple[np.ndarray, dict[int, str]]:
-    """N numbers, NaN where missing, before anything is judged; and row → why a cell could not be read."""
+    """Read a column as N numbers, NaN if missing, without range checks; also return row → error of each bad cell."""
     places, different = factorized(column)
     values, faults = np.full(len(different), np.nan), dict[int, str]()
     for place, cell in enumerate(different):
@@ -65,7 +65,7 @@ def read_numbers(column: pd.Series, vital: VitalConfig, unit: str = "") -> tuple
 
 
 def check_numbers(roles: Roles, numbers: dict[str, np.ndarray], broken: dict[str, dict[int, str]]) -> list[Notice]:
-    """Cells that are no value, values that no living patient has, and units that would explain them."""
+    """Report unreadable cells, implausible values, and units that would explain them."""
     notices = []
     for column, vital in roles.vitals.items():
         for rows in [broken[column]] if broken[column] else []:
@@ -98,7 +98,7 @@ def _unit_suspicion(column: str, vital: VitalConfig, wild: np.ndarray, known: in
 
 
 def check_ids(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
-    """Patients who may be one: `012`, `12 `, `P12`. Asked about, never guessed."""
+    """Report patient ids that may be one person: `012`, `12 `, `P12`; they are never merged."""
     if not roles.patient:
         return []
     spelled: dict[str, set[str]] = defaultdict(set)
@@ -114,7 +114,7 @@ def check_ids(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
 
 
 def _bare(name: str) -> str:
-    """An id without case, spaces, a prefix that says patient, leading zeros and a spreadsheet's `.0`."""
+    """Normalise an id: strip case, spaces, a patient prefix, leading zeros and a spreadsheet's `.0`."""
     text = re.sub(r"[\s_\-]", "", unicodedata.normalize("NFKC", name).casefold())
     text = re.sub(r"\.0$", "", text)
     match = re.fullmatch(r"(?:p|pt|pat|patient|id|subj|subject|s)?0*([0-9]+)", text)
@@ -122,7 +122,7 @@ def _bare(name: str) -> str:
 
 
 def check_licences(frame: pd.DataFrame, roles: Roles, table: Path) -> list[Notice]:
-    """Licences that forbid sharing what is made from the data."""
+    """Report licences that forbid sharing derivatives, and rows without a licence."""
     notices = []
     if roles.license:
         words = frame[roles.license].fillna("").astype(str)
@@ -141,7 +141,7 @@ def check_licences(frame: pd.DataFrame, roles: Roles, table: Path) -> list[Notic
 
 
 def check_words(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
-    """Words of a label inside a file name, which a loader or a person may see, or inside a report."""
+    """Report label names inside file names or sources, which leak the label, or inside texts."""
     notices = []
     for label, values in roles.labels.items():
         word = re.sub(r"[^a-z0-9]", "", label.lower())
@@ -165,7 +165,7 @@ def check_words(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
 def check_substance(
     frame: pd.DataFrame, roles: Roles, numbers: dict[str, np.ndarray], splits: np.ndarray
 ) -> list[Notice]:
-    """What training says of splits without rows, of labels and vitals that never vary, and of empty reports."""
+    """Report empty splits, constant labels and vitals, and empty reports as training does, and duplicate rows."""
     vitals = {vital.name: numbers[column] for column, vital in roles.vitals.items()}
     columns = roles.reports or roles.texts
     texts = [" ".join(row).strip() for row in zip(*(frame[c].fillna("").astype(str) for c in columns), strict=True)]
@@ -180,6 +180,6 @@ def check_substance(
 
 
 def _is_id(column: pd.Series) -> bool:
-    """Whether a column numbers or names the rows: each value once, and none of them a sentence or a file."""
+    """Check whether a column identifies the rows: unique values, none of them a sentence or a file."""
     words = column.fillna("").astype(str)
     return bool(words.is_unique and words.str.fullmatch(r"[\w\-]{1,40}").all() and not words.str.contains(r"\.").any())

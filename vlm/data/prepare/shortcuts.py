@@ -1,4 +1,4 @@
-"""Labels that can be told without looking at the patient: from what was recorded, where, and how."""
+"""Find shortcuts: labels predictable from missing values, source or view alone."""
 
 import warnings
 
@@ -13,14 +13,14 @@ from vlm.data.prepare.notice import Notice
 
 ALARM = 0.65
 MOST_ROWS = 20_000
-"""More are sampled: an AUROC needs no more, and the check should take seconds."""
+"""Larger tables are subsampled: an AUROC needs no more, and the check should take seconds."""
 FOLDS = 5
 REPEATS, FEW_ROWS = 10, 5_000
-"""In a small table the AUROC hangs on who is in which fold: it is the mean of several divisions."""
+"""In a small table the AUROC depends on the folds, so it is averaged over several random divisions."""
 
 
 def check_shortcuts(frame: pd.DataFrame, roles: Roles, patients: np.ndarray) -> list[Notice]:
-    """AUROC, cross-validated by patient, of each label from missing values alone, from the source and the view."""
+    """Report each label's AUROC, cross-validated by patient, from missing values, source or view alone."""
     inputs: dict[str, np.ndarray] = {}
     told = {*filter(None, (roles.patient, roles.image, roles.split)), *roles.sources_of_labels}
     others = [column for column in frame.columns if column not in told]
@@ -49,7 +49,7 @@ def check_shortcuts(frame: pd.DataFrame, roles: Roles, patients: np.ndarray) -> 
 
 
 def predictability(x: np.ndarray, y: np.ndarray, patients: np.ndarray) -> float:
-    """AUROC of a logistic regression on N × F inputs, by cross-validation over patients."""
+    """Compute the AUROC of a logistic regression on N × F inputs, cross-validated by patient."""
     rows = np.flatnonzero(~np.isnan(y))
     if len(rows) > MOST_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False))
@@ -65,7 +65,7 @@ def predictability(x: np.ndarray, y: np.ndarray, patients: np.ndarray) -> float:
 
 
 def _one_hot(column: pd.Series, fewest: int = 5) -> np.ndarray:
-    """The values that some rows share; what is seldom has no column of its own."""
+    """One-hot encode a column; values rarer than `fewest` share one column."""
     words = column.fillna("").astype(str).str.strip()
     common = words.map(words.value_counts()) >= fewest
     return pd.get_dummies(words.where(common, "other")).to_numpy(float)

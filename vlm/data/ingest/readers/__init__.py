@@ -1,1 +1,1 @@
-"""Collections as they lie on disk, each by its documented layout; docs/readers.md has their field maps."""
+"""Read public collections in their documented on-disk layouts; docs/readers.md has their field maps."""

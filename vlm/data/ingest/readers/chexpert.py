@@ -1,4 +1,4 @@
-"""CheXpert (Irvin et al., 2019): 224,316 radiographs with labels that may be uncertain, age and sex."""
+"""Read CheXpert (Irvin et al., 2019): 224,316 radiographs with labels that may be uncertain, age and sex."""
 
 from pathlib import Path
 
@@ -41,10 +41,10 @@ def load_chexpert(data: DataConfig) -> Cohort:
 
 
 def _read(path: Path, data: DataConfig) -> tuple[pd.DataFrame, int]:
-    """The frontal rows of one table, and how many others there were."""
+    """Read the frontal rows of one table; return them and the number of other rows."""
     rows = read_columns(path, ("Path", "Sex", "Age", "Frontal/Lateral", *CHEXPERT_LABELS))
     frontal = rows["Frontal/Lateral"].str.strip().str.lower() == "frontal"
-    # The table's paths begin with the name of the collection's folder, whatever it is called here.
+    # Paths in the table begin with the collection's original folder name, which may differ here.
     image = rows["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
     frame = pd.DataFrame({"id": image, "image": image, "age": rows["Age"].replace("0", ""), "sex": rows["Sex"]})
     frame["sex"] = frame["sex"].where(frame["sex"].isin(["Male", "Female"]), "")

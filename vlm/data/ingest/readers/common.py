@@ -1,4 +1,4 @@
-"""What the readers share: frames of the collection's own rows, described as any user's table is."""
+"""Shared helpers of the readers: build a cohort from a collection's own rows."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 
 
 def find_table(root: Path, *names: str, option: str = "data.root") -> Path:
-    """The first of the file names that is there; raises `UserError` that names them."""
+    """Find the first of the file names that exists; raises `UserError` that names them."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set {option}")
     for name in names:
@@ -35,7 +35,7 @@ def find_table(root: Path, *names: str, option: str = "data.root") -> Path:
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A table as text, its index the row of the file; raises `UserError` for a column that it does not have."""
+    """Read columns as text, indexed by the row of the file; raises `UserError` for a missing column."""
     frame = read_table(path)
     for column in columns:
         if column not in frame.columns:
@@ -59,10 +59,10 @@ def cohort_of(
     left_out: dict[str, int],
     read: Sequence[Path] = (),
 ) -> Cohort:
-    """The cohort of a reader's frames; `data.table.labels` chooses among its labels, where it is given.
+    """Build a cohort from a reader's frames; `data.table.labels`, if set, selects among its labels.
 
-    `read` are the tables that were read, of whose encodings there may be something to say.
-    Raises `UserError` for a chosen label that the collection does not have, and where no row is left.
+    `read` are the tables that were read, for notes on their encodings.
+    Raises `UserError` for a selected label that the collection does not have, and if no row is left.
     """
     chosen = list(data.table.labels) or table.labels
     unknown = [name for name in chosen if name not in table.labels]
@@ -80,18 +80,18 @@ def cohort_of(
 
 
 def images_below(root: Path, pattern: str = "**/*") -> set[str]:
-    """The images on disk, as paths below `root`, by one walk through it."""
+    """List the images on disk as paths relative to `root`, in one walk."""
     return {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in IMAGES}
 
 
 def validation_of(patients: pd.Series, data: DataConfig) -> np.ndarray:
-    """`validation` or `train` for patients whom a collection puts in neither; by the patient's id alone."""
+    """Assign `validation` or `train` by a hash of the patient's id, for collections without this split."""
     shares = {name: unit_hash(f"{data.split.seed}/{name}") for name in patients.unique()}
     return np.where(patients.map(shares) < data.split.validation, "validation", "train")
 
 
 def uncertain(cells: pd.Series, path: Path, uncertain_as: str, blank_as: str) -> pd.Series:
-    """CheXpert's 1.0, 0.0, -1.0 (uncertain) and nothing (not mentioned) → `1`, `0` or nothing.
+    """Map CheXpert's 1.0, 0.0, -1.0 (uncertain) and empty (not mentioned) → `1`, `0` or empty.
 
     Raises `UserError` for a cell that is none of these.
     """
@@ -104,7 +104,7 @@ def uncertain(cells: pd.Series, path: Path, uncertain_as: str, blank_as: str) ->
 
 
 def read_times(cells: pd.Series, path: Path, form: str) -> pd.Series:
-    """Moments written as `form` says, NaT where nothing is; raises `UserError` for what is written otherwise."""
+    """Parse times in the format `form`, NaT if empty; raises `UserError` for any other format."""
     text = cells.str.strip()
     times = pd.to_datetime(text.where(text != ""), format=form, errors="coerce")
     refuse(cells, (text != "") & times.isna(), path, "no date and time")
@@ -115,7 +115,7 @@ _HEADING = re.compile(r"^\s*([A-Z][A-Z /()&-]{2,40}):", re.MULTILINE)
 
 
 def report_parts(text: str) -> dict[str, str]:
-    """The parts of a free-text report by their headings in capitals, in small letters: `findings`, `impression`."""
+    """Split a free-text report at its upper-case headings; keys are lower-case: `findings`, `impression`."""
     pieces = _HEADING.split(text)
     parts: dict[str, str] = {}
     for name, body in zip(pieces[1::2], pieces[2::2], strict=True):

@@ -1,4 +1,4 @@
-"""The public COVID-19 image data collection (Cohen et al., 2020, arXiv:2006.11988), in its own layout.
+"""Read the public COVID-19 image data collection (Cohen et al., 2020, arXiv:2006.11988), in its own layout.
 
 `root` holds `metadata.csv` and `images/`. Headers of the early and of the final table are read.
 """
@@ -74,7 +74,7 @@ _SEES = re.compile(
     r"intercostal drain|pleural|fissure|lobe|perihilar|resolution|regression|improvement",
     re.IGNORECASE,
 )
-"""Words of what a picture shows."""
+"""Words for radiographic findings."""
 _OTHER_IMAGE = re.compile(
     r"\bCT\b|\bHRCT\b|tomograph|ultrasound|biops|histolog|\bMRI\b|bronchoscop|lavage|\bPCR\b|culture", re.IGNORECASE
 )
@@ -83,10 +83,10 @@ _HEADING = re.compile(r"\b(Presentation|Imaging (?:Notes|Findings)|(?:Case )?Dis
 
 
 def image_sentences(note: str) -> str:
-    """The sentences of a clinical note that speak of the radiograph; most of a note is history.
+    """Extract the sentences of a clinical note about the radiograph; most of a note is history.
 
-    A sentence stays if it names what a picture shows and does not speak of another examination alone. A part
-    headed Discussion is left out whole, and one headed Presentation where another is headed Imaging.
+    A sentence is kept if it names a radiographic finding and is not about another examination alone. A part headed
+    Discussion is dropped, and so is one headed Presentation if another is headed Imaging.
     """
     kept = []
     parts = _parts(_clean(note))
@@ -102,11 +102,11 @@ def image_sentences(note: str) -> str:
 
 
 def _parts(note: str) -> list[tuple[str, str]]:
-    """(heading, text) of each headed part; the text before the first heading has none."""
+    """Split a note into (heading, text) parts; the text before the first heading has none."""
     pieces = _HEADING.split(note)
     return [("", pieces[0]), *zip((p.lower() for p in pieces[1::2]), pieces[2::2], strict=True)]
 
 
 def _clean(note: str) -> str:
-    """One line, single spaces, no doubled full stops."""
+    """Normalise to one line, single spaces and single full stops."""
     return re.sub(r"(\s*\.)+", ".", " ".join(str(note).split())).strip()

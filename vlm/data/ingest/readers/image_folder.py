@@ -1,4 +1,4 @@
-"""The `ImageFolder` layout of Hugging Face datasets: split folders, a metadata table or class folders."""
+"""Read the `ImageFolder` layout of Hugging Face datasets: split folders, a metadata table or class folders."""
 
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -16,7 +16,7 @@ SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "
           "test": "test"}  # fmt: skip
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE, SPLIT, CLASS = "(image)", "(split)", "(class)"
-"""Columns of our own; a user's may well be called `image`."""
+"""Names of added columns; in brackets, for a user's own column may be called `image`."""
 
 
 def load_image_folder(data: DataConfig) -> Cohort:
@@ -64,6 +64,6 @@ def _read(folder: Path, root: Path, options: TableOptions) -> Part:
 
 
 def _placed(frame: pd.DataFrame, images: list[str], here: Path) -> pd.DataFrame:
-    """With each row's image below the root, and its split: that of the folder, or of the image's first folder."""
+    """Add each row's image path below the root, and its split from the folder or the image's first folder."""
     firsts = [PurePath(here / image).parts[:1] if here == Path() else here.parts for image in images]
     return frame.assign(**{IMAGE: images, SPLIT: [SPLITS.get("".join(first[:1]), "") for first in firsts]})

@@ -1,4 +1,4 @@
-"""The Indiana University chest radiographs (Demner-Fushman et al., 2016): reports in XML, images in PNG."""
+"""Read the Indiana University chest radiographs (Demner-Fushman et al., 2016): reports in XML, images in PNG."""
 
 import re
 from pathlib import Path
@@ -20,9 +20,9 @@ def load_indiana(data: DataConfig) -> Cohort:
     """Read `ecgen-radiology/*.xml` and `NLMCXR_png/*.png`: one case a report, with the first of its
     frontal images that is on disk.
 
-    Which image is frontal, `indiana_projections.csv` says, where it is there; else the report's first image stands
-    in. The collection does not say which reports are of one person, so each is a patient of its own. Raises
-    `UserError` that names a file that is no report.
+    `indiana_projections.csv`, if it exists, says which image is frontal; else the report's first image is used. The
+    collection does not say which reports are of one person, so each is a patient of its own. Raises `UserError` that
+    names a file that is no report.
     """
     root = Path(data.root)
     folder = root / "ecgen-radiology"

@@ -1,7 +1,7 @@
-"""MIMIC-CXR-JPG (Johnson et al., 2019) with its reports and the vitals of MIMIC-IV-ED; credentialed access.
+"""Read MIMIC-CXR-JPG (Johnson et al., 2019) with its reports and the vitals of MIMIC-IV-ED; credentialed access.
 
-A study's vitals are the last ones charted at or before it within the emergency stay that it falls into; where none
-were charted by then, those of triage. A study outside every stay has none.
+A study's vitals are the last ones charted at or before it within the emergency stay that it falls into. If none
+were charted by then, the triage vitals are used. A study outside every stay has none.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from vlm.data.ingest.readers.common import (
 
 VITALS = {"temperature": "temperature (°F)", "heartrate": "heart_rate", "resprate": "respiratory_rate", "o2sat": "spo2",
           "sbp": "systolic", "dbp": "diastolic"}  # fmt: skip
-"""Column of MIMIC-IV-ED → ours; its temperatures are in °F."""
+"""Column of MIMIC-IV-ED → vital; its temperatures are in °F."""
 NAMES: list[VitalConfig | str] = ["temperature", "heart_rate", "respiratory_rate", "spo2", "systolic", "diastolic"]
 TABLE = TableConfig(images=".", image="image", id="id", patient="patient", split="split", context="indication",
                     labels=list(CHEXPERT_LABELS), vitals=NAMES,
@@ -76,14 +76,14 @@ def _table(root: Path, name: str) -> Path:
 
 
 def _splits(path: Path) -> dict[str, str]:
-    """Image → its official split."""
+    """Read the official split of each image."""
     rows = read_columns(path, ("dicom_id", "split"))
     refuse(rows["split"], ~rows["split"].isin(list(SPLITS)), path, f"none of {', '.join(SPLITS)}")
     return dict(zip(rows["dicom_id"], rows["split"].map(SPLITS), strict=True))
 
 
 def _labels(path: Path, studies: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """N × 13 of `1`, `0` and nothing; a study that the table does not have is unknown, not negative."""
+    """Read the labels, N × 13 of `1`, `0` and empty; a study missing from the table is unknown, not negative."""
     rows = read_columns(path, (*STUDY, *CHEXPERT_LABELS))
     for name in CHEXPERT_LABELS:
         rows[name] = uncertain(rows[name], path, data.chexpert.uncertain, data.chexpert.blank)
@@ -101,7 +101,7 @@ def _ed_tables(ed: str) -> list[Path]:
 
 
 def _vitals(studies: pd.DataFrame, path: Path, ed: str | None) -> pd.DataFrame:
-    """N × 6 texts, empty where nothing was charted."""
+    """Read the vitals, N × 6 texts, empty where nothing was charted."""
     nothing = pd.DataFrame("", index=studies.index, columns=list(VITALS))
     if ed is None:
         return nothing
@@ -122,7 +122,7 @@ def _vitals(studies: pd.DataFrame, path: Path, ed: str | None) -> pd.DataFrame:
     begun = within.merge(triage[["stay_id", *VITALS]], on="stay_id").assign(charttime=lambda f: f["intime"])
     later = within.merge(charted.drop(columns="subject_id"), on="stay_id")
     known = pd.concat([begun, later[later["charttime"] <= later["when"]]]).sort_values("charttime", kind="stable")
-    known[list(VITALS)] = known[list(VITALS)].replace("", pd.NA)  # `last` passes over what was not measured then
+    known[list(VITALS)] = known[list(VITALS)].replace("", pd.NA)  # `last` skips NA
     last = known.groupby("row")[list(VITALS)].last().fillna("")
     nothing.loc[last.index] = last
     return nothing

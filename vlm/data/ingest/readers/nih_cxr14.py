@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14 (Wang et al., 2017): 112,120 frontal radiographs, labels mined from reports, no reports."""
+"""Read NIH ChestX-ray14 (Wang et al., 2017): 112,120 frontal radiographs, labels mined from reports, no reports."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,11 @@ TABLE = TableConfig(images=".", image="image", id="id", patient="patient", split
                     vitals=["age", "sex"])  # fmt: skip
 NOTHING = "No Finding"
 AGE = r"^0*(\d+)\s*([YMD]?)$"
-"""`58`, or `058Y`, `013M`, `001D` as the first release has them."""
+"""Format of an age: `58`, or `058Y`, `013M`, `001D` in the first release."""
 
 
 def load_nih_cxr14(data: DataConfig) -> Cohort:
-    """Read `Data_Entry_2017*.csv` and `images*/`; `test_list.txt`, where it is there, is the test split.
+    """Read `Data_Entry_2017*.csv` and `images*/`; `test_list.txt`, if it exists, is the test split.
 
     With `train_val_list.txt` as well, an image in neither list is left out. Raises `UserError` if the table or a
     column of it is missing, and for a finding that the collection does not have, with its row.
@@ -54,7 +54,7 @@ def _listed(file: Path) -> set[str]:
 
 
 def _labels(cells: pd.Series, path: Path) -> pd.DataFrame:
-    """`1` for each finding that is named, `0` for the others, nothing where the cell is empty; N × 14."""
+    """Convert findings to labels, N × 14: `1` for each named finding, `0` for the others, empty if the cell is."""
     found = cells.str.get_dummies("|").rename(columns=str.strip)
     strange = [name for name in found if name not in (*LABELS, NOTHING, "")]
     if strange:
