@@ -20,7 +20,7 @@ import torch
 from tests.serving import serving
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
-from vlm.app.service import Limits, Service, Words
+from vlm.app.service import Limits, Service, TokenStreamer
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.report import NOTICE
@@ -305,13 +305,13 @@ def test_a_draft_that_takes_too_long_is_given_up(
     engine: ReportEngine, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    put = Words.put
+    put = TokenStreamer.put
 
-    def counted(words: Words, value: torch.Tensor) -> None:
+    def counted(streamer: TokenStreamer, value: torch.Tensor) -> None:
         written.append(value.numel())
-        put(words, value)
+        put(streamer, value)
 
-    monkeypatch.setattr(Words, "put", counted)
+    monkeypatch.setattr(TokenStreamer, "put", counted)
     limits = Limits(tokens=400, seconds=0.05)
     with Service(engine, limits) as service, serving(make_api(service, adapter)) as url:
         answer = httpx.post(f"{url}/v1/report", json={}, timeout=60)

@@ -49,7 +49,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 }
 """Name → what adds its options; the first line of its docstring is its help."""
 ALIASES = {"export": ["gguf"]}
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
