@@ -50,8 +50,8 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", system: str, as_before: boo
     """Tokenize the chat template around its gaps, or the plain prompt if the base model has no template.
 
     A tokenizer that prepends a BOS token adds exactly one here. `as_before` reproduces the ids of earlier versions,
-    which did not save them. Raises `UserError` for a template that does not show one
-    user message, and for one that fails or exceeds its limits.
+    which did not save them. Raises `UserError` for a template that does not show one user message, and for one that
+    fails or exceeds its limits.
     """
     text = f"{system}\n{GAP}\n"
     if tokenizer.chat_template:

@@ -79,7 +79,7 @@ class Collator:
         return ids, mask, labels
 
     def _report_ids(self, example: Example) -> list[int]:
-        """Tokenize the report, empty without one. The end token is a target too, unless it was truncated."""
+        """Tokenize the report; empty (no text target) without one. The end token is a target too, unless truncated."""
         if self.generation or not example["report"]:
             return []
         room = self.prompt.room(example["context"], example["vitals"].tolist())

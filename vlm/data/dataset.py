@@ -80,9 +80,9 @@ class CaseDataset(torch.utils.data.Dataset):
     interleave_shards: int = 1
     """Number of packed shards that training interleaves."""
     features: np.ndarray | None = None
-    """What a frozen CNN made of each image, N × places × C; given in place of the pixels, which are then not read."""
+    """Precomputed features of a frozen CNN, N × places × C; they replace the pixels, which are then not read."""
     _said: bool = field(default=False, init=False, repr=False)
-    """Whether a blank image was spoken of."""
+    """True once a blank image was reported."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of each epoch."""
@@ -128,7 +128,7 @@ class CaseDataset(torch.utils.data.Dataset):
         return example
 
     def plain(self) -> "CaseDataset":
-        """Copy the dataset without dropout, augmentation or withheld evidence."""
+        """Copy the dataset without dropout, augmentation, withheld evidence or precomputed features."""
         return replace(self, withhold=(), dropout=None, features=None)
 
     def shows_image(self, index: int) -> bool:
