@@ -154,7 +154,7 @@ HISTORY = any_of(
     r"\bhistory of\b", r"\bindication\b", r"\bevaluat\w+ for\b", r"\bassess for\b", r"\bconcern for\b",
     r"\bto (?:exclude|identify|evaluate|assess|rule out|confirm)\b",
 )
-"""Findings that are asked about or remembered, not seen."""
+"""Words before a finding that is asked about or remembered, not seen."""
 
 PLACE_END = any_of(
     r"\bbut\b", r"\bhowever\b", r"\balthough\b", r"\bthough\b", r"\bexcept\b", r"\botherwise\b", r";",
