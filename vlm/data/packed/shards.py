@@ -50,7 +50,7 @@ def addresses(cells: pa.StructArray) -> pa.StringArray:
 
 
 def read_packed(reference: str) -> np.ndarray:
-    """`decode_image` of a row of a shard; raises `UserError` that names both."""
+    """Decode the image in a row of a shard (see `decode_image`); raises `UserError` that names both."""
     match = _REFERENCE.fullmatch(reference)
     assert match, reference
     row, address = int(match[1]), match[2]
