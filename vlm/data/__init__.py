@@ -1,1 +1,1 @@
-"""Cases: tables, images, vitals, splits and batches. Knows nothing of the model."""
+"""Data pipeline: tables, images, vitals, splits and batches. It does not depend on the model."""

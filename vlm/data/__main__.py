@@ -1,4 +1,4 @@
-"""The earlier name of `clinical-vlm check` and `pack`."""
+"""Deprecated entry point of `clinical-vlm check` and `pack`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Look at some images before the work begins: one that cannot be read, or shows nothing, is said while it is cheap."""
+"""Check a sample of images before a run, to report unreadable and blank ones early."""
 
 import time
 
@@ -13,20 +13,20 @@ from vlm.data.packed.shards import is_packed
 from vlm.data.storage import column
 
 MOST, SECONDS = 256, 10.0
-"""Images looked at, and the time after which no further one is."""
+"""Largest number of images to check, and the time limit in seconds."""
 
 
 def glance(rows: datasets.Dataset, spec: ImageSpec, most: int = MOST, seconds: float = SECONDS) -> list[str]:
-    """Read some images of the rows, evenly spread, and return a line on those that are blank, if there are any.
+    """Read an evenly spread sample of the images and return a notice if some are blank.
 
-    Images in shards are passed over: they were looked at when they were packed, and a shard is fetched as a whole.
+    Images in shards are skipped: they were checked when packed, and a shard is fetched as a whole.
     Raises `UserError` that names an unreadable image.
     """
     paths = [pc.struct_field(chunk, "path").is_valid().to_numpy(False) for chunk in column(rows, "image").chunks]
     there = np.flatnonzero(np.concatenate([np.empty(0, bool), *paths]))
     chosen = np.unique(np.linspace(0, max(len(there) - 1, 0), min(most, len(there))).astype(int))
     until, looked, blank = time.monotonic() + seconds, 0, []
-    for place in np.random.default_rng(0).permutation(chosen):  # so that what there is time for is spread as well
+    for place in np.random.default_rng(0).permutation(chosen):  # a sample cut short is spread too
         cell = rows[int(there[place])]["image"]
         if time.monotonic() > until or is_packed(cell["path"]):
             break
@@ -39,7 +39,7 @@ def glance(rows: datasets.Dataset, spec: ImageSpec, most: int = MOST, seconds: f
 
 
 def blank_notice(blank: int, looked: int, first: str) -> str:
-    """A line on images that show nothing."""
+    """Format the notice on blank images."""
     return (
         f"{blank:,} of {looked:,} images looked at show one grey value alone and count as no image; the first: {first}"
     )

@@ -1,4 +1,4 @@
-"""One case as a model is given it, whatever table, request or file it came from."""
+"""Build model examples from single cases, whatever their source."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
 
-if TYPE_CHECKING:  # drafting needs no tables, and their libraries take a second to import
+if TYPE_CHECKING:  # inference needs no tables, and their libraries take a second to import
     from vlm.data.cohort import Cohort
 
 Example = dict[str, Any]
@@ -20,7 +20,7 @@ Example = dict[str, Any]
 
 @dataclass(frozen=True)
 class CaseSpec:
-    """What a trained model must be given and what it answers; saved in the adapter."""
+    """Input and output specification of a trained model; saved in the adapter."""
 
     image: ImageSpec
     schema: VitalsSchema
@@ -35,7 +35,7 @@ class CaseSpec:
 
     @classmethod
     def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int) -> "CaseSpec":
-        """Take names from the cohort and the vitals' scale from its training split alone."""
+        """Take names from the cohort, and fit the vitals' statistics on its training split alone."""
         from vlm.data.storage import matrix
 
         rows = cohort.split("train")
@@ -52,9 +52,9 @@ def make_example(
     report: str = "",
     context: str = "",
 ) -> Example:
-    """Put one case into the form that `Collator` takes; S × S uint8 picture or None, m vitals with NaN.
+    """Build the example that `Collator` takes; S × S uint8 picture or None, m vitals with NaN.
 
-    A blank picture is taken as none.
+    A blank picture counts as missing.
     """
     if picture is not None and is_blank(picture):
         picture = None
@@ -72,7 +72,7 @@ def make_example(
 
 
 def made_up_cases(spec: CaseSpec, count: int) -> Iterator[Example]:
-    """Cases of no patient: vitals about the training median, pictures of soft shadows; every fourth has none."""
+    """Generate synthetic cases: vitals near the training median, pictures of soft shadows; every fourth has none."""
     rng = np.random.default_rng(0)
     centre, scale = np.array(spec.statistics.centre), np.array(spec.statistics.scale)
     numbers = np.array([not vital.categories for vital in spec.schema.vitals], dtype=bool)

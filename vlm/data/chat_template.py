@@ -1,7 +1,7 @@
-"""Render a base's chat template once, around the places of the evidence and of the words.
+"""Render a base model's chat template once, with gaps for the evidence and the user's text.
 
-A template is a program of whoever shared the base: it may loop for ever, ask for the date or draw at random. So it
-runs in a process of its own, with limits of time and memory, a fixed clock and a fixed seed.
+A template is untrusted code: it may loop for ever, ask for the date or draw at random. So it is rendered in a child
+process, with limits of time and memory, a fixed clock and a fixed seed.
 """
 
 import json
@@ -19,27 +19,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlm.errors import UserError
 from vlm.plain import shortened
 
-if TYPE_CHECKING:  # given; its library takes seconds to import
+if TYPE_CHECKING:  # passed in by the caller; its library takes seconds to import
     from multiprocessing.connection import Connection
 
     from transformers import PreTrainedTokenizerBase
 
 EVIDENCE, WORDS = "\ue000", "\ue001"
-"""Private-use characters that mark the two gaps while a template is rendered; no user text passes it."""
+"""Private-use characters that mark the two gaps during rendering; user text is never rendered."""
 GAP = EVIDENCE + WORDS
 CLOCK = datetime(2024, 7, 26)
-"""What a template reads as now, in every run: training and use, and each process of them, must show the same words."""
+"""Fixed current time of a template: training and inference, and all their processes, must render the same text."""
 CPU_SECONDS = 5
 WAIT_SECONDS = {"fork": 20, "spawn": 60}
-"""For an answer, on a machine that does much else."""
+"""Time limit for a child's answer by start method, generous for a busy machine."""
 MEMORY = 256 << 20
-"""Bytes that rendering may take."""
+"""Memory limit of rendering, bytes."""
 LONGEST = 1 << 18
-"""Characters of a template, and of what it gives."""
+"""Largest length of a template and of its output, characters."""
 
 
 class PromptIds(NamedTuple):
-    """Token ids of the template before, between and after the gaps of evidence and words."""
+    """Token ids of the template before, between and after the evidence and text gaps."""
 
     before: tuple[int, ...]
     between: tuple[int, ...]
@@ -47,11 +47,11 @@ class PromptIds(NamedTuple):
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", system: str, as_before: bool = False) -> PromptIds:
-    """Token ids of the chat template with its gaps, or of the plain words where the base has no template.
+    """Tokenize the chat template around its gaps, or the plain prompt if the base model has no template.
 
-    A tokenizer that begins every text with a beginning-of-text token has exactly one here. With `as_before` the ids
-    are those that versions made which did not keep them. Raises `UserError` for a template that does not show one
-    user message, and for one that fails or exceeds its limits.
+    A tokenizer that prepends a BOS token adds exactly one here. `as_before` reproduces the ids of earlier versions,
+    which did not save them. Raises `UserError` for a template that does not show one user message, and for one that
+    fails or exceeds its limits.
     """
     text = f"{system}\n{GAP}\n"
     if tokenizer.chat_template:
@@ -91,18 +91,18 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[tuple[str, st
 
 
 class Rendering(NamedTuple):
-    """What a template gave for one way of putting the messages."""
+    """Rendered template of one message layout."""
 
     text: str
     error: str = ""
     refused: bool = False
-    """Whether the template itself raised the error, as those do that know no system role."""
+    """True if the template itself raised the error, as templates without a system role do."""
 
 
 def _choose(rendered: Sequence[Rendering], system: str, as_before: bool) -> str:
-    """The first rendering that holds the gaps once and in order, one with the system's words if there is one.
+    """Choose the first rendering that has each gap once and in order, preferably with the system message.
 
-    A template that knows or shows no system's turn gets its words in the user's.
+    If a template has no system turn or hides it, the system message goes into the user turn.
     """
     if as_before:
         rendered = [rendered[2 if rendered[0].refused else 0]]
@@ -118,7 +118,7 @@ def _choose(rendered: Sequence[Rendering], system: str, as_before: bool) -> str:
 
 
 def _conversations(system: str) -> list[list[dict[str, Any]]]:
-    """The ways in which templates want the messages: in two turns or in one, as text or as a list of parts."""
+    """List the message layouts that templates expect: two turns or one, as text or as a list of parts."""
     two, one = [("system", system), ("user", GAP)], [("user", f"{system}\n{GAP}")]
     kinds: list[Callable[[str], Any]] = [lambda text: text, lambda text: [{"type": "text", "text": text}]]
     return [[{"role": role, "content": kind(text)} for role, text in turns] for turns in (two, one) for kind in kinds]
@@ -127,7 +127,7 @@ def _conversations(system: str) -> list[list[dict[str, Any]]]:
 @lru_cache(maxsize=64)
 def _render(template: str, system: str, special: tuple[tuple[str, str], ...]) -> tuple[Rendering, ...]:
     """Render every conversation in a child process; raises `UserError` where it exceeds its limits."""
-    # A fork costs no start. But where another thread holds a lock at that moment, it may wait for ever.
+    # A fork starts at once, but may deadlock if another thread holds a lock at that moment.
     for method in ("fork", "spawn") if sys.platform == "linux" else ("spawn",):
         answer = _ask_child(method, template, system, dict(special))
         if answer is not None:
@@ -141,7 +141,7 @@ def _render(template: str, system: str, special: tuple[tuple[str, str], ...]) ->
 
 
 def _ask_child(method: str, *job: Any) -> bytes | None:
-    """Run `_render_and_send` in a child; returns what it sent, nothing where a limit ended it, None if it is silent."""
+    """Run `_render_and_send` in a child; return its output, empty if a limit ended it, None if it timed out."""
     context: Any = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_render_and_send, args=(sender, *job), daemon=True)
@@ -158,13 +158,13 @@ def _ask_child(method: str, *job: Any) -> bytes | None:
 
 
 def _render_and_send(sender: "Connection", template: str, system: str, special: dict[str, str]) -> None:
-    """Body of the child: what goes back is JSON, so that nothing of it is run by the parent."""
+    """Render in the child and send JSON, so that the parent executes nothing of it."""
     try:
         _limit_this_process()
         answer = [_rendering(template, conversation, special) for conversation in _conversations(system)]
         sender.send_bytes(json.dumps(answer).encode())
     finally:
-        os._exit(0)  # nothing of the parent's is flushed or cleaned up here, and no traceback is printed
+        os._exit(0)  # skip the parent's flushes and exit handlers, and print no traceback
 
 
 def _limit_this_process() -> None:
@@ -174,7 +174,7 @@ def _limit_this_process() -> None:
     except ImportError:  # Windows; the parent waits no longer than `WAIT_SECONDS`
         return
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    if sys.platform == "linux":  # elsewhere the limit is not kept by the system
+    if sys.platform == "linux":  # other systems do not enforce the limit
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
 
@@ -184,7 +184,7 @@ def _rendering(template: str, conversation: list[dict[str, Any]], special: dict[
     from transformers.utils import chat_template_utils
 
     utils: Any = chat_template_utils
-    utils.datetime = SimpleNamespace(now=lambda: CLOCK)  # in this process alone
+    utils.datetime = SimpleNamespace(now=lambda: CLOCK)  # patches this child process only
     try:
         texts, _ = utils.render_jinja_template(
             [conversation], chat_template=template, add_generation_prompt=True, **special

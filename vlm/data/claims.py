@@ -1,4 +1,4 @@
-"""Does a report's talk of the vitals fit the vitals given? Every number and every threshold word is checked."""
+"""Check a report's statements about vitals against the given values: every number and every threshold word."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,14 +25,14 @@ class Claim:
     said: str
     """The number or word in the report."""
     given: str
-    """What the patient's value is, or its level."""
+    """The patient's value, or its level."""
     consistent: bool
 
 
 def check_numbers(report: str, values: Mapping[str, float], schema: VitalsSchema) -> list[Claim]:
-    """Every number and threshold word of a report beside the vitals given.
+    """Compare every number and threshold word of a report with the given vitals.
 
-    `values` holds the vitals that were measured, by their names in the schema. A number must equal the given one
+    `values` maps schema names to the measured vitals. A number must equal the given one
     at the precision it is written with; a word (elevated, low, normal) must be that of the vital's reference
     range; anything but "not measured" said of a missing vital is inconsistent. Sentences that name no vital are
     not looked at.
@@ -48,7 +48,7 @@ def check_numbers(report: str, values: Mapping[str, float], schema: VitalsSchema
 
 
 def _patterns(schema: VitalsSchema) -> list[tuple[re.Pattern[str], tuple[str, ...]]]:
-    """Names and aliases as they may stand in a sentence; blood pressure stands for its two parts."""
+    """Compile patterns of the vitals' names and aliases; blood pressure maps to its two parts."""
     patterns: list[tuple[re.Pattern[str], tuple[str, ...]]] = []
     for vital in schema.vitals:
         spoken = "|".join(re.escape(name.replace("_", " ").lower()) for name in (vital.name, *vital.aliases))
@@ -78,13 +78,13 @@ def _claims(text: str, vitals: tuple[str, ...], values: Mapping[str, float], sch
 
 
 def _equal(said: str, value: float) -> bool:
-    """Equal at the precision of the words: `8.7` is right for 8.72."""
+    """Check whether a number equals the value at its written precision: `8.7` is right for 8.72."""
     digits = len(said.partition(".")[2])
     return abs(float(said) - value) <= 0.5 * 10**-digits + 1e-6
 
 
 def _level(vitals: tuple[str, ...], values: Mapping[str, float], schema: VitalsSchema) -> str | None:
-    """`elevated` where any part is, else `low` where any is; None without a reference range."""
+    """Return `elevated` if any part is, else `low` if any is; None without a reference range."""
     ranges = [schema.vitals[schema.position(vital)].reference for vital in vitals]
     if any(vital not in values for vital in vitals):
         return "not measured"

@@ -1,4 +1,4 @@
-"""A cohort: cases in one form, whatever their source, as a `datasets.Dataset` with declared features."""
+"""Cohort: cases of any source as one `datasets.Dataset` with declared features."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -25,15 +25,15 @@ from vlm.faults import Faults
 Columns = dict[str, list]
 """Name → one value for each row."""
 Facts = dict[str, str | None]
-"""What a report states, by name of the fact; None where it states nothing."""
+"""Fact name → statement of a report; None if it states nothing."""
 
 
 @dataclass(frozen=True)
 class FactReader:
-    """How a source's reports can be checked: the facts a report states, and the evidence of each fact."""
+    """Reader of the facts in a source's reports, with the evidence of each fact."""
 
     name: str
-    """The source's name, by which a copy of its cases finds the reader again."""
+    """Name of the source; a packed copy of its cases finds the reader by it."""
     read: Callable[[str], Facts]
     evidence: dict[str, str]
     """Name of the fact → `image` or `vitals`."""
@@ -41,7 +41,7 @@ class FactReader:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Cases of all splits, and what their columns mean."""
+    """Cases of all splits, with the meaning of their columns."""
 
     dataset: datasets.Dataset
     """Rows: id, patient, split, image {path, bytes}, vitals (m), labels (K), sections (S), context, probability,
@@ -51,27 +51,27 @@ class Cohort:
     labels: tuple[str, ...]
     """Names of the K labels."""
     sections: tuple[SectionConfig, ...]
-    """The S parts of a report, and the evidence each needs."""
+    """The S sections of a report, with the evidence each needs."""
     facts: FactReader | None = None
-    """How to check reports, where the source knows."""
+    """Reader of the facts in reports, if the source has one."""
     label_findings: dict[str, str] = field(default_factory=dict)
-    """Label → the finding it stands for in a report, where it has one."""
+    """Label → matching finding in reports, if there is one."""
     warnings: tuple[str, ...] = field(default=())
-    """What a careful colleague would mention."""
+    """Warnings for the user."""
 
     def split(self, name: str) -> datasets.Dataset:
-        """Rows of one split, in table order."""
+        """Select the rows of one split, in table order."""
         return self.dataset.select(np.flatnonzero(pc.equal(column(self.dataset, "split"), name).to_numpy()))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of who is in which split, to notice that it changed."""
+        """Hash the split assignment, to detect changes."""
         ids, patients, splits = (hashes(self.dataset, name) for name in ("id", "patient", "split"))
         rows = np.stack([ids, patients, splits], axis=1)  # N × 3
         return hashlib.sha256(rows[np.lexsort(rows.T)].tobytes()).hexdigest()
 
     def describe(self) -> str:
-        """Rows and patients of each split, and of each source in a line of its own where there are several."""
+        """Summarize rows and patients by split, with a line for each source if there are several."""
         sources = column(self.dataset, "source")
         groups = {"cases": self.dataset} | {
             f"  {name}": self.dataset.select(np.flatnonzero(pc.equal(sources, name).to_numpy()))
@@ -88,7 +88,7 @@ def _counts(rows: datasets.Dataset) -> str:
 
 
 def features(vitals: int, labels: int, sections: int) -> datasets.Features:
-    """The declared columns; an image is a path or bytes, decoded when a batch is made."""
+    """Declare the columns; an image is a path or bytes, decoded when a batch is made."""
     text, number = datasets.Value("string"), datasets.Value("float32")
 
     def many(value: datasets.Value, length: int) -> datasets.List:
@@ -114,7 +114,7 @@ def features(vitals: int, labels: int, sections: int) -> datasets.Features:
 def build_dataset(
     columns: Columns | Iterable[Columns], schema: VitalsSchema, labels: int, sections: int
 ) -> datasets.Dataset:
-    """Make the `Dataset` of the columns that every source fills, given at once or part by part, and check it.
+    """Build and check the `Dataset` from the common columns, given at once or in parts.
 
     Raises `UserError` if two rows have one id, or a patient is in two splits.
     """
@@ -137,13 +137,13 @@ def build_dataset(
 
 
 Doubts = dict[str, list[tuple[str, float]]]
-"""Name of a vital → place (file and row) and number of each implausible value, which is taken as missing."""
+"""Vital name → location (file and row) and number of each implausible value, which counts as missing."""
 
 
 def read_vitals_columns(
     frame: pd.DataFrame, where: str, schema: VitalsSchema, columns: Sequence[str], faults: Faults
 ) -> tuple[list[np.ndarray], Doubts]:
-    """Vitals (N × m), and the values that no living patient has; what cannot be read goes to `faults`."""
+    """Read vitals (N × m) and collect implausible values; unreadable cells go to `faults`."""
     vitals: list[np.ndarray] = []
     doubts: Doubts = {}
     cells = [frame[name].astype(object) for name in columns]
@@ -159,7 +159,7 @@ def read_vitals_columns(
 
 
 def _note_two_languages(schema: VitalsSchema, name: str, cells: pd.Series, where: str, faults: Faults) -> None:
-    """Note a column of sexes that holds both H and M: hombre and mujer, or homme beside male."""
+    """Record a fault if a sex column holds both H and M: hombre and mujer, or homme beside male."""
     vitals = [schema.vitals[schema.position(vital)] for vital in schema.names_in(name)]
     declared = {plain_word(word) for vital in vitals for word in vital.categories}
     if declared and "h" not in declared and {"h", "m"} <= {plain_word(str(cell)[:20]) for cell in cells}:
@@ -169,13 +169,13 @@ def _note_two_languages(schema: VitalsSchema, name: str, cells: pd.Series, where
 def read_label_columns(
     frame: pd.DataFrame, where: str, readers: Sequence[LabelReader], columns: Sequence[str], faults: Faults
 ) -> list[list[float]]:
-    """Labels, N × K, NaN where unknown; what cannot be read goes to `faults`."""
+    """Read labels, N × K, NaN where unknown; unreadable cells go to `faults`."""
     known = [reader.read(frame[name], where, faults) for reader, name in zip(readers, columns, strict=True)]
     return np.column_stack(known).tolist() if known else [[] for _ in range(len(frame))]
 
 
 def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts, dataset: datasets.Dataset) -> list[str]:
-    """A sentence for each vital with implausible values, beside the plausible ones of the `dataset`."""
+    """Format a warning for each vital with implausible values, beside the plausible ones of the `dataset`."""
     measured = np.isfinite(matrix(dataset, "vitals", len(schema))).sum(axis=0)
     return [_doubt(where, schema, name, rows, int(measured[schema.position(name)])) for name, rows in doubts.items()]
 
@@ -199,9 +199,9 @@ def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, fl
 
 
 def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[dict | None]:
-    """File names, or images in the table → `Image` cells; an empty name is a case without an image.
+    """Convert file names or embedded images to `Image` cells; an empty name is a case without an image.
 
-    Images in the table are copied to the `store`. Raises `UserError` as it and `ImageFolder.find` do, with the row.
+    Embedded images are copied to the `store`. Raises `UserError` as it and `ImageFolder.find` do, with the row.
     """
     cells: list[dict | None] = []
     for number, name in zip(names.index + 2, names, strict=True):
@@ -220,13 +220,13 @@ def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageS
 SPLIT_WORDS = {"train": "train", "training": "train", "trn": "train", "val": "validation", "valid": "validation",
                "validation": "validation", "validate": "validation", "dev": "validation", "test": "test",
                "testing": "test", "tst": "test"}  # fmt: skip
-"""What a table may call a split."""
+"""Accepted spelling → split name."""
 
 
 def splits_for(
     patients: Sequence[str], data: DataConfig, fixed: pd.Series | None, where: str, faults: Faults
 ) -> list[str]:
-    """Read the table's own split column, or hash the patient without one; what is no split goes to `faults`."""
+    """Read the split column, or hash the patient if there is none; invalid splits go to `faults`."""
     if fixed is None:
         return assign_splits(patients, data.split)
     words = [plain_word("" if value is None else str(value)) for value in fixed]

@@ -1,4 +1,4 @@
-"""From examples to a padded batch of tensors."""
+"""Collate examples into a padded batch of tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from vlm.data.case import Example
 from vlm.data.prompt import Prompt
 
 LONGEST_REPORT = 1024
-"""Tokens."""
+"""Largest length of a report, tokens."""
 IGNORED = -100
-"""Label of a token that the text loss passes over."""
+"""Label that the text loss ignores."""
 
 
 class Batch(TypedDict):
-    """Tensors of B cases, T tokens, m vitals, K labels."""
+    """Batch of B cases, T tokens, m vitals, K labels."""
 
     pixel_values: torch.Tensor  # B × 3 × S × S
     has_image: torch.Tensor  # B, bool
@@ -24,25 +24,25 @@ class Batch(TypedDict):
     targets: torch.Tensor  # B × K, 0 or 1, NaN where unknown
     input_ids: torch.Tensor  # B × T
     attention_mask: torch.Tensor  # B × T, 0 at padding
-    evidence_mask: torch.Tensor  # B × T, bool, True where an evidence token stands
+    evidence_mask: torch.Tensor  # B × T, bool, True at evidence tokens
     labels: torch.Tensor  # B × T, token to predict, IGNORED elsewhere
-    ids: NotRequired[list[str]]  # of the cases; not for the model
+    ids: NotRequired[list[str]]  # case ids; not for the model
 
 
 @dataclass
 class Collator:
-    """Tokenises and pads: on the right in training; in generation, without a report, after the fixed words.
+    """Tokenize and pad: on the right in training; in generation, without a report, after the fixed prefix.
 
-    What all cases begin with then stands in one place for all of them, so it is read once (`read_fixed_words`), and
-    every case ends at the last place.
+    The shared prefix then has the same positions in all cases, so it is read once (`read_fixed_words`), and every case
+    ends at the last position.
     """
 
     prompt: Prompt
     max_report_tokens: int = LONGEST_REPORT
-    """Longer reports are cut, and those that the language model has no room for; image and vitals tokens never are."""
+    """Reports are truncated to this and to the context length; image and vitals tokens never are."""
     generation: bool = False
     with_ids: bool = False
-    """Give the cases' ids too, for messages."""
+    """Add the case ids, for messages."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         rows = [self._row(example) for example in examples]
@@ -69,7 +69,7 @@ class Collator:
         return batch
 
     def _row(self, example: Example) -> tuple[list[int], list[int], list[int]]:
-        """Token ids, evidence mask and labels of one case."""
+        """Build token ids, evidence mask and labels of one case."""
         before, after = self.prompt.ids(example["context"], example["vitals"].tolist())
         report = self._report_ids(example)
         evidence = self.prompt.evidence_tokens
@@ -79,7 +79,7 @@ class Collator:
         return ids, mask, labels
 
     def _report_ids(self, example: Example) -> list[int]:
-        """A case without a report has no text target. The end is a target too, unless it was cut off."""
+        """Tokenize the report; empty (no text target) without one. The end token is a target too, unless truncated."""
         if self.generation or not example["report"]:
             return []
         room = self.prompt.room(example["context"], example["vitals"].tolist())

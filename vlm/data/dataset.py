@@ -1,4 +1,4 @@
-"""From a row to what the model reads: picture, vitals, labels and the report that its evidence allows."""
+"""Read rows as model examples: picture, vitals, labels and the report that the evidence supports."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig
     """
     parts = []
     for text, section in zip(texts, sections, strict=True):
-        if text is None:  # a part that reports of this source do not have
+        if text is None:  # reports of this source lack this section
             continue
         if all(need in available for need in section.needs):
             parts.append(text)
@@ -37,7 +37,7 @@ def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig
 
 
 def available_evidence(names: Sequence[str], vitals: np.ndarray, has_image: bool) -> set[str]:
-    """`image`, `vitals` (any of them) and the names of the vitals that a case has."""
+    """Collect the evidence of a case: `image`, `vitals` (any of them) and the names of its vitals."""
     present = {name for name, value in zip(names, vitals, strict=True) if not np.isnan(value)}
     return present | ({"vitals"} if present else set()) | ({"image"} if has_image else set())
 
@@ -51,7 +51,7 @@ def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray |
 
 
 def read_square(path: str, spec: ImageSpec) -> np.ndarray:
-    """The image of a cell, wherever it lies, as S × S uint8; raises `UserError` that names it, for any fault."""
+    """Read the image of a cell from any storage as S × S uint8; raises `UserError` that names it, for any fault."""
     try:
         return to_square(read_packed(path) if is_packed(path) else decode_image(*read_source(path)), spec)
     except UserError:
@@ -62,7 +62,7 @@ def read_square(path: str, spec: ImageSpec) -> np.ndarray:
 
 @dataclass
 class CaseDataset(torch.utils.data.Dataset):
-    """Examples of one split.
+    """Dataset of the examples of one split.
 
     In training, dropout and augmentation are drawn from (seed, epoch, row): the same whatever the number of
     workers or processes, and after a resume.
@@ -78,11 +78,11 @@ class CaseDataset(torch.utils.data.Dataset):
     seed: int = 0
     epoch: int = 0
     interleave_shards: int = 1
-    """Shards of packed data that are read side by side in training."""
+    """Number of packed shards that training interleaves."""
     features: np.ndarray | None = None
-    """What a frozen CNN made of each image, N × places × C; given in place of the pixels, which are then not read."""
+    """Precomputed features of a frozen CNN, N × places × C; they replace the pixels, which are then not read."""
     _said: bool = field(default=False, init=False, repr=False)
-    """Whether a blank image was spoken of."""
+    """True once a blank image was reported."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of each epoch."""
@@ -93,7 +93,7 @@ class CaseDataset(torch.utils.data.Dataset):
 
     @cached_property
     def weights(self) -> np.ndarray | None:
-        """How often each case is drawn in training (N); None where all are drawn alike."""
+        """Sampling weights of the cases (N); None if uniform."""
         weights = column(self.rows, "weight").to_numpy().astype(np.float64)
         return None if self.dropout is None or np.ptp(weights) == 0 else weights
 
@@ -128,22 +128,22 @@ class CaseDataset(torch.utils.data.Dataset):
         return example
 
     def plain(self) -> "CaseDataset":
-        """The same cases as they are, with nothing dropped or withheld."""
+        """Copy the dataset without dropout, augmentation, withheld evidence or precomputed features."""
         return replace(self, withhold=(), dropout=None, features=None)
 
     def shows_image(self, index: int) -> bool:
-        """Whether a case has an image that is not blank; decoded once, where it has not been."""
+        """Check whether a case has an image that is not blank; the image is decoded at most once."""
         if self._shows[index] < 0:
             self._picture(index, self.rows[int(index)])
         return bool(self._shows[index])
 
     @cached_property
     def _shows(self) -> np.ndarray:
-        """N: 1 where a case's image was seen to show something, 0 where not, -1 where it was not decoded yet."""
+        """Image state of each case (N): 1 shows something, 0 does not, -1 not decoded yet."""
         return np.full(len(self.rows), -1, np.int8)
 
     def mark_images(self, shown: np.ndarray) -> None:
-        """Say of all cases whether their image shows something (N, bool), where that was found elsewhere."""
+        """Set for all cases whether their image shows something (N, bool), if known from elsewhere."""
         self._shows[:] = shown
 
     def _features(self, index: int) -> np.ndarray | None:
@@ -151,7 +151,7 @@ class CaseDataset(torch.utils.data.Dataset):
 
     @cached_property
     def report_lengths(self) -> np.ndarray:
-        """Characters of each case's report; N."""
+        """Count the characters of each case's report; N."""
         sections = column(self.rows, "sections").chunks
         sizes = [pc.utf8_length(chunk.flatten()).fill_null(0).to_numpy(zero_copy_only=False) for chunk in sections]
         flat = np.concatenate([np.empty(0, np.int64), *sizes])
@@ -167,7 +167,7 @@ class CaseDataset(torch.utils.data.Dataset):
         return picture
 
     def report(self, index: int) -> str:
-        """The full reference report of a case with the evidence it has."""
+        """Compose the full reference report of a case from its available evidence."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
         needed = any("image" in section.needs for section in self.sections)
@@ -177,7 +177,7 @@ class CaseDataset(torch.utils.data.Dataset):
 
     @property
     def reports(self) -> list[str]:
-        """All reference reports, in table order."""
+        """List all reference reports, in table order."""
         return [self.report(index) for index in range(len(self))]
 
     @staticmethod

@@ -1,21 +1,21 @@
-"""An image inside a Parquet table: a cell says where its bytes lie, and never holds them."""
+"""Reference to an image embedded in a Parquet table; a cell holds the location of its bytes, never the bytes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, repr=False)
 class EmbeddedImage:
-    """An image in a cell of a Parquet file; no message prints its bytes."""
+    """Location of an image in a Parquet file; no message prints its bytes."""
 
     file: str
     column: str
-    """As the file writes it."""
+    """Column name, as in the file."""
     row: int
-    """Of the file, from 0."""
+    """Row of the file, from 0."""
     size: int
-    """Bytes."""
+    """Size of the image, bytes."""
     name: str = ""
-    """Of the file that it was made of, where the cell has one."""
+    """Name of the original file, if the cell has one."""
 
     def __repr__(self) -> str:
         return f"<{self.size:,} bytes>"

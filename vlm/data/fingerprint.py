@@ -1,4 +1,4 @@
-"""A fingerprint of all that a cohort's cases hold, to notice that a table or its images changed under the same ids."""
+"""Fingerprint a cohort's contents, to detect that a table or its images changed under the same ids."""
 
 import hashlib
 import os
@@ -17,14 +17,14 @@ from vlm.data.packed.shards import is_packed
 from vlm.data.storage import column, hashes, matrix
 
 MOST_READ = 1 << 30
-"""Bytes of images that are read and hashed; of more, names and sizes are compared."""
+"""Bytes of images to hash; beyond it, names and sizes are compared."""
 
 
 def contents_fingerprint(cohort: Cohort) -> str:
-    """Hash of ids, splits, reports, labels, vitals, context and images, whatever the order of the rows.
+    """Hash ids, splits, reports, labels, vitals, context and images, independent of row order.
 
-    Images are known by their names and, up to a gigabyte of them, by their bytes; by their sizes beyond; those in a
-    table always by their bytes. Neither folders nor times count: data may be moved or copied.
+    Images are hashed by name and, up to a gigabyte in all, by bytes; beyond it by size. Embedded images are always
+    hashed by bytes. Folders and times do not count: data may be moved or copied.
     """
     rows = cohort.dataset
     texts = [hashes(rows, name) for name in ("id", "patient", "split", "context", "source")]
@@ -39,7 +39,7 @@ def contents_fingerprint(cohort: Cohort) -> str:
 
 
 def _sections(rows: datasets.Dataset, count: int) -> np.ndarray:
-    """N × S hashes of the parts of each report."""
+    """Hash the sections of each report; N × S."""
     flat: list[np.ndarray] = [np.empty(0, np.uint64)]
     for chunk in column(rows, "sections").chunks:
         texts = pc.fill_null(chunk.flatten(), "\0").to_numpy(zero_copy_only=False)
@@ -52,7 +52,7 @@ def _numbers(rows: datasets.Dataset, name: str) -> np.ndarray:
 
 
 def _images(paths: Sequence[str | None]) -> np.ndarray:
-    """A hash of each image's name and content or size; N, uint64. That of a shard is hashed where it is read."""
+    """Hash each image's name and content or size; N, uint64. An image in a shard is hashed where it is read."""
     stored = {path: digest for path in paths if path and (digest := digest_of(path))}
     files = {path for path in paths if path and path not in stored and not is_packed(path)}
     sizes = {path: os.stat(path).st_size for path in files if os.path.isfile(path)}

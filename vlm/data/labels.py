@@ -1,4 +1,4 @@
-"""Labels as tables write them: yes and no in several languages, 0 and 1, nothing for unknown."""
+"""Parse labels of tables: yes and no in several languages, 0 and 1, empty for unknown."""
 
 import math
 from collections.abc import Iterable
@@ -20,20 +20,20 @@ _VALUE = {"ignore": math.nan, "positive": 1.0, "negative": 0.0, None: math.nan}
 
 @dataclass
 class LabelReader:
-    """Read one label column, part by part, and remember what its words mean together."""
+    """Read one label column in parts, tracking the notation across them."""
 
     name: str
     uncertain: str | None = None
-    """What -1 means: `ignore`, `positive` or `negative`; None: unknown, said in a warning."""
+    """Meaning of -1: `ignore`, `positive` or `negative`; None: unknown, with a warning."""
     uncertain_rows: int = 0
     signs: set[str] = field(default_factory=set)
-    """Of `+`, `-`, `0` and `-1` those that stand there."""
+    """Signs seen so far, of `+`, `-`, `0` and `-1`."""
     first_minus: dict[str, str] = field(default_factory=dict)
-    """`-` and `-1` → the place of the first."""
+    """`-` and `-1` → location of the first."""
 
     def read(self, cells: pd.Series, where: str, faults: Faults) -> np.ndarray:
-        """N of 1, 0 or NaN for unknown; a cell that is none of these goes to `faults` with its row."""
-        places, different = factorized(cells)  # a way of writing is read once, however often it stands there
+        """Read N labels: 1, 0 or NaN for unknown; any other cell goes to `faults` with its row."""
+        places, different = factorized(cells)  # each distinct cell is parsed once
         words = [_key(cell) for cell in different]
         meanings = [self._meaning(word) for word in words]
         for place in np.flatnonzero(np.array([meaning is None for meaning in meanings], dtype=bool)[places]).tolist():
@@ -47,7 +47,7 @@ class LabelReader:
         return np.array([math.nan if meaning is None else meaning for meaning in meanings], dtype=float)[places]
 
     def _meaning(self, word: str) -> float | None:
-        """1, 0 or NaN; None for what is no label."""
+        """Convert a word to 1, 0 or NaN; None if it is no label."""
         if word in ("+", "-", "-1", "0"):
             self.signs.add(word)
         if word == "-1" or word in UNCERTAIN:
@@ -59,7 +59,7 @@ class LabelReader:
         return math.nan if is_missing_word(word) else None
 
     def finish(self, faults: Faults) -> list[str]:
-        """Warnings on what was guessed; what has two meanings goes to `faults`."""
+        """Return warnings on guesses; ambiguous notation goes to `faults`."""
         if "-" in self.signs and "+" not in self.signs:
             faults.add(f"{self.first_minus['-']}: {self.name}: '-' can mean negative or nothing; write 0 or nothing")
         if "-1" in self.signs and "0" not in self.signs and self.uncertain is None:
@@ -73,7 +73,7 @@ class LabelReader:
 
 
 def parse_labels(column: pd.Series, where: str, uncertain: str | None = None) -> np.ndarray:
-    """N of 0, 1 or NaN (unknown); raises `UserError` that names the rows of anything else."""
+    """Parse N labels: 0, 1 or NaN (unknown); raises `UserError` that names the rows of anything else."""
     faults, reader = Faults(), LabelReader(str(column.name), uncertain)
     values = reader.read(column, where, faults)
     reader.finish(faults)
@@ -82,21 +82,21 @@ def parse_labels(column: pd.Series, where: str, uncertain: str | None = None) ->
 
 
 def are_labels(cells: Iterable[Any]) -> bool:
-    """Whether a column's cells are labels of both sides, at least one of each."""
+    """Check whether a column holds only labels, with at least one positive and one negative."""
     reader = LabelReader("")
     found = {reader._meaning(_key(cell)) for cell in factorized(pd.Series(cells, dtype=object))[1]}
     return None not in found and {0.0, 1.0} <= found and not ("-" in reader.signs and "+" not in reader.signs)
 
 
 def factorized(cells: pd.Series) -> tuple[np.ndarray, list[Any]]:
-    """For each of N cells its place among the different ones, and these."""
+    """Factorize N cells: the index of each among the distinct cells, and the distinct cells."""
     plain = cells.astype(object).map(lambda cell: "(nested)" if isinstance(cell, list | dict) else cell)
     places, different = pd.factorize(plain.to_numpy(object), use_na_sentinel=False)
     return places, list(different)
 
 
 def _key(cell: Any) -> str:
-    """`1`, `0` or `-1` for these numbers however they are written, else the word."""
+    """Normalize a cell: `1`, `0` or `-1` for these numbers in any notation, else the word."""
     if cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell:
         return ""
     word = plain_word(clean(str(cell)[:100].translate(_SAME)))

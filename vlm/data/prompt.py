@@ -1,7 +1,7 @@
-"""The words around the evidence tokens, put through the language model's own chat template.
+"""Build the prompt around the evidence tokens with the language model's chat template.
 
 Layout: system message, then a user message that begins with the evidence tokens and goes on with the context
-and the instruction, then the report. What stands before the evidence is the same for every case.
+and the instruction, then the report. The prefix before the evidence is the same for every case.
 """
 
 import re
@@ -15,15 +15,15 @@ from vlm.data.chat_template import PromptIds, prompt_ids
 from vlm.data.vitals.schema import VitalsSchema, in_words
 from vlm.errors import UserError
 
-if TYPE_CHECKING:  # given; its library takes seconds to import
+if TYPE_CHECKING:  # passed in by the caller; its library takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 
 class PlainText:
-    """Reads text from outside so that no spelling in it becomes a token that steers the model.
+    """Tokenize untrusted text so that none of it becomes a control token.
 
-    Besides its special tokens a tokenizer may have added ones that it takes for ordinary text, such as `<tool_call>`;
-    what is written like one of either is read character by character.
+    Besides special tokens a tokenizer may have added tokens that it treats as ordinary text, such as `<tool_call>`;
+    text that spells either kind is tokenized character by character.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -35,11 +35,11 @@ class PlainText:
         }
         spelled = sorted(filter(None, marks.values()), key=len, reverse=True)
         self.steering = frozenset(marks)
-        """Ids that no text from outside gives."""
+        """Control token ids, which untrusted text never gives."""
         self._marks = re.compile(f"({'|'.join(map(re.escape, spelled))})") if spelled else None
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Tokenize a text."""
         parts = self._marks.split(text) if self._marks else [text]  # plain, mark, plain, mark, …
         pieces = (piece for number, part in enumerate(parts) for piece in (part if number % 2 else [part]) if piece)
         return [number for piece in pieces for number in self._read(piece).input_ids if number not in self.steering]
@@ -47,24 +47,24 @@ class PlainText:
 
 @dataclass
 class Prompt:
-    """Token ids of the fixed words, for one tokenizer."""
+    """Prompt encoder of one tokenizer."""
 
     tokenizer: "PreTrainedTokenizerBase"
     config: PromptConfig
     evidence_tokens: int
     """Length of the prefix of image, vitals, z and label tokens."""
     written: VitalsSchema | None = None
-    """The vitals to write out before the context; None where they are tokens."""
+    """Schema of the vitals to write as text before the context; None if they are tokens."""
     pieces: PromptIds | None = None
-    """What an adapter kept of its base's chat template; None renders it."""
+    """Rendered chat template saved in the adapter; None renders it."""
     context_length: int | None = None
-    """Tokens that the language model was made to read; None if it does not say."""
+    """Context length of the language model, tokens; None if it does not say."""
 
     def __post_init__(self) -> None:
         self.pieces = self.pieces or prompt_ids(self.tokenizer, self.config.system)
 
     def ids(self, context: str = "", vitals: Sequence[float] = ()) -> tuple[list[int], list[int]]:
-        """Token ids before and after the evidence, for a case with this context and these vitals (m)."""
+        """Build token ids before and after the evidence, for a case with this context and these vitals (m)."""
         if self.written is not None:
             context = f"{in_words(self.written, vitals)}\n{context.strip()}"
         words = f"{context.strip()}\n{self.config.instruction}" if context.strip() else self.config.instruction
@@ -73,19 +73,19 @@ class Prompt:
 
     @property
     def fixed_ids(self) -> PromptIds:
-        """What stands around the evidence and the words of every case."""
+        """Template token ids around the evidence and text of every case."""
         assert self.pieces is not None
         return self.pieces
 
     @property
     def fixed_tokens(self) -> int:
-        """Tokens before the evidence, the same for every case."""
+        """Number of tokens before the evidence, the same for every case."""
         return len(self.fixed_ids.before)
 
     def room(self, context: str = "", vitals: Sequence[float] = ()) -> int | None:
-        """Tokens that fit after the prompt of a case; None where the language model has no longest text.
+        """Count the tokens that fit after the prompt of a case; None if the language model has no context limit.
 
-        Raises `UserError` where not one does.
+        Raises `UserError` if none fits.
         """
         if self.context_length is None:
             return None
@@ -98,15 +98,15 @@ class Prompt:
         return self.context_length - length
 
     def most_new_tokens(self, length: int, wanted: int) -> int:
-        """Tokens that a draft may have after a prompt of this length: as many as are wanted and can be read."""
+        """Limit the wanted new tokens to those that fit after a prompt of this length."""
         return wanted if self.context_length is None else max(1, min(wanted, self.context_length - length))
 
     def report_ids(self, report: str) -> list[int]:
-        """Token ids of a report and the end-of-turn token that stops the generation."""
+        """Tokenize a report and append the end-of-turn token that stops the generation."""
         return [*self.encode_text(report), self.end_id]
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of text from outside; the spelling of a special token in it is plain characters."""
+        """Tokenize untrusted text; a spelled special token becomes plain characters."""
         return self._plain_text.ids(text)
 
     @cached_property
@@ -115,10 +115,10 @@ class Prompt:
 
     @property
     def end_id(self) -> int:
-        """The token that ends a turn."""
+        """End-of-turn token id."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def pad_id(self) -> int:
-        """Token in padded places; the attention mask hides it, so any id serves."""
+        """Padding token id; the attention mask hides it, so any id serves."""
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)

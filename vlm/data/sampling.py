@@ -1,9 +1,9 @@
-"""The order of the cases in a training epoch: one shuffle, or by shards, each of which is fetched once.
+"""Sample the cases of a training epoch: one shuffle, or shard by shard so that each shard is fetched once.
 
-Shards are shuffled and dealt into lanes, their rows shuffled within each. Every optimizer step takes the same
-number of cases from each lane, and a process sees its own lanes alone, while the cases of a step are the same whatever
-the number of processes. When the shortest lane ends, what is left in the others is cut into lanes anew: those shards,
-one or two for each lane, may be read by two processes.
+Shards are shuffled and interleaved in lanes, with their rows shuffled within each shard. Every optimizer step takes
+the same number of cases from each lane. A rank reads only its own lanes, but the cases of a step do not depend on the
+number of ranks. When the shortest lane ends, the rest of the others is split into new lanes: those shards, one or two
+for each lane, may be read by two ranks.
 """
 
 import heapq
@@ -22,9 +22,9 @@ from vlm.distributed import say
 
 
 def shards_of(dataset: CaseDataset) -> np.ndarray | None:
-    """Number of the shard of each case's image, N; None where no image lies in one.
+    """Get the shard index of each case's image, N; None if no image is in a shard.
 
-    A case without an image goes with the one before it: the rows of a shard follow each other.
+    A case without an image gets the shard of the case before it: the rows of a shard are contiguous.
     """
     known: dict[str | None, int] = {}
     numbers, packed = [np.empty(0, np.int64)], False
@@ -43,7 +43,7 @@ def shards_of(dataset: CaseDataset) -> np.ndarray | None:
 def make_sampler(
     dataset: CaseDataset, batch_size: int, micro: int = 1, processes: int = 1
 ) -> "CaseSampler | ShardSampler":
-    """Choose the order of an epoch: by shards where the images lie in shards, else one shuffle of all cases."""
+    """Choose the sampler: by shards if the images are in shards, else one shuffle of all cases."""
     shards = shards_of(dataset)
     if shards is None:
         return CaseSampler(dataset, batch_size)
@@ -53,10 +53,10 @@ def make_sampler(
 
 
 class CaseSampler(torch.utils.data.Sampler[int]):
-    """Every case once an epoch, shuffled; of weighted cases as many, by weight and with replacement.
+    """Sample every case once an epoch, shuffled; weighted cases with replacement, as many in all.
 
-    Drawn from (seed, epoch) alone, so that a resumed run draws the same. The cases of one optimizer step stand by
-    the length of their reports, which changes nothing of the step and pads its smaller batches less.
+    The order depends on (seed, epoch) alone, so that a resumed run repeats it. The cases of one optimizer step are
+    sorted by report length, which leaves the step the same and pads its micro-batches less.
     """
 
     def __init__(self, dataset: CaseDataset, batch_size: int) -> None:
@@ -76,11 +76,11 @@ class CaseSampler(torch.utils.data.Sampler[int]):
 
 
 class ShardSampler(torch.utils.data.Sampler[int]):
-    """Every case once an epoch, by lanes of shards; of weighted cases as many, by weight and with replacement.
+    """Sample every case once an epoch, by lanes of shards; weighted cases with replacement, as many in all.
 
-    Drawn from (seed, epoch) alone, so that a resumed run draws the same; `processes` and the `micro` cases that each
-    of them takes at once change only how a step's cases stand. Within a step the cases of a lane stand by the length
-    of their reports, as `CaseSampler` puts the whole step.
+    The order depends on (seed, epoch) alone, so that a resumed run repeats it. `processes` and the micro-batch size
+    `micro` change only the order within a step. Within a step each lane's cases are sorted by report length, as
+    `CaseSampler` sorts the whole step.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ShardSampler(torch.utils.data.Sampler[int]):
         self._ends = np.cumsum(np.bincount(shards))
 
     def describe(self) -> str:
-        """How the shards are read, and why so."""
+        """Describe how the shards are read, and why."""
         wanted = f"data.interleave_shards {self.dataset.interleave_shards}"
         why = f"the most that divide {wanted} and train.batch_size {self.batch_size}"
         shared = f"; {self.processes} processes do not divide them, so some read the same shards"
@@ -113,9 +113,9 @@ class ShardSampler(torch.utils.data.Sampler[int]):
                 yield from self._step([rows[start : start + share] for rows in part]).tolist()
 
     def _drawn(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """The rows of each shard in a random order, as often as they are drawn.
+        """Shuffle the rows of each shard, each repeated as often as it is drawn.
 
-        So many of each as independent draws by weight would have given, which leaves the rows of a shard together.
+        The counts are those of independent draws by weight; the rows of a shard stay together.
         """
         weights, rows = self.dataset.weights, self._rows
         ends = self._ends
@@ -125,7 +125,7 @@ class ShardSampler(torch.utils.data.Sampler[int]):
         return [rng.permutation(shard) for shard in np.split(rows, ends[:-1])]
 
     def _deal(self, shards: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-        """The rows of each lane: the shards in a random order, each to the lane that has the fewest."""
+        """Assign the shards in random order, each to the lane with the fewest rows; return the rows of each lane."""
         lanes: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(self.lanes)]
         shortest = [(0, lane) for lane in range(self.lanes)]
         for number in rng.permutation(len(shards)):
@@ -135,13 +135,13 @@ class ShardSampler(torch.utils.data.Sampler[int]):
         return [np.concatenate(rows) for rows in lanes]
 
     def _step(self, lanes: list[np.ndarray]) -> np.ndarray:
-        """The cases of a step, so placed that each process gets those of its own lanes.
+        """Order the cases of a step so that each rank gets those of its own lanes.
 
-        accelerate gives the batches of `micro` cases to the processes in turn.
+        accelerate gives the batches of `micro` cases to the ranks in turn.
         """
         lengths = self.dataset.report_lengths
         step = np.concatenate([rows[np.argsort(-lengths[rows], kind="stable")] for rows in lanes])
-        process = np.arange(len(step)) // self.micro % self.processes  # of each place
+        process = np.arange(len(step)) // self.micro % self.processes  # rank of each position
         placed = np.empty_like(step)
         placed[np.argsort(process, kind="stable")] = step
         return placed

@@ -1,4 +1,4 @@
-"""Most that one cell, row and table may hold: a file from outside costs bounded memory while it is read."""
+"""Limit the size of cells, rows and tables, so that reading an untrusted file takes bounded memory."""
 
 import gzip
 import io
@@ -9,27 +9,27 @@ from typing import Any, BinaryIO, cast
 from vlm.errors import UserError
 
 LONGEST_ROW = 1 << 23
-"""Characters of a row, and so of a cell; a longer one is a quote that nobody closed, or no table."""
+"""Largest row, and so cell, in characters; a longer one is an unclosed quote, or no table."""
 FRAME_TEXT = 1 << 24
-"""Characters after which a frame of rows ends, however few they are."""
+"""Characters after which a frame ends, however few its rows."""
 MOST_CELLS = 1 << 22
-"""Cells of a frame of rows."""
+"""Largest number of cells in a frame."""
 FREE_UNPACKED = 1 << 25
-"""Bytes that any compressed file may unpack to."""
+"""Decompressed bytes allowed for any compressed file."""
 MOST_RATIO = 100
-"""Times its own size that a larger one may; real tables take 5 to 40."""
+"""Largest compression ratio of a larger file; real tables have 5 to 40."""
 MOST_SINGLE_BYTES = 1 << 16
-"""Bytes of a gzipped file outside its data; real ones have a file's name there."""
+"""Largest gzip overhead outside the data, bytes; real files have a file name there."""
 TOO_LONG = "is longer than 8 million characters; is a quote opened and never closed, or is this no table?"
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open the file's bytes, unpacked where it is gzipped; reading raises `UserError` for a gzip bomb."""
+    """Open the file's bytes, decompressed if gzipped; reading raises `UserError` for a gzip bomb."""
     return cast(BinaryIO, _Gunzip(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
 class _Packed(io.FileIO):
-    """Packed bytes; Python reads the name in a gzip header and the zeros behind the data one by one, for minutes."""
+    """Compressed bytes; Python reads a gzip header's name and the zeros after the data one by one, for minutes."""
 
     ones = 0
 
@@ -41,7 +41,7 @@ class _Packed(io.FileIO):
 
 
 class _Gunzip(gzip.GzipFile):
-    """Gzip that stops where little has become far too much."""
+    """Gzip reader that stops beyond the compression limit."""
 
     def __init__(self, path: Path) -> None:
         self._packed = _Packed(path)
@@ -66,7 +66,7 @@ class _Gunzip(gzip.GzipFile):
 
 
 class Lines:
-    """The lines of a text, line ends kept; raises `UserError` where those of one row grow beyond `LONGEST_ROW`."""
+    """Iterate over lines, line ends kept; raises `UserError` if one row grows beyond `LONGEST_ROW`."""
 
     def __init__(self, path: Path, encoding: str) -> None:
         self._path, self._file = path, io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
@@ -82,7 +82,7 @@ class Lines:
             yield line
 
     def row_ends(self) -> None:
-        """Start counting the next row."""
+        """Reset the count for the next row."""
         self.total += self.held
         self.held = 0
 

@@ -1,4 +1,4 @@
-"""Train, validation and test by patient: a patient is in one of them, whatever is added later."""
+"""Split by patient into train, validation and test; a patient stays in one split, whatever is added later."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +12,13 @@ SPLITS = ("train", "validation", "test")
 
 
 def unit_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone: not on the row, the machine or Python's hash seed."""
+    """Hash a text to [0, 1), independent of the row, the machine and Python's hash seed."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def assign_splits(patients: Sequence[str], config: SplitConfig) -> list[str]:
-    """One of `SPLITS` for each row, by its patient's id."""
+    """Assign one of `SPLITS` to each row, by its patient's id."""
 
     def split_of(patient: str) -> str:
         position = unit_hash(f"{config.seed}/{patient}")
@@ -29,16 +29,16 @@ def assign_splits(patients: Sequence[str], config: SplitConfig) -> list[str]:
     return [split_of(patient) for patient in patients]
 
 
-# A split that moves nobody when rows are added can depend on nothing but each patient's own id, so its shares are
-# those of chance: it cannot be stratified exactly. What can be chosen, once, is the seed whose chance is the fairest.
+# A split that moves no patient when rows are added depends only on each patient's id. Its shares are random: it cannot
+# be stratified exactly. Only the seed with the smallest deviation can be chosen, once.
 
 
 def deviations(
     patients: np.ndarray, labels: Mapping[str, np.ndarray], config: SplitConfig, seeds: Iterable[int]
 ) -> list[float]:
-    """For each seed, how far the share of a label's patients in a split is from the wanted one, at its worst.
+    """Compute for each seed the largest deviation of a label's patient share in a split from the wanted share.
 
-    `labels` says for each of the N rows (bool) whether it is positive.
+    `labels` marks the positive ones of the N rows (bool).
     """
     names, rows = np.unique(patients.astype(str), return_inverse=True)
     groups = [np.ones(len(names), dtype=bool)]

@@ -1,7 +1,7 @@
-"""Rows on disk, mapped into memory: a table of a million cases takes no more of it than one of a thousand.
+"""Store rows in memory-mapped Arrow files: a million cases take no more memory than a thousand.
 
-Rows are written part by part to an Arrow file of this process and read through the page cache. The file holds
-patients' words, so it lies in a private temporary folder that is removed when the process ends.
+Rows are written in parts to an Arrow file of this process and read through the page cache. The file holds patient
+data, so it lies in a private temporary folder that is removed when the process ends.
 """
 
 import atexit
@@ -27,19 +27,19 @@ _numbers = count()
 
 @cache
 def _folder() -> Path:
-    """A folder that only this user may read."""
+    """Create a temporary folder that only this user may read."""
     folder = tempfile.TemporaryDirectory(prefix="clinical-vlm-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
 
 
 def new_path(suffix: str) -> Path:
-    """A file of this process that is not there yet, removed when the process ends."""
+    """Return a new path for a temporary file of this process, removed when the process ends."""
     return _folder() / f"{next(_numbers)}{suffix}"
 
 
 def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) -> datasets.Dataset:
-    """Write columns, part by part, and map them; each part is a mapping of the declared names to equal-length lists.
+    """Write columns in parts and memory-map them; each part maps the declared names to equal-length lists.
 
     Raises `UserError` if the disk is full.
     """
@@ -55,7 +55,7 @@ def write_rows(parts: Iterable[Mapping[str, Any]], declared: datasets.Features) 
 
 
 def new_array(shape: tuple[int, ...]) -> np.ndarray:
-    """float32 of this shape on disk, mapped, to be filled; raises `UserError` if the disk has no room for it."""
+    """Create a memory-mapped float32 array of this shape, to be filled; raises `UserError` if the disk is full."""
     path = new_path(".f32")
     size = 4 * math.prod(shape)
     try:
@@ -68,30 +68,30 @@ def new_array(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def reserve(file: BinaryIO, size: int) -> None:
-    """Give a file its size, and room on the disk: a hole would be found full when it is too late."""
+    """Allocate a file's size on disk: a sparse file would fail only later, when the disk is full."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
         return
-    for start in range(0, size, CHUNK):  # on a Mac and on Windows it is written
+    for start in range(0, size, CHUNK):  # macOS and Windows: write zeros
         file.write(bytes(min(CHUNK, size - start)))
 
 
 def column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
-    """One column of N values as Arrow holds it, without a Python object for each."""
+    """Get one column of N values as Arrow data, without a Python object for each."""
     parts = dataset.select_columns([name]).with_format("arrow").iter(10_000)
-    # The rows of a selection come as one chunk each, which would hold far more memory than their values.
+    # A selection has one chunk a row, which would take far more memory than the values.
     chunks = [part[name].combine_chunks() for part in parts]
     return pa.chunked_array(chunks, type=dataset.features.arrow_schema.field(name).type)
 
 
 def matrix(dataset: datasets.Dataset, name: str, width: int) -> np.ndarray:
-    """A column of lists as N × width float32."""
+    """Get a column of lists as N × width float32."""
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column(dataset, name).chunks]
     return np.concatenate([np.empty(0, np.float32), *flat]).astype(np.float32).reshape(len(dataset), width)
 
 
 def hashes(dataset: datasets.Dataset, name: str) -> np.ndarray:
-    """A 64-bit hash of each text of a column; N, uint64."""
+    """Hash each text of a column to 64 bits; N, uint64."""
     parts = (chunk.to_numpy(zero_copy_only=False) for chunk in column(dataset, name).chunks)
     hashed = [pd.util.hash_array(part.astype(object), categorize=False) for part in parts]
     return np.concatenate([np.empty(0, np.uint64), *hashed])

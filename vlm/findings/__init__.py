@@ -1,1 +1,1 @@
-"""What a report says: findings, negation, uncertainty, side and zone, read by rule."""
+"""Rule-based extraction of findings, negation, uncertainty, side and zone from reports."""

@@ -1,4 +1,4 @@
-"""A rule-based labeller of chest radiograph reports, in the manner of NegEx (Chapman et al., 2001).
+"""Label chest radiograph reports by rules, in the manner of NegEx (Chapman et al., 2001).
 
 A report is cut into sentences and a sentence into clauses; a finding is what its clause says of it. Rules can be
 read and tested, need no download, and judge thousands of drafts in seconds; what they miss is measured on reports
@@ -14,34 +14,34 @@ from vlm.findings import vocabulary as words
 
 Status = Literal["present", "uncertain", "absent"]
 STATUSES: tuple[Status, ...] = ("present", "uncertain", "absent")
-"""From the strongest: a report that says both of one finding is taken by the stronger."""
+"""Statuses, strongest first; if a report states several of one finding, the strongest counts."""
 
 _SENTENCE = re.compile(r"(?<!\bdr)(?<!\d)[.!?]+(?=\s|$)|(?<=\d)\.(?=\s)|\n+|:\s|>")
 
 
 Place = tuple[str, str]
-"""Side and zone, "" where it is not said."""
+"""Side and zone, "" if not stated."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """One finding in one sentence."""
+    """Mention of one finding in one sentence."""
 
     finding: str
     status: Status
     places: frozenset[Place] = frozenset()
     """Side (`left`, `right` or nothing) and zone (`upper`, `middle`, `lower` or nothing)."""
     text: str = field(default="", compare=False)
-    """The words that were matched."""
+    """Matched text."""
 
     @property
     def sides(self) -> frozenset[str]:
-        """Of `left` and `right`."""
+        """Sides of the places: `left`, `right`."""
         return frozenset(side for side, _ in self.places if side)
 
     @property
     def zones(self) -> frozenset[str]:
-        """Of `upper`, `middle` and `lower`."""
+        """Zones of the places: `upper`, `middle`, `lower`."""
         return frozenset(zone for _, zone in self.places if zone)
 
 
@@ -63,7 +63,7 @@ _ANY = _compile("|".join(f"(?:{pattern})" for pattern in (*words.FINDINGS.values
 
 
 def mentions(report: str) -> list[Mention]:
-    """Every finding that a report speaks of, sentence by sentence."""
+    """Find all mentions of findings in a report, sentence by sentence."""
     found: list[Mention] = []
     for sentence in sentences(report):
         if _ANY.search(sentence):
@@ -72,7 +72,7 @@ def mentions(report: str) -> list[Mention]:
 
 
 def label(report: str) -> dict[str, Mention]:
-    """Each finding of a report once: its strongest status, with the sides and zones said at that status."""
+    """Merge mentions by finding: the strongest status, with the sides and zones stated at that status."""
     merged: dict[str, Mention] = {}
     for mention in mentions(report):
         known = merged.get(mention.finding)
@@ -84,13 +84,13 @@ def label(report: str) -> dict[str, Mention]:
 
 
 def sentences(report: str) -> Iterator[str]:
-    """Sentences in lower case; a numbered list and a line break end one too."""
+    """Split a report into lower-case sentences; a numbered list and a line break end one too."""
     for start, end in sentence_spans(report):
         yield " ".join(report[start:end].lower().split())
 
 
 def sentence_spans(report: str) -> Iterator[tuple[int, int]]:
-    """Where each sentence stands, first and last character; what ends it is left away."""
+    """Yield the start and end of each sentence, without its terminator."""
     ends = [match.span() for match in _SENTENCE.finditer(report.lower())]
     starts = [0, *(end for _, end in ends)]
     for start, end in zip(starts, [*(begin for begin, _ in ends), len(report)], strict=True):
@@ -115,7 +115,7 @@ def _sentence_mentions(sentence: str) -> Iterator[Mention]:
 
 
 def _clause(sentence: str, start: int, end: int) -> tuple[int, int]:
-    """The part of the sentence that a word at start:end belongs to."""
+    """Find the clause of the sentence that contains the word at start:end."""
     first, last = 0, len(sentence)
     for match in _END.finditer(sentence):
         if match.end() <= start:
@@ -141,7 +141,7 @@ def _status(sentence: str, start: int, begin: int, finish: int, end: int) -> Sta
 
 
 def _places(sentence: str, begin: int, finish: int, others: list[tuple[int, int]]) -> frozenset[Place]:
-    """Sides and zones said of a finding: between the finding before it and itself, else up to the finding after it."""
+    """Find a finding's sides and zones: between the previous finding and it, else up to the next finding."""
     before = max((end for start, end in others if end <= begin), default=0)
     after = min((start for start, end in others if start >= finish), default=len(sentence))
     for match in _PLACE_END.finditer(sentence):
@@ -150,14 +150,14 @@ def _places(sentence: str, begin: int, finish: int, others: list[tuple[int, int]
         elif finish <= match.start() < after:
             after = match.start()
     ours, rest = sentence[before:finish], sentence[finish:after]
-    if after < len(sentence):  # what follows the last separator belongs to the finding after this one
+    if after < len(sentence):  # text after the last separator belongs to the next finding
         rest = rest[: max((match.start() for match in _SEPARATOR.finditer(rest)), default=len(rest))]
     sides, zones = _sides(ours) or _sides(rest), _zones(ours) or _zones(rest)
     return frozenset((side, zone) for side in sides or {""} for zone in zones or {""} if side or zone)
 
 
 def _sides(text: str) -> set[str]:
-    """Sides named; else the side of a part that only one lung has."""
+    """Find the named sides, else the side implied by a part that only one lung has."""
     sides = {name for name, pattern in _SIDES.items() if pattern.search(text)}
     if "both" in sides:
         return {"left", "right"}

@@ -1,4 +1,4 @@
-"""The words of chest radiograph reports: findings, negation, uncertainty, sides and zones.
+"""Vocabulary of chest radiograph reports: findings, negation, uncertainty, sides and zones.
 
 Every pattern is matched inside one sentence, in lower case. The gaps between a structure and its change are short on
 purpose: they belong together only when they stand close.
@@ -7,7 +7,7 @@ purpose: they belong together only when they stand close.
 
 
 def any_of(*alternatives: str) -> str:
-    """One pattern for any of several."""
+    """Join alternatives into one pattern."""
     return "|".join(alternatives)
 
 
@@ -80,7 +80,7 @@ FINDINGS: dict[str, str] = {
         r"(?:hiatal|hiatus|paraesophageal|diaphragmatic) hernia",
     ),
 }
-"""Name → pattern of a mention."""
+"""Finding → pattern of a mention."""
 
 NORMAL: dict[str, str] = {
     "cardiomegaly": any_of(
@@ -91,10 +91,10 @@ NORMAL: dict[str, str] = {
         r"(?:lungs?|lung fields?)[\w ]{0,20}? clear", r"clear[\w ,]{0,20}? lungs?", r"clear lung",
     ),
 }
-"""A statement of health that rules a finding out without naming it."""
+"""Finding → pattern of a normal statement that rules it out without naming it."""
 
 RULED_OUT_BY_CLEAR_LUNGS = ("opacity", "consolidation")
-"""What `the lungs are clear` denies."""
+"""Findings denied by `the lungs are clear`."""
 
 NEGATION_BEFORE = any_of(
     r"\bno\b", r"\bnot\b", r"\bnone\b", r"\bwithout\b", r"\bfree of\b", r"\bnegative for\b", r"\bclear of\b",
@@ -102,7 +102,7 @@ NEGATION_BEFORE = any_of(
     r"\bresolution of\b", r"\bresolved\b", r"\bnever\b", r"\brather than\b", r"\bcleared\b", r"\bdevoid of\b",
     r"\bremoved\b", r"\bfails? to (?:show|demonstrate|reveal)\b", r"\bcannot (?:see|identify)\b", r"\black of\b",
 )
-"""What denies the findings that follow in its clause."""
+"""Negation of the findings that follow in its clause."""
 
 NEGATION_AFTER = any_of(
     (r"\b(?:not|no longer) (?:\w+ ){0,2}(?:seen|identified|present|visuali\w+|visible|evident"
@@ -112,7 +112,7 @@ NEGATION_AFTER = any_of(
     r"\b(?:has|have)(?: \w+){0,2} (?:resolved|cleared)", r"\bunlikely\b",
     r"\bruled out\b", r"\bresolved\b", r": none\b", r"\bare none\b",
 )
-"""What denies a finding that stands before it in its clause."""
+"""Negation of a finding that precedes it in its clause."""
 
 NOT_NEGATION = any_of(
     (r"\bno (?:significant |interval |definite |appreciable |substantial )*(?:change|increase"
@@ -122,7 +122,7 @@ NOT_NEGATION = any_of(
     r"\bwithout (?:significant |interval )*change", r"\bnot (?:entirely |completely )?(?:exclude|rule out)",
     r"difficult to (?:completely )?exclude", r"\bcan(?:no|')t be excluded",
 )
-"""Phrases that hold a word of negation and deny no finding."""
+"""Phrases that contain a negation word but deny no finding."""
 
 UNCERTAIN_BEFORE = any_of(
     r"\bpossib\w+", r"\bmay\b", r"\bmight\b", r"\bcould\b", r"\bcannot\b", r"\bcan(?:'t| not)\b", r"\bquestion\w*",
@@ -131,7 +131,7 @@ UNCERTAIN_BEFORE = any_of(
     r"\bif\b", r"\bunclear\b", r"\bconsider\w*", r"\bperhaps\b", r"\bdoubt\w*", r"\bversus\b", r"\bvs\b",
     r"\balternatively\b", r"\bexclude\b",
 )
-"""What leaves the findings open that follow in its clause."""
+"""Uncertainty about the findings that follow in its clause."""
 
 UNCERTAIN_AFTER = any_of(
     (r"\b(?:is|are|was|were) (?:\w+ )?(?:possible|suspected|questionable|questioned|suggested"
@@ -139,7 +139,7 @@ UNCERTAIN_AFTER = any_of(
     r"\bsuggested\b", r"\b(?:cannot|can't|can not|not) (?:be )?(?:\w+ )?(?:excluded?|ruled out)",
     r"difficult to (?:\w+ )?exclude", r"\ba consideration\b", r"\b(?:possible|questionable)$",
 )
-"""What leaves a finding open that stands before it in its clause."""
+"""Uncertainty about a finding that precedes it in its clause."""
 
 CLAUSE_END = any_of(
     r"\bbut\b", r"\bhowever\b", r"\balthough\b", r"\bthough\b", r"\bexcept\b", r"\bwhich\b", r"\botherwise\b",
@@ -148,18 +148,18 @@ CLAUSE_END = any_of(
     r"\b(?:is|are) (?:seen|noted|present|again)\b",
     r",? (?:with|and) (?=(?:a |an )?(?:mild|small|bilateral|moderate|large|new|stable|persistent|minimal))",
 )
-"""Where a negation or a doubt stops reaching."""
+"""End of the scope of a negation or uncertainty."""
 
 HISTORY = any_of(
     r"\bhistory of\b", r"\bindication\b", r"\bevaluat\w+ for\b", r"\bassess for\b", r"\bconcern for\b",
     r"\bto (?:exclude|identify|evaluate|assess|rule out|confirm)\b",
 )
-"""What is asked or remembered, and not seen."""
+"""Words before a finding that is asked about or remembered, not seen."""
 
 PLACE_END = any_of(
     r"\bbut\b", r"\bhowever\b", r"\balthough\b", r"\bthough\b", r"\bexcept\b", r"\botherwise\b", r";",
 )
-"""Where a side or zone stops belonging to a finding, besides the next finding."""
+"""End of the scope of a side or zone, besides the next finding."""
 SIDES: dict[str, str] = {
     "both": any_of(
         r"\bbilateral\w*", r"\bboth\b", r"\bbi-?(?:basilar|basal|apical|hilar|basis)\b",
@@ -171,9 +171,9 @@ SIDES: dict[str, str] = {
         r"\bright\b(?! (?:ventric|atri))", r"\brul\b", r"\brml\b", r"\brll\b", r"\bright-sided",
     ),
 }
-"""Words of a side."""
+"""Side → pattern of its words."""
 IMPLIED_SIDES: dict[str, str] = {"left": r"\blingul\w*", "right": r"\bmiddle lobe\b"}
-"""Parts that only one lung has, where no side is named."""
+"""Side → parts that only this lung has, used if no side is named."""
 ZONES: dict[str, str] = {
     "upper": any_of(
         r"\bupper\b", r"\bapic\w+", r"\bapex\b", r"\bapices\b", r"\bsuprahilar\b", r"\brul\b",
@@ -188,4 +188,4 @@ ZONES: dict[str, str] = {
         r"\blll\b",
     ),
 }
-"""Words of a zone of the lung."""
+"""Lung zone → pattern of its words."""

@@ -1,6 +1,6 @@
-"""A DICOM object to the greyscale picture that a viewer would show, without trusting the file.
+"""Decode an untrusted DICOM object to the greyscale picture that a viewer would show.
 
-In order: transfer syntax and size are judged before anything is decoded; modality LUT or rescale; padding masked;
+In order: transfer syntax and size are validated before decoding; modality LUT or rescale; padding masked;
 VOI LUT or window; one inversion where low values are white (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2 and C.11.6).
 
 A header holds a patient's name: only the elements that a picture needs are read, and no value of any of them
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFLATED = "1.2.840.10008.1.2.1.99"
 PREAMBLE = bytes(128) + b"DICM"
 BAND = 256
-"""Rows that are computed at a time."""
+"""Number of rows to compute at a time."""
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 NEEDED = [
@@ -41,7 +41,7 @@ NEEDED = [
 def read_dicom(where: str, data: bytes) -> np.ndarray:
     """Decode to H × W float32 with bright bone, NaN where the detector saw nothing; the preamble may be missing.
 
-    Raises `UserError` that begins with `where` for anything that is no single-frame image in a known encoding.
+    Raises `UserError` that begins with `where` for anything but a single-frame image in a known encoding.
     """
     if data[128:132] != b"DICM":
         if kind_of(data) != "DICOM":
@@ -73,21 +73,21 @@ def _decode(where: str, data: bytes) -> np.ndarray:
         dataset.file_meta.TransferSyntaxUID = _native_syntax(where, dataset)
     _refuse_object(where, dataset)
     _refuse_frame(where, dataset)
-    # The Rust decoder of run lengths panics past every `except Exception`; pydicom's own is plain Python.
+    # The Rust run-length decoder panics past every `except Exception`; pydicom's own is pure Python.
     plugin = "pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
     stored = pixel_array(dataset, decoding_plugin=plugin)  # H × W, or H × W × 3 as RGB
     shown = np.empty(stored.shape[:2], np.float32)
-    for start in range(0, len(shown), BAND):  # most of it in 64 bits, of which a large picture would take a gigabyte
+    for start in range(0, len(shown), BAND):  # mostly 64-bit: a large picture would take a gigabyte
         shown[start : start + BAND] = _shown(stored[start : start + BAND], dataset)
     return shown
 
 
 def _shown(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """Rows of stored values, H × W or H × W × 3, → H × W of what a viewer shows."""
+    """Convert rows of stored values, H × W or H × W × 3, to the H × W values that a viewer shows."""
     if stored.ndim == 3:
         return stored[..., :3] @ np.array([0.299, 0.587, 0.114])
     shown = _values_of_interest(_modality(stored, dataset), dataset).astype(np.float32)
-    # Digital radiographs say it twice, MONOCHROME1 and INVERSE: they are inverted once.
+    # Digital radiographs state both MONOCHROME1 and INVERSE: they are inverted once.
     if dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE":
         shown = -shown
     shown[_padding(stored, dataset)] = np.nan
@@ -95,7 +95,7 @@ def _shown(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
 
 
 def _modality(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """Stored values → those of the modality, as Hounsfield units."""
+    """Convert stored values to modality values, such as Hounsfield units."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(stored, dataset.ModalityLUTSequence[0], dataset)
     slope, intercept = (next(iter(_numbers(dataset, name)), None) for name in ("RescaleSlope", "RescaleIntercept"))
@@ -103,7 +103,7 @@ def _modality(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
 
 
 def _values_of_interest(values: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """Apply the VOI LUT or the first window that has both numbers: anonymising often leaves them empty."""
+    """Apply the VOI LUT or the first window with both numbers: anonymisation often leaves them empty."""
     from pydicom.pixels.processing import apply_windowing
 
     if dataset.get("VOILUTSequence"):
@@ -119,7 +119,7 @@ def _values_of_interest(values: np.ndarray, dataset: "Dataset") -> np.ndarray:
 
 
 def _numbers(dataset: "Dataset", name: str) -> list[float | None]:
-    """The numbers of an element, None for an empty one of several; nothing where it is missing or empty."""
+    """Read the numbers of an element, None for an empty one of several; empty if it is missing or empty."""
     value = dataset.get(name)
     if value is None or value == "":
         return []
@@ -128,7 +128,7 @@ def _numbers(dataset: "Dataset", name: str) -> list[float | None]:
 
 
 def _native_syntax(where: str, dataset: "Dataset") -> "UID":
-    """Of a file that names no transfer syntax, that in which it could be read; its pixels must be uncompressed."""
+    """Find the transfer syntax by which a file without one was parsed; its pixels must be uncompressed."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     implicit, little = dataset.original_encoding
@@ -138,9 +138,10 @@ def _native_syntax(where: str, dataset: "Dataset") -> "UID":
 
 
 def _transfer_syntax(data: bytes) -> str:
-    """From the file meta alone: opening a deflated object inflates all of it, a gigabyte from half a megabyte.
+    """Read the transfer syntax from the file meta alone: opening a deflated object inflates all of it.
 
-    Read as pydicom will read it: where the first element has no known VR, as if none of them had one.
+    Half a megabyte may inflate to a gigabyte. Parsed as pydicom does: if the first element has no known VR, as if
+    none had one.
     """
     from pydicom.filereader import read_dataset
 
@@ -150,13 +151,13 @@ def _transfer_syntax(data: bytes) -> str:
         elements = read_dataset(meta, implicit, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
         with contextlib.suppress(NotImplementedError):
             for first in list(elements.keys())[:1]:
-                elements[first]  # converted, and so judged, when it is asked for
+                elements[first]  # access converts, and so validates it
             return str(elements.get("TransferSyntaxUID", ""))
     return ""
 
 
 def _refuse_encoding(where: str, syntax: str) -> None:
-    """Raise `UserError` for a transfer syntax that is dangerous, unknown, or wants another decoder."""
+    """Raise `UserError` for a transfer syntax that is dangerous, unknown, or needs another decoder."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
@@ -172,7 +173,7 @@ def _refuse_encoding(where: str, syntax: str) -> None:
 
 
 def _refuse_object(where: str, dataset: "Dataset") -> None:
-    """Raise `UserError` for what is no single grey or colour image of a reasonable size."""
+    """Raise `UserError` unless the object is a single grey or colour image of a reasonable size."""
     if "PixelData" not in dataset:
         raise UserError(f"{where}: no image but {_registered(str(dataset.get('SOPClassUID', '')))}")
     _refuse_header(where, dataset)
@@ -186,7 +187,7 @@ def _refuse_object(where: str, dataset: "Dataset") -> None:
 
 
 def _refuse_header(where: str, dataset: "Dataset") -> None:
-    """Raise `UserError` that names an element without which, or with whose value, pixels cannot be told."""
+    """Raise `UserError` that names an element whose absence or value makes the pixels undecodable."""
     required = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation")
     missing = [name for name in required if dataset.get(name) in (None, "")]
     if missing:
@@ -197,7 +198,7 @@ def _refuse_header(where: str, dataset: "Dataset") -> None:
 
 
 def _refuse_frame(where: str, dataset: "Dataset") -> None:
-    """Raise `UserError` for compressed pixels that are not what the header says, or would unpack without bound."""
+    """Raise `UserError` for compressed pixels that contradict the header, or would expand without bound."""
     from pydicom.encaps import get_frame
     from pydicom.uid import RLELossless
 
@@ -207,7 +208,7 @@ def _refuse_frame(where: str, dataset: "Dataset") -> None:
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     size = rows * columns * int(dataset.get("SamplesPerPixel") or 1) * max(int(dataset.BitsAllocated) // 8, 1)
-    at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000: the size of its grid, and where the picture begins
+    at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000: grid size and image offset
     width, height, left, top = (int.from_bytes(frame[at + place : at + place + 4], "big") for place in (8, 12, 16, 20))
     if syntax == RLELossless:
         fits = len(frame) <= 2 * size + 1024 and (64 * len(frame) <= LARGEST_DECODED or _run_length(frame) <= 2 * size)
@@ -224,7 +225,7 @@ def _refuse_frame(where: str, dataset: "Dataset") -> None:
 
 
 def _run_length(frame: bytes) -> int:
-    """Bytes to which the segments of a run-length frame unpack."""
+    """Count the decompressed bytes of a run-length frame's segments."""
     place, total = 64, 0
     while place < len(frame):
         count = frame[place]
@@ -234,14 +235,14 @@ def _run_length(frame: bytes) -> int:
 
 
 def _registered(uid: str) -> str:
-    """The standard's own name for a UID; nothing of one that it does not know."""
+    """Get the standard's name for a UID; empty for an unknown one."""
     from pydicom.uid import UID, UID_dictionary
 
     return str(UID(uid).name) if uid in UID_dictionary else "an unknown kind of object"
 
 
 def _look_up(values: np.ndarray, table: "Dataset", dataset: "Dataset") -> np.ndarray:
-    """The modality or VOI LUT; values beyond its ends take the first or the last entry.
+    """Apply the modality or VOI LUT; values beyond its ends take the first or the last entry.
 
     pydicom's own keeps the index in the type of the output, so that an 8-bit table of 4,096 entries wraps around.
     """
@@ -256,7 +257,7 @@ def _look_up(values: np.ndarray, table: "Dataset", dataset: "Dataset") -> np.nda
 
 
 def _padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """H × W, True where the stored value says that there is nothing."""
+    """Compute the mask of padding values; H × W, True at padding."""
     values = (dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit"))
     ends = [int(value) for value in values if value not in (None, "")]
     if values[0] in (None, ""):

@@ -1,4 +1,4 @@
-"""Tell what a file is by its first bytes: an image that is read, or in words what it is instead."""
+"""Detect file types by their first bytes: supported images, and descriptions of other files."""
 
 import re
 import zlib
@@ -49,7 +49,7 @@ _OTHERS = (
 
 
 def kind_of(data: bytes) -> str:
-    """`PNG`, `JPEG`, `TIFF`, `BMP`, `WebP`, `GIF`, `PNM` or `DICOM` by the first bytes; empty for anything else."""
+    """Detect `PNG`, `JPEG`, `TIFF`, `BMP`, `WebP`, `GIF`, `PNM` or `DICOM` by the first bytes; empty if none."""
     if data[128:132] == b"DICM":
         return "DICOM"
     if is_tiff(data) and not data.startswith(b"II*\0\x10\0\0\0CR"):
@@ -69,19 +69,19 @@ def kind_of(data: bytes) -> str:
 
 
 def _is_bare_dicom(data: bytes) -> bool:
-    """Whether data begin with a data element of group 0002 or 0008, as DICOM without its preamble does."""
+    """Check for a data element of group 0002 or 0008 at the start, as in DICOM without its preamble."""
     group, size = int.from_bytes(data[:2], "little"), int.from_bytes(data[4:8], "little")
     return group in (2, 8) and len(data) > 16 and (data[4:6] in _VR or (size <= 256 and not size % 2))
 
 
 def why_no_image(data: bytes) -> str:
-    """What a file is that is no image we read, in words, and which images are."""
+    """Describe a file that is no supported image, and list the supported formats."""
     if not data:
         return "the file is empty"
     if not data.strip(b"\0"):
         return "the file holds nothing but zeros; was it copied whole?"
     kind = next((kind for magic, kind in _OTHERS if data.startswith(magic)), "") or _by_structure(data[:4096])
-    if ";" in kind:  # that says what to do
+    if ";" in kind:  # the description already says what to do
         return f"it seems to be {kind}"
     return f"it seems to be {kind}; {READ}" if kind else READ
 
@@ -128,5 +128,5 @@ def _is_utf8(head: bytes) -> bool:
     try:
         head[: max(len(head) - 3, 1)].decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start > len(head) - 8  # a letter cut by the end of what was looked at
+        return error.start > len(head) - 8  # a character cut off by the end of the sample
     return True

@@ -1,8 +1,8 @@
-"""Find the image file that a table's cell names: inside one folder, never outside, however the name is written.
+"""Find the image file that a table's cell names, inside one folder only, with tolerance for spelling.
 
-The one rule for training, drafting, checking and packing. A name is taken as written; where no such file is there, it
-is tried without the quotes around it, with `%20` as a space, with `\\` as `/`, without the folder's own name in front,
-in any case and Unicode form, and with the extension of an image. What fits must be one file alone.
+Training, inference, checking and packing share this rule. A name is taken as written; if there is no such file, it is
+tried without the quotes around it, with `%20` as a space, with `\\` as `/`, without the folder's own name in front,
+in any case and Unicode form, and with the extension of an image. Exactly one file must match.
 """
 
 import os
@@ -34,17 +34,17 @@ EXTENSIONS = (
     ".ppm",
     ".pnm",
 )
-"""Those that a name may leave out."""
+"""Extensions that a name may omit."""
 HELD, MOST_FOLDERS = 64, 100_000
-"""Folders whose names, and whose real places, are kept at a time."""
+"""Largest number of cached folder listings, and of cached real paths."""
 LONGEST_NAME = 1000
-"""Characters."""
+"""Largest length of a name, characters."""
 _OUTSIDE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/|(?:file|https?|ftp|s3|gs|data):", re.IGNORECASE)
-"""Beginnings of a name that is no place below a folder: a root, a drive, a share, an address."""
+"""Prefixes of a name that is no relative path: a root, a drive, a share, an address."""
 
 
 def image_in(cell: object, where: str) -> str | EmbeddedImage:
-    """The name in a cell, empty where it has none, or the image in it; raises `UserError` for anything else."""
+    """Get a cell's image name, empty if none, or its embedded image; raises `UserError` for anything else."""
     if isinstance(cell, EmbeddedImage):
         return cell
     if isinstance(cell, bytes | list | dict):
@@ -54,12 +54,12 @@ def image_in(cell: object, where: str) -> str | EmbeddedImage:
 
 
 def text_in(cell: object) -> str:
-    """Strip the text of a cell, empty where there is none."""
+    """Strip the text of a cell; empty if there is none."""
     return "" if cell is None or cell != cell else str(cell).strip()
 
 
 class ImageFolder:
-    """A folder of images, in which names are looked up; it remembers how it found them."""
+    """Image folder with name lookup; it records how names were matched."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -71,15 +71,15 @@ class ImageFolder:
         self._empty: list[str] = []
 
     def find(self, name: str) -> str:
-        """The path of the file that a name means.
+        """Find the path of the file that a name refers to.
 
-        Raises `UserError`, without the place of the name in its table, for a name that leads outside of the folder,
+        Raises `UserError`, without the name's location in its table, for a name that leads outside of the folder,
         directly or by a link, and for one that means no file or several.
         """
         return self.find_with_note(name)[0]
 
     def find_with_note(self, name: str) -> tuple[str, str]:
-        """`find`, and a sentence on what the name was taken for where its file is not written so, else nothing."""
+        """Run `find`, and return a note on the match if the file's name is spelled differently, else empty."""
         text = name.strip()
         if len(text) > LONGEST_NAME:
             raise UserError(f"image {text[:60]!r} …: a name of {len(text):,} characters is no image file's")
@@ -93,7 +93,7 @@ class ImageFolder:
         return path, f"the image {text!r:.200} is read from {_plain(found)}"
 
     def find_if_named(self, name: str) -> tuple[str | None, str]:
-        """`find_with_note`; None and nothing without a name, and for a word such as `NA` that no file has."""
+        """Run `find_with_note`; None and empty without a name, and for a word such as `NA` that no file has."""
         try:
             return self.find_with_note(name) if name else (None, "")
         except UserError:
@@ -102,9 +102,9 @@ class ImageFolder:
             raise
 
     def notes(self, named: bool = True) -> list[str]:
-        """A sentence on the names that were not found as written, and one on empty files, where there were any.
+        """Format notes on names that were not found as written, and on empty files, if any.
 
-        Without names where they must not be shown: a file's name may be a patient's.
+        Names are left out if they must not be shown: a file's name may be a patient's.
         """
         notes = []
         if self._first is not None:
@@ -117,9 +117,9 @@ class ImageFolder:
         return notes
 
     def _existing(self, text: str) -> str | None:
-        """The path as it is written, its `..` taken by the words alone; None where nothing is there."""
+        """Get the path as written, with `..` resolved lexically; None if it does not exist."""
         own, path = os.path.abspath(self.folder), os.path.normpath(os.path.join(self._root, text))
-        if path.startswith(own + os.sep):  # an absolute name, where the folder is reached by a link
+        if path.startswith(own + os.sep):  # an absolute name; the folder itself may be a link
             path = self._root + path.removeprefix(own)
         if not _is_below(path, self._root):
             raise self._outside(text)
@@ -135,7 +135,7 @@ class ImageFolder:
         return UserError(f"image {text!r:.200} leads outside {self.folder}; write the name of a file in it")
 
     def _checked(self, path: str, text: str) -> str:
-        """The path itself, once it is known to be a file with something in it, and no link out of the folder."""
+        """Return the path after checking that it is a nonempty file, and no link out of the folder."""
         try:
             status = os.lstat(path)
             folder = os.path.dirname(path)
@@ -159,10 +159,10 @@ class ImageFolder:
         return path
 
     def _alike(self, text: str) -> str:
-        """The one file whose name is like this one."""
+        """Find the one file with a similar name."""
         words = text.strip("\"'“”‘’«» \t\ufeff").replace("\\", "/")
         tried: list[list[str]] = []
-        for form in dict.fromkeys((words, unquote(words))):  # as it stands in an address: `scan%201.png`
+        for form in dict.fromkeys((words, unquote(words))):  # as in a URL: `scan%201.png`
             parts = [part for part in posixpath.normpath(form).split("/") if part != "."]
             if "\0" in form or _OUTSIDE.match(form) or ".." in parts:
                 raise self._outside(text)
@@ -177,14 +177,14 @@ class ImageFolder:
         return next(iter(found))
 
     def _below(self, parts: list[str]) -> Iterator[list[str]]:
-        """The name without the last parts of the folder's own path in front of it."""
+        """Yield the name without leading parts that repeat the end of the folder's path."""
         for own in {self.folder.absolute().parts, PurePath(self._root).parts}:
             for count in range(1, min(len(own), len(parts))):
                 if [*map(_key, own[-count:])] == [*map(_key, parts[:count])]:
                     yield parts[count:]
 
     def _walk(self, folder: str, parts: list[str]) -> Iterator[str]:
-        """Paths below a folder whose parts are like these."""
+        """Yield paths below a folder whose parts match these."""
         first, rest = _key(parts[0]), parts[1:]
         for name in self._names(folder).get(first, []):
             path = os.path.join(folder, name)
@@ -194,7 +194,7 @@ class ImageFolder:
                 yield path
 
     def _names(self, folder: str) -> dict[str, list[str]]:
-        """Key → names in a folder that have it, with their extension and without."""
+        """Map each key to the folder's names that have it, with and without extension."""
         names = self._listed.get(folder)
         if names is None:
             names = {}
@@ -204,18 +204,18 @@ class ImageFolder:
                     for key in {_key(name), _key(stem if extension.lower() in EXTENSIONS else name)}:
                         names.setdefault(key, []).append(name)
             if len(self._listed) >= HELD:
-                self._listed = {}  # a new one: another thread may be looking at the old
+                self._listed = {}  # a new dict: another thread may be reading the old
             self._listed[folder] = names
         return names
 
 
 def _key(name: str) -> str:
-    """Alike for names that differ in case, in their Unicode form, in spaces around them and in a point behind them."""
+    """Normalize a name: case, Unicode form, surrounding spaces and trailing points do not matter."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name.strip().rstrip(".")).casefold())
 
 
 def _plain(name: str) -> str:
-    """As it is, or quoted where a character in it cannot be shown: it must not break the line it stands in."""
+    """Quote a name if a character in it is unprintable, so that it cannot break its line."""
     return name if name.isprintable() else repr(name)
 
 

@@ -1,7 +1,7 @@
-"""Look at the bytes of an image before it is decoded: its size, depth, frames and orientation, and what it will cost.
+"""Read an image's header before decoding: its size, depth, frames, orientation and decoding cost.
 
-A small file can take an hour and a gigabyte to decode: a JPEG of ten thousand scans, a PNG that is almost empty. What
-is read here bounds both, in time that grows with the number of a file's parts alone.
+A small file can take an hour and a gigabyte to decode: a JPEG of ten thousand scans, a PNG that is almost empty. The
+header bounds both, in time linear in the number of a file's parts.
 """
 
 import re
@@ -13,41 +13,41 @@ from vlm.data.images.png import MOST_PARTS, chunks
 from vlm.data.images.tiff import exif_orientation
 
 LARGEST_IMAGE = 50_000_000
-"""Pixels, twice those of a large mammogram."""
+"""Largest image, pixels: twice a large mammogram."""
 LARGEST_DECODED = 200_000_000
-"""Bytes of the decoded pixels: 50 million of four channels of 8 bits, or of one of 32."""
+"""Largest decoded image, bytes: 50 million pixels of four 8-bit channels, or of one 32-bit channel."""
 MOST_SCANS = 64
-"""Of a JPEG; a progressive one has about ten."""
+"""Largest number of scans of a JPEG; a progressive one has about ten."""
 LARGEST_SCANNED = 1_000_000_000
-"""Pixels times scans of a JPEG: each scan goes over the whole picture."""
+"""Largest pixels × scans of a JPEG: each scan covers the whole picture."""
 
 
 class SeveralPictures(ValueError):
-    """Raised for a file of several pictures: to read the first in silence would be to guess."""
+    """Raised for a file of several pictures: silently reading the first would be a guess."""
 
 
 @dataclass
 class ImageHeader:
-    """What an image says of itself."""
+    """Header of an image."""
 
     width: int = 0
     height: int = 0
     channels: int = 1
-    """As they are decoded: 4 for colour with alpha."""
+    """Decoded channels: 4 for colour with alpha."""
     bits: int = 8
-    """Of a channel."""
+    """Bits of a channel."""
     frames: int = 1
-    """1, or 2 for any more."""
+    """Number of frames: 1, or 2 for any more."""
     scans: int = 1
     scanned: int = 0
-    """Pixels that the scans go over; 0: those of the picture."""
+    """Pixels that the scans cover; 0: those of the picture."""
     orientation: int = 1
-    """1 to 8, as EXIF says it; 1 where the decoder turns the picture itself."""
+    """EXIF orientation, 1 to 8; 1 if the decoder rotates the picture itself."""
     inverted: bool = False
-    """Low values are white and are decoded as they are."""
+    """True if low values are white and are decoded unchanged."""
 
     def check(self) -> "ImageHeader":
-        """Raise `ValueError` for what is empty, or takes too long or too much memory."""
+        """Raise `ValueError` for an empty image, or one that takes too long or too much memory."""
         if not self.width or not self.height:
             raise ValueError("it has no pixels")
         if self.width * self.height > LARGEST_IMAGE:
@@ -61,9 +61,9 @@ class ImageHeader:
 
 
 def read_header(data: bytes, kind: str) -> ImageHeader:
-    """Read what an image of this kind (see `kind_of`) says of itself.
+    """Read the header of an image of this kind (see `kind_of`).
 
-    Raises `ValueError` that says what is wrong: broken, cut off, too large or too slow; `SeveralPictures` for those.
+    Raises `ValueError` with the reason: broken, cut off, too large or too slow; `SeveralPictures` for several.
     """
     readers = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _bmp, "WebP": _webp, "GIF": _gif, "PNM": _pnm}
     header = readers[kind](data).check()
@@ -116,11 +116,11 @@ def _png(data: bytes) -> ImageHeader:
 
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of a header with the picture's size: baseline, progressive and the rest."""
+"""Markers of frame headers, which hold the size: baseline, progressive and the rest."""
 
 
 def _segments(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
-    """Marker, place and size of each segment from a start of image to its end."""
+    """Yield marker, offset and size of each segment from a start of image to its end."""
     place = start + 2
     for _ in range(MOST_PARTS):
         found = _NEXT_MARKER.search(data, place)
@@ -155,7 +155,7 @@ def _jpeg(data: bytes) -> ImageHeader:
 
 
 def _has_another(data: bytes, start: int, first: ImageHeader) -> bool:
-    """Whether a further JPEG of the same size follows: a preview or a gain map is smaller, a second picture is not."""
+    """Check whether a JPEG of the same size follows: a preview or gain map is smaller, a second picture is not."""
     for _ in range(16):
         start = data.find(b"\xff\xd8\xff", start)
         if start < 0:
@@ -247,7 +247,7 @@ def _gif(data: bytes) -> ImageHeader:
             place = _after_blocks(data, place + 11 + _colours(data[place + 9 : place + 10]))
         elif block == b"!":
             place = _after_blocks(data, place + 2)
-        elif header.frames:  # the trailer, which some writers leave out
+        elif header.frames:  # the trailer, which some writers omit
             return header
         else:
             raise _cut()
@@ -257,12 +257,12 @@ def _gif(data: bytes) -> ImageHeader:
 
 
 def _colours(flags: bytes) -> int:
-    """Bytes of a colour table."""
+    """Get the size of a colour table, bytes."""
     return 3 << ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
 
 
 def _after_blocks(data: bytes, place: int) -> int:
-    """The place behind a chain of blocks, each of which says its size."""
+    """Skip a chain of length-prefixed blocks and return the offset after it."""
     for _ in range(MOST_PARTS):
         if place >= len(data):
             raise _cut()

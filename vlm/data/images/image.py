@@ -1,4 +1,4 @@
-"""From an image file to the square greyscale picture the CNN sees."""
+"""Prepare image files as the square greyscale input of the CNN."""
 
 import stat
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ from vlm.data.images.png import picture_alone
 from vlm.errors import UserError
 
 LARGEST_FILE = 512 << 20
-"""Bytes; larger files are refused before they are read."""
+"""Largest file, bytes; larger files are refused before reading."""
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How an image is prepared; saved in the adapter, since the weights are meaningless without it."""
+    """Image preprocessing parameters; saved in the adapter, since the weights depend on them."""
 
     size: int = 224
     """Side of the square, pixels."""
     mean: float = 0.5
-    """Mean that the CNN was trained with, of values 0 to 1."""
+    """Normalization mean of the CNN, for values 0 to 1."""
     std: float = 0.5
-    """Standard deviation that the CNN was trained with."""
+    """Normalization standard deviation of the CNN."""
     low_percentile: float = 0.5
-    """Grey value shown as black."""
+    """Percentile of grey values shown as black."""
     high_percentile: float = 99.5
-    """Grey value shown as white."""
+    """Percentile of grey values shown as white."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -47,7 +47,7 @@ class ImageSpec:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """`decode_image` of a file; raises `UserError` that names it."""
+    """Read and decode an image file (see `decode_image`); raises `UserError` that names it."""
     path = Path(path)
     return decode_image(read_file(path), str(path))
 
@@ -55,8 +55,8 @@ def read_image(path: str | Path) -> np.ndarray:
 def decode_image(data: bytes, where: str) -> np.ndarray:
     """Decode an image file's bytes to greyscale as a viewer shows it, H × W, as float32 of unscaled values.
 
-    PNG, JPEG, TIFF, BMP, WebP, GIF, PNM and DICOM are told by their bytes, whatever the name says. Values of any
-    depth are kept as they are; NaN where a file says that there is nothing. Raises `UserError` that begins with
+    PNG, JPEG, TIFF, BMP, WebP, GIF, PNM and DICOM are detected by their bytes, not by name. Values of any depth are
+    kept unchanged; NaN at padding. Raises `UserError` that begins with
     `where`, for whatever goes wrong: one bad file must not end the work on all.
     """
     kind = kind_of(data) or ("DICOM" if PurePath(where).suffix.lower() in (".dcm", ".dicom") and data else "")
@@ -75,14 +75,14 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         reason = str(error).split("\n")[0]
     except MemoryError:
         reason = "there is not enough memory for it"
-    except Exception as error:  # a decoder's own, in words of its own
+    except Exception as error:  # any error of a decoder
         full = isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
         reason = "there is not enough memory for it" if full else "its pixels are broken"
     raise UserError(f"{where}: not a readable image: {reason}")
 
 
 def _decoded(data: bytes) -> np.ndarray:
-    """H × W, or H × W × 3 or 4 as OpenCV orders colours, of the depth that the file has."""
+    """Decode to H × W, or H × W × 3 or 4 in OpenCV's channel order, at the file's depth."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError("its pixels are broken or cut off, or of a kind that no decoder here knows")
@@ -90,9 +90,9 @@ def _decoded(data: bytes) -> np.ndarray:
 
 
 def _shown(image: np.ndarray, header: ImageHeader) -> np.ndarray:
-    """Decoded pixels → H × W float32: colour as luminance, upright, bright where a viewer shows it bright."""
+    """Convert decoded pixels to H × W float32: colour to luminance, upright, bright as in a viewer."""
     transparent = None
-    if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].any():  # some programs write 0 and mean nothing by it
+    if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].any():  # all-zero alpha is meaningless
         transparent = image[..., 3] == 0
     if header.inverted:
         image = 65_535 - image if image.dtype == np.uint16 else -image.astype(np.float32)
@@ -110,7 +110,7 @@ def _shown(image: np.ndarray, header: ImageHeader) -> np.ndarray:
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror pixels as stored → as they are meant to be seen; `orientation` 1 to 8 as in EXIF."""
+    """Rotate and mirror stored pixels upright; `orientation` 1 to 8 as in EXIF."""
     if orientation > 4:
         image = image.T
     if orientation in (2, 3, 6, 7):
@@ -121,7 +121,7 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file of a reasonable size: a pipe would never end."""
+    """Read the bytes of a regular file of a reasonable size: a pipe would never end."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -134,9 +134,9 @@ def read_file(path: Path) -> bytes:
 
 
 def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """Stretch the contrast between two percentiles and fit into a square, black beside it and where nothing is.
+    """Stretch the contrast between two percentiles and letterbox into a square; padding is black.
 
-    H × W of any scale → size × size, uint8. The aspect is kept: a stretched chest changes the heart's width.
+    H × W of any scale → size × size, uint8. The aspect ratio is kept: a stretched chest changes the heart's width.
     """
     box = Box.of(image.shape, spec.size)
     square = np.zeros((spec.size, spec.size), dtype=np.uint8)
@@ -145,7 +145,7 @@ def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 
 def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """H × W of any scale → H × W, float of 0 (black, and where nothing is) to 255."""
+    """Stretch the contrast: H × W of any scale → H × W, float of 0 (black, and padding) to 255."""
     if image.dtype != np.float32:
         image = image.real.astype(np.float32)
     there = np.isfinite(image)
@@ -161,7 +161,7 @@ def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """H × W of 0 to 255 → height × width, uint8."""
+    """Resize H × W of 0 to 255 → height × width, uint8."""
     # Area averaging keeps fine opacities when shrinking; it would be blocky when enlarging.
     shrinks = max(height, width) < max(image.shape)
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -170,7 +170,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Box:
-    """Where an image lies in its square, pixels."""
+    """Bounding box of an image in its square, pixels."""
 
     top: int
     left: int
@@ -179,7 +179,7 @@ class Box:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], size: int) -> "Box":
-        """That of an image of H × W in a square of this side."""
+        """Compute the box of an image of H × W in a square of this side."""
         ratio = size / max(shape)
         height, width = (max(1, round(side * ratio)) for side in shape)
         return cls((size - height) // 2, (size - width) // 2, height, width)
@@ -194,12 +194,12 @@ class Box:
 
 
 def is_blank(square: np.ndarray) -> bool:
-    """Whether a picture is one grey value: it shows nothing, and nothing may be asserted from it."""
+    """Check whether a picture is one grey value: it shows nothing, and nothing may be asserted from it."""
     return bool(square.min() == square.max())
 
 
 def shows_nothing(image: np.ndarray) -> bool:
-    """Whether a decoded image, H × W, is one value wherever there is any."""
+    """Check whether a decoded image, H × W, is constant outside NaN."""
     there = image[np.isfinite(image)]
     return not there.size or bool(there.min() == there.max())
 
@@ -218,6 +218,6 @@ def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator)
 
 
 def to_pixel_values(square: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """S × S uint8 → 3 × S × S float32, scaled as the CNN was trained."""
+    """Normalize S × S uint8 → 3 × S × S float32 for the CNN."""
     scaled = (square.astype(np.float32) / 255 - spec.mean) / spec.std
     return np.ascontiguousarray(np.broadcast_to(scaled, (3, *scaled.shape)))

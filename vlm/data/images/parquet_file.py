@@ -1,4 +1,4 @@
-"""Parquet files from outside: refuse those that unfold into far more than they hold, and read columns of images.
+"""Read image columns of untrusted Parquet files, and refuse files that expand far beyond their size.
 
 An image is a structure {bytes, path}, as `datasets` writes it, or bytes alone.
 """
@@ -18,11 +18,11 @@ from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW, MOST_CE
 from vlm.errors import UserError
 
 _PNM = re.compile(rb"P[1-6]\s(?:#[^\n]*\n|\s)*\d+\s+\d+\s")
-"""The beginning of a picture in characters, which a text is not likely to have."""
+"""Header of a PNM image in ASCII, unlikely to start a text."""
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """The file, with texts left in their dictionaries; raises `UserError` for one that says it unfolds too far."""
+    """Open the file, texts left dictionary-encoded; raises `UserError` if its metadata show it expands too far."""
     limits = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20,
               "arrow_extensions_enabled": False}  # fmt: skip
     with pq.ParquetFile(path, **limits) as file:
@@ -31,7 +31,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         texts = [name for name, kind in kinds.items() if is_text(kind) and not fixed_width(kind)]
         images = [(name, kind) for name, kind in kinds.items() if is_image_struct(kind)]
         texts += [f"{name}.{part.name}" for name, kind in images for part in kind if is_text(part.type)]
-        if _has_prefixes(file.metadata):  # Arrow makes no dictionary of these
+        if _has_prefixes(file.metadata):  # Arrow does not dictionary-encode these
             texts = []
     return pq.ParquetFile(path, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False, **limits)
 
@@ -58,7 +58,7 @@ def _chunks(metadata: pq.FileMetaData) -> Iterator[pq.ColumnChunkMetaData]:
 
 
 def batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int = 0) -> int:
-    """Rows whose cells and bytes are few, as far as the file says how long they are; each has at least `width`."""
+    """Choose a batch size with bounded cells and bytes, by the file's metadata; a row has at least `width` bytes."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0) + width
     few = 4 if _has_prefixes(metadata) else rows
@@ -66,12 +66,12 @@ def batch_size(metadata: pq.FileMetaData, columns: int, rows: int, width: int = 
 
 
 def _has_prefixes(metadata: pq.FileMetaData) -> bool:
-    """Whether a text may repeat the one before it, so that nothing says how long they are."""
+    """Check for prefix-encoded texts, whose length no metadata states."""
     return any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in _chunks(metadata))
 
 
 def column_types(file: pq.ParquetFile) -> dict[str, pa.DataType]:
-    """The type of each column as it is stored, without a meaning that Arrow has for it, such as JSON or a tensor."""
+    """Get the storage type of each column, without Arrow extension types such as JSON or a tensor."""
     schema = file.schema_arrow
     types = [kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind for kind in schema.types]
     return dict(zip(schema.names, types, strict=True))
@@ -85,13 +85,15 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def fixed_width(kind: pa.DataType) -> int:
-    """Bytes of each value of a column of bytes that are all as long, which Arrow writes out however often one stands
-    there; 0 for other kinds."""
+    """Get the value size of a fixed-size binary column, bytes; 0 for other types.
+
+    Arrow expands its values, however often one is repeated.
+    """
     return kind.byte_width if pa.types.is_fixed_size_binary(kind) else 0
 
 
 def is_image_struct(kind: pa.DataType) -> bool:
-    """Whether a column is {bytes, path}, as `datasets` writes images."""
+    """Check whether a column is {bytes, path}, as `datasets` writes images."""
     if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
         return False
     path = kind.field("path").type
@@ -101,14 +103,14 @@ def is_image_struct(kind: pa.DataType) -> bool:
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a column holds bytes, also where they are in a dictionary."""
+    """Check whether a column holds bytes, dictionary-encoded or not."""
     if pa.types.is_dictionary(kind):
         return is_bytes(kind.value_type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def struct_cells(column: pa.StructArray, file: str, name: str, first: int) -> list[object]:
-    """Cells of N rows from `first` on: an image, the name of a file where there are no bytes, None for neither."""
+    """Convert N rows from `first` on: an image, a file name if there are no bytes, None for neither."""
     files, paths = (pc.struct_field(column, field) for field in ("bytes", "path"))
     names = [path or "" for path in paths.to_pylist()]
     sizes = [-1 if size is None else size for size in _lengths(files)]
@@ -119,7 +121,7 @@ def struct_cells(column: pa.StructArray, file: str, name: str, first: int) -> li
 
 
 def bytes_cells(column: pa.Array, file: str, name: str, first: int) -> list[object]:
-    """Cells of N rows from `first` on: text that a program wrote as bytes, an image, None for nothing."""
+    """Convert N rows from `first` on: text stored as bytes, an image, None for null."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     texts = [_as_text(value.as_py() or b"") for value in column.dictionary]
@@ -131,14 +133,14 @@ def bytes_cells(column: pa.Array, file: str, name: str, first: int) -> list[obje
 
 
 def _lengths(column: pa.Array) -> list[int | None]:
-    """Bytes of each of N cells, None where there is nothing."""
+    """Get the length of each of N cells, bytes; None if null."""
     if not pa.types.is_dictionary(column.type):
         return pc.binary_length(column).to_pylist()
     return pc.binary_length(column.dictionary).take(column.indices).to_pylist()
 
 
 def _as_text(value: bytes) -> str | None:
-    """The text that the bytes are; None for what is none, and for a picture written in characters."""
+    """Decode bytes as text; None if they are no text, or an ASCII image."""
     kind = kind_of(value)
     if len(value) > LONGEST_ROW or (kind and (kind != "PNM" or _PNM.match(value))):
         return None

@@ -1,4 +1,4 @@
-"""Read the page headers of a Parquet file: Arrow reads by them, whatever sizes and encodings the footer tells.
+"""Read the page headers of a Parquet file: Arrow relies on them, whatever sizes and encodings the footer states.
 
 A header is a Thrift structure in the compact protocol; see the Parquet format's `parquet.thrift`.
 """
@@ -8,33 +8,33 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow.parquet as pq
 
 DICTIONARY = 2
-"""The type of a page that holds a dictionary."""
+"""Page type of a dictionary page."""
 PREFIXES = 7
 """The encoding DELTA_BYTE_ARRAY."""
 _PADDING = 100
-"""Bytes that Arrow reads beyond a chunk, since some writers forget a header in its size."""
+"""Bytes that Arrow reads beyond a chunk, since some writers omit a header from its size."""
 _DEEPEST = 8
 _SUB_HEADERS = {5: 2, 7: 2, 8: 4}
-"""Field of the header of a data page, a dictionary or a data page of version 2 → the field of its encoding there."""
+"""Header field of a data page, a dictionary page or a data page v2 → field of its encoding."""
 
 
 class Pages(NamedTuple):
-    """What the pages of a column chunk say."""
+    """Summary of the page headers of a column chunk."""
 
     unpacked: int
-    """Bytes without compression."""
+    """Uncompressed size, bytes."""
     encodings: frozenset[int]
     types: frozenset[int]
 
 
 class PageHeaders:
-    """Reads page headers; together they are no longer than the file, so that overlapping chunks cost bounded time."""
+    """Reader of page headers; in all it reads no more than the file's size, so overlapping chunks take bounded time."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.left = file, size
 
     def read(self, chunk: pq.ColumnChunkMetaData) -> Pages:
-        """The pages of a chunk that Arrow would read; raises `ValueError` for a header that is none."""
+        """Read the pages of a chunk as Arrow would; raises `ValueError` for an invalid header."""
         position = chunk.data_page_offset
         if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < position:
             position = chunk.dictionary_page_offset
@@ -78,7 +78,7 @@ class PageHeaders:
         return (value >> 1) ^ -(value & 1)
 
     def _struct(self, depth: int) -> dict[int, Any]:
-        """Field → integer or structure; other kinds are passed over."""
+        """Parse a structure: field → integer or structure; other types are skipped."""
         if depth > _DEEPEST:
             raise ValueError("a page's header is too deep")
         fields: dict[int, Any] = {}
@@ -86,7 +86,7 @@ class PageHeaders:
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
-            fields[field] = None if kind in (1, 2) else self._value(kind, depth)  # a boolean is in its type
+            fields[field] = None if kind in (1, 2) else self._value(kind, depth)  # a boolean's value is in its type
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
@@ -94,7 +94,7 @@ class PageHeaders:
             return self._integer()
         if kind == 12:
             return self._struct(depth + 1)
-        if kind in (1, 2, 3):  # of a list: a byte each
+        if kind in (1, 2, 3):  # booleans in a list: a byte each
             return self._byte() and None
         if kind in (7, 8):
             self.file.seek(8 if kind == 7 else self._varint(), 1)

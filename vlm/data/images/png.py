@@ -1,16 +1,16 @@
-"""Walk through the chunks of a PNG without decoding a pixel, and leave out those that are no part of the picture."""
+"""Parse the chunks of a PNG without decoding pixels, and drop those that are not part of the picture."""
 
 from collections.abc import Iterator
 
 MOST_PARTS = 1_000_000
-"""Chunks, segments or blocks of a file that are looked at."""
+"""Largest number of chunks, segments or blocks to read from a file."""
 _PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PACKED = (b"zTXt", b"iTXt", b"iCCP")
-"""Chunks that unpack to megabytes each: a thousand of them in 8 MB keep a decoder busy for minutes."""
+"""Chunks that may decompress to megabytes each: a thousand of them in 8 MB take a decoder minutes."""
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, place and size of each chunk up to the last; raises `ValueError` for a file without it."""
+    """Yield type, offset and size of each chunk up to the last; raises `ValueError` for a file without it."""
     place = 8
     for _ in range(MOST_PARTS):
         size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
@@ -24,7 +24,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def picture_alone(data: bytes) -> bytes:
-    """A PNG without its texts and profiles where any of them is packed; else as it is."""
+    """Remove a PNG's texts and profiles if any of them is compressed; else return it unchanged."""
     if not any(kind in _PACKED for kind, _, _ in chunks(data)):
         return data
     kept = (data[place - 8 : place + size + 4] for kind, place, size in chunks(data) if kind in _PICTURE)

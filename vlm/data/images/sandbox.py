@@ -1,8 +1,8 @@
-"""Decode a stranger's images in a process that can be killed: limits of time, memory and pixels hold whatever is sent.
+"""Decode untrusted images in a worker process with limits of time, memory and pixels.
 
-The worker is this module run as a program: it imports no PyTorch and starts in a third of a second. It is given a
-line of JSON and the file's bytes, and answers with a line of JSON and the pixels; nothing is pickled. When it breaks a
-limit or dies it is killed, the request ends as one `UserError`, and the next one gets a new worker.
+The worker runs this module as a program: it imports no PyTorch and starts in a third of a second. It receives a line
+of JSON and the file's bytes, and answers with a line of JSON and the pixels; nothing is pickled. If it exceeds a limit
+or dies it is killed, the request fails with one `UserError`, and the next one gets a new worker.
 """
 
 import json
@@ -25,26 +25,26 @@ from vlm.errors import UserError
 from vlm.host import SETTINGS
 
 LONGEST_LINE = 8192
-"""Bytes of a line of JSON between the two."""
+"""Largest line of JSON in the protocol, bytes."""
 START_SECONDS = 60.0
-"""To import the libraries, on a machine that does much else."""
+"""Time limit of the worker's imports, generous for a busy machine."""
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What one image may take."""
+    """Limits of decoding one image."""
 
     seconds: float = 20.0
-    """From the first byte sent to the last pixel received."""
+    """Time limit from the first byte sent to the last pixel received."""
     memory: int = 1 << 30
-    """Bytes beyond those of the libraries; held where the platform has a limit of address space, as Linux does."""
+    """Memory limit beyond the libraries', bytes; enforced if the platform limits address space, as Linux does."""
     pixels: int = LARGEST_IMAGE
 
 
 class ImageDecoder:
-    """Decodes images in worker processes; use it as a context, or close it. Threads may share it.
+    """Pool of decoding worker processes; use it as a context manager, or close it. It is thread-safe.
 
-    As many images are decoded at once as there are `workers`; further ones wait for their turn.
+    Up to `workers` images are decoded at once; further ones wait.
     """
 
     def __init__(self, limits: DecodeLimits | None = None, workers: int = 1) -> None:
@@ -64,13 +64,13 @@ class ImageDecoder:
         self.close()
 
     def start(self) -> None:
-        """Start a worker and do not wait for it, so that the first image need not."""
+        """Start a worker without waiting for it, so that the first image need not wait."""
         with self._lock:
             if not self._idle and not self._closed:
                 self._idle.append(_Worker(self.limits))
 
     def close(self) -> None:
-        """End the workers that are idle, and those at work when they are done."""
+        """Stop the idle workers, and the busy ones when they finish."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -78,15 +78,15 @@ class ImageDecoder:
             worker.end()
 
     def decode(self, data: bytes, where: str) -> np.ndarray:
-        """`decode_image` of the bytes of a file, H × W float32.
+        """Decode the bytes of a file with `decode_image`, H × W float32.
 
-        Raises `UserError` in one line that begins with `where`, for what cannot be read or breaks a limit.
+        Raises `UserError` in one line that begins with `where`, for an unreadable image or an exceeded limit.
         """
         shape, pixels = self._ask(data, where, None)
         return np.frombuffer(pixels, np.float32).reshape(shape)
 
     def decode_square(self, data: bytes, where: str, spec: ImageSpec) -> np.ndarray:
-        """`to_square` of `decode`, S × S uint8: what a model sees, without the large picture in this process."""
+        """Decode and apply `to_square` in the worker, S × S uint8; the full picture never enters this process."""
         _, pixels = self._ask(data, where, spec)
         return np.frombuffer(pixels, np.uint8).reshape(spec.size, spec.size)
 
@@ -96,7 +96,7 @@ class ImageDecoder:
         with self._turn:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
-            if worker is None or not worker.alive:  # something else has killed it; no fault of this image
+            if worker is None or not worker.alive:  # killed by something else, not by this image
                 worker = _Worker(self.limits)
             try:
                 answer = worker.ask(data, spec)
@@ -115,20 +115,20 @@ class ImageDecoder:
 
 
 class _Worker:
-    """One process, which decodes one image after another."""
+    """Worker process that decodes one image after another."""
 
     def __init__(self, limits: DecodeLimits) -> None:
         self.limits = limits
         self._late = self._ready = False
         package = Path(__file__).resolve().parents[2]
-        # Nothing of this process's environment that might be secret; one thread, for others have the cores.
+        # Pass no environment variable that may be secret; one thread, since others use the cores.
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
         paths = os.pathsep.join([str(package), *filter(None, sys.path)])
         environment = {**SETTINGS, **kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "vlm.data.images.sandbox", str(limits.memory)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-            start_new_session=True,  # Ctrl-C is the parent's business
+            start_new_session=True,  # the parent handles Ctrl-C
         )  # fmt: skip
 
     @property
@@ -136,7 +136,7 @@ class _Worker:
         return self._process.poll() is None
 
     def ask(self, data: bytes, spec: ImageSpec | None) -> dict[str, Any]:
-        """Send an image and wait for its pixels, or for the `error` there was."""
+        """Send an image and wait for its pixels or an `error`."""
         if not self._ready:
             if self._within(START_SECONDS, self._read_line) is None:
                 return self._failed("the process that decodes images cannot be started")
@@ -173,13 +173,13 @@ class _Worker:
         return json.loads(line) if line.endswith(b"\n") else None
 
     def _within(self, seconds: float, work: Any) -> Any:
-        """What `work` returns; None where the process died, or was killed because its time was over."""
+        """Run `work` with a time limit; None if the process died or was killed at the limit."""
         timer = threading.Timer(seconds, self._over)
         timer.daemon = True
         timer.start()
         try:
             return work()
-        except (OSError, ValueError):  # a pipe that has broken, or half a line
+        except (OSError, ValueError):  # a broken pipe, or a partial line
             return None
         finally:
             timer.cancel()
@@ -193,7 +193,7 @@ class _Worker:
         return self._process.stdin, self._process.stdout
 
     def end(self) -> None:
-        """Let the process end, which it does when nothing can be sent to it any more."""
+        """Stop the process: close its input, and kill it if it does not exit."""
         with suppress(OSError):
             self._pipes()[0].close()
         with suppress(subprocess.TimeoutExpired):
@@ -212,7 +212,7 @@ class _Worker:
 
 
 def _serve(received: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     answers.write(b"{}\n")
     answers.flush()
     while line := received.readline(LONGEST_LINE):
@@ -227,7 +227,7 @@ def _serve(received: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _answer(data: bytes, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Shape and pixels of an image, or the `error` in words."""
+    """Decode an image and return its shape and pixels, or an `error` message."""
     try:
         image = decode_image(data, "")
         if image.size > wanted["pixels"]:
@@ -242,8 +242,8 @@ def _answer(data: bytes, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], np.
 
 
 def _limit(memory: int) -> None:
-    """Hold this process to so many bytes beyond what it has now, and let it write no file."""
-    with suppress(ImportError, ValueError, OSError):  # Windows has none of it
+    """Limit this process to `memory` bytes beyond its current use, and forbid file writes."""
+    with suppress(ImportError, ValueError, OSError):  # Windows has no such limits
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -254,7 +254,7 @@ def _limit(memory: int) -> None:
 
 
 def main() -> None:
-    """Keep the pipe of the answers for them alone, whatever a library may print."""
+    """Run the worker; the answer pipe is kept separate from anything a library may print."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _limit(int(sys.argv[1]))

@@ -1,7 +1,7 @@
-"""Read images out of Parquet tables, in the order of the rows, and keep them on disk to be read in any order.
+"""Copy images from Parquet tables, in row order, to a file on disk for random access.
 
-Parquet gives a row only with those before it, so what training reads at random is copied once to a private temporary
-file. A cohort refers to its place there as `embedded://SHA256/START+SIZE@FILE::WHERE`; WHERE is the row, for messages.
+Parquet reads a row only with those before it, so images for training are copied once to a private temporary file. A
+cohort refers to them as `embedded://SHA256/START+SIZE@FILE::WHERE`; WHERE is the row, for messages.
 """
 
 import hashlib
@@ -22,27 +22,27 @@ from vlm.data.storage import new_path
 from vlm.errors import UserError
 
 IN_TABLE = r"(?s)^(embedded://[0-9a-f]{64})/.*"
-"""A reference whose image alone tells one case from another."""
+"""Pattern of an embedded image's reference; its group identifies the content."""
 HELD = 4
-"""Batches of rows that are held, so that threads may ask for rows in nearly their order."""
+"""Number of cached row batches, so that threads may read rows in nearly their order."""
 _REFERENCE = re.compile(r"embedded://([0-9a-f]{64})/(\d+)\+(\d+)@(.+?)::(.*)", re.DOTALL)
 
 
 class EmbeddedReader:
-    """Reads images out of Parquet files, quickly where rows are asked for in their order. Threads may share it."""
+    """Reader of images in Parquet files, fast for rows in order. It is thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._path = self._column = ""
         self._group, self._next = 0, 0
-        """The group of rows that is being read, and the row of the file that comes next."""
+        """Current row group, and the next row of the file."""
         self._held: deque[tuple[int, pa.Array]] = deque(maxlen=HELD)
 
     def __reduce__(self) -> tuple[type["EmbeddedReader"], tuple[()]]:
-        return EmbeddedReader, ()  # another process opens its own files
+        return EmbeddedReader, ()  # each process opens its own files
 
     def read(self, image: EmbeddedImage, where: str) -> bytes:
-        """The file of an image; raises `UserError` that begins with `where`."""
+        """Read the bytes of an image; raises `UserError` that begins with `where`."""
         if not image.size:
             raise UserError(f"{where}: the image has a name and 0 bytes; leave both away where there is none")
         if image.size > LARGEST_FILE:
@@ -80,7 +80,7 @@ class EmbeddedReader:
         return cells[image.row - start].as_py()
 
     def _start(self, column: str, group: int) -> None:
-        """Begin at the first row of a group of rows."""
+        """Start reading at the first row of a row group."""
         rows = batch_size(self._file.metadata, 1, 1000)
         self._batches = self._file.iter_batches(batch_size=rows, row_groups=[group], columns=[column])
         self._column, self._group, self._next = column, group, int(self._ends[group - 1]) if group else 0
@@ -88,7 +88,7 @@ class EmbeddedReader:
 
 
 class ImageStore:
-    """Copies images out of Parquet tables to a temporary file, each content once."""
+    """Temporary file of images copied from Parquet tables, each content once."""
 
     def __init__(self) -> None:
         self._reader = EmbeddedReader()
@@ -96,7 +96,7 @@ class ImageStore:
         self._size = 0
 
     def keep(self, image: EmbeddedImage, where: str) -> str:
-        """Copy an image and return the reference to it; raises `UserError`, which begins with `where`."""
+        """Copy an image and return its reference; raises `UserError`, which begins with `where`."""
         data = self._reader.read(image, where)
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._places:
@@ -114,13 +114,13 @@ class ImageStore:
 
 
 def place_of(image: EmbeddedImage, where: str) -> str:
-    """A row and the name of its image, if it has one: `cases.parquet: row 2: scan.png`."""
+    """Format a row and its image's name, if it has one: `cases.parquet: row 2: scan.png`."""
     name = re.split(r"[/\\]", image.name)[-1][-100:]
     return f"{where}: {name}" if name and name.isprintable() else where
 
 
 def read_source(path: str) -> tuple[bytes, str]:
-    """The bytes of an image, in a file or kept from a table, and what messages call it."""
+    """Read the bytes of an image, from a file or the store, and its name for messages."""
     stored = _REFERENCE.fullmatch(path)
     if not stored:
         return read_file(Path(path)), path
@@ -131,12 +131,12 @@ def read_source(path: str) -> tuple[bytes, str]:
 
 
 def digest_of(path: str) -> str:
-    """SHA-256 of an image that was kept from a table; empty for that of a file."""
+    """Get the SHA-256 of an image in the store; empty for an image file."""
     stored = _REFERENCE.fullmatch(path)
     return stored[1] if stored else ""
 
 
 def image_label(path: str) -> str:
-    """What messages call the image of a cell."""
+    """Name the image of a cell for messages."""
     stored = _REFERENCE.fullmatch(path)
     return stored[5] if stored else path

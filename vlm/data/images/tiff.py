@@ -1,4 +1,4 @@
-"""Read the directory of a TIFF, and of the EXIF block that has the same form, without decoding a pixel."""
+"""Read the directory of a TIFF, or of an EXIF block in the same format, without decoding pixels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,29 +10,29 @@ STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 27
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS, DNG_VERSION = 322, 323, 324, 325, 50706
 WHITE_IS_ZERO = 0
 SHOWN = {WHITE_IS_ZERO: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
-"""Photometric interpretations that are decoded to what a viewer shows."""
+"""Supported photometric interpretations, decoded as a viewer shows them."""
 JPEG = (6, 7)
-"""Compressions whose strips and tiles are JPEG streams."""
+"""Compression schemes whose strips and tiles are JPEG streams."""
 UNKNOWN = {34712: "JPEG 2000", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL"}
-"""Compressions that no decoder here knows."""
+"""Unsupported compression schemes."""
 MOST_ENTRIES, MOST_PARTS = 65_535, 1_000_000
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
-"""Whole numbers; the other types hold nothing that is asked for."""
+"""TIFF integer type → NumPy type; the other types are not needed."""
 
 
 @dataclass(frozen=True)
 class Directory:
-    """The first directory of a TIFF: tag → where its values lie."""
+    """First directory of a TIFF: tag → location of its values."""
 
     data: bytes
     order: Literal["<", ">"]
     entries: dict[int, tuple[str, int, int]]
-    """Tag → NumPy type, number of values, place of the first."""
+    """Tag → NumPy type, number of values, offset of the first."""
     following: int
-    """Place of the next directory; 0 where there is none."""
+    """Offset of the next directory; 0 if there is none."""
 
     def values(self, tag: int) -> np.ndarray:
-        """All values of a tag, empty where it is missing or of a type that is no whole number."""
+        """Read all values of a tag; empty if it is missing or not of an integer type."""
         kind, count, place = self.entries.get(tag, ("u1", 0, 0))
         kind = self.order + kind
         if place + count * np.dtype(kind).itemsize > len(self.data):
@@ -40,13 +40,13 @@ class Directory:
         return np.frombuffer(self.data, kind, count, place)
 
     def value(self, tag: int, default: int = 0) -> int:
-        """The first value of a tag."""
+        """Read the first value of a tag."""
         values = self.values(tag)[:1].tolist()
         return int(values[0]) if values else default
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether data begin as a TIFF or a BigTIFF does."""
+    """Check whether data begin as a TIFF or a BigTIFF does."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -76,21 +76,21 @@ def read_directory(data: bytes) -> Directory:
 
 
 def exif_orientation(block: bytes) -> int:
-    """1 to 8 as an EXIF block says; 1, as it is, where it says nothing or is broken."""
+    """Read the orientation, 1 to 8, from an EXIF block; 1 (upright) if it is missing or broken."""
     block = block.removeprefix(b"Exif\0\0")
     if not is_tiff(block):
         return 1
     try:
-        orientation = read_directory(block + bytes(4)).value(ORIENTATION, 1)  # the next address may be left out
+        orientation = read_directory(block + bytes(4)).value(ORIENTATION, 1)  # the next offset may be omitted
     except ValueError:
         return 1
     return orientation if 1 <= orientation <= 8 else 1
 
 
 def parts(directory: Directory, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Offsets and sizes of the strips or tiles, and the pixels of each.
+    """Get offsets and sizes of the strips or tiles, and the pixels of each.
 
-    Raises `ValueError` for those that lie beyond the end of the file or upon each other.
+    Raises `ValueError` if any lie beyond the end of the file or overlap.
     """
     tiled = TILE_OFFSETS in directory.entries
     offsets = directory.values(TILE_OFFSETS if tiled else STRIP_OFFSETS).astype(np.float64)

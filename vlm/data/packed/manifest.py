@@ -1,9 +1,9 @@
-"""A folder of shards and its `pack.json`: what the columns mean, and what each shard is.
+"""Manifest of packed shards: `pack.json`, with the column schema and the size and hash of each shard.
 
     train-00000-of-00012.parquet    all columns of a cohort, the image's bytes among them
     pack.json                       vitals, labels, parts of the report; rows, size and SHA-256 of each shard
 
-The folder may lie at any address that fsspec opens, and what is read of it is judged as if a stranger had written it.
+The folder may lie at any address that fsspec opens. Its contents are untrusted and validated before use.
 """
 
 import json
@@ -27,47 +27,47 @@ from vlm.untrusted import parse_json
 from vlm.version import __version__
 
 FORMAT = 1
-"""Raised when a folder of this version could not be read by an older one."""
+"""Format version; incremented when older versions could not read the folder."""
 FILE = "pack.json"
 LARGEST_FILE = 64 << 20
-"""Bytes of a pack.json."""
+"""Largest size of a pack.json, bytes."""
 MOST_SHARDS = 200_000
 LARGEST_SHARD = 1 << 30
-"""Bytes of a shard that is read; those that are written have 64 MiB, and more only by their last image."""
+"""Largest size of a shard to read, bytes; written shards have 64 MiB, exceeded only by the last image."""
 _SHARD = re.compile(r"(train|validation|test)-(\d{5})-of-(\d{5})\.parquet")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a pack."""
+    """Manifest entry of one shard."""
 
     rows: int
     size: int
-    """Bytes."""
+    """Size of the file, bytes."""
     sha256: str
 
 
 @dataclass(frozen=True)
 class Pack:
-    """The content of pack.json."""
+    """Contents of pack.json."""
 
     schema: VitalsSchema
     labels: tuple[str, ...]
     sections: tuple[SectionConfig, ...]
     label_findings: dict[str, str]
     facts: str
-    """Source whose reader knows the facts in these reports; empty where none does."""
+    """Source whose reader extracts the facts of these reports; empty if there is none."""
     image_side: int
-    """Longest side to which the images were reduced, pixels; 0: they are as they were."""
+    """Longest side after downscaling the images, pixels; 0: unchanged."""
     fingerprint: str
-    """That of the cohort."""
+    """Fingerprint of the cohort."""
     warnings: tuple[str, ...]
-    """Those of the cohort when it was packed."""
+    """Warnings of the cohort when it was packed."""
     shards: dict[str, Shard]
-    """By name, in the order of the rows."""
+    """Shard name → manifest entry, in row order."""
 
     def to_json(self) -> bytes:
-        """As `read_pack` reads it."""
+        """Serialize to the JSON that `read_pack` reads."""
         values = {
             "format": FORMAT,
             "clinical_vlm_version": __version__,
@@ -85,30 +85,30 @@ class Pack:
 
     @property
     def features(self) -> datasets.Features:
-        """The columns of a shard: those of a cohort, the image last, so that all others are one piece of the file."""
+        """Declare the columns of a shard: a cohort's, image last, so that the others are contiguous in the file."""
         declared = features(len(self.schema), len(self.labels), len(self.sections))
         del declared["image"]
         return datasets.Features({**declared, "image": datasets.Image()})
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """As `datasets` finds the splits of a folder."""
+    """Name a shard in the pattern by which `datasets` finds splits."""
     return f"{split}-{number:05d}-of-{count:05d}.parquet"
 
 
 def split_of(shard: str) -> str:
-    """The split that the name of a shard says."""
+    """Parse the split from a shard's name."""
     return shard.split("-")[0]
 
 
 def address_of(root: str, name: str) -> str:
-    """Where a file of a pack lies."""
+    """Join a pack's root and a file name."""
     return f"{root.rstrip('/')}/{name}"
 
 
 @contextmanager
 def opened(address: str) -> Iterator[BinaryIO]:
-    """A file at a path or at any address that fsspec opens.
+    """Open a file at a path or at any address that fsspec opens.
 
     Raises `UserError` that names it for whatever keeps it from being read, within the block too.
     """
@@ -121,14 +121,14 @@ def opened(address: str) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         way_out = "data.root is a whole folder that `clinical-vlm pack` wrote"
         raise UserError(f"{address}: no such file; {way_out}") from None
-    except Exception as error:  # every kind of store has errors of its own
+    except Exception as error:  # each storage backend raises its own errors
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{address}: cannot be read: {said}") from None
 
 
 @cache
 def read_pack(root: str) -> Pack:
-    """The pack at this folder or address, read once by a process.
+    """Read the pack at this folder or address, once per process.
 
     Raises `UserError` that names what is missing, of another format, or not as we would write it.
     """
@@ -187,7 +187,7 @@ def _shard(name: str, values: Any) -> Shard:
 
 
 def _check_whole(shards: dict[str, Shard]) -> None:
-    """Raise `ValueError` unless the names are those of all shards of each split, in order."""
+    """Raise `ValueError` unless all shards of each split are listed, in order."""
     names = [_SHARD.fullmatch(name) for name in shards]
     counts = {match[1]: int(match[3]) for match in names if match}
     wanted = [

@@ -1,7 +1,7 @@
-"""Images out of shards: a shard is fetched once, as a whole, checked, and held until each of its images was read.
+"""Read images from shards: each shard is fetched once, as a whole, checked, and cached until all images were read.
 
-A cell refers to its image as `row://17::ADDRESS`, in the manner of fsspec's chained addresses. Whoever reads the rows
-of a shard one soon after another (see `vlm.data.sampling`) fetches it once.
+A cell refers to its image as `row://17::ADDRESS`, in the manner of fsspec's chained addresses. Reading the rows of a
+shard close together (see `vlm.data.sampling`) fetches it once.
 """
 
 import hashlib
@@ -24,33 +24,33 @@ from vlm.errors import UserError
 SCHEME = "row://"
 _REFERENCE = re.compile(r"row://(\d+)::(.+)", re.DOTALL)
 ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}
-"""Of columns and their levels; others could repeat a long text in every row."""
+"""Allowed encodings of columns and their levels; others could repeat a long text in every row."""
 NUMBERS = {0, 3, 4}
-"""The same in the header of a page."""
+"""Allowed encodings as numbers in a page header."""
 HELD = 2 << 30
-"""Bytes of shards that a process holds at most, more than 16 lanes take; one that was read through goes before."""
+"""Capacity of the shard cache, bytes; more than 16 interleaved shards take. A fully read shard is evicted first."""
 
 
 def is_packed(path: str) -> bool:
-    """Whether an image cell's path refers to a row of a shard."""
+    """Check whether an image cell's path refers to a row of a shard."""
     return path.startswith(SCHEME)
 
 
 def references(there: pa.BooleanArray, address: str) -> pa.StructArray:
-    """Image cells of a shard's N rows, `there` saying which have an image."""
+    """Build the image cells of a shard's N rows; `there` marks rows with an image."""
     paths = pa.array([f"{SCHEME}{row}::{address}" for row in range(len(there))])
     nothing = pa.nulls(len(there), pa.binary())
     return pa.StructArray.from_arrays([nothing, paths], names=["bytes", "path"], mask=pc.invert(there))
 
 
 def addresses(cells: pa.StructArray) -> pa.StringArray:
-    """The shard of each of N image cells; a file's own path where it is in none, null where there is no image."""
+    """Get the shard of each of N image cells; the file path if it is in none, null if there is no image."""
     paths = pc.struct_field(cells, "path")  # of a null cell: null
     return pc.replace_substring_regex(paths, rf"^{SCHEME}\d+::", "")
 
 
 def read_packed(reference: str) -> np.ndarray:
-    """`decode_image` of a row of a shard; raises `UserError` that names both."""
+    """Decode the image in a row of a shard (see `decode_image`); raises `UserError` that names both."""
     match = _REFERENCE.fullmatch(reference)
     assert match, reference
     row, address = int(match[1]), match[2]
@@ -60,9 +60,9 @@ def read_packed(reference: str) -> np.ndarray:
 def check_columns(
     file: pq.ParquetFile, read: BinaryIO, address: str, pack: Pack, shard: Shard, skipped: str = ""
 ) -> None:
-    """Raise `UserError` unless a Parquet file is laid out as we write it, so that nothing in it can unfold.
+    """Raise `UserError` unless a Parquet file has the layout we write, so that nothing in it can expand.
 
-    The headers of its pages are read as well, but of the column `skipped`, since the footer may lie.
+    Page headers are checked too, except for the column `skipped`, since the footer may lie.
     """
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
@@ -85,18 +85,18 @@ def check_columns(
 class _OpenShard:
     images: pa.BinaryArray
     unread: set[int]
-    """Rows whose image was not asked for yet."""
+    """Rows whose image was not read yet."""
 
 
 class HeldShards:
-    """The shards that are being read: the one asked for longest ago goes first, one that was read through at once."""
+    """LRU cache of open shards; a fully read shard is evicted at once."""
 
     def __init__(self, most: int = HELD) -> None:
         self.most = most
         self._shards: OrderedDict[str, _OpenShard] = OrderedDict()
 
     def image(self, address: str, row: int) -> bytes:
-        """The file of an image, as it was packed; raises `UserError` for a shard that is not what was written."""
+        """Read an image file as it was packed; raises `UserError` for a shard that is not what was written."""
         shard = self._shards.pop(address, None) or _fetch(address)
         data = shard.images[row].as_py() if row < len(shard.images) else None
         if data is None:
@@ -113,7 +113,7 @@ _held = HeldShards()
 
 
 def _fetch(address: str) -> _OpenShard:
-    """Read a shard from end to end and keep its images."""
+    """Read a whole shard and keep its images."""
     root, _, name = address.rpartition("/")
     pack = read_pack(root)
     shard = pack.shards[name]

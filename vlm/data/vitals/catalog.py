@@ -1,4 +1,4 @@
-"""The ready-made vitals of `vitals.yaml`, and how an entry of a config becomes a full one."""
+"""Resolve config entries with the ready-made vitals of `vitals.yaml`."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -21,7 +21,7 @@ CATALOG: dict[str, VitalConfig] = _load()
 
 
 def ready_made(name: str) -> VitalConfig:
-    """The entry of that name or alias; raises `UserError` with the nearest name."""
+    """Look up a ready-made vital by name or alias; raises `UserError` with the nearest name."""
     names = {spelled.lower(): entry for entry in CATALOG.values() for spelled in (entry.name, *entry.aliases)}
     if name.lower() in names:
         return names[name.lower()]
@@ -31,7 +31,7 @@ def ready_made(name: str) -> VitalConfig:
 
 
 def resolve_vitals(entries: Sequence[VitalConfig | str]) -> tuple[VitalConfig, ...]:
-    """Full entries in the order given: `glucose`, `{ready: glucose, unit: mg/dL}` or a description of one's own.
+    """Resolve entries, in order: `glucose`, `{ready: glucose, unit: mg/dL}` or a custom description.
 
     Raises `UserError` for an unknown ready-made name, and for an entry without a name.
     """
@@ -52,7 +52,7 @@ def _resolve(entry: VitalConfig) -> VitalConfig:
 
 
 def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
-    """The same vital kept in one of the units it accepts, with its ranges and conversions turned over.
+    """Convert a vital to one of its accepted units, with its ranges and conversions.
 
     Raises `UserError` for a unit that has no conversion, unless `free`: then ranges and conversions are dropped.
     """
@@ -74,7 +74,7 @@ def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
     def turn(limits: list[float]) -> list[float]:
         return [float(f"{(limit - offset) / factor:.6g}") for limit in limits]
 
-    same = pair == (1.0, 0.0)  # else the code is another: that of a mass is not that of an amount of substance
+    same = pair == (1.0, 0.0)  # else the code differs: mass and amount of substance have different codes
     also = [*vital.also_loinc, vital.loinc] if vital.loinc and not same else vital.also_loinc
     return replace(vital, unit=unit, plausible=turn(vital.plausible), reference=turn(vital.reference),
                    accepts=accepts, loinc=vital.loinc if same else "", also_loinc=also)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The vitals a model reads: names, units, allowed values, and the scale learned from the training split."""
+"""Schema of a model's vitals: names, units, allowed values, and statistics of the training split."""
 
 import math
 import re
@@ -19,12 +19,12 @@ from vlm.faults import Faults
 from vlm.plain import is_clean, shortened
 
 PRESSURE_NAMES = ("bp", "blood_pressure")
-"""Names under which `125/80` is read, where a schema has both `systolic` and `diastolic`."""
+"""Column names read as `125/80` if a schema has both `systolic` and `diastolic`."""
 MOST_VITALS, MOST_NAMES, LONGEST_NAME = 256, 1024, 200
 
 
 def check_names(names: Iterable[str], where: str, most: int = MOST_NAMES) -> None:
-    """Raise `UserError` for names that could not be told apart or shown: they stand in terminals and on pages."""
+    """Raise `UserError` for names that are ambiguous or cannot be displayed in terminals and on pages."""
     names = tuple(names)
     if len(names) > most:
         raise UserError(f"{where}: {len(names):,} of them, more than {most:,}")
@@ -73,7 +73,7 @@ class VitalsSchema:
         return len(self.vitals)
 
     def position(self, name: str, where: str = "vitals") -> int:
-        """Index of a vital by its name or alias; raises `UserError` with the nearest name."""
+        """Find the index of a vital by name or alias; raises `UserError` with the nearest name."""
         if _normal(name) not in self._index:
             near = nearest(_normal(name), self._index)
             meant = f"did you mean {self.vitals[self._index[near]].name}?" if near else ""
@@ -82,11 +82,11 @@ class VitalsSchema:
         return self._index[_normal(name)]
 
     def names_in(self, column: str) -> tuple[str, ...]:
-        """The vitals that a column of this name holds: one, two (`blood_pressure`), or none."""
+        """Find the vitals that a column of this name holds: one, two (`blood_pressure`), or none."""
         return self.column(column)[0]
 
     def column(self, header: str) -> tuple[tuple[str, ...], str]:
-        """The vitals that a column holds, and the unit its header states: `Temp [°F]`, `glucose_mg_dl`, `SpO2 (%)`."""
+        """Parse a header into its vitals and its unit: `Temp [°F]`, `glucose_mg_dl`, `SpO2 (%)`."""
         if header not in self._columns:
             self._columns[header] = self._read_header(header)
         return self._columns[header]
@@ -148,19 +148,19 @@ class VitalsSchema:
 
 
 def _normal(name: str) -> str:
-    """Upper case, spaces and hyphens do not distinguish names."""
+    """Normalize a name: case, spaces and hyphens do not distinguish names."""
     return re.sub(r"[\s\-]+", "_", unicodedata.normalize("NFKC", str(name)).strip().lower())
 
 
 def _bracketed(name: str) -> tuple[str, str]:
-    """`glucose_(mg/dl)` → (`glucose_`, `mg/dl)`)."""
+    """Split at a bracket: `glucose_(mg/dl)` → (`glucose_`, `mg/dl)`)."""
     place = min((name.find(bracket) for bracket in "([" if bracket in name), default=len(name))
     return name[:place], name[place + 1 :]
 
 
 @dataclass(frozen=True)
 class VitalsStatistics:
-    """Scale of each number, learned from the training split alone.
+    """Scaling statistics of each numeric vital, fitted on the training split alone.
 
     `centre` is the median, `scale` half the interquartile range over 0.6745 (a standard deviation, for a
     normal distribution), `edges` the quantile edges of the piecewise-linear code.
@@ -171,7 +171,7 @@ class VitalsStatistics:
     edges: tuple[tuple[float, ...], ...]
 
     def check(self, schema: VitalsSchema) -> None:
-        """Raise `UserError` unless there is a finite centre, a scale above 0 and rising edges for each number."""
+        """Raise `UserError` unless each number has a finite centre, a scale above 0 and increasing edges."""
         if not len(self.centre) == len(self.scale) == len(self.edges) == len(schema):
             raise UserError(f"statistics: not one centre, scale and list of edges for each of {len(schema)} vitals")
         for vital, centre, scale, edges in zip(schema.vitals, self.centre, self.scale, self.edges, strict=True):
@@ -188,7 +188,7 @@ class VitalsStatistics:
 
     @classmethod
     def fit(cls, schema: VitalsSchema, x: np.ndarray, bins: int) -> "VitalsStatistics":
-        """Fit to `x`, N × m with NaN where missing; a vital nobody has gets centre 0 and scale 1."""
+        """Fit to `x`, N × m with NaN where missing; a vital without values gets centre 0 and scale 1."""
         centre, scale, edges = [], [], []
         for position, vital in enumerate(schema.vitals):
             column = x[:, position].astype(np.float64) if len(x) else np.empty(0)
@@ -196,7 +196,7 @@ class VitalsStatistics:
             if vital.categories or len(column) == 0:
                 column = np.array([0.0])
             low, middle, high = np.quantile(column, [0.25, 0.5, 0.75])
-            # A value that hardly varies has an interquartile range of 0: fall back to its spread, then to 1.
+            # A nearly constant value has an interquartile range of 0: fall back to its spread, then to 1.
             spread = (high - low) / 2 / 0.6745 or float(column.std()) or 1.0
             centre.append(float(middle))
             scale.append(float(spread))
@@ -205,7 +205,7 @@ class VitalsStatistics:
 
 
 def _bin_edges(column: np.ndarray, bins: int) -> tuple[float, ...]:
-    """`bins + 1` increasing edges at the quantiles; ties are spread so that no bin is empty."""
+    """Compute `bins + 1` increasing edges at the quantiles; ties are spread so that no bin is empty."""
     edges = np.quantile(column, np.linspace(0, 1, bins + 1))
     span = max(float(edges[-1] - edges[0]), 1e-3)
     for i in range(1, len(edges)):
@@ -214,14 +214,14 @@ def _bin_edges(column: np.ndarray, bins: int) -> tuple[float, ...]:
 
 
 def in_words(schema: VitalsSchema, x: Sequence[float]) -> str:
-    """x as a prompt may state it: `glucose 8.7 mmol/L, systolic 145 mmHg, sex not measured`."""
+    """Format x for a prompt: `glucose 8.7 mmol/L, systolic 145 mmHg, sex not measured`."""
     shown = describe(schema, x)
     said = (f"{shown[v.name]} {v.unit}".strip() if v.name in shown else "not measured" for v in schema.vitals)
     return ", ".join(f"{name} {words}" for name, words in zip(schema.names, said, strict=True))
 
 
 def describe(schema: VitalsSchema, x: Sequence[float]) -> dict[str, Any]:
-    """x as a user reads it: name → number or category, without the missing ones."""
+    """Convert x to a mapping for users: name → number or category, without missing values."""
     shown: dict[str, Any] = {}
     for vital, value in zip(schema.vitals, x, strict=True):
         if not math.isnan(value):

@@ -1,17 +1,17 @@
-"""Words of one meaning in several languages: yes and no, the sexes, what is not known."""
+"""Synonyms in several languages: yes and no, the sexes, missing values."""
 
 import re
 import unicodedata
 
 
 def plain_word(text: str) -> str:
-    """In small letters and one Unicode form, without spaces, quotes and byte order marks around it."""
+    """Normalize to lower case and one Unicode form; strip spaces, quotes and byte order marks."""
     word = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return word.strip("\u200b\ufeff'\"")
 
 
 def _words(text: str) -> frozenset[str]:
-    """The words of a text in lines, those of several parts joined by underscores, as `plain_word` writes them."""
+    """Collect the words of a text, normalized by `plain_word`; underscores join words of several parts."""
     return frozenset(plain_word(word.replace("_", " ")) for word in text.split())
 
 
@@ -44,7 +44,7 @@ NO = _words("""
     no_detectado не_выявлен не_выявлена не_обнаружен не_обнаружена не_имеется отриц отр negatywny negatywna negativní
     negatív negativan αρνητικό αρνητικός αρνητική αρνητικο αρνητικος οχι سلبي سالب שלילי 没有 沒有 無し 未检出 未檢出
 """)
-"""With the truth values that a spreadsheet writes in its own language."""
+"""Words for no, including the localized truth values of spreadsheets."""
 UNCERTAIN = _words("""
     uncertain equivocal indeterminate possible questionable unclear inconclusive borderline probable likely
     suspected not_sure ± +/- unsicher fraglich unklar möglich verdacht incertain douteux incierto dudoso niepewny
@@ -69,13 +69,13 @@ OTHER = _words("""
     o other x d divers diverse intersex nonbinary non-binary transgender undetermined indeterminate ambiguous u другой
     другое 其他
 """)
-"""Of the sexes: neither, or not stated."""
+"""Words for a sex that is neither, or not stated."""
 
 
 _SQUEEZED = {re.sub("[. ]", "", word) for word in MISSING}
 
 
 def is_missing_word(text: str) -> bool:
-    """Whether a text is one of `MISSING`, in whatever case and with or without its points: `N.A.`, `k. A.`."""
+    """Check whether a text is one of `MISSING`, in any case, with or without points: `N.A.`, `k. A.`."""
     word = plain_word(text)
     return word in MISSING or re.sub("[. ]", "", word) in _SQUEEZED

@@ -1,4 +1,4 @@
-"""Units as people write them: which spelling means which unit, and the conversion of a vital's values."""
+"""Parse units in their common spellings, and convert the values of vitals."""
 
 import re
 import unicodedata
@@ -59,11 +59,11 @@ _UCUM = {
 }
 _UCUM |= {unit: unit for unit in ("%", "/min", "cm", "m", "kg", "g", "kg/m2", "kPa", "mmol/L", "mg/dL", "g/dL", "g/L",
                                   "mg/L", "ng/L", "ng/mL", "pg/mL", "U/L")}  # fmt: skip
-"""Unit → its code in the Unified Code for Units of Measure, in which systems exchange values."""
+"""Unit → its code in the Unified Code for Units of Measure (UCUM), used in data exchange."""
 
 
 def normal_unit(text: str) -> str:
-    """Spaces, case, slashes, carets and the two micro signs do not distinguish units: `µg / dL` and `ug_dl` are one."""
+    """Normalize a unit: spaces, case, slashes, carets and either micro sign do not matter: `µg / dL` equals `ug_dl`."""
     return re.sub(r"[^\w%]", "", _lower(text))
 
 
@@ -84,14 +84,14 @@ _WORDS = {
     "升": "l", "分升": "dl", "毫升": "ml", "微升": "μl", "厘米": "cm", "公分": "cm", "米": "m", "分": "min",
     "分钟": "min", "分鐘": "min",
 }  # fmt: skip
-"""Units written out or in other letters, each word for itself: `мм рт. ст.` is mm Hg, `毫摩尔/升` mmol/L."""
+"""Translation of each word of a unit, written out or in another script: `мм рт. ст.` is mm Hg, `毫摩尔/升` mmol/L."""
 
 
 def _lower(text: str) -> str:
-    """In small Latin letters, with one micro sign and a slash for every underscore, `per` and power of -1."""
+    """Normalize to lower-case Latin, with one micro sign and a slash for each underscore, `per` and power of -1."""
     lower = unicodedata.normalize("NFKC", text).lower().replace("_", "/").replace("mcg", "μg")
     lower = re.sub(r"[а-яёіїєґ]+|[a-zμ]+|[^\W\da-zμа-яёіїєґ_]+", lambda match: _WORDS.get(match[0], match[0]), lower)
-    lower = re.sub(r"/(d?l|ml|min)/1$", r"/\1", lower)  # of a header, whose hyphens are gone
+    lower = re.sub(r"/(d?l|ml|min)/1$", r"/\1", lower)  # from a header, which has lost its hyphens
     lower = re.sub(r"(?<=[a-zμ]) per (?=[a-zμ])", "/", lower)
     lower = re.sub(r"[ ·*.]*\b(d?l|ml|μl|min)\^?[-−]\^?1\b", r"/\1", lower)
     return re.sub(r"(?<![a-z])u(?=(?:g|mol|kat|l)(?![a-z]))", "μ", lower)
@@ -104,13 +104,13 @@ SPELLINGS = {
 
 
 def is_count(unit: str) -> bool:
-    """Whether a unit counts cells, which are whole: in `5.000 /µL` the point may part thousands."""
+    """Check whether a unit counts cells, which are integers: in `5.000 /µL` the point may separate thousands."""
     word = normal_unit("/µL")
     return normal_unit(unit) in {word, *SPELLINGS[word]}
 
 
 def ucum(unit: str) -> str | None:
-    """The UCUM code of a unit as people write it; None for one of a user's own, and for a spelling of two units."""
+    """Get the UCUM code of a unit in any spelling; None for a custom unit or an ambiguous spelling."""
     if unit in _UCUM:
         return _UCUM[unit]
     word = "".join(_lower(unit).split())  # the slash stays: `min` is no rate
@@ -120,18 +120,18 @@ def ucum(unit: str) -> str | None:
 
 
 def ucum_conversion(vital: VitalConfig, code: str) -> tuple[float, float] | None:
-    """As `conversion`, for a unit given as a UCUM code, whose annotations in braces say nothing of the number."""
+    """Get the `conversion` for a UCUM code; annotations in braces do not affect the number."""
     for unit in (vital.unit, *vital.accepts):
         if ucum(unit) == code:
             return conversion(vital, unit) or (1.0, 0.0)
     bare, own = re.sub(r"\{[^}]*\}", "", code), ucum(vital.unit) or ""
     if bare in ("", "1", "[pH]") and (own == "1" or own.startswith("{")):
-        return 1.0, 0.0  # of a score or a pH, the number is all there is
+        return 1.0, 0.0  # a score or a pH has no unit
     return conversion(vital, bare)
 
 
 def conversion(vital: VitalConfig, written: str) -> tuple[float, float] | None:
-    """(factor, offset) that takes a number in the unit `written` to `vital.unit`; None for one not accepted."""
+    """Get the (factor, offset) from the unit `written` to `vital.unit`; None if the unit is not accepted."""
     known = {vital.unit: (1.0, 0.0)} if vital.unit else {}
     known |= {unit: (pair[0], pair[1]) for unit, pair in vital.accepts.items()}
     word = normal_unit(written)
@@ -145,5 +145,5 @@ def conversion(vital: VitalConfig, written: str) -> tuple[float, float] | None:
 
 
 def units_of(vital: VitalConfig) -> str:
-    """The units a value may be written in, for a message."""
+    """Format the accepted units of a vital for a message."""
     return ", ".join(unit for unit in (vital.unit, *vital.accepts) if unit) or "none"

@@ -1,4 +1,4 @@
-"""What a clinician reads in a cell: text → number, category or nothing; anything else is an error with its place."""
+"""Parse cells: text → number, category or missing; anything else is an error with its location."""
 
 import math
 import numbers
@@ -15,9 +15,9 @@ from vlm.data.vitals.units import conversion, is_count, units_of
 from vlm.errors import UserError
 
 LARGEST = (2 - 2**-23) * 2.0**127
-"""Of 32-bit floats, in which the model reads numbers."""
+"""Largest 32-bit float, the model's number type."""
 _SIDES = ((FEMALE, MALE), (YES, NO))
-"""Words of one meaning, read where a vital has one category of each side; 0 and 1 mean nothing by themselves."""
+"""Pairs of synonym sets, read if a vital has one category of each side; 0 and 1 alone mean nothing."""
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 _DIGITS = r"(?:\d+(?:[.,']\d+| \d{3}(?!\d))*[.,]?|[.,]\d+)(?:[eE][+-]?\d+)?"
 _CELL = re.compile(
@@ -35,13 +35,13 @@ _SAME = str.maketrans(
 )
 _SLASHES = str.maketrans("⁄∕", "//")
 LONGEST = 100
-"""Characters of the longest cell that is looked at as a value."""
+"""Largest length of a cell to parse as a value, characters."""
 
 
 def read_value(vital: VitalConfig, cell: Any, where: str, unit: str = "") -> float:
-    """One cell of one vital → its number in `vital.unit`, the index of its category, or NaN where it is missing.
+    """Parse one cell of a vital: its number in `vital.unit`, the index of its category, or NaN if missing.
 
-    `unit` is what the header states; a unit in the cell itself goes before it. Raises `UserError` for anything else.
+    `unit` is the header's; a unit in the cell itself takes precedence. Raises `UserError` for anything else.
     """
     if isinstance(cell, str) and not vital.categories and not unit and _PLAIN.fullmatch(cell):
         return float(cell)
@@ -51,18 +51,18 @@ def read_value(vital: VitalConfig, cell: Any, where: str, unit: str = "") -> flo
 
 
 def is_missing(cell: Any) -> bool:
-    """Nothing, or one of the words that stand for it."""
+    """Check whether a cell is empty or holds a word for a missing value."""
     if isinstance(cell, str):
         return len(cell) <= LONGEST and is_missing_word(clean(cell))
     return (
         cell is None
-        or type(cell).__name__ in ("NAType", "NaTType")  # pandas' own, without a second's import of it
+        or type(cell).__name__ in ("NAType", "NaTType")  # pandas' missing values, without its slow import
         or (isinstance(cell, numbers.Real | Decimal) and cell != cell)
     )
 
 
 def clean(text: str) -> str:
-    """One way of writing digits, points, dashes and spaces, without Excel's marks of text."""
+    """Normalize digits, points, dashes and spaces; strip Excel's text markers."""
     text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match.group()), text)
     text = unicodedata.normalize("NFKC", text.translate(_SAME)).translate(_SAME)
     text = "".join(_ascii_digit(letter) for letter in text if unicodedata.category(letter) != "Cf")
@@ -77,8 +77,8 @@ def _ascii_digit(letter: str) -> str:
 
 
 def quoted(cell: Any) -> str:
-    """A cell for an error text, cut to what tells a typing error."""
-    if isinstance(cell, bytes | EmbeddedImage | list | dict | tuple):  # a picture, perhaps
+    """Quote a cell for an error message, truncated."""
+    if isinstance(cell, bytes | EmbeddedImage | list | dict | tuple):  # may be an image
         return f"a {_name(cell)}"
     text = repr(cell if isinstance(cell, str) else str(cell))
     return text if len(text) <= 42 else f"{text[:40]}…'"
@@ -139,7 +139,7 @@ def _read_text(vital: VitalConfig, cell: str, where: str, unit: str) -> float:
 
 
 def _choose(vital: VitalConfig, sign: str, digits: str, unit: str, cell: str, where: str) -> float:
-    """The one plausible reading of a comma or point; of several implausible ones the decimal."""
+    """Choose the one plausible reading of a comma or point; if several are implausible, the decimal."""
     readings = _readings(digits, is_count(unit))
     found = [_finite(_convert(vital, float(sign + reading), unit, where), cell, where) for reading in readings]
     if not found:
@@ -152,7 +152,7 @@ def _choose(vital: VitalConfig, sign: str, digits: str, unit: str, cell: str, wh
 
 
 def _readings(digits: str, whole: bool = False) -> list[str]:
-    """`1,234` → 1.234 and 1234; `6,4` and `1 234` have one reading, `1.234` too unless it is `whole`; `1.2.3` none."""
+    """List readings: `1,234` → 1.234 and 1234; `6,4`, `1 234` and (unless `whole`) `1.234` one; `1.2.3` none."""
     body, _, power = digits.lower().partition("e")
     found = []
     if re.fullmatch(r"\d*[.,]?\d*", body):
@@ -179,7 +179,7 @@ def _finite(number: float, cell: Any, where: str) -> float:
 
 
 def _is_unit(text: str) -> bool:
-    """Whether the rest of a cell can be a unit: no second number, no sentence."""
+    """Check whether the rest of a cell can be a unit: no second number, no sentence."""
     return len(text) <= 20 and not re.match(r"[-+:;,.'=<>]", text)
 
 
@@ -190,7 +190,7 @@ def _kind(cell: Any) -> str:
 
 
 def _name(cell: Any) -> str:
-    """The type's name, that of the built-in one where it is a kind of it."""
+    """Get the name of a cell's type; for a subclass of a built-in type, the built-in name."""
     if isinstance(cell, EmbeddedImage):
         return "bytes"
     return next((kind.__name__ for kind in (bytes, list, dict) if isinstance(cell, kind)), type(cell).__name__)
@@ -201,13 +201,13 @@ def _in_unit(vital: VitalConfig) -> str:
 
 
 def is_plausible(vital: VitalConfig, value: float) -> bool:
-    """Whether a number can be one of a living patient; a missing value and a category always can."""
+    """Check whether a value is plausible for a living patient; a missing value and a category always are."""
     low, high = vital.plausible or (-LARGEST, LARGEST)
     return math.isnan(value) or (abs(value) <= LARGEST and low <= value <= high)
 
 
 def suspected_unit(vital: VitalConfig, implausible: Sequence[float]) -> str | None:
-    """The unit in which most of these numbers would be plausible, where the vital accepts such a one."""
+    """Find the accepted unit in which most of these numbers would be plausible, if there is one."""
     for unit, (factor, offset) in vital.accepts.items():
         fitting = sum(is_plausible(vital, factor * value + offset) for value in implausible)
         if (factor, offset) != (1, 0) and fitting > len(implausible) / 2:
@@ -216,10 +216,10 @@ def suspected_unit(vital: VitalConfig, implausible: Sequence[float]) -> str | No
 
 
 def split_pressure(cell: Any, where: str) -> tuple[Any, Any]:
-    """`125/80 mmHg` → (`125 mmHg`, `80 mmHg`); a missing value is missing twice.
+    """Split `125/80 mmHg` → (`125 mmHg`, `80 mmHg`); a missing value gives two.
 
-    Another sign between the two, or a word, does as well where the first number is the larger; a mean pressure in
-    brackets must lie between them.
+    Another separator or a word is accepted if the first number is the larger. A mean pressure in brackets must lie
+    between the two.
     """
     if is_missing(cell):
         return "", ""
@@ -249,7 +249,7 @@ _TWO = re.compile(
 
 
 def _parts_of_pressure(text: str) -> list[str]:
-    """Systolic and diastolic with the unit after each, of a cell that does not write them as 125/80; else nothing."""
+    """Split a cell not written as 125/80 into systolic and diastolic, each with its unit; empty if it cannot."""
     match = _TWO.fullmatch(text)
     if not match:
         return []
