@@ -34,7 +34,7 @@ from vlm.adapter import validate as reading
 from vlm.atomic import seal
 from vlm.config import Config
 from vlm.config.parsing import parse_config
-from vlm.distributed import say
+from vlm.distributed import log_rank0
 from vlm.errors import UserError, run_program
 from vlm.report import Report
 
@@ -209,7 +209,7 @@ def test_a_message_is_one_line_whoever_wrote_what_it_quotes(capsys) -> None:
         with pytest.raises(SystemExit):
             run_program(fail)
         assert capsys.readouterr().err == "error: x.parquet: column a\\nerror: fine unpacks to 64 MiB\n"
-    say("warning: \x1b[2J\u202e", "two\nlines")
+    log_rank0("warning: \x1b[2J\u202e", "two\nlines")
     assert capsys.readouterr().err == "warning: \\x1b[2J\\u202e\ntwo\nlines\n"
 
 

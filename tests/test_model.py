@@ -278,7 +278,7 @@ def test_an_evaluation_leaves_the_gradients_of_packed_weights_as_they_were(tiny_
     assert any("lora_A" in name for name in before)
     with torch.no_grad():
         model.eval()(**tiny_batch)
-        model.read_fixed_words()
+        model.prefix_kv_cache()
     for name, value in gradients().items():
         torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-7, msg=name)
     packed = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
@@ -343,7 +343,7 @@ def test_the_words_that_all_share_are_read_once_and_change_nothing(tiny_model, t
 
     shared, gradients = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClinicalVLM, "_may_share", False)
+        patch.setattr(ClinicalVLM, "_can_reuse_prefix", False)
         plain, wanted = run()
     torch.testing.assert_close(shared, plain, rtol=1e-4, atol=1e-4)
     assert gradients.keys() == wanted.keys() and any("lora_A" in name for name in wanted)
@@ -354,7 +354,7 @@ def test_the_words_that_all_share_are_read_once_and_change_nothing(tiny_model, t
 def test_what_must_differ_from_case_to_case_is_not_shared(tiny_model) -> None:
     llm = replace(tiny_model.model_config.llm, lora_dropout=0.1)
     tiny_model.model_config = replace(tiny_model.model_config, llm=llm)
-    assert not tiny_model.train()._may_share and tiny_model.eval()._may_share
+    assert not tiny_model.train()._can_reuse_prefix and tiny_model.eval()._can_reuse_prefix
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -371,7 +371,7 @@ def test_cases_of_like_length_run_together_and_give_what_one_pass_gives(tiny_mod
 
     def run(cost: int) -> tuple[torch.Tensor, torch.Tensor]:
         monkeypatch.setattr(trunk.length_groups, "__defaults__", (cost,))
-        hidden = trunk.read_trunk(model, embeddings, mask, shared, one_pass=False)
+        hidden = trunk.decoder_forward(model, embeddings, mask, shared, one_pass=False)
         (gradient,) = torch.autograd.grad((hidden * weight).sum(), embeddings)
         return hidden * mask[..., None], gradient
 

@@ -35,7 +35,7 @@ from vlm.data.images.image import ImageSpec, decode_image, read_image, to_square
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.packed import shards
 from vlm.data.packed.manifest import FILE, read_pack
-from vlm.data.packed.shards import HeldShards, references
+from vlm.data.packed.shards import ShardCache, references
 from vlm.data.prepare.pack import PackOptions, pack, reduced
 from vlm.data.sampling import ShardSampler, shards_of
 from vlm.data.storage import write_rows
@@ -67,9 +67,9 @@ def folder(loose: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_held(monkeypatch: pytest.MonkeyPatch) -> HeldShards:
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> ShardCache:
     """A test begins without shards that another has left open."""
-    held = HeldShards()
+    held = ShardCache()
     monkeypatch.setattr(shards, "_held", held)
     return held
 
@@ -521,7 +521,7 @@ def training_cases(data: DataConfig, rows: list[int] | None = None) -> CaseDatas
     return CaseDataset(of_split, spec, cohort.sections, dropout=dropout, interleave_shards=data.interleave_shards)
 
 
-def test_an_epoch_opens_each_shard_once(folder: Path, monkeypatch, nothing_held: HeldShards) -> None:
+def test_an_epoch_opens_each_shard_once(folder: Path, monkeypatch, nothing_held: ShardCache) -> None:
     opened = Counter()
     fetch = shards._fetch
     monkeypatch.setattr(shards, "_fetch", lambda address: opened.update([address]) or fetch(address))
@@ -536,7 +536,7 @@ def test_an_epoch_opens_each_shard_once(folder: Path, monkeypatch, nothing_held:
     for processes in (2, 4):
         for micros in of_processes(dataset, 8, 2, processes):
             opened.clear()
-            monkeypatch.setattr(shards, "_held", HeldShards())  # each process has its own
+            monkeypatch.setattr(shards, "_held", ShardCache())  # each process has its own
             for index in chain(*micros):
                 dataset[index]
             assert set(opened.values()) == {1}
@@ -546,7 +546,7 @@ def test_few_shards_are_held_at_once(folder: Path) -> None:
     dataset = training_cases(packed(folder))
     cells = [cell["path"] for cell in dataset.rows["image"] if cell]
     sizes = [path.stat().st_size for path in folder.glob("train*")]
-    held = HeldShards(most=3 * max(sizes))
+    held = ShardCache(most=3 * max(sizes))
     for path in np.random.default_rng(0).permutation(cells):
         row, _, address = path.removeprefix("row://").partition("::")
         assert held.image(address, int(row))[:4] == b"\x89PNG"
@@ -579,8 +579,8 @@ def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_s
     job: Config, monkeypatch, capsys
 ) -> None:
     read: list[str] = []
-    image = HeldShards.image
-    monkeypatch.setattr(HeldShards, "image", lambda self, a, row: read.append(a) or image(self, a, row))
+    image = ShardCache.image
+    monkeypatch.setattr(ShardCache, "image", lambda self, a, row: read.append(a) or image(self, a, row))
     whole = trained(job)
     why = "the most that divide data.interleave_shards 4 and train.batch_size 8"
     assert f"packed: 12 shards, 4 interleaved ({why})" in capsys.readouterr().err

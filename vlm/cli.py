@@ -148,7 +148,7 @@ def draft_case(arguments: argparse.Namespace) -> None:
 def draft_table(arguments: argparse.Namespace) -> None:
     """Write the drafts of a table's rows, a JSON object a line."""
     from vlm.data.ingest.read import TableOptions, reading_notes
-    from vlm.distributed import say
+    from vlm.distributed import log_rank0
     from vlm.inference.command import draft_table
     from vlm.inference.many import TableColumns, TableJob
 
@@ -156,7 +156,7 @@ def draft_table(arguments: argparse.Namespace) -> None:
     images = Path(arguments.images) if arguments.images else table.parent
     columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
     options = TableOptions(arguments.encoding, arguments.sheet)
-    say(*(f"warning: {note}" for note in reading_notes(table, options)))
+    log_rank0(*(f"warning: {note}" for note in reading_notes(table, options)))
     sizes = arguments.batch_size, arguments.max_new_tokens
     job = TableJob(table, Path(arguments.output), images, columns, *sizes, options)
     counts = draft_table(arguments.adapter, job, arguments.resume, cluster_of(arguments), **engine_of(arguments))

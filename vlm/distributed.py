@@ -1,4 +1,4 @@
-"""Several processes at one work: which cases are whose, and how their results become one list again."""
+"""Distributed helpers: rank, sharding of indices, ordered gather."""
 
 import os
 import sys
@@ -25,16 +25,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def say(*lines: str) -> None:
+def log_rank0(*lines: str) -> None:
     """Print to stderr, escaped, once whatever the number of processes."""
     if is_main():
         for line in lines:
             print(*map(escaped, line.split("\n")), sep="\n", file=sys.stderr, flush=True)
 
 
-def own_share(count: int, all_alike: bool = False) -> range:
-    """Places of this process among `count` cases, every n-th of them; all of them where all must do the same."""
-    if world_size() == 1 or all_alike:
+def shard_indices(count: int, replicate: bool = False) -> range:
+    """Indices of this process among `count` cases, every n-th of them; all of them with `replicate`."""
+    if world_size() == 1 or replicate:
         return range(count)
     from accelerate import PartialState
 
@@ -42,9 +42,9 @@ def own_share(count: int, all_alike: bool = False) -> range:
     return range(state.process_index, count, state.num_processes)
 
 
-def joined_shares(own: Sequence[Result], count: int, all_alike: bool = False) -> list[Result]:
-    """The results of all processes in the order of the cases, each given for those of `own_share`; on every process."""
-    if world_size() == 1 or all_alike:
+def gather_ordered(own: Sequence[Result], count: int, replicate: bool = False) -> list[Result]:
+    """Gather results of all processes in the order of the cases; `own` are those of `shard_indices`."""
+    if world_size() == 1 or replicate:
         return list(own)
     from accelerate import PartialState
     from accelerate.utils import gather_object

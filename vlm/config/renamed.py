@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from vlm.distributed import say
+from vlm.distributed import log_rank0
 from vlm.errors import UserError
 
 RENAMED = {
@@ -54,4 +54,4 @@ def _section(values: Any, name: str) -> dict[str, Any]:
 
 @cache  # a file is told once, however often it is read
 def _tell(where: str, names: tuple[str, ...]) -> None:
-    say(f"{where}: {', '.join(f'{old} is now called {RENAMED[old]}' for old in names)}")
+    log_rank0(f"{where}: {', '.join(f'{old} is now called {RENAMED[old]}' for old in names)}")

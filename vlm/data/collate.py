@@ -33,7 +33,7 @@ class Batch(TypedDict):
 class Collator:
     """Tokenize and pad: on the right in training; in generation, without a report, after the fixed prefix.
 
-    The shared prefix then has the same positions in all cases, so it is read once (`read_fixed_words`), and every case
+    The shared prefix then has the same positions in all cases, so it is read once (`prefix_kv_cache`), and every case
     ends at the last position.
     """
 

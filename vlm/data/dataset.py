@@ -16,7 +16,7 @@ from vlm.data.images.image import ImageSpec, augment, decode_image, is_blank, to
 from vlm.data.images.store import image_label, read_source
 from vlm.data.packed.shards import is_packed, read_packed
 from vlm.data.storage import column
-from vlm.distributed import say
+from vlm.distributed import log_rank0
 from vlm.errors import UserError
 
 
@@ -163,7 +163,7 @@ class CaseDataset(torch.utils.data.Dataset):
         if row["image"] and picture is None and not self._said:
             self._said = True
             way = "shows one grey value alone and counts as no image; further ones are not named"
-            say(f"warning: {image_label(row['image']['path'])}: {way}")
+            log_rank0(f"warning: {image_label(row['image']['path'])}: {way}")
         return picture
 
     def report(self, index: int) -> str:

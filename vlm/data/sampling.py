@@ -18,7 +18,7 @@ import torch
 from vlm.data.dataset import CaseDataset
 from vlm.data.packed.shards import SCHEME, addresses
 from vlm.data.storage import column
-from vlm.distributed import say
+from vlm.distributed import log_rank0
 
 
 def shards_of(dataset: CaseDataset) -> np.ndarray | None:
@@ -48,7 +48,7 @@ def make_sampler(
     if shards is None:
         return CaseSampler(dataset, batch_size)
     sampler = ShardSampler(dataset, shards, batch_size, micro, processes)
-    say(sampler.describe())
+    log_rank0(sampler.describe())
     return sampler
 
 

@@ -16,7 +16,7 @@ from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
 from vlm.data.storage import matrix
-from vlm.distributed import is_main, joined_shares, own_share
+from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
 from vlm.evaluation.agreement import NAMES, was_read
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
@@ -160,11 +160,11 @@ def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted)
     engine.max_seconds = math.inf  # bounded in tokens: the metrics must not depend on the machine's load
     new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
     places = list(new.values())
-    own = [places[place] for place in own_share(len(new), model.sharded)]
+    own = [places[place] for place in shard_indices(len(new), model.sharded)]
     title = f"drafting: {cases.arm.name.replace('_', ' ')}"
     drafts = engine.draft((cases[index] for index in own), options.batch_size, options.max_new_tokens)
     progress = tqdm(drafts, total=len(own), desc=title, unit="report", leave=False, disable=not is_main())
-    drafted |= zip(new, joined_shares(list(progress), len(new), model.sharded), strict=True)
+    drafted |= zip(new, gather_ordered(list(progress), len(new), model.sharded), strict=True)
     return [drafted[shown] for shown in cases.shown]
 
 

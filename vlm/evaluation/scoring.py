@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from vlm.data.collate import Collator
-from vlm.distributed import is_main, joined_shares, own_share
+from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.probability import auroc
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 
@@ -54,7 +54,7 @@ def score_cases(
     was_training = model.training
     model.eval()
     count = len(dataset)  # type: ignore[arg-type]
-    own = torch.utils.data.Subset(dataset, own_share(count, model.sharded))
+    own = torch.utils.data.Subset(dataset, shard_indices(count, model.sharded))
     loader = torch.utils.data.DataLoader(own, batch_size, num_workers=workers, collate_fn=Collator(model.prompt))
     columns: list[np.ndarray] = []
     targets: list[np.ndarray] = []
@@ -67,7 +67,7 @@ def score_cases(
         columns.extend(torch.cat(parts, dim=1).cpu().numpy())
         targets.extend(batch["targets"].cpu().numpy())
     model.train(was_training)
-    columns, targets = (joined_shares(values, count, model.sharded) for values in (columns, targets))
+    columns, targets = (gather_ordered(values, count, model.sharded) for values in (columns, targets))
     labels = len(model.spec.labels)
     return CaseScores.from_columns(
         np.array(columns).reshape(count, labels + 2), np.array(targets).reshape(count, labels)

@@ -154,7 +154,7 @@ class ReportEngine(Engine):
         with self.drafting():
             from transformers import StoppingCriteriaList  # other engines start without this library
 
-            fixed = self.model.read_fixed_words()
+            fixed = self.model.prefix_kv_cache()
             for batch in batches(examples, batch_size):
                 inputs = self.to_device(self.collate(batch))
                 longest = int(inputs["attention_mask"].sum(dim=1).max())

@@ -24,7 +24,7 @@ from vlm.data.images.image import decode_image, to_square
 from vlm.data.images.store import EmbeddedReader, place_of
 from vlm.data.ingest.read import TableOptions, read_chunks
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.distributed import rank, say
+from vlm.distributed import log_rank0, rank
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Picture
 from vlm.inference.job_metadata import compare_metadata, contents_of
@@ -157,7 +157,7 @@ class TableJob:
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
                 yield [case.line() for case in window]
-        say(
+        log_rank0(
             *(f"note: {note}" for note in self.image_folder.notes(named=False))
         )  # a name may be a patient's; the lines have them
 

@@ -20,7 +20,7 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.collate import Batch
 from vlm.device import choose_device, choose_precision
 from vlm.errors import one_line
-from vlm.model.decoder import read_trunk
+from vlm.model.decoder import decoder_forward
 from vlm.model.evidence import EvidenceEncoder
 from vlm.model.llm import embedding_space, fingerprint, load_llm, refuse_unquantised, word_embeddings
 from vlm.model.lora import add_lora, fit_targets
@@ -146,13 +146,13 @@ class ClinicalVLM(EvidenceEncoder):
 
     def trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H."""
-        shared = self.prompt.fixed_tokens if self._may_share else 0
+        shared = self.prompt.fixed_tokens if self._can_reuse_prefix else 0
         # A GPU is not filled by smaller passes, and parameters in shards want as many of them on every process.
         one_pass = self.sharded or embeddings.device.type != "cpu"
-        return read_trunk(self.base.base_model, embeddings, attention_mask, shared, one_pass)
+        return decoder_forward(self.base.base_model, embeddings, attention_mask, shared, one_pass)
 
     @property
-    def _may_share(self) -> bool:
+    def _can_reuse_prefix(self) -> bool:
         """Dropout must differ from case to case, recomputed activations allow no cache, and shards want one pass."""
         config = self.model_config.llm
         return not self.sharded and not (self.training and (config.lora_dropout or config.activation_checkpointing))
@@ -160,7 +160,7 @@ class ClinicalVLM(EvidenceEncoder):
     # ----------------------------------------------------------------------------------- inference
 
     @torch.no_grad()
-    def read_fixed_words(self) -> Cache | None:
+    def prefix_kv_cache(self) -> Cache | None:
         """The keys and values of the words before the evidence, the same for every case; None if there are none.
 
         They hold for the weights as they are now.
@@ -185,7 +185,7 @@ class ClinicalVLM(EvidenceEncoder):
     ) -> tuple[list[str], torch.Tensor]:
         """Draft greedily from a batch of prompts; returns B reports and the labels' logits (B × K).
 
-        `fixed` is what `read_fixed_words` gave; the options after it are those of Transformers' `generate`.
+        `fixed` is what `prefix_kv_cache` gave; the options after it are those of Transformers' `generate`.
         """
         options: dict[str, Any] = {}
         if fixed is not None:

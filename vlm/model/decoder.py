@@ -12,7 +12,7 @@ PASS_COST = 64
 """What a further pass through the layers costs on a CPU, as a number of tokens."""
 
 
-def read_trunk(
+def decoder_forward(
     model: nn.Module, embeddings: torch.Tensor, attention_mask: torch.Tensor, shared: int, one_pass: bool
 ) -> torch.Tensor:
     """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H, zero beyond a case's group.

@@ -17,7 +17,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.images.store import image_label
 from vlm.data.storage import new_array
 from vlm.device import Choice
-from vlm.distributed import say
+from vlm.distributed import log_rank0
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -56,7 +56,7 @@ def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDat
             shown[start : start + len(features)] = has_image.numpy()
             start += len(features)
         dataset.mark_images(shown)
-        say(*blank_images(dataset, shown))
+        log_rank0(*blank_images(dataset, shown))
         dataset.features = kept
 
 

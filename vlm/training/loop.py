@@ -19,7 +19,7 @@ from vlm.config import Config
 from vlm.data.collate import IGNORED, Collator
 from vlm.data.dataset import CaseDataset
 from vlm.data.sampling import make_sampler
-from vlm.distributed import is_main, say
+from vlm.distributed import is_main, log_rank0
 from vlm.errors import Stopped, UserError
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
@@ -265,7 +265,7 @@ class TrainingLoop:
         states = checkpoints.read_processes(checkpoint)
         before, now = len(states["sums"]), self.accelerator.num_processes
         if before != now:
-            say(f"warning: begun by {before} processes, now {now}: the random draws differ")
+            log_rank0(f"warning: begun by {before} processes, now {now}: the random draws differ")
             return
         checkpoints.set_random_state({name: v[self.accelerator.process_index] for name, v in states.items()})
 

@@ -18,7 +18,7 @@ from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.device import Choice, choose_device, choose_precision, choose_threads
-from vlm.distributed import is_main, say
+from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.learned import load_learned
@@ -59,40 +59,40 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes = PartialState(cpu=device.type == "cpu")
     with processes.main_process_first():  # rank 0 draws the phantom cohort, the others read it
         cohort = load_cohort(config.data)
-    say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    say(*(f"warning: {line}" for line in glance(cohort.dataset, ImageSpec(config.data.image_size))))
+    log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    log_rank0(*(f"warning: {line}" for line in glance(cohort.dataset, ImageSpec(config.data.image_size))))
     contents = contents_fingerprint(cohort)
     checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # no process may write to the folder before all have checked it
-    say(*(f"warning: {warning}" for warning in folder.warnings))
+    log_rank0(*(f"warning: {warning}" for warning in folder.warnings))
     model = build_model(config, cohort, device, dtype)
     base = f"{model.base_sha256 or model.base_fingerprint}\n{model.base_settings_sha256 or ''}"
     if checkpoint:
         folder.compare_base(base)
-    say(describe_parameters(model), *_base_lines(model, config, cohort))
+    log_rank0(describe_parameters(model), *_base_lines(model, config, cohort))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     loop = build_loop(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
-        say(f"split the base: True ({shard.reason})", shard_base(model, device))
+        log_rank0(f"split the base: True ({shard.reason})", shard_base(model, device))
     kept = choose_features(config)
-    say(f"keep the CNN's features: {kept.value} ({kept.reason})")
+    log_rank0(f"keep the CNN's features: {kept.value} ({kept.reason})")
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
     test = case_dataset(config, model.spec, cohort, "test")
     untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
     if untrained.tokens.any():
         loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
-        say(f"untrained adapter on the test split: text loss {loss:.3f} a token")
+        log_rank0(f"untrained adapter on the test split: text loss {loss:.3f} a token")
     if is_main():  # last: a mistake in config, data or base leaves the folder as it was
         folder.create(config, cohort.fingerprint, resume, contents, base)
     processes.wait_for_everyone()
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
-        say(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
+        log_rank0(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
     keep_features(model, config, [loop.training, loop.validation])
     if checkpoint:
         loop.resume(checkpoint)
     if loop.finished:
-        say("every step of this run is made; its best checkpoint is tested again")
+        log_rank0("every step of this run is made; its best checkpoint is tested again")
         loop.load_best()
     else:
         loop.run(checkpoint)
@@ -104,7 +104,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned)
     if is_main():
         save(model, folder.adapter, metrics)
-        say(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
+        log_rank0(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
     processes.destroy_process_group()  # the others do not wait for rank 0: its metrics may outlast the timeout
     return folder.path
 
@@ -116,15 +116,15 @@ def try_step(config: Config) -> None:
     """
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
-    say(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
+    log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     seen = glance(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
-    say(*(f"warning: {line}" for line in seen))
+    log_rank0(*(f"warning: {line}" for line in seen))
     model = build_model(config, cohort, device, dtype)
-    say(describe_parameters(model), *_base_lines(model, config, cohort))
+    log_rank0(describe_parameters(model), *_base_lines(model, config, cohort))
     training = case_dataset(config, model.spec, cohort, "train")
     if not len(training):
         raise UserError("data.split: no case is left to train on")
-    say(*dry_run(model, config, training))
+    log_rank0(*dry_run(model, config, training))
 
 
 def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
@@ -189,7 +189,7 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads}
     choices["dequantize 4-bit"] = choose_dequantization(config.model.llm, device.value)
     for name, choice in choices.items():
-        say(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
+        log_rank0(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
     return device.value, precision.value
 
 

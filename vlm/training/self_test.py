@@ -118,7 +118,7 @@ def _draft(model: ClinicalVLM) -> None:
     """
     collate, examples = Collator(model.prompt, generation=True), _examples(model)
     with merged_lora(model):
-        together = _logits(model, _moved(model, collate(examples)), model.read_fixed_words())
+        together = _logits(model, _moved(model, collate(examples)), model.prefix_kv_cache())
     model.eval()
     single = [_moved(model, collate([example])) for example in examples]
     alone = torch.cat([_logits(model, batch, None) for batch in single])

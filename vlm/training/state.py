@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.atomic import verify
-from vlm.distributed import say
+from vlm.distributed import log_rank0
 from vlm.errors import UserError
 from vlm.training.run_folder import CHECKPOINT_FILES, checkpoint_folder
 
@@ -51,5 +51,5 @@ class TrainState:
             try:
                 verify(checkpoint_folder(checkpoints, self.best_global_step), CHECKPOINT_FILES)
             except UserError as error:
-                say(f"warning: the best checkpoint so far is lost, and the best from here on is taken: {error}")
+                log_rank0(f"warning: the best checkpoint so far is lost, and the best from here on is taken: {error}")
                 self.best_global_step = self.best_metric = None

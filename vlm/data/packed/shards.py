@@ -88,7 +88,7 @@ class _OpenShard:
     """Rows whose image was not read yet."""
 
 
-class HeldShards:
+class ShardCache:
     """LRU cache of open shards; a fully read shard is evicted at once."""
 
     def __init__(self, most: int = HELD) -> None:
@@ -109,7 +109,7 @@ class HeldShards:
         return data
 
 
-_held = HeldShards()
+_held = ShardCache()
 
 
 def _fetch(address: str) -> _OpenShard:
