@@ -1,10 +1,10 @@
-"""Files and folders that are there as a whole or not at all, and that say when they are not what was written.
+"""Write files and folders atomically, fsynced, with a SHA-256 manifest.
 
-All are for their owner alone, whatever the umask: most hold patients' words or what was made of them.
+All are readable by their owner alone, whatever the umask: most hold patient data or are derived from it.
 
-A folder is written under another name beside its place. Every file of it is flushed to the disk, a manifest of their
-sizes and SHA-256 is written last, one rename puts the folder in its place, and the folder above is flushed. What dies
-on the way leaves a hidden folder that nobody reads and the next writer removes.
+A folder is written under a temporary name beside its target. Every file is flushed to the disk, a manifest of sizes
+and SHA-256 is written last, one rename moves the folder to its target, and the parent folder is flushed. A crash
+leaves a hidden temporary folder that nobody reads and the next writer removes.
 """
 
 import hashlib
@@ -23,21 +23,21 @@ Result = TypeVar("Result")
 MANIFEST = "manifest.json"
 FORMAT = 1
 CHUNK = 16 * 2**20
-"""Bytes written or hashed at once."""
+"""Chunk size of writing and hashing, bytes."""
 
 
 @contextmanager
 def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
-    """Give an empty folder to write to; when the block ends, it is sealed and stands at `folder`.
+    """Yield an empty temporary folder; when the block ends, write its manifest and move it to `folder`.
 
-    An earlier folder of that name is replaced then and not before. If the block raises, all is as it was. Without
-    `sealed` no manifest is written, and the block flushes its files itself. Raises `UserError` where the disk is full
-    or does not let us write.
+    An earlier folder of that name is replaced only then. If the block raises, nothing changes. Without `sealed` no
+    manifest is written, and the block flushes its files itself. Raises `UserError` where the disk is full or not
+    writable.
     """
     staging, earlier = _hidden(folder, "partial"), _hidden(folder, "earlier")
     with writing(folder):
         make_folder(folder.parent)
-        if earlier.exists() and not folder.exists():  # a death between the two renames below
+        if earlier.exists() and not folder.exists():  # a crash between the two renames below
             os.rename(earlier, folder)
         for leftover in (staging, earlier):
             if leftover.exists():
@@ -62,9 +62,9 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def made_once(folder: Path, sealed: bool = True) -> Iterator[Path]:
-    """Give an empty folder to write to; when the block ends it stands at `folder`, unless another process was first.
+    """Yield an empty temporary folder; when the block ends, move it to `folder` unless another process was first.
 
-    Each process writes to a folder of its own, which goes where the block raises.
+    Each process writes to its own folder, which is removed if the block raises.
     """
     staging = _hidden(folder, str(os.getpid()))
     with writing(folder):
@@ -84,7 +84,7 @@ def made_once(folder: Path, sealed: bool = True) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Flush every file of a folder and write its manifest; an earlier one and hidden files are left out of it."""
+    """Flush every file of a folder and write its manifest, without an earlier manifest and hidden files."""
     found = (file for file in sorted(folder.glob("[!.]*")) if file.is_file())
     files = {file.name: file for file in found if file.name != MANIFEST}
     for file in files.values():
@@ -96,13 +96,13 @@ def seal(folder: Path) -> None:
 def verify(folder: Path, required: Collection[str], editable: Collection[str] = ()) -> None:
     """Compare every file of a sealed folder with its manifest, which must list the `required` ones.
 
-    The `editable` ones may be others than were written. Raises `UserError` that names the first file that is lost or
-    not what was written, and says why.
+    The `editable` ones may have changed. Raises `UserError` that names the first file that is missing or changed, and
+    the reason.
     """
     for name, written in _read_manifest(folder, required).items():
         if name in editable:
             continue
-        size = _read(folder / name, lambda file: file.stat().st_size)  # before any of it is read
+        size = _read(folder / name, lambda file: file.stat().st_size)  # before reading it
         if size != written.get("size"):
             raise UserError(f"{folder / name}: damaged: {size} bytes, {written.get('size')} when written")
         if _read(folder / name, _entry) != written:
@@ -117,7 +117,7 @@ def _read(file: Path, read: Callable[[Path], Result]) -> Result:
 
 
 def write_file(file: Path, data: bytes) -> None:
-    """Write a file and flush it to the disk; its name is on the disk once its folder is flushed."""
+    """Write a file and fsync it; its name is on the disk once its folder is flushed."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         rest = memoryview(data)
@@ -129,9 +129,9 @@ def write_file(file: Path, data: bytes) -> None:
 
 
 def replace_file(file: Path, content: str | bytes, writer: str = "partial") -> None:
-    """Put a content in place of a file's, all of it or nothing; raises `UserError` where it cannot be written.
+    """Replace the content of a file atomically; raises `UserError` where it cannot be written.
 
-    `writer` tells apart processes that may write the same file at once.
+    `writer` distinguishes processes that may write the same file at once.
     """
     with _beside(file, writer) as partial:
         write_file(partial, content.encode() if isinstance(content, str) else content)
@@ -139,9 +139,9 @@ def replace_file(file: Path, content: str | bytes, writer: str = "partial") -> N
 
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
-    """Give a place to write a file to; when the block ends, it stands at `file`, and not at all if the block raises.
+    """Yield a temporary path; when the block ends, move it to `file`, or remove it if the block raises.
 
-    Raises `UserError` where the disk is full or does not let us write.
+    Raises `UserError` where the disk is full or not writable.
     """
     with _beside(file) as partial:
         with private():
@@ -153,10 +153,10 @@ def replaced(file: Path) -> Iterator[Path]:
 def _beside(file: Path, writer: str = "partial") -> Iterator[Path]:
     partial = _hidden(file, writer)
     with writing(file):
-        partial.unlink(missing_ok=True)  # of a death, with its owner and mode, or a link that leads elsewhere
+        partial.unlink(missing_ok=True)  # left by a crash with its owner and mode, or a link that leads elsewhere
         try:
             yield partial
-            (os.rename if os.name == "posix" else os.replace)(partial, file)  # Windows renames over nothing
+            (os.rename if os.name == "posix" else os.replace)(partial, file)  # Windows' rename replaces no file
             flush(file.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -164,14 +164,14 @@ def _beside(file: Path, writer: str = "partial") -> Iterator[Path]:
 
 
 def open_private(file: Path, mode: str) -> Any:
-    """Open a file for writing; a new one is its owner's alone."""
+    """Open a file for writing; a new file is private to its owner."""
     text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
     return open(file, mode, opener=lambda path, flags: os.open(path, flags, 0o600), **text)  # type: ignore[call-overload]
 
 
 @contextmanager
 def private() -> Iterator[None]:
-    """Let whatever is made within the block, by any library of this process, be its owner's alone."""
+    """Make new files within the block, by any library of this process, private to their owner."""
     before = os.umask(0o077)
     try:
         yield
@@ -180,7 +180,7 @@ def private() -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, and flush their names to the disk."""
+    """Make a folder and its parents, and flush their names to the disk."""
     if not folder.is_dir():
         make_folder(folder.parent)
         with private():
@@ -189,7 +189,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder, which is gone at once: none of it is ever there in part."""
+    """Delete a folder atomically, by a rename first."""
     leaving = _hidden(folder, "removed")
     with writing(folder):
         if leaving.exists():
@@ -199,7 +199,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what deaths have left in a folder of staged folders; nobody reads it, and it takes room."""
+    """Remove temporary folders left by crashed processes."""
     with writing(folder):
         for path in folder.glob(".*"):
             if path.suffix in (".partial", ".removed"):
@@ -219,14 +219,14 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says of a full, read-only or failing disk into a `UserError` that names the path."""
+    """Turn the `OSError` of a full, read-only or failing disk into a `UserError` that names the path."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # no word of the system
+        if error.errno is None:  # not from the system
             raise
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    except Exception as error:  # safetensors has the system's number in its words alone
+    except Exception as error:  # safetensors gives the system's errno in its text only
         if not (said := re.search(r"\(os error (\d+)\)", str(error))) or isinstance(error, UserError):
             raise
         raise UserError(f"{path}: cannot be written: {os.strerror(int(said[1]))}") from error
@@ -237,7 +237,7 @@ def _hidden(path: Path, word: str) -> Path:
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file as it is on the disk."""
+    """Compute the size in bytes and SHA-256 of a file on the disk."""
     hashed, size = hashlib.sha256(), 0
     with file.open("rb") as read:
         while chunk := read.read(CHUNK):
@@ -247,7 +247,7 @@ def _entry(file: Path) -> dict[str, Any]:
 
 
 def _manifest(files: dict[str, dict[str, Any]]) -> bytes:
-    """Its own hash stands in it too: a damaged manifest must not be taken for a damaged file."""
+    """Serialise a manifest with its own hash, so that a damaged manifest is not taken for a damaged file."""
     own = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return (json.dumps({"format": FORMAT, "files": files, "sha256": own}, indent=2) + "\n").encode()
 
@@ -257,7 +257,7 @@ def _read_manifest(folder: Path, required: Collection[str]) -> dict[str, dict[st
     try:
         data = file.read_bytes()
         files = json.loads(data)["files"]
-        plain = all(Path(name).name == name for name in files)  # no path that leads out of the folder
+        plain = all(Path(name).name == name for name in files)  # no path out of the folder
         whole = data == _manifest(files) and plain and all(isinstance(entry, dict) for entry in files.values())
     except FileNotFoundError:
         raise UserError(f"{file}: is missing; not written to its end, or by an earlier version") from None

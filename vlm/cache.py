@@ -1,4 +1,4 @@
-"""The cache of weights: nothing in it that another user could have written, and hashes that are made once.
+"""Manage the cache of weights: check that no other user could have written it, and cache file hashes.
 
 It is `$CLINICAL_VLM_CACHE`, else `~/.cache/clinical-vlm`.
 """
@@ -15,16 +15,16 @@ from vlm.atomic import MANIFEST, replace_file, seal, verify
 from vlm.errors import UserError
 
 MOST_REMEMBERED = 256
-"""Sets of files; of more, those are forgotten that were computed first."""
+"""Most cached hashes; the oldest are evicted first."""
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded and converted weights."""
+    """Get the folder of downloaded and converted weights."""
     return Path(os.environ.get("CLINICAL_VLM_CACHE", Path.home() / ".cache" / "clinical-vlm"))
 
 
 def private_folder(*names: str) -> Path:
-    """Make a folder of the cache, for its owner alone, and those above it there.
+    """Make a private folder of the cache, and its parents there.
 
     Raises `UserError` for one that another user could have written to.
     """
@@ -40,10 +40,10 @@ def private_folder(*names: str) -> Path:
 
 
 def check_kept(folder: Path) -> None:
-    """Raise `UserError` unless a folder of the cache is ours alone to write and every file is what was written.
+    """Raise `UserError` unless only this user can write a cache folder and every file matches the manifest.
 
-    A folder of an earlier version, without a manifest, gets one of what it is now. Files are hashed once; later a
-    file that has the same stamp is taken for the same.
+    A folder of an earlier version, without a manifest, gets one of its current files. Files are hashed once, and again
+    only if their stamps change.
     """
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
     for path in (folder, *files):
@@ -64,7 +64,7 @@ def check_kept(folder: Path) -> None:
 
 def check_owner(path: Path) -> None:
     """Raise `UserError` for a file or folder that a user other than this one or root owns or may write to."""
-    if not hasattr(os, "getuid"):  # no such owners there
+    if not hasattr(os, "getuid"):  # Windows
         return
     link, target = path.lstat(), path.stat()
     strange = {status.st_uid for status in (link, target)} - {os.getuid(), 0}
@@ -77,16 +77,15 @@ def check_owner(path: Path) -> None:
 
 
 def remembered(files: Sequence[Path], what: str, compute: Callable[[], str]) -> str:
-    """What `compute` gives of some files, computed again only when their stamps have changed.
+    """Cache the result of `compute` on some files, and recompute it only when their stamps change.
 
-    A stamp is path, size, time of the last write and change, and inode. Where the cache takes nothing, nothing is
-    remembered.
+    A stamp is path, size, time of the last write and change, and inode. Without a writable cache it is always computed.
     """
     name = hashlib.sha256(json.dumps([what, *map(str, map(Path.resolve, files))]).encode()).hexdigest()[:32]
     stamps = _stamps(files)
     try:
         kept = private_folder("digests") / f"{name}.json"
-    except UserError:  # said where weights are kept there; what is in it is not believed
+    except UserError:  # reported where weights are kept there; its content is not trusted
         return compute()
     try:
         check_owner(kept)
@@ -107,7 +106,7 @@ def _stamps(files: Sequence[Path]) -> list[list[str | int]]:
 
 
 def _keep(file: Path, content: str) -> None:
-    with suppress(UserError, OSError):  # it is computed again then
+    with suppress(UserError, OSError):  # then it is recomputed
         replace_file(file, content)
         for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_REMEMBERED]:
             old.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Names that differ between the supported versions of a library."""
+"""Resolve names that differ between the supported versions of a library."""
 
 import importlib
 from types import ModuleType

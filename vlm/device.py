@@ -1,4 +1,4 @@
-"""Automatic choices of device, precision and threads; each gives its value and its reason, to be printed."""
+"""Choose device, precision and threads automatically, each with a reason to print."""
 
 import os
 from typing import Generic, NamedTuple, TypeVar
@@ -9,14 +9,14 @@ Value = TypeVar("Value")
 
 
 class Choice(NamedTuple, Generic[Value]):
-    """A value that was not asked for, and why it was taken."""
+    """Hold an automatically chosen value and the reason."""
 
     value: Value
     reason: str
 
 
 def choose_device() -> Choice[torch.device]:
-    """The accelerator PyTorch sees, else the CPU."""
+    """Choose the accelerator PyTorch sees, else the CPU."""
     if torch.cuda.is_available():
         index = int(os.environ.get("LOCAL_RANK", 0))
         return Choice(torch.device("cuda", index), f"GPU found: {torch.cuda.get_device_name(index)}")
@@ -29,10 +29,10 @@ def choose_device() -> Choice[torch.device]:
 
 
 def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
-    """`torch.bfloat16` or `torch.float32`; never float16, whose range loses gradients silently.
+    """Choose `torch.bfloat16` or `torch.float32`; never float16, whose range loses gradients silently.
 
-    A CPU computes in fp32 even where it multiplies bf16: there a case drafts the same in every batch, and the demo
-    trained to better drafts (benchmarks/README.md).
+    A CPU computes in fp32 even where it has native bf16: in fp32 a case has the same draft in every batch, and the
+    demo trained to better drafts (benchmarks/README.md).
     """
     if wanted != "auto":
         return Choice(torch.bfloat16 if wanted == "bf16" else torch.float32, "set by train.precision")
@@ -50,7 +50,7 @@ def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU multiplies bf16 itself: by tiles (Intel's AMX) or by AVX-512's dot products.
+    """Check whether this CPU has native bf16: tiles (Intel's AMX) or AVX-512's dot products.
 
     A training step on the latter takes 0.6 of the time it takes in fp32; without either it takes many times as long.
     """
@@ -59,7 +59,7 @@ def multiplies_bf16() -> bool:
 
 
 def choose_threads(wanted: int) -> Choice[int]:
-    """CPU threads of this process. `accelerate launch` sets OMP_NUM_THREADS=1, which would idle the other cores."""
+    """Choose the CPU threads of this process: `accelerate launch` sets OMP_NUM_THREADS=1, which would idle cores."""
     if wanted > 0:
         return Choice(wanted, "set by train.threads")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -11,22 +11,22 @@ Result = TypeVar("Result")
 
 
 def rank() -> int:
-    """The number of this process among those launched together, as `accelerate launch` and `torchrun` say it."""
+    """Get the rank of this process, as `accelerate launch` and `torchrun` set it."""
     return int(os.environ.get("RANK", 0))
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Check whether this is rank 0, which writes and logs."""
     return rank() == 0
 
 
 def world_size() -> int:
-    """How many processes were launched together."""
+    """Get the number of processes launched together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def log_rank0(*lines: str) -> None:
-    """Print to stderr, escaped, once whatever the number of processes."""
+    """Print lines to stderr, escaped, on rank 0 only."""
     if is_main():
         for line in lines:
             print(*map(escaped, line.split("\n")), sep="\n", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, and what the programs do with it."""
+"""Define the user-facing exception, and handle it in the programs."""
 
 import difflib
 import importlib.util
@@ -14,9 +14,9 @@ from vlm.plain import escaped
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that names the file, row, column or key, and the way out.
+    """Report a mistake the user can mend: one line that names the file, row, column or key, and the way out.
 
-    It may quote what a stranger wrote, so it is cut and escaped wherever it is shown.
+    It may quote untrusted text, so it is cut and escaped wherever it is shown.
     """
 
     def __str__(self) -> str:
@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """The work was stopped by a signal and can go on; the line says how."""
+    """Report that a signal stopped the work; the line says how to resume."""
 
     def __init__(self, line: str, signal: int) -> None:
         super().__init__(line)
@@ -39,7 +39,7 @@ EXTRAS = {
     "rich": "train", "rouge_score": "eval", "sacrebleu": "eval", "scipy": "eval", "shtab": "completion",
     "sklearn": "eval", "starlette": "app", "tensorboard": "tracking", "uvicorn": "app", "xllamacpp": "llamacpp",
 }  # fmt: skip
-"""Optional package, as it is imported → the extra that installs it."""
+"""Import name of an optional package → the extra that installs it."""
 
 
 def require(package: str, needed_by: str) -> None:
@@ -50,7 +50,7 @@ def require(package: str, needed_by: str) -> None:
 
 @contextmanager
 def missing_extras() -> Iterator[None]:
-    """Turn the import of an optional package that is not installed into a `UserError` that names its extra."""
+    """Turn a failed import of an optional package into a `UserError` that names its extra."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -61,19 +61,19 @@ def missing_extras() -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """Find the known name that an unknown one was meant to be, if one is near."""
+    """Find the known name closest to an unknown one, if one is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff) if len(name) <= 100 else []
     return found[0] if found else None
 
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Turn any exception of a library into a `UserError` that begins with `what`; memory that runs out stays itself."""
+    """Turn any exception of a library but out-of-memory into a `UserError` that begins with `what`."""
     try:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # a base or a CNN of a stranger can make a library raise nearly anything
+    except Exception as error:  # an untrusted base or CNN can make a library raise nearly anything
         if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
             raise
         reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
@@ -83,7 +83,7 @@ def one_line(what: str) -> Iterator[None]:
 def run_program(main: Callable[[], None]) -> None:
     """Run `main`; end a `UserError` as one line on stderr and exit code 2, never as a traceback.
 
-    Libraries' notes about their own future, and bitsandbytes' note about an optional package, are kept quiet.
+    Deprecation warnings of libraries, and bitsandbytes' note about an optional package, are silenced.
     """
     prepare_host()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -93,15 +93,15 @@ def run_program(main: Callable[[], None]) -> None:
         with missing_extras():
             main()
     except UserError as error:
-        # A data loader's worker wraps the error in the text of its own traceback; the end of it is ours.
+        # A data loader's worker wraps the error in its own traceback; our message is the end of it.
         said = UserError("".join(map(str, error.args)).rpartition("\nvlm.errors.UserError: ")[2].strip())
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)  # a progress bar may stand in the line
+        print(f"\n{stopped}", file=sys.stderr)  # a progress bar may be on the line
         sys.exit(stopped.exit_code)
-    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may Python's last flush complain
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's last flush fails
         sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

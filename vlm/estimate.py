@@ -1,11 +1,11 @@
-"""A measured value with its interval, as metrics, cards and tables write it."""
+"""Format a measured value with its interval, for metrics, cards and tables."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval; null bounds where there was too little to state one."""
+    """Hold a value with its 95 % interval; the bounds are None where there is too little data."""
 
     value: float | None
     low: float | None = None
@@ -18,11 +18,11 @@ class Estimate(NamedTuple):
 
 
 def undefined(why: str = "") -> dict[str, Any]:
-    """An estimate in plain values where nothing was read: no number, and the reason where it is known."""
+    """Make an undefined estimate in plain values, with the reason where it is known."""
     return Estimate(None)._asdict() | ({"why": why} if why else {})
 
 
 def described(values: Mapping[str, Any]) -> str:
-    """An estimate in plain values, whatever else stands beside it, in words."""
+    """Format an estimate given in plain values; other keys are ignored."""
     estimate = Estimate(values["value"], values["low"], values["high"])
     return f"{estimate}: {values['why']}" if values.get("why") else str(estimate)

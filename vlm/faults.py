@@ -1,4 +1,4 @@
-"""Faults of a table gathered into one line, so that a user mends them all at once."""
+"""Collect the faults of a table into one line, so that a user mends them all at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ MOST_NAMED = 10
 
 
 class Faults:
-    """What is wrong with a table: the first ten faults with their rows, and the number of all."""
+    """Collect the first ten faults of a table with their rows, and count all."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -30,12 +30,12 @@ class Faults:
             self.add(str(error))
 
     def lines(self) -> list[str]:
-        """The named faults, and how many more there are."""
+        """List the named faults, and the number of further ones."""
         more = self.count - len(self._named)
         return [*self._named, *([f"and {more:,} more"] if more else [])]
 
     def raise_any(self) -> None:
-        """Raise `UserError` where there is a fault."""
+        """Raise `UserError` if there is a fault."""
         if not self.count:
             return
         first, *others = self._named

@@ -1,6 +1,7 @@
-"""Locks that keep two processes from writing the same file or folder; the system takes them back at any death.
+"""Lock files and folders against a second writer; the system releases the locks of a process that ends.
 
-Linux and macOS have them. On Windows only whole files are locked, and no running training can be told from a dead one.
+Linux and macOS have them. On Windows only whole files are locked, and a running training cannot be told from a
+crashed one.
 """
 
 import errno
@@ -25,9 +26,9 @@ except ImportError:  # Windows
 
 @contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[None]:
-    """Keep other processes from writing `path` while the block runs; raises `UserError` if one does so now.
+    """Lock `path` against other writers while the block runs; raises `UserError` if it is locked.
 
-    Those that share the work on it take a shared lock, which keeps out who would do it alone.
+    Processes that write it together take a shared lock, which keeps out exclusive writers.
     """
     lock = path.with_name(f".{path.name}.lock")
     try:
@@ -38,17 +39,17 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # Windows deletes no open file
-            if not shared or take(file):  # the last of those that shared it
+            if not shared or take(file):  # the last holder of a shared lock
                 lock.unlink(missing_ok=True)
         file.close()
 
 
 class Held(Exception):
-    """A lock is another's; the text names the process."""
+    """Report that another process holds a lock; the text names it."""
 
 
 def hold(lock: Path, take: Callable[[IO[Any]], bool]) -> IO[Any]:
-    """Open a lock file, made if it is not there, and lock it; closing it gives the lock back. Raises `Held`."""
+    """Open or create a lock file and lock it; closing it releases the lock. Raises `Held`."""
     while True:
         with writing(lock.parent):
             make_folder(lock.parent)
@@ -58,7 +59,7 @@ def hold(lock: Path, take: Callable[[IO[Any]], bool]) -> IO[Any]:
             raise Held(file.read(200).strip() or "another process")
         if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
             break
-        file.close()  # its last holder deleted it before we had it
+        file.close()  # its last holder deleted it before we locked it
     with writing(lock):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -67,9 +68,9 @@ def hold(lock: Path, take: Callable[[IO[Any]], bool]) -> IO[Any]:
 
 
 def take(file: IO[Any], shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file, of which a child holds its share; False if another has it.
+    """Lock an open file, also for child processes; return False if another process holds it.
 
-    A file system without locks, and Windows for what is shared, lets everybody in.
+    Without locks (some file systems, and shared locks on Windows) it returns True.
     """
     if fcntl is None:
         return shared or _take_on_windows(file)
@@ -94,7 +95,7 @@ def _take_on_windows(file: IO[Any]) -> bool:
 
 
 def take_record(file: IO[Any]) -> bool:
-    """Lock an open file for this process alone and none of its children; raises `OSError` without such locks."""
+    """Lock an open file for this process alone, not its children; raises `OSError` without such locks."""
     if fcntl is None:
         return _take_on_windows(file)
     try:
@@ -107,9 +108,9 @@ def take_record(file: IO[Any]) -> bool:
 
 
 def holder_of(lock: Path) -> str | None:
-    """What a lock file says of the process that took a record lock on it; None if none has.
+    """Read the holder of the record lock on a lock file; None if nobody holds it.
 
-    Asks the system who holds the lock: to take it for a moment could turn a process away that starts in that moment.
+    Asks the system, since taking the lock for a moment could turn away a process that starts then.
     """
     if fcntl is None:
         return None

@@ -1,4 +1,4 @@
-"""Commands of earlier versions: print the new name and run it."""
+"""Run a command of an earlier version by its new name, and print that name."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""The public model: loads, saves, shares and drafts, above the rooms that do each of these."""
+"""Provide the public model, which loads, saves, shares and drafts."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from vlm.model import clinical_vlm
 from vlm.report import Report
 
 Case = tuple[str | Path | None, Mapping[str, Any] | None]
-"""An image file and vitals by name, either of them None."""
+"""Image file and vitals by name; either may be None."""
 
 
 class ClinicalVLM(clinical_vlm.ClinicalVLM):
-    """Frozen 4-bit language model with an adapter that sees an image and clinical values.
+    """Draft reports by a frozen 4-bit language model with an adapter for an image and clinical values.
 
     Load one with `from_pretrained` and draft with `predict`; train one with `vlm.train`.
     """
@@ -42,7 +42,7 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         return cast(ClinicalVLM, load(adapter, base, device, dtype, revision, model_class=cls))
 
     def save_pretrained(self, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
-        """Write the adapter folder, complete or not at all; `metrics` are what it was measured to do.
+        """Write the adapter folder atomically; `metrics` are its measured results.
 
         Raises `UserError` for a folder that holds anything but an adapter.
         """
@@ -57,9 +57,9 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         message: str = "Adapter",
         details: CardDetails | None = None,
     ) -> str:
-        """Share the adapter on the Hub with what it was measured to do; returns the commit.
+        """Push the adapter to the Hub with its metrics; returns the commit.
 
-        `details` fill in the card. Raises `UserError` for what `vlm.adapter.hub.push` refuses.
+        `details` fill in the card. Raises `UserError` as `vlm.adapter.hub.push` does.
         """
         with tempfile.TemporaryDirectory() as work:
             return push(save(self, Path(work) / "adapter", metrics), repo, private, revision, message, details).commit
@@ -73,7 +73,7 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
     ) -> Report:
         """Draft the report of one case from an image file, or none, and vitals by name.
 
-        A `streamer` of Transformers gets the words as they come.
+        A Transformers `streamer` gets the tokens as they are generated.
         Raises `UserError` for an image that cannot be read and for a vital that the adapter does not know.
         """
         return ReportEngine(self).predict([(image, vitals)], 1, max_new_tokens, streamer)[0]

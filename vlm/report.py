@@ -1,4 +1,4 @@
-"""What a user gets for one case."""
+"""Hold the drafted report of one case, and print it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from vlm.plain import escaped
 
 MOST_LINES, LONGEST = 40, 120
-"""Labels and warnings that are printed, and characters of each: an adapter's author chose their names."""
+"""Most labels and warnings printed, and most characters of each: their names are untrusted."""
 NOTICE = "Draft for a clinician's eyes. Not a diagnosis."
 
 
 @dataclass(frozen=True)
 class Report:
-    """A drafted report, the labels' probabilities, and what the reader should know about them."""
+    """Hold a drafted report, the label probabilities, and notes for the reader."""
 
     text: str
     """The draft."""
@@ -23,20 +23,20 @@ class Report:
     warnings: tuple[str, ...] = ()
     """Missing or implausible inputs."""
     calibration: str = ""
-    """On whom the probabilities were calibrated."""
+    """Description of the calibration."""
     notice: str = NOTICE
     finished: bool = True
-    """False for a draft that was cut, which a warning says too."""
+    """False for a truncated draft, which a warning says too."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Convert to plain values, for JSON."""
         return {**asdict(self), "warnings": list(self.warnings)}
 
     def __str__(self) -> str:
         return f"{self.text}\n{self.after_text()}"
 
     def after_text(self) -> str:
-        """What is printed below the draft."""
+        """Format the text printed below the draft."""
         calibration = [f"({self.calibration})"] if self.calibration else []
         warnings = [f"warning: {escaped(warning, LONGEST)}" for warning in self.warnings[:MOST_LINES]]
         if len(self.warnings) > MOST_LINES:
@@ -44,7 +44,7 @@ class Report:
         return "\n".join(["", *self.probability_lines(), *calibration, *warnings, "", self.notice])
 
     def probability_lines(self) -> list[str]:
-        """One aligned line a label, the most probable ones where there are many."""
+        """Format one aligned line per label, only the most probable ones where there are many."""
         shown = list(self.probabilities.items())
         if len(shown) > MOST_LINES:
             shown = sorted(shown, key=lambda pair: -pair[1])[:MOST_LINES]

@@ -1,4 +1,4 @@
-"""Text, JSON and YAML that strangers wrote: judged before they are believed or shown."""
+"""Validate untrusted text, JSON and YAML before use or display."""
 
 import json
 import math
@@ -13,21 +13,21 @@ from vlm.errors import UserError
 from vlm.plain import is_clean, shortened
 
 LARGEST_TEXT = 2 << 20
-"""Bytes of a JSON file."""
+"""Most bytes of a JSON file."""
 LONGEST_LIST = 1024
-"""Items of a list or an object in it."""
+"""Most items of a list or an object in it."""
 DEEPEST = 16
-"""Levels of nesting in it."""
+"""Most levels of nesting in it."""
 LONGEST_KEY, LONGEST_PATH = 1000, 200
-"""Characters of an object's key, and of the keys to a value in a message."""
+"""Most characters of an object's key, and of a value's path in a message."""
 LARGEST_YAML = 512 << 10
-"""Bytes of a YAML file; its parser is slow."""
+"""Most bytes of a YAML file; its parser is slow."""
 MOST_WRITTEN_OUT = 4 << 20
-"""Characters of it, what an alias stands for counted wherever it stands."""
+"""Most characters of it with every alias expanded."""
 
 
 def read_json(file: Path, what: str, longest: int = LONGEST_LIST) -> Any:
-    """The content of a JSON file; `what` names it in the `UserError` for one that is not as we would write it."""
+    """Read a JSON file; `what` names it in the `UserError` for one that `parse_json` refuses."""
     try:
         with file.open("rb") as read:
             data = read.read(LARGEST_TEXT + 1)
@@ -39,7 +39,7 @@ def read_json(file: Path, what: str, longest: int = LONGEST_LIST) -> Any:
 
 
 class JsonFault(ValueError):
-    """What is wrong with a JSON text, in one line that may quote it; `unquoted` says it without."""
+    """Report a fault of a JSON text in one line that may quote it; `unquoted` does not quote."""
 
     def __init__(self, quoted: str, unquoted: str = "") -> None:
         super().__init__(quoted)
@@ -53,9 +53,9 @@ def parse_json(
     digits: int = 19,  # what 64 bits hold
     accepts: Callable[[str], bool] | None = None,
 ) -> Any:
-    """Strict JSON: no key twice, no NaN, Infinity or number beyond a double, and bounded depth, lists and integers.
+    """Parse strict JSON: no duplicate key, NaN, Infinity or number beyond a double; bounded depth, lists and integers.
 
-    `accepts` judges each text that is a value; without it, `is_clean` does. Raises `JsonFault` for anything else.
+    `accepts` checks each string value; by default `is_clean` does. Raises `JsonFault` for anything else.
     """
     try:
         values = json.loads(
@@ -80,7 +80,7 @@ def parse_json(
 
 
 def read_yaml(file: Path, what: str) -> Any:
-    """The content of a YAML file, of plain values; raises `UserError` before its aliases take memory or time."""
+    """Read plain values from a YAML file; raises `UserError` before its aliases take memory or time."""
     try:
         with file.open("rb") as read:
             data = read.read(LARGEST_YAML + 1)
@@ -92,7 +92,7 @@ def read_yaml(file: Path, what: str) -> Any:
 
 
 def parse_yaml(data: str | bytes, where: str) -> Any:
-    """Plain values of a YAML text; raises `UserError` as `read_yaml` does."""
+    """Parse plain values from a YAML text; raises `UserError` as `read_yaml` does."""
     try:
         loader = yaml.SafeLoader(data)
         node = loader.get_single_node()
@@ -105,7 +105,7 @@ def parse_yaml(data: str | bytes, where: str) -> Any:
 
 
 def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
-    """Characters below a node, aliases written out; infinite where an alias stands in what it names."""
+    """Count the characters below a node with aliases expanded; infinite where an alias is in its own anchor."""
     if id(node) not in known:
         known[id(node)] = math.inf
         if isinstance(node, yaml.ScalarNode):
@@ -151,7 +151,7 @@ def _whole(digits: int, text: str) -> int:
 
 
 def _strings(values: Any, longest: float, deepest: int) -> Iterator[tuple[str, str]]:
-    """(path, text) of every string; raises `JsonFault` for what is too deep or too long."""
+    """Yield (path, text) of every string; raises `JsonFault` for values too deep or too long."""
     rest: list[tuple[str, Any, int]] = [("", values, 0)]
     while rest:
         path, value, depth = rest.pop()
@@ -168,5 +168,5 @@ def _strings(values: Any, longest: float, deepest: int) -> Iterator[tuple[str, s
 
 
 def _below(path: str, part: str) -> str:
-    """A path and its next part; a long one stays as it is, since each of a hundred thousand items has one."""
+    """Append a part to a path; a long path stays as it is, since each of a hundred thousand items has one."""
     return path if len(path) > LONGEST_PATH else path + part

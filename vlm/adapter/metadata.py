@@ -1,4 +1,4 @@
-"""What the Hub reads of a card: the YAML block at its head, written and read by huggingface_hub's own classes."""
+"""Write and read the metadata of a model card, its YAML head, by huggingface_hub's own classes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ NAME = "Clinical report adapter"
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What only the authors can say of an adapter; None leaves what the card says."""
+    """Hold the metadata that only the authors know; None leaves the card as it is."""
 
     license: str | None = None
     datasets: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class CardDetails:
 
 
 def metadata(base: str, metrics: Mapping[str, Any]) -> "ModelCardData":
-    """The head of a new card; `base` is the Hub id, a wheel or a folder as the config names it."""
+    """Build the metadata of a new card; `base` is the Hub id, wheel or folder in the config."""
     from huggingface_hub import ModelCardData
 
     results = list(eval_results(metrics))
@@ -45,12 +45,12 @@ def metadata(base: str, metrics: Mapping[str, Any]) -> "ModelCardData":
 
 
 def is_hub_id(base: str) -> bool:
-    """Whether a base is written as one on the Hub and is no folder here."""
+    """Check whether a base is written as a Hub id and is no local folder."""
     return not base.startswith(("pypi:", ".", "/", "~")) and base.count("/") <= 1 and not Path(base).exists()
 
 
 def eval_results(metrics: Mapping[str, Any]) -> Iterator["EvalResult"]:
-    """The chief measures on unseen cases under the Hub's metric ids, each with its interval in its name."""
+    """Yield the main metrics on unseen cases under the Hub's metric ids, each with its interval in its name."""
     from huggingface_hub import EvalResult
 
     tested_on = f"{metrics.get('cases', 'the')} unseen cases of {metrics.get('patients', 'other')} patients"
@@ -72,12 +72,12 @@ def eval_results(metrics: Mapping[str, Any]) -> Iterator["EvalResult"]:
 
 
 def with_details(card: str, details: CardDetails, where: str) -> str:
-    """The card with what the authors say in its head; raises `UserError` for a head that the Hub could not read."""
+    """Add the authors' details to the card's metadata; raises `UserError` for metadata that the Hub cannot read."""
     from huggingface_hub import ModelCard
 
     try:
         if card.startswith("---"):
-            parse_yaml(card.split("\n---", 1)[0], "its head")  # in bounds; what follows reads it once more
+            parse_yaml(card.split("\n---", 1)[0], "its head")  # checks the bounds; ModelCard parses it again
         parsed = ModelCard(card)
     except Exception as error:  # its YAML parser has exceptions of its own
         raise UserError(f"{where}: the Hub cannot read the card's head: {str(error).splitlines()[0]}") from None

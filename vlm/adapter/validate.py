@@ -1,7 +1,7 @@
-"""Validate an untrusted adapter folder, and read its configs and tensor headers, before memory is taken for weights.
+"""Validate an untrusted adapter folder, and read its configs and tensor headers, before weights take memory.
 
-Its files must be plain files inside the folder, its JSON small, flat and without duplicate keys, its tensors those of
-an adapter.
+Its files must be regular files inside the folder. Its JSON must be small, flat and without duplicate keys. Its tensors
+must be those of an adapter.
 """
 
 import re
@@ -20,35 +20,35 @@ from vlm.untrusted import LARGEST_TEXT, read_json
 from vlm.weights import is_wheel
 
 LARGEST_HEADER = 8 << 20
-"""Bytes of the header of a safetensors file; the library itself takes 100 MB."""
+"""Most bytes of a safetensors header; the library itself accepts 100 MB."""
 LARGEST_TENSORS = 8 << 30
-"""Bytes of a safetensors file, which is hashed when it is loaded."""
+"""Most bytes of a safetensors file, which is hashed on load."""
 PARTS = ("vision.", "vitals.", "joint.", "evidence.")
-"""Beginnings of the names in vlm.safetensors."""
+"""Prefixes of the tensor names in vlm.safetensors."""
 HUB_ID = re.compile(r"\w[\w-]*(\.[\w-]+)*(/\w[\w-]*(\.[\w-]+)*)?")
 TENSOR_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 DTYPES = ("F64", "F32", "F16", "BF16", "I64")
-"""Types that the tensors of an adapter may have."""
+"""Allowed dtypes of an adapter's tensors."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Tensor name → shape."""
 
 
 class AdapterFolder(NamedTuple):
-    """An adapter folder that was checked and read once, without the values of its tensors."""
+    """Hold a checked adapter folder, its config and the shapes of its tensors, without their values."""
 
     path: Path
     config: AdapterConfig
     lora: Shapes
-    """Of adapter_model.safetensors."""
+    """Shapes in adapter_model.safetensors."""
     rest: Shapes
-    """Of vlm.safetensors."""
+    """Shapes in vlm.safetensors."""
 
 
 def check_files(folder: Path) -> None:
     """Raise `UserError` unless a folder holds the files of an adapter, as plain files inside it, and no others.
 
-    Hidden files, such as those of git, are nobody's business: they are never read.
+    Hidden files, such as those of git, are ignored: they are never read.
     """
     try:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -64,9 +64,9 @@ def check_files(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> None:
-    """Raise `UserError` for a file that is not what was saved. The card may be edited: people do so on the Hub's page.
+    """Raise `UserError` for a file that does not match the manifest, but the card, which is edited on the Hub's page.
 
-    It tells damage, and files of two adapters that were mixed; whoever changes a file on purpose can seal it again.
+    It detects damage and mixed files of two adapters; after an intended change the folder can be sealed again.
     """
     if (folder / MANIFEST).is_file():
         verify(folder, REQUIRED, editable=("README.md",))
@@ -92,7 +92,7 @@ def _say_unsealed(folder: Path) -> None:
 
 
 def check_sources(folder: Path, config: ModelConfig, given_base: bool = False) -> None:
-    """Raise `UserError` where somebody else's adapter names files of this machine to be read as base or CNN."""
+    """Raise `UserError` if a fetched adapter names local files as base or CNN."""
     sources = {} if given_base else {"model.llm.base": config.llm.base}
     if config.vision.weights not in ("pretrained", "random"):
         sources["model.vision.weights"] = config.vision.weights
@@ -104,7 +104,7 @@ def check_sources(folder: Path, config: ModelConfig, given_base: bool = False) -
 
 
 def is_fetched(folder: Path) -> bool:
-    """Whether a folder is a snapshot in the Hub's cache: somebody else's."""
+    """Check whether a folder is a snapshot in the Hub's cache, so untrusted."""
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
 
 
@@ -113,9 +113,9 @@ def _check_file(file: Path) -> None:
     try:
         real = file.resolve(strict=True)
         status = real.stat()
-    except (OSError, RuntimeError):  # a link to nothing, or one that leads to itself
+    except (OSError, RuntimeError):  # a broken link or a loop
         raise UserError(f"{file}: is a link that leads nowhere") from None
-    blobs = home.parent.parent / "blobs"  # where the links of a snapshot in the Hub's cache lead
+    blobs = home.parent.parent / "blobs"  # target of the links of a snapshot in the Hub's cache
     if real.parent != home and not (is_fetched(home) and real.parent == blobs):
         raise UserError(f"{file}: is a link that leads out of the folder; put the file itself in its place")
     if not stat.S_ISREG(status.st_mode):
@@ -126,14 +126,14 @@ def _check_file(file: Path) -> None:
 
 
 def largest_size(name: str) -> int:
-    """Bytes that a file of an adapter may have."""
+    """Get the size limit of an adapter's file, bytes."""
     return LARGEST_TENSORS if name.endswith(".safetensors") else LARGEST_TEXT
 
 
 def read_folder(folder: Path, config: AdapterConfig | None = None) -> AdapterFolder:
     """Read the configs and the tensor headers of an adapter folder, before the base is fetched and loaded.
 
-    Raises `UserError` where they do not fit together, and for tensors that no adapter has.
+    Raises `UserError` where they are inconsistent, and for tensors that no adapter has.
     """
     config = config or read_config(folder)
     check_lora_config(folder / "adapter_config.json", config.model.llm)
@@ -188,7 +188,7 @@ def check_lora_config(file: Path, llm: LLMConfig) -> None:
     """Check that adapter_config.json is what PEFT writes for the LoRA of config.json.
 
     Our own model is built from config.json alone; this file is for other programs. Raises `UserError` that names the
-    key: custom classes, patterns and further modules have no place in it.
+    key: custom classes, patterns and further modules are not allowed.
     """
     values = read_json(file, "the LoRA's config")
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
@@ -230,19 +230,19 @@ DEFAULTS = {
     "megatron_core": "megatron.core",
     "qalora_group_size": 16,
 }
-"""What PEFT writes of options that we leave alone, where it is not nothing."""
+"""Non-empty values that PEFT writes for options that we do not set."""
 
 
 def _is_default(key: str, value: Any) -> bool:
-    """Whether an option is as PEFT leaves it."""
-    if key == "target_modules":  # of all linear layers PEFT writes the names
+    """Check whether an option has PEFT's default value."""
+    if key == "target_modules":  # for all-linear PEFT writes the names
         return _are_names(value)
-    if key == "fan_in_fan_out":  # true for GPT-2's layers, whose weights lie the other way
+    if key == "fan_in_fan_out":  # true for GPT-2's layers, whose weights are transposed
         return isinstance(value, bool)
     if key == "peft_version":
         return isinstance(value, str) and len(value) < 40
     if not value or DEFAULTS.get(key) == value:
         return True
-    from peft import LoraConfig  # a later version may have further options; to import it takes a second
+    from peft import LoraConfig  # a later version may have further options; the import takes a second
 
     return getattr(LoraConfig(), key, None) == value

@@ -1,4 +1,4 @@
-"""Every option of a job, its unit, its meaning and its default: the one place where a default lives.
+"""Define every option of a job with its unit, meaning and default; defaults are set nowhere else.
 
 A YAML file in `configs/` mirrors these dataclasses one to one; `vlm.config.parsing` reads it and applies overrides.
 """

@@ -1,4 +1,4 @@
-"""Ranges of a model's options: what a config may say, and what an adapter from a stranger may make us build."""
+"""Check the ranges of a model's options, for configs and for untrusted adapters."""
 
 import math
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from vlm.config.model import ModelConfig
 
 LARGEST_SIDE = 2048
-"""Pixels of the square image that the CNN sees."""
+"""Largest side of the square image for the CNN, pixels."""
 
 
 def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """(key, what it must be) of each option that is out of range; the upper ends bound what a model can weigh."""
+    """Yield (key, allowed range) of each option out of range; the upper limits bound the model's size."""
     llm, vision, vitals, fusion = config.llm, config.vision, config.vitals, config.fusion
     counts = (
         ("llm.lora_rank", llm.lora_rank, 1024),

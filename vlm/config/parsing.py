@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a `Config`; an unknown key is named with its nearest match."""
+"""Parse a YAML file and dotted overrides into a `Config`; an unknown key is named with its nearest match."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from vlm.errors import UserError
 from vlm.untrusted import read_yaml
 
 PRESETS = {file.stem: file for file in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
-"""Name → file of the configs that come with the package."""
+"""Name → file of the configs shipped with the package."""
 
 
 def load_config(source: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
@@ -29,12 +29,12 @@ def load_config(source: str | Path, overrides: Mapping[str, object] | None = Non
 
 
 def as_options(overrides: Mapping[str, object]) -> list[str]:
-    """Dotted keys and their values as words of a command line."""
+    """Convert dotted keys and values to command-line arguments."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
 
 
 def is_config(name: str) -> bool:
-    """Whether a name is that of a config, a file or a preset, rather than of a table."""
+    """Check whether a name is a config, a file or a preset, rather than a table."""
     return name in PRESETS or name.endswith((".yaml", ".yml"))
 
 
@@ -68,12 +68,12 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
 
 
 def to_yaml(config: Any) -> str:
-    """A config dataclass as YAML that `parse_config` reads back."""
+    """Convert a config dataclass to YAML that `parse_config` reads back."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys, those in a list by their number."""
+    """Flatten nested mappings to dotted keys, with list items by their index."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
@@ -87,7 +87,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _with_preset_files(argv: Sequence[str]) -> Iterator[str]:
-    """Put the file of a preset in place of its name, a word without a dot or a slash."""
+    """Replace a preset's name, a word without a dot or a slash, by its file."""
     for before, word in zip(["", *argv], argv, strict=False):
         if before == "--config":
             yield _preset_file(word)
@@ -129,7 +129,7 @@ def _checked_config(file: str) -> str:
 
 
 def _check_options(argv: Sequence[str]) -> None:
-    """Refuse an unknown `--option` before argparse does, to be able to say what was meant."""
+    """Refuse an unknown `--option` before argparse does, to suggest the nearest known one."""
     known = {f"--{name}" for name in dotted_names(Config)}
     known |= {"--config", "--resume", "--dry-run", "--help", "--print_config"}
     for word in argv:
@@ -140,7 +140,7 @@ def _check_options(argv: Sequence[str]) -> None:
 
 
 def _check_values(config: Config) -> None:
-    """Ranges that the types do not say; each message names the key."""
+    """Check ranges that the types do not express; each message names the key."""
     train, dropout, split = config.train, config.data.dropout, config.data.split
     rules = [
         (0 <= config.loss.alpha <= 1, "loss.alpha", "between 0 and 1"),

@@ -1,4 +1,4 @@
-"""The old names of options: still read from configs, overrides, adapters and runs, and told by their new names."""
+"""Replace old names of options in configs, overrides, adapters and runs, with a note of the new names."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -35,7 +35,7 @@ def rename_keys(values: Any, where: str) -> bool:
 
 
 def rename_options(arguments: Sequence[str]) -> Iterator[str]:
-    """Give command-line arguments with the old names of options replaced."""
+    """Yield command-line arguments with the old names of options replaced."""
     for argument in arguments:
         name, equals, value = argument.partition("=")
         old = name.removeprefix("--")
@@ -52,6 +52,6 @@ def _section(values: Any, name: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-@cache  # a file is told once, however often it is read
+@cache  # once per file, however often it is read
 def _tell(where: str, names: tuple[str, ...]) -> None:
     log_rank0(f"{where}: {', '.join(f'{old} is now called {RENAMED[old]}' for old in names)}")

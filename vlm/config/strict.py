@@ -1,4 +1,4 @@
-"""Build config dataclasses from JSON that somebody else wrote: every value must have the type of its field."""
+"""Build config dataclasses from untrusted JSON: every value must have the type of its field."""
 
 import dataclasses
 import difflib
@@ -12,13 +12,13 @@ from vlm.plain import shortened
 
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null",
          list: "a list", dict: "a mapping of keys"}  # fmt: skip
-"""Types as JSON calls them."""
+"""Type → its name in messages."""
 LONGEST_SCALAR = 200
-"""Characters of a YAML text for a field that takes none, such as `1e-3`, which YAML 1.1 takes for a text."""
+"""Most characters of a string for a field of another type, such as `1e-3`, a string in YAML 1.1."""
 
 
 class UnknownKey(UserError):
-    """A key that this version does not know; the message names the nearest one that it does."""
+    """Report an unknown key; the message names the nearest known one."""
 
     def __init__(self, where: str, key: str, known: Iterable[str]) -> None:
         self.key = key if len(key) <= 100 and key.isprintable() else shortened(key)
@@ -38,7 +38,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: Any, where: str) -> Any:
-    """Build the (nested) dataclass `cls` from JSON values; nothing is converted but whole numbers to floats.
+    """Build the (nested) dataclass `cls` from JSON values; only whole numbers are converted, to floats.
 
     Raises `UserError` that names `where` and the key if a key is unknown or missing, or a value has the wrong type.
     """
@@ -69,13 +69,13 @@ def _build_fields(cls: Any, values: dict[str, Any], where: str, key: str) -> Any
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type alone."""
+    """List the members of a union, or any other type alone."""
     origin = typing.get_origin(kind)
     return (kind,) if origin in (None, list, dict, Literal) else typing.get_args(kind)
 
 
 def _outer(kind: Any) -> type:
-    """The type of JSON value that a field's type is written as."""
+    """Get the JSON type of a field's type."""
     if dataclasses.is_dataclass(kind):
         return dict
     origin = typing.get_origin(kind)
@@ -98,9 +98,9 @@ def _refuse(kind: Any, value: Any, where: str, key: str) -> typing.NoReturn:
 
 
 def check_texts(values: Any, kind: Any, where: str, key: str = "") -> None:
-    """Raise `UserError` for a long text, or one with aliases, where the field takes none.
+    """Raise `UserError` for a long string, or one with aliases, where the field takes no string.
 
-    jsonargparse reads such a text as YAML once more; of YAML values whose keys are known.
+    jsonargparse would parse such a string as YAML again. The keys of the values must be checked before.
     """
     choices = _choices(kind)
     suspect = isinstance(values, str) and (len(values) > LONGEST_SCALAR or not {"&", "*"}.isdisjoint(values))
@@ -133,7 +133,7 @@ def check_keys(values: Any, cls: Any, where: str, prefix: str = "") -> None:
         if dataclasses.is_dataclass(kind) and value is not None:
             check_keys(value, kind, where, f"{name}.")
         item = next(iter(typing.get_args(kind)), None)
-        choices = (item, *typing.get_args(item))  # an item may be a dataclass, or a dataclass or a word
+        choices = (item, *typing.get_args(item))  # an item may be a dataclass, or a union of dataclass and str
         described = next((choice for choice in choices if dataclasses.is_dataclass(choice)), None)
         if isinstance(value, list) and described:
             for index, element in enumerate(value):
@@ -142,7 +142,7 @@ def check_keys(values: Any, cls: Any, where: str, prefix: str = "") -> None:
 
 
 def dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
-    """Every option below a dataclass."""
+    """Yield the dotted name of every option of a dataclass."""
     for name, kind in typing.get_type_hints(cls).items():
         yield prefix + name
         if dataclasses.is_dataclass(kind):

@@ -1,1 +1,1 @@
-"""The model of equations (1) to (5). Knows nothing of training."""
+"""The model of equations (1) to (5), independent of training."""

@@ -1,4 +1,4 @@
-"""The files of a base model: one digest of its weights, however they are spread, one of its config and tokens."""
+"""Hash the files of a base model: one digest of the weights, however sharded, one of config and tokenizer."""
 
 import hashlib
 import json
@@ -15,32 +15,32 @@ from vlm.untrusted import parse_json
 
 MOST_TENSORS = 1_000_000
 LARGEST_HEADER = 100 << 20
-"""Bytes, as safetensors has it."""
+"""Largest header in bytes, as in safetensors."""
 NOT_NUMBERS = {
     "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "torch_dtype",
     "transformers_version", "use_cache",
 }  # fmt: skip
-"""Keys of config.json that change no number of ours: who wrote it, and what we set ourselves."""
+"""Keys of config.json that do not change our results: metadata, and options that we set ourselves."""
 TOKENS = ("add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder", "bos_token", "eos_token")
 """Keys of tokenizer_config.json that change the tokens; the adapter keeps what the chat template gave."""
 VOCABULARIES = (
     "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tekken.json", "tokenizer.model", "vocab.json",
     "vocab.txt",
 )  # fmt: skip
-"""Files of a tokenizer without tokenizer.json."""
+"""Vocabulary files of a tokenizer without tokenizer.json."""
 
 
 def base_digest(base: str, revision: str | None) -> str:
-    """SHA-256 of the names, types, shapes and values of all tensors of a folder or of a commit on the Hub.
+    """Compute the SHA-256 of the names, types, shapes and values of all tensors of a folder or of a commit on the Hub.
 
-    Computed once: see `remembered`. Raises `ValueError` for a file that is cut off or broken.
+    Cached: see `remembered`. Raises `ValueError` for a file that is cut off or broken.
     """
     files = weight_files(base, revision)
     return remembered(files, "tensors", lambda: _digest(files))
 
 
 def settings_digest(base: str, revision: str | None) -> str:
-    """SHA-256 of the numbers in the config and of the tokens of a folder or of a commit on the Hub, computed once."""
+    """Compute the SHA-256 of the config and tokenizer of a folder or of a commit on the Hub; cached."""
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", *VOCABULARIES)
     files = {name: file for name in names if (file := _file(base, name, revision))}
     return remembered(list(files.values()), "settings", lambda: _settings_digest(files))
@@ -62,15 +62,15 @@ def _settings_digest(files: dict[str, Path]) -> str:
 
 
 def _without(value: Any, keys: set[str]) -> Any:
-    """A configuration without these keys, in its parts as well."""
+    """Remove keys from a nested configuration."""
     if not isinstance(value, dict):
         return value
     return {key: _without(part, keys) for key, part in value.items() if key not in keys}
 
 
 def weight_files(base: str, revision: str | None) -> list[Path]:
-    """The safetensors files that Transformers has loaded; raises `ValueError` where these are others."""
-    if _file(base, "adapter_config.json", revision):  # its base and its LoRA would be loaded in place of the weights
+    """Find the safetensors files that Transformers loads; raises `ValueError` where it would load others."""
+    if _file(base, "adapter_config.json", revision):  # Transformers would load its base and LoRA instead
         raise ValueError("it holds an adapter_config.json, so it is an adapter and no base")
     if single := _file(base, "model.safetensors", revision):
         return [single]
@@ -102,7 +102,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def _tensors(file: Path) -> list[tuple[str, str, list[int], str]]:
-    """Name, type, shape and SHA-256 of the values of each tensor of a file."""
+    """List the name, type, shape and SHA-256 of the values of each tensor of a file."""
     with file.open("rb") as read, mmap.mmap(read.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
@@ -114,14 +114,14 @@ def _tensors(file: Path) -> list[tuple[str, str, list[int], str]]:
                 with values:
                     return name, header[name]["dtype"], header[name]["shape"], hashlib.sha256(values).hexdigest()
 
-            with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+            with ThreadPoolExecutor() as pool:  # hashing releases the GIL
                 return list(pool.map(entry, header))
         finally:
             view.release()
 
 
 def _header(view: memoryview, name: str) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its values begin; raises `ValueError` unless it fits the file."""
+    """Parse the header of a safetensors file and the offset of its values; raises `ValueError` if it does not fit."""
     length = int.from_bytes(view[:8], "little")
     if len(view) < 8 or not 2 <= length <= min(LARGEST_HEADER, len(view) - 8):
         raise ValueError(f"{name} is no whole safetensors file; fetch it again")

@@ -1,4 +1,4 @@
-"""From a logit to the probability that is shown."""
+"""Convert logits to calibrated probabilities by temperature scaling."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,27 @@ from vlm.errors import UserError
 
 @dataclass(frozen=True)
 class Calibration:
-    """One temperature for all labels (Guo et al., 2017), and on whom it was fitted; saved in the adapter."""
+    """Hold one temperature for all labels (Guo et al., 2017) and the size of the set it was fitted on.
+
+    Saved in the adapter.
+    """
 
     temperature: float = 1.0
     patients: int = 0
-    """Patients of the validation split; 0 where nothing was fitted."""
+    """Number of patients in the validation split; 0 if nothing was fitted."""
     cases: int = 0
-    """Their cases with a known label."""
+    """Number of their cases with a known label."""
 
     def __post_init__(self) -> None:
         if not (1e-4 <= self.temperature <= 1e4 and self.patients >= 0 and self.cases >= 0):
             raise UserError(f"calibration: temperature {self.temperature} on {self.patients} patients is none")
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of any shape → probabilities."""
+        """Convert logits of any shape to probabilities."""
         return torch.sigmoid(logits / self.temperature)
 
     def describe(self) -> str:
-        """What a reader of a probability should know of it."""
+        """Describe the calibration in one sentence for the reader."""
         if not self.patients:
             return "probabilities are not calibrated"
         return f"probabilities calibrated on {self.patients} patients who were not trained on"

@@ -1,7 +1,7 @@
-"""The whole model, composed: image and vitals beside the words of a frozen language model.
+"""Compose the whole model: evidence encoder and frozen language model with LoRA.
 
-T = LLM([f, x]), equation (2): evidence tokens made from f and x stand in the prompt, and the language model
-goes on from there. The same f and x make z and the labels' probabilities.
+T = LLM([f, x]), equation (2): the prompt holds evidence tokens made from f and x, and the language model
+generates the report. The same f and x give z and the label probabilities.
 """
 
 import copy
@@ -28,21 +28,21 @@ from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
 
 
 class VLMOutput(NamedTuple):
-    """Losses as scalars, and what each case contributed."""
+    """Hold the losses as scalars, the logits, and the text loss of each case."""
 
     loss: torch.Tensor
     loss_bce: torch.Tensor
     loss_ce: torch.Tensor
     logits: torch.Tensor
-    """B × K."""
+    """Label logits, B × K."""
     case_losses: torch.Tensor
-    """B, text loss summed over a case's report."""
+    """Text loss summed over each case's report, B."""
     case_tokens: torch.Tensor
-    """B, number of those tokens."""
+    """Number of those tokens, B."""
 
 
 class ClinicalVLM(EvidenceEncoder):
-    """Frozen LLM with LoRA, image encoder, vitals encoder, joint vector and head.
+    """Combine a frozen LLM with LoRA, image encoder, vitals encoder, joint vector and head.
 
     Build it with `from_config`; `vlm.ClinicalVLM` loads, shares and drafts as well. Only the LLM is wrapped by PEFT;
     everything else that trains is declared here.
@@ -58,7 +58,7 @@ class ClinicalVLM(EvidenceEncoder):
         prompt_ids: PromptIds | None = None,
     ) -> None:
         commit = getattr(llm, "commit", None)
-        if commit:  # whatever branch of the Hub was asked for: its content may change
+        if commit:  # pins it, whatever branch was asked for: a branch may change
             config = replace(config, llm=replace(config.llm, revision=commit))
         with one_line(f"model.llm.base: {config.llm.base} cannot be used"):
             space, sample = embedding_space(llm, tokenizer), fingerprint(llm)
@@ -67,7 +67,7 @@ class ClinicalVLM(EvidenceEncoder):
         self.base_settings_sha256 = getattr(llm, "settings_sha256", None)
         self.llm = add_lora(llm, config.llm)
         self.sharded = False
-        """Whether several processes hold the frozen base together: then all must make the same passes through it."""
+        """True if the frozen base is sharded over processes: then all must run the same forward passes."""
 
     # ------------------------------------------------------------------------------------ building
 
@@ -75,10 +75,10 @@ class ClinicalVLM(EvidenceEncoder):
     def from_config(
         cls, config: ModelConfig, spec: CaseSpec, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> "ClinicalVLM":
-        """A new model with fresh adapter weights, on `device` with the frozen LLM in `dtype`.
+        """Build a model with fresh adapter weights, on `device` with the frozen LLM in `dtype`.
 
-        Raises `UserError` for base weights that cannot be loaded or not be put in 4 bits, and for LoRA on layers that
-        the base has not.
+        Raises `UserError` for base weights that cannot be loaded or quantised to 4 bits, and for LoRA on layers that
+        the base does not have.
         """
         device = device or choose_device().value
         llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
@@ -94,11 +94,11 @@ class ClinicalVLM(EvidenceEncoder):
         return self.llm.get_base_model()  # type: ignore[operator,no-any-return]
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """What training changes and an adapter folder holds, by name."""
+        """List the trainable parameters by name; an adapter folder holds them."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     def autocast(self) -> Any:
-        """Compute in the precision of the LLM where that is bf16."""
+        """Autocast to bf16 if the LLM is in bf16; else a null context."""
         dtype = word_embeddings(self.base).dtype
         return torch.autocast(self.device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
 
@@ -118,10 +118,10 @@ class ClinicalVLM(EvidenceEncoder):
         label_count: torch.Tensor | None = None,
         token_count: torch.Tensor | None = None,
     ) -> VLMOutput:
-        """Both losses in one pass over a `Batch`.
+        """Compute both losses in one pass over a `Batch`.
 
-        The counts are those of the whole effective batch when it is accumulated from several; without them the
-        losses are means over this one. With alpha = 1 the text has no weight and the LLM does not run.
+        With gradient accumulation the counts are those of the whole effective batch; without them the losses are
+        means over this batch. With alpha = 1 the text has no weight and the LLM does not run.
         """
         encoded = self.encode(pixel_values, has_image, vitals)
         label = label_loss(encoded.logits, targets)
@@ -145,15 +145,18 @@ class ClinicalVLM(EvidenceEncoder):
         )
 
     def trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H."""
+        """Run the LLM without its output layer; B × T × H, right-padded → B × T × H."""
         shared = self.prompt.fixed_tokens if self._can_reuse_prefix else 0
-        # A GPU is not filled by smaller passes, and parameters in shards want as many of them on every process.
+        # Smaller passes do not fill a GPU, and sharded parameters need the same number of passes on every process.
         one_pass = self.sharded or embeddings.device.type != "cpu"
         return decoder_forward(self.base.base_model, embeddings, attention_mask, shared, one_pass)
 
     @property
     def _can_reuse_prefix(self) -> bool:
-        """Dropout must differ from case to case, recomputed activations allow no cache, and shards want one pass."""
+        """True if cases may share a prefix KV cache.
+
+        Dropout must differ from case to case, checkpointing allows no cache, and shards need one pass.
+        """
         config = self.model_config.llm
         return not self.sharded and not (self.training and (config.lora_dropout or config.activation_checkpointing))
 
@@ -161,9 +164,9 @@ class ClinicalVLM(EvidenceEncoder):
 
     @torch.no_grad()
     def prefix_kv_cache(self) -> Cache | None:
-        """The keys and values of the words before the evidence, the same for every case; None if there are none.
+        """Compute the prefix KV cache of the tokens before the evidence, shared by all cases; None without any.
 
-        They hold for the weights as they are now.
+        It is valid for the current weights only.
         """
         before, _ = self.prompt.ids()
         if not before:
@@ -183,9 +186,9 @@ class ClinicalVLM(EvidenceEncoder):
         stopping_criteria: StoppingCriteriaList | None = None,
         logits_processor: LogitsProcessorList | None = None,
     ) -> tuple[list[str], torch.Tensor]:
-        """Draft greedily from a batch of prompts; returns B reports and the labels' logits (B × K).
+        """Draft greedily from a batch of prompts; returns B reports and the label logits (B × K).
 
-        `fixed` is what `prefix_kv_cache` gave; the options after it are those of Transformers' `generate`.
+        `fixed` is the output of `prefix_kv_cache`; the options after it are those of Transformers' `generate`.
         """
         options: dict[str, Any] = {}
         if fixed is not None:

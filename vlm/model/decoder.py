@@ -1,4 +1,4 @@
-"""A training batch read in as few tokens as it takes: what all share once, cases of like length together."""
+"""Run the decoder forward with a shared-prefix KV cache and length-bucketed sub-batches."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 PASS_COST = 64
-"""What a further pass through the layers costs on a CPU, as a number of tokens."""
+"""Cost of one more forward pass on a CPU, in tokens."""
 
 
 def decoder_forward(
     model: nn.Module, embeddings: torch.Tensor, attention_mask: torch.Tensor, shared: int, one_pass: bool
 ) -> torch.Tensor:
-    """The LLM without its vocabulary layer; B × T × H, padded on the right → B × T × H, zero beyond a case's group.
+    """Run the LLM without its output layer; B × T × H, right-padded → B × T × H, zero beyond a bucket's length.
 
-    The first `shared` tokens, the same in all cases, see nothing of what follows: they are read once, and their
-    gradient is the sum over the cases. The rest is read in `one_pass`, or in groups of like length.
+    The first `shared` tokens are the same in all cases and attend to nothing after them: they run once, and their
+    gradient is the sum over the cases. The rest runs in `one_pass`, or in length buckets.
     """
     cases, width = attention_mask.shape
     beginning, start, states = None, 0, []
@@ -47,16 +47,16 @@ def decoder_forward(
 
 
 def repeated(read: Cache, cases: int) -> Cache:
-    """Keys and values of one case (1 × heads × F × d) for so many, in a cache of their own."""
+    """Expand the KV cache of one case (1 × heads × F × d) to `cases`, as a new cache."""
     layers = [layer for layer in read.layers if isinstance(layer, DynamicLayer)]
     pairs = [(layer.keys, layer.values) for layer in layers if layer.keys is not None and layer.values is not None]
     return DynamicCache([(k.expand(cases, -1, -1, -1), v.expand(cases, -1, -1, -1)) for k, v in pairs])
 
 
 def length_groups(lengths: Sequence[int], pass_cost: int = PASS_COST) -> list[list[int]]:
-    """Rows in groups so that padding to a group's longest and the passes together cost the least.
+    """Bucket rows by length so that padding and forward passes together cost the least.
 
-    In an order by length the best groups are neighbours: `cheapest[i]` is the cost of the i longest rows.
+    Sorted by length, each best bucket is contiguous: `cheapest[i]` is the cost of the i longest rows.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     cheapest, starts = [0], [0]

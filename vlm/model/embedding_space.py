@@ -1,4 +1,4 @@
-"""The embedding space of a language model, as the parts that stand before it need it."""
+"""Describe the embedding space of a language model, without the model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ class EmbeddingSpace:
     """Token ids (…) → their embeddings as the language model reads them (… × H)."""
     hidden_size: int
     device: torch.device
-    """Where the ids must be."""
+    """Device of the token ids."""
     rms: float
-    """Root mean square of all word embeddings: the size at which evidence tokens are shown."""
+    """Root mean square of all word embeddings, to which evidence tokens are scaled."""
     context_length: int | None = None
-    """Tokens that the language model was made to read; None if it does not say."""
+    """Context length in tokens; None if the config does not say."""
     vocabulary: int | None = None
     """Number of word embeddings."""
 
     @torch.no_grad()
     def embed_names(self, names: Sequence[str]) -> torch.Tensor:
-        """Mean word embedding of each name, S × H, float32 on PyTorch's default device; `right_lung` is two words."""
+        """Average the word embeddings of each name: S × H, float32, default device; `right_lung` is two words."""
         rows, plain = [torch.zeros(0, self.hidden_size)], PlainText(self.tokenizer)
         for name in names:
             ids = plain.ids(" " + name.replace("_", " "))

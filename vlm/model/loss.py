@@ -1,4 +1,4 @@
-"""Equation (5), L = alpha BCE + (1 - alpha) CE, as sums that can be divided by the counts of any batch."""
+"""Compute the loss of equation (5), L = alpha BCE + (1 - alpha) CE, as sums to divide by the counts of any batch."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from torch.utils.checkpoint import checkpoint
 from vlm.data.collate import IGNORED
 
 LARGEST_LOGITS = 256 << 20
-"""Bytes, counted in fp32, of the vocabulary logits that are there at once; with their gradients three times as much."""
+"""Most bytes, in fp32, of the vocabulary logits in memory at once; with gradients three times as much."""
 
 
 @dataclass
 class LossSum:
-    """A summed loss and the number of terms in it."""
+    """Hold a summed loss and the number of its terms."""
 
     total: torch.Tensor
     """Scalar."""
@@ -22,12 +22,12 @@ class LossSum:
     """Scalar: labels or tokens."""
 
     def mean(self, count: torch.Tensor | None = None) -> torch.Tensor:
-        """Sum over the count of the whole accumulated batch, where one is given; 0 where there is nothing to learn."""
+        """Divide the sum by its own count, or by that of the whole accumulated batch; 0 if there are no terms."""
         return self.total / (self.count if count is None else count).clamp(min=1)
 
 
 def label_loss(logits: torch.Tensor, targets: torch.Tensor) -> LossSum:
-    """Binary cross-entropy over the known labels; logits and targets are B × K, unknown targets NaN."""
+    """Compute the binary cross-entropy over the known labels; logits and targets are B × K, unknown targets NaN."""
     known = ~torch.isnan(targets)
     filled = torch.where(known, targets, torch.zeros_like(targets)).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, filled, reduction="none")
@@ -35,10 +35,10 @@ def label_loss(logits: torch.Tensor, targets: torch.Tensor) -> LossSum:
 
 
 def rows_with_text(labels: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Cases that have a report (R of B) and their longest length; labels and mask are B × T, padded on the right.
+    """Find the cases with a report (R of B) and their longest length; labels and mask are B × T, right-padded.
 
-    The rest has no part in the text loss, so the language model need not read it. One case always stays: every
-    process must give every layer a gradient, be it zero.
+    The others have no text loss, so the language model skips them. One case always stays: every process must give
+    every layer a gradient, be it zero.
     """
     written = (labels[:, 1:] != IGNORED).any(dim=1)
     written[0] |= ~written.any()
@@ -47,9 +47,9 @@ def rows_with_text(labels: torch.Tensor, attention_mask: torch.Tensor) -> tuple[
 
 
 def text_loss(hidden: torch.Tensor, vocabulary: torch.Tensor, labels: torch.Tensor) -> tuple[LossSum, torch.Tensor]:
-    """Cross-entropy of the next token over the supervised tokens.
+    """Compute the next-token cross-entropy over the supervised tokens.
 
-    `hidden` is B × T × H of the trunk, `vocabulary` V × H of the output layer, `labels` B × T. Returns the sum, and
+    `hidden` is B × T × H of the decoder, `vocabulary` V × H of the output layer, `labels` B × T. Returns the sum, and
     the loss of each case (B, summed).
     """
     shifted = labels[:, 1:]  # the state at t predicts the token at t + 1
@@ -63,10 +63,10 @@ def text_loss(hidden: torch.Tensor, vocabulary: torch.Tensor, labels: torch.Tens
 
 
 def token_losses(states: torch.Tensor, vocabulary: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each token, N in fp32; `states` are N × H, `vocabulary` V × H, `wanted` N.
+    """Compute the cross-entropy of each token, N in fp32; `states` are N × H, `vocabulary` V × H, `wanted` N.
 
-    Vocabulary logits are made for supervised places only, and never for more than `LARGEST_LOGITS` at once: beyond it
-    they are made again on the way back in place of being kept. (PyTorch's own chunks take three times as long here.)
+    Logits are computed for supervised tokens only, at most `LARGEST_LOGITS` at once: beyond it they are recomputed in
+    the backward pass (checkpointing). (PyTorch's own chunks take three times as long here.)
     """
 
     def of(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -81,5 +81,5 @@ def token_losses(states: torch.Tensor, vocabulary: torch.Tensor, wanted: torch.T
 
 
 def joint_loss(alpha: float, label: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """L = alpha BCE + (1 - alpha) CE."""
+    """Combine both losses: L = alpha BCE + (1 - alpha) CE."""
     return alpha * label + (1 - alpha) * text

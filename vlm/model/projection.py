@@ -1,14 +1,13 @@
-"""From features to tokens in the embedding space of the language model."""
+"""Project features into tokens in the embedding space of the language model."""
 
 import torch
 from torch import nn
 
 
 class TokenProjector(nn.Module):
-    """LayerNorm → MLP → LayerNorm, at the size of the LLM's own token embeddings.
+    """Project features by LayerNorm → MLP → LayerNorm, at the RMS of the LLM's own token embeddings.
 
-    Without the last norm the tokens of an adapter drift to many times the norm of a word, and attention
-    treats them as sinks.
+    Without the last norm the tokens drift to many times the norm of a word, and become attention sinks.
     """
 
     def __init__(self, features: int, hidden_size: int, token_rms: float) -> None:
@@ -20,17 +19,16 @@ class TokenProjector(nn.Module):
         nn.init.constant_(self.norm.weight, token_rms)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """… × features → … × H."""
+        """Project … × features to … × H."""
         return self.norm(self.mlp(features))
 
 
 class NamedProjector(nn.Module):
-    """A token that starts as words: each state brings the embedding of its name, and an MLP learns the rest.
+    """Project states and features into a token that starts as the embeddings of the states' names.
 
-    The token is LayerNorm(sum of states · name embeddings + MLP(features)), the MLP's last layer zero at the
-    start. So a fresh adapter already says, in the language model's own words, which labels are likely and which
-    vitals are out of range, and training need not find that code in a few hundred cases. The name embeddings
-    train as well.
+    The token is LayerNorm(sum of states · name embeddings + MLP(features)); the MLP's last layer starts at zero.
+    A fresh adapter so tells the language model in word embeddings which labels are likely and which vitals are out
+    of range, and need not learn it from a few hundred cases. The name embeddings train as well.
     """
 
     def __init__(self, features: int, names: torch.Tensor, token_rms: float) -> None:
@@ -46,5 +44,5 @@ class NamedProjector(nn.Module):
         nn.init.constant_(self.norm.weight, token_rms)
 
     def forward(self, states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """States (B × S, 0 to 1) and features (B × F) → B × H."""
+        """Project states (B × S, 0 to 1) and features (B × F) to B × H."""
         return self.norm(states @ self.names + self.mlp(features))

@@ -1,4 +1,4 @@
-"""Equation (1), f = CNN(I): a timm CNN, its image tokens and its summary vector."""
+"""Encode images into image tokens and a summary vector by a timm CNN: equation (1), f = CNN(I)."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from vlm.weights import vision_weights_file
 
 
 def build_cnn(config: VisionConfig, load_weights: bool = True) -> nn.Module:
-    """The timm model without its classifier and pooling, so that it gives a grid of features.
+    """Build the timm model without classifier and pooling, so that it returns a feature map.
 
     Raises `UserError` for an unknown name or weights that do not fit.
     """
@@ -32,14 +32,14 @@ def build_cnn(config: VisionConfig, load_weights: bool = True) -> nn.Module:
 
 
 def architecture(cnn: nn.Module) -> str:
-    """timm's own name of a model, whatever repository its options came from."""
+    """Get timm's name of the architecture, whatever repository its options came from."""
     return str(cnn.pretrained_cfg["architecture"])  # type: ignore[index]
 
 
 def _refuse_options(cnn: nn.Module, name: str) -> None:
-    """Raise `UserError` where a repository's options make another model than the architecture that it names.
+    """Raise `UserError` where a repository's options change the architecture that it names.
 
-    An adapter names the architecture alone: nobody who loads it must ask that repository again.
+    An adapter names the architecture alone: loading it must not need that repository.
     """
     with torch.device("meta"):
         plain = timm.create_model(architecture(cnn), num_classes=0, global_pool="").state_dict()
@@ -49,7 +49,7 @@ def _refuse_options(cnn: nn.Module, name: str) -> None:
 
 
 def _load_weights(cnn: nn.Module, config: VisionConfig) -> None:
-    """Every tensor of the CNN must be in the file; only a classifier may be left over."""
+    """Load all tensors of the CNN from a file; only a classifier may be left over."""
     from safetensors.torch import load_file
 
     file = vision_weights_file(config.weights, config.sha256, config.name)
@@ -67,10 +67,10 @@ def _load_weights(cnn: nn.Module, config: VisionConfig) -> None:
 
 
 class ImageEncoder(nn.Module):
-    """Image → grid of features → g·g image tokens, and the vector f of equation (4).
+    """Encode an image into a feature map, g·g image tokens and the vector f of equation (4).
 
-    BatchNorm keeps its statistics at all times, and a frozen CNN stays in eval mode whatever `train()` is
-    called: statistics that drift with small batches cost more than they give.
+    BatchNorm keeps its running statistics, and a frozen CNN stays in eval mode even after `train()`: statistics
+    that drift with small batches cost more than they give.
     """
 
     def __init__(
@@ -93,29 +93,29 @@ class ImageEncoder(nn.Module):
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """What `features` gives for one image: g·g places of the tokens and s·s of f, of C channels each."""
+        """Shape of `features` for one image: g·g positions of the tokens and s·s of f, of C channels each."""
         return self.config.grid**2 + self.config.summary_grid**2, self.channels
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The CNN's grid pooled to the places of the tokens and of f; B × 3 × S × S → B × (g·g + s·s) × C."""
+        """Compute the pooled features of the tokens and of f; B × 3 × S × S → B × (g·g + s·s) × C."""
         return self.pool(self.grid(pixel_values))
 
     def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The CNN's last features, where they lie in the image; B × 3 × S × S → B × C × h × w."""
+        """Compute the CNN's last feature map; B × 3 × S × S → B × C × h × w."""
         with torch.autocast("cpu", enabled=False):  # on a CPU bf16 convolutions take three times as long backwards
             return self.cnn(pixel_values.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
 
     def pool(self, grid: torch.Tensor) -> torch.Tensor:
-        """B × C × h × w → the places of the tokens and of f, B × (g·g + s·s) × C."""
+        """Pool the feature map to the positions of the tokens and of f; B × C × h × w → B × (g·g + s·s) × C."""
         sides = (self.config.grid, self.config.summary_grid)
         pooled = [F.adaptive_avg_pool2d(grid, side).flatten(2) for side in sides]  # B × C × g·g, B × C × s·s
         return torch.cat(pooled, dim=2).transpose(1, 2)
 
     def forward(self, images: torch.Tensor, has_image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image tokens and f.
+        """Encode images into image tokens and f.
 
-        `images` is B × 3 × S × S, or what `features` made of it earlier; `has_image` B (bool). Returns B × g·g × H
-        and B × F. A case without an image gets a learned vector in every place.
+        `images` is B × 3 × S × S, or the output of `features`; `has_image` B (bool). Returns B × g·g × H and B × F.
+        A case without an image gets a learned vector at every position.
         """
         features = images if images.ndim == 3 else self.features(images)
         features = torch.where(has_image.view(-1, 1, 1), features, self.missing.to(features.dtype))
@@ -148,9 +148,9 @@ class ImageEncoder(nn.Module):
 
 
 def _grid_channels(cnn: nn.Module, name: str, image_size: int) -> int:
-    """Channels of the feature grid, found by one pass; raises `UserError` if the model gives no grid."""
+    """Count the channels of the feature map by one forward pass; raises `UserError` if there is no feature map."""
     with one_line(f"model.vision.name: {name} takes no images of {image_size} pixels"), torch.no_grad():
-        grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))  # some take those of one size alone
+        grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))  # some models accept one size only
     if not isinstance(grid, torch.Tensor):
         raise UserError(f"model.vision.name: {name} gives several features, not a grid; choose a CNN")
     if grid.ndim != 4 or grid.shape[1] != getattr(cnn, "num_features", grid.shape[1]):

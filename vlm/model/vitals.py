@@ -1,4 +1,4 @@
-"""Equation (3), x = [x1 ... xm]: from raw vitals to features, and from features to tokens."""
+"""Encode raw vitals into features, and features into tokens: equation (3), x = [x1 ... xm]."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,19 +11,19 @@ from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.model.projection import NamedProjector
 
 CLIP = 5.0
-"""Scaled values beyond this many standard deviations are cut: one typing error must not drown the rest."""
+"""Limit to which scaled values are clamped, in standard deviations: one typing error must not drown the rest."""
 NameEmbeddings = Callable[[Sequence[str]], torch.Tensor]
-"""Names → their word embeddings, S × H."""
+"""Function from names to their word embeddings, S × H."""
 Encoded = tuple[torch.Tensor, torch.Tensor]
 """Features (B × size) and state (B × S, one-hot) of one vital."""
 
 
 class VitalFeatures(nn.Module):
-    """Features and state of one vital; a learned vector stands in for the features of a missing value.
+    """Encode one vital as features and a one-hot state; a learned vector replaces the features of a missing value.
 
     A number's features are [robustly scaled value, piecewise-linear code (Gorishniy et al., 2022)]. Its state is
-    that of a laboratory report: not measured, low, normal, elevated; a decision at a threshold is sharp in it,
-    while a smooth MLP on one number blurs it. A category's state is the category.
+    the flag of a laboratory report: not measured, low, normal, elevated. A state is sharp at the threshold, where a
+    smooth MLP on one number blurs. A category's state is the category.
     """
 
     centre: torch.Tensor
@@ -48,14 +48,14 @@ class VitalFeatures(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     def forward(self, value: torch.Tensor) -> Encoded:
-        """B, NaN where missing → features B × size, and the state one-hot, B × S."""
+        """Encode values (B, NaN where missing) into features (B × size) and the one-hot state (B × S)."""
         missing = torch.isnan(value)
         filled = torch.where(missing, torch.zeros_like(value), value)[:, None]  # NaN would poison the gradient
         if self.missing is None:
             state = 1 + filled[:, 0].long()
             features = value.new_zeros(len(value), 0)
         else:
-            # 1 low, 2 normal, 3 elevated; without a reference range there are no limits and all is 1, given.
+            # 1 low, 2 normal, 3 elevated; without a reference range every value is 1, given.
             below, above = (filled < self.limits[:1]).sum(1), (filled > self.limits[1:]).sum(1)
             state = 1 - below + above + (1 if len(self.limits) else 0)
             scaled = ((filled - self.centre) / self.scale).clamp(-CLIP, CLIP)  # B × 1
@@ -66,7 +66,7 @@ class VitalFeatures(nn.Module):
 
 
 class VitalsEncoder(nn.Module):
-    """Clinical vector → features and states → vitals tokens, each speaking of its own group of vitals."""
+    """Encode the clinical vector into features, states and vitals tokens, one token for each group of vitals."""
 
     def __init__(
         self,
@@ -94,19 +94,19 @@ class VitalsEncoder(nn.Module):
         self.size = sum(value.size for value in values) + sum(map(len, state_names))
 
     def forward(self, vitals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """B × m with NaN where missing → vitals tokens B × n × H, and the features x of equation (4), B × X."""
+        """Encode vitals (B × m, NaN where missing) into tokens (B × n × H) and the x of equation (4), B × X."""
         if not len(self.values):
             return vitals.new_zeros(len(vitals), 0, 0), vitals.new_zeros(len(vitals), 0)
         return self.combine(self.read(vitals))
 
     def read(self, vitals: torch.Tensor) -> list[Encoded]:
-        """B × m with NaN where missing → features and state of each vital."""
+        """Encode vitals (B × m, NaN where missing) into the features and state of each."""
         return [encode(vitals[:, i]) for i, encode in enumerate(self.values)]
 
     def combine(self, encoded: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and state of each vital, at least one → vitals tokens B × n × H and x, B × X.
+        """Combine the features and state of each vital, at least one, into vitals tokens (B × n × H) and x (B × X).
 
-        A state may lie between two: what is read of a path from one to the other is continuous.
+        A state need not be one-hot: the output is continuous along a path between two states.
         """
         features, states = [pair[0] for pair in encoded], [pair[1] for pair in encoded]
         if self.pressure:
@@ -125,7 +125,7 @@ PRESSURE_STATES = [f"blood pressure {word}" for word in ("not measured", "low", 
 
 
 def _pressure(values: list[VitalFeatures], schema: VitalsSchema) -> tuple[int, int] | None:
-    """Where systolic and diastolic pressure stand, if the schema has both with a reference range."""
+    """Find the indices of systolic and diastolic pressure, if the schema has both with a reference range."""
     if not {"systolic", "diastolic"} <= set(schema.names):
         return None
     pair = schema.position("systolic"), schema.position("diastolic")
@@ -133,11 +133,10 @@ def _pressure(values: list[VitalFeatures], schema: VitalsSchema) -> tuple[int, i
 
 
 def pressure_state(systolic: torch.Tensor, diastolic: torch.Tensor) -> torch.Tensor:
-    """States of both parts (B × 4 each, one-hot) → state of the blood pressure, B × 4.
+    """Combine the states of both parts (B × 4 each, one-hot) into the state of the blood pressure, B × 4.
 
-    It is one measurement with one verdict: elevated where either part is (Mancia et al., 2023), else low where
-    either is, and a part alone is no measurement. Left to the text loss, a high diastolic value beside a normal
-    systolic one is the last thing to be learned.
+    It is elevated where either part is (Mancia et al., 2023), else low where either is; one part alone is not
+    measured. The text loss alone learns a high diastolic value beside a normal systolic one last of all.
     """
     missing, low, _, elevated = (systolic + diastolic).clamp(max=1).unbind(dim=1)  # each B
     low = low * (1 - elevated)

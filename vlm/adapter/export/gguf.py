@@ -1,4 +1,4 @@
-"""The LoRA as a GGUF file for llama.cpp, and the names and the order of rows that llama.cpp gives a Llama's layers."""
+"""Export the LoRA as a GGUF file, with the tensor names and the row order of llama.cpp for a Llama."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def write_lora(adapter: str, file: Path, base: str | None = None, revision: str | None = None) -> int:
-    """Write an adapter's LoRA to a GGUF file, in full precision; returns how many layers it changes.
+    """Write an adapter's LoRA to a GGUF file, in full precision; returns the number of its layers.
 
-    llama.cpp lays it beside any GGUF file of the same base. Only the base's config is read, none of its weights.
-    Raises `UserError` as `open_adapter` does, for a base that is no Llama, and for a file that is there.
+    llama.cpp applies it to any GGUF file of the same base. Only the base's config is read, none of its weights.
+    Raises `UserError` as `open_adapter` does, for a base that is no Llama, and for an existing file.
     """
     import gguf
     from safetensors.torch import load_file
@@ -67,7 +67,7 @@ def _base_config(opened: AdapterFolder, base: str | None) -> "PreTrainedConfig":
 
 
 def gguf_name(layer: str, config: Any) -> str:
-    """`model.layers.0.self_attn.q_proj` → `blk.0.attn_q`."""
+    """Translate a layer's name: `model.layers.0.self_attn.q_proj` → `blk.0.attn_q`."""
     import gguf
 
     name = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers).get_name(layer)
@@ -77,9 +77,9 @@ def gguf_name(layer: str, config: Any) -> str:
 
 
 def in_pairs(weight: torch.Tensor, layer: str, config: Any) -> torch.Tensor:
-    """The rows (out × …) of a query or key projection from halves to pairs; those of other layers as they are.
+    """Permute the rows (out × …) of a query or key projection from halves to pairs; other layers stay as they are.
 
-    It is the order in which llama.cpp's rotary embedding finds the rows of a head.
+    llama.cpp's rotary embedding expects the rows of a head in this order.
     """
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(layer.rpartition(".")[2])
     if heads is None:

@@ -1,7 +1,7 @@
-"""The base with its LoRA folded in, as a plain Transformers folder for programs that know no LoRA.
+"""Merge the LoRA into the base, as a plain Transformers folder for programs without LoRA support.
 
-It goes into the unpacked NF4 values that training saw, never into 4-bit or into the original base. The parts that stand
-before the language model lie beside it, in `adapter/`, as an adapter whose LoRA is nought, so that ours still drafts.
+It is merged into the dequantised NF4 values that training used, never into 4-bit or the original base. The parts
+before the language model are saved in `adapter/`, as an adapter with a zero LoRA, so that this package still drafts.
 """
 
 import json
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
     from vlm.model.clinical_vlm import ClinicalVLM
 
 CASES = 8
-"""Made-up cases on which the merged model is held against the base with its LoRA beside it."""
+"""Number of made-up cases on which the merged model is compared with the base and its LoRA."""
 
 
 class Parity(NamedTuple):
-    """What the merged model, read back from its folder, does otherwise than the base with its LoRA beside it."""
+    """Hold the differences between the reloaded merged model and the base with its LoRA."""
 
     difference: float
-    """Largest difference of two logits, at the end of the prompts and along the drafts."""
+    """Largest absolute difference of logits, at the end of the prompts and along the drafts."""
     spread: float
-    """Standard deviation of the logits, to compare it with."""
+    """Standard deviation of the logits, for comparison."""
     same: int
-    """Greedy drafts that are the same to the letter."""
+    """Number of identical greedy drafts."""
     cases: int
 
 
 class _Watched(NamedTuple):
     prompt: torch.Tensor
-    """T × H, the embeddings of a prompt."""
+    """Embeddings of a prompt, T × H."""
     ids: torch.Tensor
-    """N, the greedy draft."""
+    """Token ids of the greedy draft, N."""
     logits: torch.Tensor
-    """(N + 1) × V."""
+    """Logits, (N + 1) × V."""
 
 
 def merge(adapter: str, out: Path, base: str | None = None, revision: str | None = None, most: int = 40) -> Parity:
-    """Write the merged model to a new folder, complete or not at all, and hold it against the base and its LoRA.
+    """Write the merged model to a new folder atomically, and compare it with the base and its LoRA.
 
-    Raises `UserError` as `load` does, for a folder that is there already, and for a base that stays packed.
+    Raises `UserError` as `load` does, for an existing folder, and for a base that stays in 4 bits.
     """
     from transformers import AutoModelForCausalLM
 
@@ -83,13 +83,13 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
 
 
 def refuse_packed(model: "ClinicalVLM", what: str) -> None:
-    """Raise `UserError` where the base's 4-bit values were not unpacked, as the adapter's config may ask."""
+    """Raise `UserError` if the base was not dequantised, as the adapter's config may ask."""
     if any(type(parameter).__name__ == "Params4bit" for parameter in model.llm.parameters()):
         raise UserError(f"{what}: the adapter's config keeps the base packed (dequantize: never)")
 
 
 def _write_evidence(adapter: Path, folder: Path, base: Path, hashes: dict[str, str]) -> None:
-    """The adapter with a LoRA that adds nothing, on the merged base, whose weights are taken as they are."""
+    """Write the adapter with a zero LoRA for the merged base, which is loaded without quantisation."""
     from safetensors.torch import load_file, save_file
 
     make_folder(folder)
@@ -111,7 +111,7 @@ def _write_evidence(adapter: Path, folder: Path, base: Path, hashes: dict[str, s
 
 
 def _prompts(model: "ClinicalVLM") -> Iterator[torch.Tensor]:
-    """The embeddings (T × H) of the adapter's own prompts on cases that are drawn, so that no patient is needed."""
+    """Yield the embeddings (T × H) of the adapter's prompts on made-up cases, so that no patient data is needed."""
     from vlm.data.collate import Collator
 
     for example in made_up_cases(model.spec, CASES):
@@ -121,7 +121,7 @@ def _prompts(model: "ClinicalVLM") -> Iterator[torch.Tensor]:
 
 
 def _watch(llm: "PreTrainedModel", model: "ClinicalVLM", prompt: torch.Tensor, most: int) -> _Watched:
-    """The greedy draft of a language model after a prompt, and the logits at every place where it chose a word."""
+    """Generate a greedy draft after a prompt, with the logits of every step."""
     ids = llm.generate(  # type: ignore[operator]
         inputs_embeds=prompt[None],
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
