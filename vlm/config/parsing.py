@@ -12,7 +12,7 @@ import yaml
 from vlm.config import Config
 from vlm.config.limits import LARGEST_SIDE, model_problems
 from vlm.config.renamed import rename_keys, rename_options
-from vlm.config.strict import check_keys, check_texts, dotted_names, nearest
+from vlm.config.strict import check_keys, check_texts, dotted_names, way_out
 from vlm.errors import UserError
 from vlm.untrusted import read_yaml
 
@@ -136,7 +136,7 @@ def _check_options(argv: Sequence[str]) -> None:
         option = word.split("=")[0]
         if not option.startswith("--") or option.rstrip("+") in known or option.endswith(".help"):
             continue
-        raise UserError(f"unknown option {option}{nearest(option, known)}")
+        raise UserError(f"unknown option {option}{way_out(option, known)}")
 
 
 def _check_values(config: Config) -> None:

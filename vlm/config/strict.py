@@ -1,13 +1,12 @@
 """Build config dataclasses from untrusted JSON: every value must have the type of its field."""
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any, Literal
 
-from vlm.errors import UserError
+from vlm.errors import UserError, nearest
 from vlm.plain import shortened
 
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null",
@@ -22,7 +21,7 @@ class UnknownKey(UserError):
 
     def __init__(self, where: str, key: str, known: Iterable[str]) -> None:
         self.key = key if len(key) <= 100 and key.isprintable() else shortened(key)
-        super().__init__(f"{where}: unknown key {self.key}{nearest(key, known)}")
+        super().__init__(f"{where}: unknown key {self.key}{way_out(key, known)}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
             yield from dotted_names(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def way_out(name: str, known: Iterable[str]) -> str:
     """Suggest the known name that is closest to an unknown one, as the end of a message."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) if len(name) <= 100 else []
-    return f"; did you mean {matches[0]}?" if matches else "; --help lists them all"
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else "; --help lists them all"

@@ -4,7 +4,6 @@ Trackers are accelerate's, by name. They get the rows of the log and the options
 ids, reports, images, column names or the table's path.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from vlm.atomic import open_private, private, replace_file
 from vlm.config import Config
 from vlm.config.parsing import dotted
 from vlm.distributed import is_main
-from vlm.errors import UserError
+from vlm.errors import UserError, nearest
 from vlm.training.checkpoints import finite
 
 PACKAGES = {"comet_ml": "comet-ml"}
@@ -32,10 +31,9 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise `UserError` for a tracker that accelerate does not know, or that is not installed."""
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=1)
-            way_out = (
-                f"did you mean {near[0]}?" if near else f"accelerate has {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
-            )
+            near = nearest(name, LOGGER_TYPE_TO_CLASS, cutoff=0.6)
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            way_out = f"did you mean {near}?" if near else f"accelerate has {known}"
             raise UserError(f"train.report_to: no tracker {name}; {way_out}")
         if name not in map(str, get_available_trackers()):
             raise UserError(f"train.report_to: {name} is not installed; pip install {PACKAGES.get(name, name)}")
