@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.test_dicom import CANARY as DICOM_CANARY
-from tests.test_dicom import write
+from tests.data.test_dicom import CANARY as DICOM_CANARY
+from tests.data.test_dicom import write
 from vlm.adapter import FILES
 from vlm.config import Config, SectionConfig
 from vlm.data.ingest.sources import load_cohort

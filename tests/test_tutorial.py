@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import read_json
 from tests.hub_server import TOKEN, HubServer
-from tests.test_fhir import of_type, validate
+from tests.inference.test_fhir import of_type, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)

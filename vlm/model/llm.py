@@ -4,15 +4,13 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,29 +20,14 @@ from transformers.utils import cached_file
 from vlm.atomic import made_once
 from vlm.cache import check_kept
 from vlm.config import LLMConfig
-from vlm.device import Choice
 from vlm.errors import UserError, one_line
-from vlm.model.base_files import base_digest, settings_digest
+from vlm.model.bases.base_files import base_digest, settings_digest
+from vlm.model.bases.quantization import choose_dequantization, keep_packed_layout, nf4_config
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 """Loading options of every base: no remote code, no pickle."""
-
-
-LEAST_SHARE = 0.5
-"""Least share of the linear weights in 4 bits where the config asks for them."""
-
-
-def choose_dequantization(config: LLMConfig, device: torch.device) -> Choice[bool]:
-    """Choose whether the 4-bit weights are dequantised once, at load."""
-    if config.quantization == "none":
-        return Choice(False, "not quantised")
-    if config.dequantize != "auto":
-        return Choice(config.dequantize == "always", "set by model.llm.dequantize")
-    if device.type == "cpu":
-        return Choice(True, "on a CPU the dequantised NF4 values give the same numbers in faster steps")
-    return Choice(False, "4-bit weights save GPU memory")
 
 
 def load_llm(
@@ -107,17 +90,9 @@ def _load(
 ) -> PreTrainedModel:
     options = {**SAFE, **_placement(device, dtype), "revision": config.revision}
     if config.quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=config.double_quantization,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype if device.type != "cpu" else torch.uint8,
-        )
+        options["quantization_config"] = nf4_config(config, device, dtype)
     llm = AutoModelForCausalLM.from_pretrained(folder, **options)
-    packed = [module for module in llm.modules() if _is_packed(module)]
-    for module in packed:  # else its first no-grad pass repacks it, and later gradients are wrong
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    packed = keep_packed_layout(llm)
     return llm.dequantize() if dequantize and packed else llm
 
 
@@ -139,52 +114,6 @@ def _placement(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     if device.type == "cpu" and dtype == torch.bfloat16:
         options["attn_implementation"] = "eager"
     return options
-
-
-class FourBitShare(NamedTuple):
-    """Hold the share of the linear weights that is in 4 bits."""
-
-    share: float
-    left: str
-    """Name of the largest parameter not in 4 bits; empty if all are."""
-
-
-def four_bit_share(llm: PreTrainedModel) -> FourBitShare:
-    """Compute the share of frozen matrix values that are or were quantised, without embeddings and output layer."""
-    packed = any(_is_packed(module) for module in llm.modules())
-    tables = {id(layer.weight) for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()) if layer}
-    inside, left = 0, {"": 0}
-    for path, module in llm.named_modules():
-        for name, value in module.named_parameters(recurse=False):
-            if value.ndim < 2 or value.requires_grad or isinstance(module, nn.Embedding) or id(value) in tables:
-                continue
-            if _is_packed(module) if packed else type(module) is nn.Linear:  # a dequantised layer is a plain one
-                inside += values_of(value)
-            else:
-                left[f"{path}.{name}"] = values_of(value)
-    total = inside + sum(left.values())
-    return FourBitShare(inside / total if total else 0.0, max(left, key=lambda name: left[name]))
-
-
-def _is_packed(module: nn.Module) -> bool:
-    """Check whether a layer is bitsandbytes' `Linear4bit`, by name: the import takes a second."""
-    return type(module).__name__ == "Linear4bit"
-
-
-def values_of(parameter: torch.Tensor) -> int:
-    """Count the values of a tensor; a packed 4-bit tensor holds two in each byte of its storage."""
-    packed = type(parameter).__name__ == "Params4bit"
-    return parameter.numel() * parameter.element_size() * 2 if packed else parameter.numel()
-
-
-def refuse_unquantised(llm: PreTrainedModel, config: LLMConfig) -> None:
-    """Raise `UserError` if the config asks for 4 bits and most of the linear weights cannot be quantised."""
-    share, left = four_bit_share(llm)
-    if config.quantization == "nf4" and share < LEAST_SHARE:
-        raise UserError(
-            f"model.llm.quantization: {share:.0%} of the linear weights of {config.base} can be put in 4 bits, {left} "
-            "among others cannot; write model.llm.quantization: none, or take another base"
-        )
 
 
 def _refuse_other_logits(llm: PreTrainedModel, base: str) -> None:

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from vlm.config import Config
 from vlm.data.collate import Batch, Collator
 from vlm.data.dataset import CaseDataset
+from vlm.model.bases.quantization import values_of
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import values_of, word_embeddings
+from vlm.model.llm import word_embeddings
 from vlm.training.memory import CUDA_CONTEXT, GIB, MIB, TRAINED_BYTES, StepMemory, nf4_bytes
 
 

@@ -25,8 +25,8 @@ from vlm.evaluation.learned import load_learned
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
+from vlm.model.bases.quantization import choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import choose_dequantization, values_of
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features

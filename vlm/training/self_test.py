@@ -21,8 +21,9 @@ from vlm.data.case import Example, made_up_cases
 from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line
 from vlm.inference.engine import merged_lora
+from vlm.model.bases.quantization import four_bit_share
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.llm import four_bit_share, word_embeddings
+from vlm.model.llm import word_embeddings
 from vlm.model.lora import describe_lora
 
 DRAFTED = 2

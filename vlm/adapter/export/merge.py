@@ -57,7 +57,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     """
     from transformers import AutoModelForCausalLM
 
-    from vlm.model.base_files import base_digest, settings_digest
+    from vlm.model.bases.base_files import base_digest, settings_digest
 
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")

@@ -1,0 +1,440 @@
+"""An adapter on the Hub: what is pushed comes back the same, and what must not leave or replace anything does not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import public, read_json, table_config, tiny_model_config
+from tests.hub_server import TOKEN, HubServer, Repo
+from vlm import ClinicalVLM
+from vlm.adapter import FILES, load, resolve, save
+from vlm.adapter.checks import check_shareable
+from vlm.adapter.hub import fetch, push
+from vlm.adapter.metadata import CardDetails
+from vlm.atomic import seal
+from vlm.config import Config
+from vlm.data.ingest.sources import load_cohort
+from vlm.errors import UserError
+from vlm.training.run import build_model
+
+PROJECT = Path(__file__).resolve().parents[2]
+REPO = "user/ward-7"
+CASES = [(None, {"glucose": 5 + i, "systolic": 100 + 9 * i}) for i in range(4)]
+ESTIMATE = {"value": 0.8134, "low": 0.7012, "high": 0.9}
+METRICS = {"cases": 40, "patients": 31, "labels": {"pathology": {"auroc": ESTIMATE, "positives": 12}}}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch):
+    """A Hub on loopback, a token that it takes, and an empty cache."""
+    from huggingface_hub import constants
+
+    with HubServer() as server:
+        files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llm: str, table_root: Path) -> ClinicalVLM:
+    """A model with weights that matter."""
+    config = Config(data=table_config(table_root), model=tiny_model_config(tiny_llm))
+    model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in model.trainable_parameters().values():
+            value += 0.05 * torch.randn(value.shape, generator=generator)
+    return public(model.eval())
+
+
+@pytest.fixture(scope="module")
+def saved(trained: ClinicalVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its adapter, on a base with a public name."""
+    folder = save(trained, tmp_path_factory.mktemp("saved") / "adapter", METRICS)
+    edit(folder / "config.json", lambda config: config["model"]["llm"].update(base="org/base"))
+    edit(folder / "adapter_config.json", lambda config: config.update(base_model_name_or_path="org/base"))
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "adapter"))
+
+
+def edit(file: Path, change) -> None:
+    values = read_json(file)
+    change(values)
+    file.write_text(json.dumps(values))
+    seal(file.parent)
+
+
+# ------------------------------------------------------------------------------------ there and back
+
+
+def test_what_comes_back_from_an_empty_cache_drafts_the_same(hub, folder, trained, tiny_llm, tmp_path, capfd) -> None:
+    pushed = push(folder, REPO)
+    assert (
+        pushed.url == f"{hub.url}/{REPO}"
+        and pushed.before is None
+        and hub.repos[REPO].branches["main"] == pushed.commit
+    )
+    assert len(hub.repos[REPO].commits) == 2, "the Hub's own, and one of ours"
+    assert hub.repos[REPO].commits[pushed.commit].keys() == {".gitattributes", *FILES}
+    assert len(hub.large) == 2, "the tensors go by LFS"
+    again = ClinicalVLM.from_pretrained(REPO, base=tiny_llm)
+    assert capfd.readouterr().err.count(f"{REPO}: commit {pushed.commit}") == 1
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    ours, theirs = (model.predict_many(CASES, max_new_tokens=8) for model in (trained, again))
+    assert ours == theirs
+    for name in set(FILES) - {"README.md"}:
+        assert (resolve(REPO) / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_second_push_is_an_update_and_each_commit_stays_to_be_had(hub, folder, tiny_llm) -> None:
+    first = push(folder, REPO, details=CardDetails(license="apache-2.0"))
+    edit(folder / "config.json", lambda config: config["calibration"].update(temperature=2.0))
+    second = push(folder, REPO, message="warmer", details=CardDetails(license="apache-2.0"))
+    assert second.before == first.commit != second.commit and hub.repos[REPO].messages[-1] == "warmer"
+    assert fetch(REPO).name == second.commit and fetch(REPO, first.commit).name == first.commit
+    assert load(REPO, base=tiny_llm).calibration.temperature == 2.0
+    assert load(REPO, base=tiny_llm, revision=first.commit).calibration.temperature == 1.0
+    same = push(folder, REPO, details=CardDetails(license="apache-2.0"))
+    assert same.commit == second.commit == same.before, "nothing has changed"
+
+
+def test_a_branch_is_made_and_read(hub, folder) -> None:
+    push(folder, REPO)
+    main = hub.repos[REPO].branches["main"]
+    edit(folder / "config.json", lambda config: config["calibration"].update(temperature=2.0))
+    pushed = push(folder, REPO, revision="trial")
+    assert hub.repos[REPO].branches == {"main": main, "trial": pushed.commit}
+    assert fetch(REPO, "trial").name == pushed.commit and fetch(REPO).name == main
+    push(folder, "user/other", revision="trial", private=True)
+    assert hub.repos["user/other"].private and fetch("user/other", "trial")
+
+
+def test_the_model_pushes_itself(hub, trained: ClinicalVLM, monkeypatch) -> None:
+    config = trained.model_config
+    monkeypatch.setattr(trained, "model_config", replace(config, llm=replace(config.llm, base="org/base")))
+    monkeypatch.setattr(trained.llm.peft_config["default"], "base_model_name_or_path", "org/base")
+    commit = trained.push_to_hub(REPO, METRICS, private=True)
+    assert json.loads(hub.repos[REPO].commits[commit]["metrics.json"]) == METRICS and hub.repos[REPO].private
+
+
+# ------------------------------------------------------------------------------------------ the card
+
+
+def test_the_card_says_what_the_hub_reads(hub, folder) -> None:
+    from huggingface_hub import ModelCard
+
+    details = CardDetails("cc-by-4.0", ("org/chests",), "de", "org/the-base")
+    pushed = push(folder, REPO, details=details)
+    assert pushed.license == "cc-by-4.0"
+    card = ModelCard((fetch(REPO) / "README.md").read_text())
+    data = card.data.to_dict()
+    index = data.pop("model-index")
+    assert data == {
+        "base_model": "org/the-base", "base_model_relation": "adapter", "library_name": "peft",
+        "pipeline_tag": "image-text-to-text", "license": "cc-by-4.0", "datasets": ["org/chests"], "language": "de",
+        "tags": ["clinical-vlm", "radiology", "medical", "lora"], "metrics": ["roc_auc"],
+    }  # fmt: skip
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("roc_auc", 0.8134, "test")
+    assert result.metric_name == "AUROC pathology, with 95 % interval 0.813 (0.701 to 0.900)"
+    assert result.dataset_name == "40 unseen cases of 31 patients" and len(index) == 1
+    assert f'from_pretrained("{REPO}")' in card.text and "never use it to diagnose" in card.text
+    assert push(folder, "user/plain").license is None
+
+
+def test_a_base_that_only_this_machine_has_is_not_named_as_one_of_the_hub(trained: ClinicalVLM, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard((save(trained, tmp_path / "a") / "README.md").read_text())
+    assert card.data.base_model is None and card.data.eval_results is None
+    assert str(tmp_path.parent) not in str(card)
+
+
+def test_the_commit_of_a_base_on_the_hub_is_kept(hub, tiny_llm: str, table_root: Path, tmp_path: Path) -> None:
+    """What a branch of somebody else's repository holds tomorrow is not what was trained on."""
+    hub.repos["org/base"] = repo = Repo()
+    commit = repo.commit("main", {file.name: file.read_bytes() for file in Path(tiny_llm).iterdir()}, "base")
+    config = tiny_model_config(tiny_llm)
+    config = Config(data=table_config(table_root), model=replace(config, llm=replace(config.llm, base="org/base")))
+    model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
+    folder = save(model, tmp_path / "adapter")
+    assert read_json(folder / "config.json")["model"]["llm"]["revision"] == commit
+    assert read_json(folder / "adapter_config.json")["revision"] == commit
+    repo.commit("main", {"config.json": b"{}"}, "another model")
+    assert load(folder).base_fingerprint == model.base_fingerprint
+
+
+# ------------------------------------------------------------------------------------ before pushing
+
+
+def add(name: str, text: str):
+    def apply(folder: Path) -> None:
+        with (folder / name).open("a") as file:
+            file.write(text)
+
+    return apply
+
+
+def change_config(part: str, **values):
+    return lambda folder: edit(folder / "config.json", lambda config: config["model"][part].update(values))
+
+
+def change_tensors(file: str, change):
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / file)
+        change(tensors)
+        save_file(tensors, folder / file)
+        seal(folder)
+
+    return apply
+
+
+def change_metadata(folder: Path) -> None:
+    save_file(load_file(folder / "vlm.safetensors"), folder / "vlm.safetensors", {"from": "/home/me/cases.csv"})
+
+
+def rename_first(tensors) -> None:
+    tensors["stranger.weight"] = tensors.pop(min(tensors))
+
+
+def widen_first(tensors) -> None:
+    name = min(tensors)
+    tensors[name] = torch.cat([tensors[name]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (add("cases.csv", "patient,1"), r"holds cases\.csv, which is no file of an adapter"),
+        (add("scan.png", "\x89PNG"), r"holds scan\.png, which is no file of an adapter"),
+        (lambda folder: (folder / "checkpoints").mkdir(), "holds checkpoints, which"),
+        (lambda folder: ((folder / "README.md").unlink(), (folder / "README.md").symlink_to("/etc/passwd")), "out of"),
+        (lambda folder: (folder / "manifest.json").unlink(), r"no manifest\.json; `clinical-vlm seal"),
+        (change_metadata, r"vlm\.safetensors: names /home/me/cases\.csv, a path of this machine"),
+        (lambda folder: (folder / "metrics.json").unlink(), r"no metrics\.json; not a complete"),
+        (lambda folder: shutil.rmtree(folder), r"no adapter_config\.json; not a complete"),
+        (lambda folder: (folder / "vlm.safetensors").write_bytes(b"\0" * 64), r"vlm\.safetensors: broken"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "cannot read the LoRA's config"),
+        (change_tensors("adapter_model.safetensors", rename_first), "is no part of a LoRA|other half is missing"),
+        (change_tensors("adapter_model.safetensors", widen_first), "not of the rank 2"),
+        (change_tensors("vlm.safetensors", rename_first), r"stranger\.weight is no part of an adapter"),
+        (change_tensors("vlm.safetensors", dict.clear), r"vlm\.safetensors: holds no tensor"),
+        (change_config("llm", base="/models/llama"), "the base, /models/llama, is a folder of this machine"),
+        (change_config("llm", base="./llama"), r"the base, \./llama, is a folder .* write its Hub id"),
+        (change_config("vision", weights="cnn.safetensors"), "write random in its place"),
+        (add("README.md", f"\nlogin with {TOKEN}"), r"README\.md: holds what looks like a token, hf_ab1…"),
+        (add("README.md", "\ntrained on /home/me/ward-7/cases.csv"), "names /home/me/ward-7/cases.csv, a path"),
+        (lambda folder: edit(folder / "metrics.json", lambda m: m.update(x="C:\\Users\\me")), "a path of this machine"),
+    ],
+)  # fmt: skip
+def test_what_must_not_be_shared_is_named_before_the_hub_is_asked(spoil, message: str, folder: Path, hub) -> None:
+    check_shareable(folder)
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as error:
+        push(folder, REPO)
+    assert "\n" not in str(error.value) and TOKEN not in str(error.value) and hub.seen == []
+
+
+@pytest.mark.parametrize(
+    "text", ["see https://example.org/a/b/c", "mmol/L and 145/90", "10^9/L", "[card](docs/a/b)", "and/or/not", "1 / 2"]
+)
+def test_what_only_looks_like_a_path_may_be_shared(text: str, folder: Path) -> None:
+    add("README.md", f"\n{text}\n")(folder)
+    check_shareable(folder)
+
+
+def test_without_a_token_the_hub_is_not_asked(hub, folder: Path, monkeypatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
+    with pytest.raises(UserError, match="log in with `hf auth login`"):
+        push(folder, REPO)
+    with pytest.raises(UserError, match="ward-7: a repository is written USER/NAME"):
+        push(folder, "ward-7")
+    assert hub.seen == []
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+def test_another_model_is_never_written_over(hub, folder: Path) -> None:
+    hub.add("user/notes", {"thesis.tex": b"years of work"})
+    hub.add("user/peft", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"1", "README.md": b"mine"})
+    hub.add("user/llm", {"config.json": b'{"model_type": "llama"}', "README.md": b"mine"})
+    hub.add("user/branch", {})
+    hub.repos["user/branch"].commit("old", {"thesis.tex": b""}, "old")
+    hub.add("user/card", {"README.md": b"---\nlicense: mit\n---\n"})
+    before = {name: len(repo.commits) for name, repo in hub.repos.items()}
+    with pytest.raises(UserError, match=r"user/notes: holds thesis\.tex, .* a repository of its own"):
+        push(folder, "user/notes")
+    for name in ("user/peft", "user/llm"):
+        with pytest.raises(UserError, match=f"{name}: holds another model"):
+            push(folder, name)
+    with pytest.raises(UserError, match=r"holds thesis\.tex"):
+        push(folder, "user/branch", revision="old")
+    with pytest.raises(UserError, match="user/card: is public already"):
+        push(folder, "user/card", private=True)
+    assert {name: len(repo.commits) for name, repo in hub.repos.items()} == before
+    assert push(folder, "user/card").commit, "one that was made on the Hub's page is empty"
+
+
+def test_a_refused_token_says_which_and_changes_nothing(hub, folder: Path, monkeypatch) -> None:
+    with pytest.raises(UserError, match="other/name: nothing was pushed: the token may not do this"):
+        push(folder, "other/name")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "z" * 34)
+    with pytest.raises(UserError, match="nothing was pushed: the token was refused; log in again") as error:
+        push(folder, REPO)
+    assert "zzz" not in str(error.value) and not hub.repos
+    with pytest.raises(UserError, match="the Hub did not give it: the token was refused"):
+        load(REPO)
+
+
+def test_a_push_in_between_is_not_written_over(hub, folder: Path, monkeypatch) -> None:
+    from huggingface_hub import HfApi
+
+    push(folder, REPO)
+    edit(folder / "config.json", lambda config: config["calibration"].update(temperature=2.0))
+    lfs = HfApi.preupload_lfs_files
+
+    def somebody_is_quicker(self, *args, **options):
+        hub.repos[REPO].commit("main", {"config.json": b"theirs"}, "theirs")
+        return lfs(self, *args, **options)
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", somebody_is_quicker)
+    with pytest.raises(UserError, match="it was changed in the meantime"):
+        push(folder, REPO)
+    assert hub.repos[REPO].messages[-1] == "theirs"
+
+
+def test_a_card_that_the_hub_refuses_is_said(hub, folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace("library_name: peft", "library_name: peft\nlicense: [a, b]"))
+    with pytest.raises(UserError, match=r'Invalid metadata in README\.md\. - "license" must be a string'):
+        push(folder, REPO)
+    (folder / "README.md").write_text("---\nlicense: {\n---\n")
+    with pytest.raises(UserError, match=r"README\.md: the Hub cannot read the card's head"):
+        push(folder, REPO)
+
+
+def test_what_is_not_there_is_said(hub, folder: Path, monkeypatch) -> None:
+    with pytest.raises(UserError, match="user/none: no such folder, and the Hub did not give it: no such repository"):
+        load("user/none")
+    push(folder, REPO, private=True)
+    with pytest.raises(UserError, match="no revision v9"):
+        load(REPO, revision="v9")
+    with pytest.raises(UserError, match="is a folder here; a revision is one of a Hub id"):
+        load(folder, revision="v9")
+    fetch(REPO)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "z" * 34)
+    with pytest.raises(UserError, match="the token was refused"):
+        fetch(REPO)  # though it is in the cache
+
+
+# --------------------------------------------------------------------------------- broken connections
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(hub, folder: Path) -> None:
+    push(folder, REPO)
+    large = [oid for oid in hub.large if hub.large[oid] == (folder / "vlm.safetensors").read_bytes()]
+    hub.cut[f"GET /large/{large[0]}"] = 1
+    fetched = fetch(REPO)
+    assert (fetched / "vlm.safetensors").read_bytes() == (folder / "vlm.safetensors").read_bytes()
+    assert hub.seen.count(f"GET /large/{large[0]}") == 2
+
+
+def test_a_broken_upload_leaves_the_repository_as_it_was(hub, folder: Path, monkeypatch) -> None:
+    first = push(folder, REPO)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    change_tensors("vlm.safetensors", lambda tensors: tensors[min(tensors)].add_(1))(folder)
+    hub.cut["PUT /large/"] = 100
+    with pytest.raises(UserError, match=r"nothing was pushed: the connection broke .*try again"):
+        push(folder, REPO)
+    assert hub.repos[REPO].branches["main"] == first.commit
+    hub.cut.clear()
+    hub.broken.add("POST /commit/")
+    with pytest.raises(UserError, match=r"nothing was pushed: the Hub is out of order \(500\)"):
+        push(folder, REPO)
+    assert hub.repos[REPO].branches["main"] == first.commit
+    hub.broken.clear()
+    assert push(folder, REPO).before == first.commit
+
+
+def test_without_a_network_the_last_commit_seen_is_taken_from_the_cache(
+    hub, folder, tiny_llm, monkeypatch, caplog
+) -> None:
+    from huggingface_hub import constants
+
+    commit = push(folder, REPO).commit
+    with_network = fetch(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.seen)
+    assert fetch(REPO) == with_network == fetch(REPO, commit) and len(hub.seen) == asked
+    assert load(REPO, base=tiny_llm)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.broken.add("GET /api/")
+    assert fetch(REPO) == with_network, "a Hub that is out of order is no Hub"
+    (with_network / "vlm.safetensors").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in (REPO, "user/never-seen"):
+        with pytest.raises(UserError, match="cannot be reached, and the cache does not hold the whole adapter"):
+            fetch(name)
+
+
+# ----------------------------------------------------------------------------------- the command line
+
+
+def run(hub: HubServer, home: Path, *command: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
+                                "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | variables  # fmt: skip
+    return subprocess.run([sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True)
+
+
+def test_push_and_draft_from_the_command_line(
+    hub, folder: Path, trained: ClinicalVLM, tiny_llm, tmp_path: Path
+) -> None:
+    """In programs of their own: nothing of the client is patched."""
+    pushed = run(hub, tmp_path / "a", "-m", "vlm.cli", "push", str(folder), REPO, "--message", "first")
+    commit = hub.repos[REPO].branches["main"]
+    assert pushed.returncode == 0, pushed.stderr
+    assert pushed.stdout.splitlines()[:2] == [f"{hub.url}/{REPO}", f"commit {commit}"] and "--license" in pushed.stdout
+    draft = [
+        "infer.py",
+        "--adapter",
+        REPO,
+        "--base",
+        tiny_llm,
+        "--vitals",
+        "glucose=7",
+        "--max_new_tokens",
+        "5",
+        "--json",
+    ]
+    first = run(hub, tmp_path / "b", *draft, "--revision", "main")
+    offline = run(hub, tmp_path / "b", *draft, HF_ENDPOINT="http://127.0.0.1:9")
+    wanted = trained.predict(vitals={"glucose": 7}, max_new_tokens=5)
+    for drafted in (first, offline):
+        assert drafted.returncode == 0, drafted.stderr
+        assert json.loads(drafted.stdout)["text"] == wanted.text and f"{REPO}: commit {commit}" in drafted.stderr
+    assert "Could not reach the Hub" in offline.stderr and "Could not reach" not in first.stderr
+    (folder / "notes.txt").write_text("")
+    refused = run(hub, tmp_path / "a", "-m", "vlm.cli", "push", str(folder), REPO)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "notes.txt" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,106 @@
+"""Runs side by side, and the evaluation of an adapter from the command line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vlm.config import Config
+from vlm.errors import UserError
+from vlm.evaluation.compare import compare
+from vlm.evaluation.run import test_adapter as evaluate_adapter
+from vlm.training.run import train
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def runs(tiny_config: Config) -> list[str]:
+    """Two finished runs on the same cases, the second without vitals tokens."""
+    without = replace(
+        tiny_config,
+        run=replace(tiny_config.run, name="without"),
+        model=replace(tiny_config.model, vitals=replace(tiny_config.model.vitals, injection="none")),
+    )
+    return [str(train(config)) for config in (tiny_config, without)]
+
+
+def test_a_comparison_is_paired_and_names_what_changed(runs: list[str]) -> None:
+    table = compare(runs, draws=50)
+    first, second = [line for line in table.splitlines() if line.startswith(f"| {Path(runs[0]).parent}")]
+    assert "model.vitals.injection none" in second and "<br>" in second and "<br>" not in first
+    assert "text loss per token" in table and "AUROC effusion" in table and "finding F1" in table
+    same = compare([runs[0], runs[0] + "/"], draws=50)
+    assert same.count("<br>+0.000 |") == 4, "a run does not differ from itself"
+
+
+def test_a_label_that_one_run_lacks_is_a_dash(runs: list[str]) -> None:
+    file = Path(runs[1]) / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["labels"]["other"] = row["labels"].pop("effusion")
+        row["probabilities"]["other"] = row["probabilities"].pop("effusion")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    header, _, first, second = compare(runs, draws=50).splitlines()[2:]
+    cells = [dict(zip(header.split("|"), line.split("|"), strict=True)) for line in (first, second)]
+    assert (
+        cells[0][" AUROC other "] == cells[1][" AUROC effusion "] == " – " and "<br>" not in cells[1][" AUROC other "]
+    )
+
+
+def test_runs_of_other_cases_are_not_compared(runs: list[str]) -> None:
+    file = Path(runs[1]) / "predictions.jsonl"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join(rows[1:]) + "\n")
+    with pytest.raises(UserError, match="tested on other cases"):
+        compare(runs)
+    changed = {**json.loads(rows[0]), "reference": "Something else."}
+    file.write_text("\n".join([json.dumps(changed), *rows[1:]]) + "\n")
+    with pytest.raises(UserError, match="has another reference"):
+        compare(runs)
+    with pytest.raises(UserError, match="no such file"):
+        compare([runs[0], "/no/run"])
+    with pytest.raises(UserError, match="at least two"):
+        compare(runs[:1])
+
+
+def test_an_adapter_is_tested_again_with_the_same_result(runs: list[str], tmp_path: Path) -> None:
+    """From the run's own config: the numbers are those of the test at the end of training."""
+    run = Path(runs[0])
+    evaluate_adapter(str(run / "adapter"), str(run / "config.yaml"), tmp_path / "again", None, [])
+    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
+    before.pop("text_loss_untrained")
+    assert after["labels"] == before["labels"] and after["findings"] == before["findings"]
+    assert after["text_loss"]["value"] == pytest.approx(before["text_loss"]["value"], abs=1e-6)
+    assert after["calibration"]["temperature"] == before["calibration"]["temperature"], "it is the adapter's own"
+    assert (tmp_path / "again" / "report.html").is_file()
+    with pytest.raises(UserError, match="not empty"):
+        evaluate_adapter(str(run / "adapter"), str(run / "config.yaml"), tmp_path / "again", None, [])
+
+
+def test_an_adapter_is_tested_on_a_table(runs: list[str], table_root: Path, tmp_path: Path) -> None:
+    options = ["--data.table.images", "images", "--data.table.id", "case", "--data.table.patient", "patient",
+               "--evaluation.bootstrap_draws", "20", "--evaluation.max_new_tokens", "4",
+               "--data.table.report", '[{"column": "findings"}]']  # fmt: skip
+    table = str(table_root / "cases.csv")
+    evaluate_adapter(str(Path(runs[0]) / "adapter"), table, tmp_path / "out", None, options)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["cases"] == 24 and metrics["patients"] == 20 and metrics["baselines"] == {}
+
+
+def test_data_that_do_not_fit_the_adapter_are_refused(runs: list[str], table_root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    text = (Path(runs[0]) / "config.yaml").read_text()
+    other.write_text(text.replace("- pathology\n", "", 1))
+    with pytest.raises(UserError, match=r"its labels are effusion, the adapter's pathology, effusion"):
+        evaluate_adapter(str(Path(runs[0]) / "adapter"), str(other), tmp_path / "out", None, [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_ends_in_one_line_for_a_mistake() -> None:
+    command = [sys.executable, "-m", "vlm.cli", "compare", "/no/a", "/no/b"]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and result.stderr.startswith("error: /no/a") and result.stderr.count("\n") == 1

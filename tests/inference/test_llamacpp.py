@@ -1,0 +1,191 @@
+"""llama.cpp as the language model's engine: the same logits from the same embeddings, the same words."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vlm.adapter import save
+from vlm.adapter.export.gguf import in_pairs
+from vlm.errors import UserError
+from vlm.inference.backends import llamacpp, merged_base
+from vlm.inference.backends.llamacpp import LlamaCpp
+from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.inference.open_engine import LlamaCppEngine, make_engine
+from vlm.model.clinical_vlm import ClinicalVLM
+
+pytest.importorskip("xllamacpp")
+gguf = pytest.importorskip("gguf")
+
+
+def write_gguf(model: ClinicalVLM, file: Path) -> None:
+    """The base as a GGUF file of full precision: what a wheel holds."""
+    config, tokenizer = model.base.config, model.tokenizer
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    tokens = [tokenizer.convert_ids_to_tokens(index) for index in range(len(tokenizer))]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in model.base.state_dict().items():
+        stem = name.replace(".base_layer", "")
+        if "lora_" not in name and name != "lm_head.weight":
+            rows = in_pairs(value.float(), stem.removesuffix(".weight"), config)  # as llama.cpp's own files have them
+            writer.add_tensor(names.get_name(stem, try_suffixes=(".weight",)), rows.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def model(tiny_model: ClinicalVLM, tmp_path: Path, monkeypatch) -> ClinicalVLM:
+    """A model whose base came from a GGUF file in a wheel, with a LoRA that matters."""
+    with torch.no_grad():
+        for name, value in tiny_model.trainable_parameters().items():
+            if "lora_B" in name:
+                value.normal_(std=0.3)
+    write_gguf(tiny_model, tmp_path / "tiny.gguf")
+    monkeypatch.setattr(merged_base, "gguf_of_wheel", lambda base, sha256: tmp_path / "tiny.gguf")
+    monkeypatch.setattr(merged_base, "load", lambda adapter, **_: tiny_model)  # its wheel cannot be fetched
+    monkeypatch.setenv("CLINICAL_VLM_CACHE", str(tmp_path / "cache"))
+    llm = replace(tiny_model.model_config.llm, base="pypi:tiny==1/tiny.gguf", sha256="0" * 64)
+    tiny_model.model_config = replace(tiny_model.model_config, llm=llm)
+    tiny_model.llm.peft_config["default"].base_model_name_or_path = llm.base
+    return tiny_model.eval()
+
+
+@pytest.fixture
+def engine(model: ClinicalVLM, tmp_path: Path) -> LlamaCppEngine:
+    engine = make_engine("llamacpp", save(model, tmp_path / "adapter"))
+    assert isinstance(engine, LlamaCppEngine)
+    return engine
+
+
+PROJECT = Path(__file__).resolve().parents[2]
+CASES = [(None, {"glucose": 5 + i, "systolic": 100 + 9 * i}) for i in range(8)]
+
+
+def test_the_logits_are_those_of_the_merged_model(engine: LlamaCppEngine, model: ClinicalVLM) -> None:
+    example, _ = engine.prepare(*CASES[0])
+    batch = engine.collate([example])
+    with torch.no_grad(), merged_lora(model):
+        encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+        prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
+        wanted = model.base(inputs_embeds=prompt).logits[0, -1].numpy()
+    first = next(engine.llama.generate(prompt[0].numpy(), 0, 1, -1))
+    list(engine.llama.generate(prompt[0].numpy(), 0, 0, -1))  # reads the prompt alone
+    seen = engine.llama.logits()
+    assert np.corrcoef(seen, wanted)[0, 1] > 0.995 and first == int(seen.argmax()), "8 bits and no more between them"
+
+
+def test_a_cut_draft_is_said(engine: LlamaCppEngine, monkeypatch) -> None:
+    report = engine.predict(CASES[:1], max_new_tokens=2)[0]
+    assert report.warnings[-1] == "the draft is not finished: it was cut at 2 tokens" and not report.finished
+    first = int(engine.llama.logits().argmax())  # the third token
+    monkeypatch.setattr(type(engine.model.prompt), "end_id", property(lambda _: first))
+    ended = engine.predict(CASES[:1], max_new_tokens=3)[0]
+    assert ended.text == report.text and ended.finished and "not finished" not in str(ended)
+    engine.max_seconds = 1e-9
+    assert engine.predict(CASES[:1], max_new_tokens=3)[0].warnings[-1].endswith("cut at 1e-09 seconds")
+
+
+def test_the_drafts_are_those_of_the_torch_engine(engine: LlamaCppEngine, model: ClinicalVLM) -> None:
+    theirs = engine.predict(CASES, max_new_tokens=6)
+    ours = ReportEngine(model).predict(CASES, max_new_tokens=6)
+    same = [a.text == b.text for a, b in zip(theirs, ours, strict=True)]
+    assert np.mean(same) >= 0.5, "a random model's likeliest words are close to one another"
+    for a, b in zip(theirs, ours, strict=True):
+        assert a.probabilities == pytest.approx(b.probabilities, abs=1e-5) and a.warnings == b.warnings
+
+
+def test_the_fixed_words_are_read_once_and_change_nothing(engine: LlamaCppEngine) -> None:
+    alone = [engine.predict([case], max_new_tokens=6)[0].text for case in CASES]
+    rng = np.random.default_rng(0)
+    other = rng.normal(size=(9, engine.llama.hidden_size)).astype(np.float32)
+    list(engine.llama.generate(other, 5, 3, -1))  # another beginning in between
+    assert [report.text for report in engine.predict(CASES[::-1], max_new_tokens=6)][::-1] == alone
+
+
+def test_words_come_as_they_are_made(engine: LlamaCppEngine) -> None:
+    came: list[int] = []
+
+    class Streamer:
+        def put(self, value: torch.Tensor) -> None:
+            came.extend(value.tolist())
+
+        def end(self) -> None:
+            came.append(-1)
+
+    report = engine.predict(CASES[:1], max_new_tokens=5, streamer=Streamer())[0]
+    assert came[-1] == -1 and engine.model.tokenizer.decode(came[:-1], skip_special_tokens=True).strip() == report.text
+
+
+def test_the_second_start_loads_no_language_model(engine: LlamaCppEngine, tmp_path: Path, monkeypatch) -> None:
+    kept = sorted((tmp_path / "cache" / "gguf").iterdir())
+    assert len(kept) == 2 and not any(path.name.startswith(".") for path in kept)
+    monkeypatch.setattr(merged_base, "load", lambda *_, **__: pytest.fail("the language model was loaded"))
+    again = make_engine("llamacpp", tmp_path / "adapter")
+    assert not hasattr(again.model, "llm") and sorted((tmp_path / "cache" / "gguf").iterdir()) == kept
+    for a, b in zip(engine.predict(CASES, max_new_tokens=4), again.predict(CASES, max_new_tokens=4), strict=True):
+        assert a == b
+
+
+def test_the_command_does_not_import_what_trains(engine: LlamaCppEngine, tmp_path: Path) -> None:
+    """Half of a start was the import of what only PyTorch's language model needs."""
+    code = f"""
+import sys
+from vlm.inference.command import draft_case
+print(draft_case({str(tmp_path / "adapter")!r}, None, "glucose=7", 3, None, engine="llamacpp").text)
+print([name for name in ("transformers.modeling_utils", "peft", "bitsandbytes", "pandas") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    words, _, imported = result.stdout.strip().rpartition("\n")
+    assert words == engine.predict([(None, {"glucose": 7})], max_new_tokens=3)[0].text and imported == "[]"
+
+
+def test_what_it_cannot_serve_is_said(model: ClinicalVLM, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(UserError, match=r"broken\.gguf: llama\.cpp cannot load it"):
+        LlamaCpp(tmp_path / "broken.gguf", 1)
+    monkeypatch.setitem(llamacpp._CONTEXT, "n_ctx", (4, 512))
+    with pytest.raises(UserError, match="this build keeps n_ctx elsewhere"):
+        LlamaCpp(tmp_path / "tiny.gguf", 1)
+    monkeypatch.undo()
+    llm = replace(model.model_config.llm, base="HuggingFaceTB/SmolLM2-135M-Instruct")
+    model.model_config = replace(model.model_config, llm=llm)
+    model.llm.peft_config["default"].base_model_name_or_path = llm.base
+    monkeypatch.setattr(merged_base, "load", lambda *_, **__: pytest.fail("it was loaded first"))
+    other = save(model, tmp_path / "other")
+    with pytest.raises(UserError, match="is no GGUF file in a wheel; use --engine torch"):
+        make_engine("llamacpp", other)
+    with pytest.raises(UserError, match="leave one of them away"):
+        make_engine("llamacpp", other, base="/a/copy")
+    llamacpp._library.cache_clear()
+    monkeypatch.setattr(llamacpp, "version", lambda name: "2030.1.1")
+    with pytest.raises(UserError, match=r"xllamacpp 2030\.1\.1 was not tried"):
+        llamacpp._library()
+    llamacpp._library.cache_clear()
+
+
+def test_a_prompt_longer_than_the_context_is_refused(engine: LlamaCppEngine) -> None:
+    with pytest.raises(UserError, match="exceed 2048"):
+        next(engine.llama.generate(np.zeros((2000, engine.llama.hidden_size), np.float32), 0, 96, 2))

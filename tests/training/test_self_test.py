@@ -1,0 +1,343 @@
+"""Bases of many families: each trains and drafts, or is refused in one line, within seconds and before training."""
+
+import functools
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.families import FAMILIES, write_base
+from vlm import ClinicalVLM
+from vlm.adapter import save
+from vlm.config import Config
+from vlm.data.collate import Collator
+from vlm.data.ingest.sources import load_cohort
+from vlm.errors import UserError
+from vlm.inference.engine import merged_lora
+from vlm.model.bases.quantization import four_bit_share
+from vlm.training import self_test as module
+from vlm.training.lengths import check_lengths
+from vlm.training.run import build_model, case_dataset, train, try_step
+from vlm.training.self_test import self_test
+
+WORKS = {
+    "bloom": "query_key_value 2, dense 2",
+    "biogpt": "k_proj 2, v_proj 2, q_proj 2, out_proj 2",
+    "gemma": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "gemma3_text": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "gpt2": "c_attn 2, c_proj 4",
+    "gpt_neox": "query_key_value 2, dense 2",
+    "granite": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "llama": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "mistral": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "mpt": "Wqkv 2, out_proj 2",
+    "opt": "k_proj 2, v_proj 2, q_proj 2, out_proj 2",
+    "phi3": "o_proj 2, qkv_proj 2",
+    "qwen2": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "qwen3": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "smollm3": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+}
+"""Family in 4 bits → layers that carry LoRA by default."""
+UNQUANTISED = {
+    "falcon": "query_key_value 2, dense 2",
+    "gpt_oss": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "mixtral": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "olmoe": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+    "qwen3_moe": "q_proj 2, k_proj 2, v_proj 2, o_proj 2",
+}
+"""Those of whose weights few can be put in 4 bits, and that work as they are."""
+REFUSED = {
+    "cohere": "puts a scale on its logits",
+    "falcon_h1": "cannot be used: a draft fails",
+    "gemma3": "cannot be used: a draft fails",
+    "jamba": "cannot be used: a draft fails",
+    "lfm2": "cannot be used: a draft fails",
+    "mamba": "has no linear layers of attention",
+    "minimax": "cannot be used: a training step fails",
+    "nemotron_h": "cannot be used: a draft fails",
+    "phi": "puts a bias on its logits",
+    "qwen2_5_vl": "cannot load",
+    "qwen3_5_text": "cannot be used: a draft fails",
+    "qwen3_next": "cannot be used: a draft fails",
+    "rwkv": "cannot be used: a training step fails",
+}
+
+
+def model_on(base: str, config: Config, **llm) -> ClinicalVLM:
+    config = replace(config, model=replace(config.model, llm=replace(config.model.llm, base=base, **llm)))
+    return build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
+
+
+def one_thread(config: Config) -> Config:
+    return replace(config, train=replace(config.train, threads=1))
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory, tiny_llm: str):
+    """Folder of a family's base, written once."""
+    root = tmp_path_factory.mktemp("bases")
+
+    def write(name: str) -> str:
+        folder = root / name
+        return str(folder) if folder.exists() else write_base(name, folder, tiny_llm)
+
+    return write
+
+
+def test_every_family_is_tried() -> None:
+    assert set(FAMILIES) == set(WORKS) | set(UNQUANTISED) | set(REFUSED)
+
+
+@pytest.mark.parametrize("family", WORKS)
+def test_a_family_in_4_bits_carries_lora_on_all_of_attention(family: str, bases, tiny_config: Config) -> None:
+    lines = self_test(model_on(bases(family), tiny_config))
+    assert lines[0] == "weights in 4 bits: 100.0% of the language model's linear weights"
+    assert lines[1].endswith(f"layers: {WORKS[family]}") and lines[-1].startswith("self-test: a step, a draft and")
+
+
+@pytest.mark.parametrize("family", UNQUANTISED)
+def test_what_cannot_be_put_in_4_bits_is_refused_and_works_without(family: str, bases, tiny_config: Config) -> None:
+    message = r"model\.llm\.quantization: \d+% of the linear weights .* write model\.llm\.quantization: none"
+    for dequantize in ("auto", "never"):
+        with pytest.raises(UserError, match=message):
+            model_on(bases(family), tiny_config, dequantize=dequantize)
+    for targets in (tiny_config.model.llm.lora_targets, ["all-linear"]):
+        model = model_on(bases(family), tiny_config, quantization="none", lora_targets=targets)
+        lines = self_test(model)
+        assert family == "falcon" or lines[0].endswith(f"layers: {UNQUANTISED[family]}")
+
+
+def test_weights_that_lie_the_other_way_are_merged_and_kept(bases, tiny_config: Config, tmp_path: Path) -> None:
+    """GPT-2's, which are in × out where they were not put in 4 bits."""
+    model = model_on(bases("gpt2"), tiny_config, quantization="none")
+    assert self_test(model)[0] == "LoRA on 6 layers: c_attn 2, c_proj 4"
+    weight = model.base.transformer.h[0].attn.c_attn
+    with torch.no_grad():
+        weight.lora_B["default"].weight.normal_()
+    wanted = weight.base_layer.weight + weight.get_delta_weight("default")
+    with merged_lora(model):
+        assert torch.allclose(weight.base_layer.weight, wanted, atol=1e-5)
+    again = ClinicalVLM.from_pretrained(save(model, tmp_path / "adapter"), device=torch.device("cpu"))
+    assert torch.equal(
+        again.base.transformer.h[0].attn.c_attn.lora_B["default"].weight, weight.lora_B["default"].weight
+    )
+
+
+def test_words_narrower_than_hidden_states_are_refused(tiny_llm: str, tiny_config: Config, tmp_path: Path) -> None:
+    """As in OPT-350m: evidence could not stand between them."""
+    base = write_base("opt", tmp_path / "opt", tiny_llm, word_embed_proj_dim=32)
+    with pytest.raises(UserError, match=r"opt cannot be used: its word embeddings have 32 values, its hidden .* 64$"):
+        model_on(base, tiny_config)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_cannot_be_used_is_one_line_within_seconds(family: str, bases, tiny_config: Config) -> None:
+    base, start = bases(family), time.process_time()  # of work, however busy the machine is
+    with pytest.raises(UserError, match=REFUSED[family]) as error:
+        self_test(model_on(base, tiny_config, quantization="none"))
+    assert time.process_time() - start < 20 and "\n" not in str(error.value) and base in str(error.value)
+
+
+def test_training_and_the_dry_run_end_before_their_first_step(bases, tiny_config: Config) -> None:
+    llm = replace(tiny_config.model.llm, base=bases("lfm2"), quantization="none")
+    config = replace(one_thread(tiny_config), model=replace(tiny_config.model, llm=llm))
+    for start in (train, try_step):
+        with pytest.raises(UserError, match="lfm2 cannot be used: a draft fails"):
+            start(config)
+    assert not (Path(config.run.folder) / config.run.name).exists(), "nothing was written"
+
+
+def test_the_dry_run_says_what_was_found(bases, tiny_config: Config, capsys) -> None:
+    llm = replace(tiny_config.model.llm, base=bases("phi3"))
+    try_step(replace(one_thread(tiny_config), model=replace(tiny_config.model, llm=llm)))
+    said = capsys.readouterr().err
+    for line in (
+        "LoRA targets: o_proj, qkv_proj (so this base names its layers)",
+        "weights in 4 bits: 100.0% of the language model's linear weights",
+        "LoRA on 4 layers: o_proj 2, qkv_proj 2",
+        "self-test: a step, a draft and the adapter saved and loaded, in ",
+        "one forward and backward of 2 cases",
+    ):
+        assert line in said
+
+
+def test_the_share_counts_what_is_packed_and_what_was_unpacked(bases, tiny_config: Config) -> None:
+    for dequantize in ("always", "never"):
+        model = model_on(bases("jamba"), tiny_config, dequantize=dequantize)
+        linear = sum(
+            p.numel() for p in model_on(bases("jamba"), tiny_config, quantization="none").base.parameters()
+            if p.ndim > 1 and not p.requires_grad
+        ) - 2 * 400 * 64  # fmt: skip
+        share, left = four_bit_share(model.base)
+        layers = [m for m in model.base.modules() if type(m) is torch.nn.Linear and not m.weight.requires_grad]
+        plain = sum(m.weight.numel() for m in layers) - 400 * 64
+        packed = sum(p.numel() * 2 for p in model.base.parameters() if type(p).__name__ == "Params4bit")
+        assert share == pytest.approx((packed if dequantize == "never" else plain) / linear)
+        assert 0.5 < share < 0.9 and left.endswith("experts.gate_up_proj")
+
+
+# ------------------------------------------------------------------------------------------- the self-test itself
+
+
+def test_it_leaves_all_as_it_was(tiny_model: ClinicalVLM) -> None:
+    tiny_model.train()
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    self_test(tiny_model)
+    assert torch.equal(torch.rand(3), wanted) and tiny_model.training
+    assert all(torch.equal(before[name], value) for name, value in tiny_model.state_dict().items())
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError(""), KeyError("x"), NotImplementedError("no\nsuch"), RuntimeError("r")]
+)
+@pytest.mark.parametrize("part", ["_step", "_draft", "_save_and_load"])
+def test_any_exception_is_one_line_that_names_the_base(part: str, error, tiny_model: ClinicalVLM, monkeypatch) -> None:
+    def fail(model: ClinicalVLM) -> None:
+        raise error
+
+    monkeypatch.setattr(module, part, fail)
+    with pytest.raises(UserError, match=r"model\.llm\.base: .*tiny-llm\d* cannot be used: ") as said:
+        self_test(tiny_model)
+    assert "\n" not in str(said.value) and not str(said.value).endswith(": ")
+
+
+def test_memory_that_runs_out_is_said_as_ever(tiny_model: ClinicalVLM, monkeypatch) -> None:
+    def fail(model: ClinicalVLM) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "_step", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        self_test(tiny_model)
+
+
+def test_a_draft_that_a_batch_changes_is_refused(tiny_model: ClinicalVLM, monkeypatch) -> None:
+    """As where a layer does not know of padding."""
+    generate = ClinicalVLM.generate
+
+    def unmasked(self, batch, *args, **options):
+        return generate(self, batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}, *args, **options)
+
+    monkeypatch.setattr(ClinicalVLM, "generate", unmasked)
+    with pytest.raises(UserError, match="read otherwise in a batch than alone"):
+        self_test(tiny_model)
+
+
+def test_logits_that_the_loss_does_not_know_are_refused(tiny_model: ClinicalVLM, monkeypatch) -> None:
+    forward = type(tiny_model.base).forward
+
+    @functools.wraps(forward)  # whose signature says what it takes
+    def scaled(self, *args, **options):
+        output = forward(self, *args, **options)
+        output.logits = output.logits * 1.5
+        return output
+
+    monkeypatch.setattr(type(tiny_model.base), "forward", scaled)
+    with pytest.raises(UserError, match="read otherwise by the training loss than alone"):
+        self_test(tiny_model)
+
+
+def test_a_lora_that_is_not_loaded_is_found(tiny_model: ClinicalVLM, monkeypatch) -> None:
+    monkeypatch.setattr("vlm.training.self_test.load_state", lambda *_: None)
+    with pytest.raises(UserError, match=r"cannot be saved and loaded: .*lora_[AB]\.weight is read back otherwise"):
+        self_test(tiny_model)
+
+
+def test_lora_that_no_gradient_reaches_is_said(tiny_model: ClinicalVLM) -> None:
+    layer = tiny_model.base.model.layers[1].self_attn.q_proj
+    layer.forward = layer.base_layer.forward
+    assert any("no gradient reaches LoRA on 1 layers" in line and "q_proj" in line for line in self_test(tiny_model))
+
+
+# ------------------------------------------------------------------------------------------- targets of LoRA
+
+
+def test_a_target_that_the_base_has_not_is_named(tiny_config: Config, bases) -> None:
+    with pytest.raises(UserError, match=r"no linear layer named gate_proj; it has o_proj, qkv_proj, gate_up_proj"):
+        model_on(bases("phi3"), tiny_config, lora_targets=["o_proj", "gate_proj"])
+    model = model_on(bases("phi3"), tiny_config, lora_targets=["o_proj"])
+    assert self_test(model)[1] == "LoRA on 2 layers: o_proj 2"
+
+
+def test_layers_without_lora_are_said(tiny_config: Config, bases) -> None:
+    model = model_on(bases("jamba"), tiny_config, quantization="none")
+    lines = module.describe_base(model)
+    assert lines == ["LoRA on 4 layers: q_proj 1, k_proj 1, v_proj 1, o_proj 1",
+                     "warning: 1 of 2 decoder layers carry no LoRA, such as layer 0"]  # fmt: skip
+    model = model_on(bases("qwen3_5_text"), tiny_config, lora_targets=["o_proj", "in_proj_z"])
+    assert any("not on equally many layers" in line for line in module.describe_base(model))
+
+
+def test_an_adapter_keeps_the_names_that_were_found(tiny_config: Config, bases, tmp_path: Path) -> None:
+    model = model_on(bases("opt"), tiny_config)
+    with torch.no_grad():
+        for name, value in model.trainable_parameters().items():
+            if "lora_B" in name:
+                value.normal_(std=0.1)
+    again = ClinicalVLM.from_pretrained(save(model, tmp_path / "adapter"), device=torch.device("cpu"))
+    assert again.model_config.llm.lora_targets == ["k_proj", "v_proj", "q_proj", "out_proj"]
+    given = dict(again.named_parameters())
+    assert all(torch.equal(given[name], value) for name, value in model.trainable_parameters().items())
+
+
+def test_an_adapter_with_lora_on_a_part_still_loads(tiny_config: Config, bases, tmp_path: Path, monkeypatch) -> None:
+    """Earlier versions left the default names alone: on Phi-3 it carried `o_proj`."""
+    monkeypatch.setattr("vlm.model.clinical_vlm.fit_targets", lambda llm, config: config)
+    folder = save(model_on(bases("phi3"), tiny_config), tmp_path / "adapter")
+    monkeypatch.undo()
+    model = ClinicalVLM.from_pretrained(folder, device=torch.device("cpu"))
+    assert isinstance(model.base, PreTrainedModel) and sum("lora_B" in n for n in model.trainable_parameters()) == 2
+
+
+# ------------------------------------------------------------------------------------------- long texts
+
+
+def long_table(config: Config, root: Path, reports: dict[str, str], contexts: dict[str, str]) -> Config:
+    """The tests' table with a column of contexts, and with other reports and contexts in some rows."""
+    import pandas as pd
+
+    table = pd.read_csv(Path(config.data.root) / "cases.csv", dtype=str, keep_default_na=False)
+    table["indication"] = table["case"].map(contexts).fillna("")
+    table["findings"] = table["case"].map(reports).fillna(table["findings"])
+    table.to_csv(root / "cases.csv", index=False)
+    (root / "images").symlink_to(Path(config.data.root) / "images")
+    data = replace(config.data, root=str(root), table=replace(config.data.table, context="indication"))
+    return replace(one_thread(config), data=data)
+
+
+def test_reports_that_do_not_fit_are_counted_and_cut(tiny_config: Config, tmp_path: Path, capsys) -> None:
+    long = {"c2": "Q" * 600, "c3": "Q" * 450, "c4": "No opacity. " * 3}
+    config = long_table(tiny_config, tmp_path, long, {})
+    config = replace(config, evaluation=replace(config.evaluation, max_new_tokens=500))
+    try_step(config)
+    said = capsys.readouterr().err
+    model = model_on(config.model.llm.base, config)
+    room = 512 - sum(map(len, model.prompt.ids())) - model.evidence_tokens
+    assert f"warning: 2 of {said.split(' train reports')[0].rsplit(' ', 1)[1]} train reports are cut" in said
+    assert f"case c2 has 601 tokens and room for {room}" in said and "c4" not in said
+    assert f"evaluation.max_new_tokens: 500 tokens, and the base has room for {room} after its prompt" in said
+    dataset = case_dataset(config, model.spec, load_cohort(config.data), "train").plain()
+    example = next(e for e in (dataset[i] for i in range(len(dataset))) if e["id"] == "c2")
+    assert Collator(model.prompt)([example])["input_ids"].shape[1] == 512, "the report is cut, the prompt is whole"
+
+
+def test_a_case_whose_prompt_alone_is_too_long_is_refused_by_name(tiny_config: Config, tmp_path: Path) -> None:
+    config = long_table(tiny_config, tmp_path, {}, {"c6": "Q" * 600})
+    with pytest.raises(UserError, match=r"case c6: the prompt has \d+ tokens and the base reads 512"):
+        try_step(config)
+    with pytest.raises(UserError, match="case c6: the prompt has"):
+        train(config)
+
+
+def test_texts_that_fit_are_not_spoken_of(tiny_config: Config, tiny_model: ClinicalVLM, monkeypatch) -> None:
+    splits = {"train": case_dataset(tiny_config, tiny_model.spec, load_cohort(tiny_config.data), "train")}
+    monkeypatch.setattr(type(tiny_model.prompt), "report_ids", lambda *_: pytest.fail("a short text was read"))
+    assert check_lengths(tiny_model.prompt, splits, 96) == []
+    tiny_model.prompt.context_length = None
+    assert check_lengths(tiny_model.prompt, splits, 10**6) == []
