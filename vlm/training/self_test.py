@@ -20,7 +20,8 @@ from vlm.adapter.layout import portable_config
 from vlm.data.case import Example, made_up_cases
 from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line
-from vlm.inference.engine import merged_lora
+from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.model.bases.prefix_reuse import NOWHERE, drafts_together
 from vlm.model.bases.quantization import four_bit_share
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import word_embeddings
@@ -118,8 +119,15 @@ def _draft(model: ClinicalVLM) -> None:
     Raises `ValueError` if the next-token logits of the three differ by more than `TOLERANCE`.
     """
     collate, examples = Collator(model.prompt, generation=True), _examples(model)
+    if model.prefix_reuse.value == NOWHERE:  # batches have prompts of equal length
+        examples = [example | {"context": examples[1]["context"]} for example in examples]
     with merged_lora(model):
-        together = _logits(model, _moved(model, collate(examples)), model.prefix_kv_cache())
+        fixed, groups = (
+            model.prefix_kv_cache(),
+            drafts_together(model.prefix_reuse, examples, ReportEngine(model).prompt_length),
+        )
+        batches = (_moved(model, collate([examples[row] for row in rows])) for rows in groups)
+        together = torch.cat([_logits(model, batch, fixed) for batch in batches])
     model.eval()
     single = [_moved(model, collate([example])) for example in examples]
     alone = torch.cat([_logits(model, batch, None) for batch in single])
@@ -138,7 +146,7 @@ def _logits_of_the_loss(model: ClinicalVLM, batch: Any) -> torch.Tensor:
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
         hidden = model.trunk(embeddings, batch["attention_mask"])[:, -1]
-        logits = torch.nn.functional.linear(hidden, model.base.get_output_embeddings().weight)
+        logits = model.vocabulary_head(hidden)
     return logits.float().index_fill(1, torch.tensor([model.prompt.end_id], device=logits.device), 0)
 
 
