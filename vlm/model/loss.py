@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -73,7 +74,7 @@ def token_losses(states: torch.Tensor, head: VocabularyHead | torch.Tensor, want
     the backward pass (checkpointing). (PyTorch's own chunks take three times as long here.)
     """
     weight = head.plain if isinstance(head, VocabularyHead) else head
-    logits_of = head if weight is None else partial(F.linear, weight=weight.to(states.dtype))
+    logits_of: Any = head if weight is None else partial(F.linear, weight=weight.to(states.dtype))
 
     def of(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits_of(states), wanted, reduction="none").float()

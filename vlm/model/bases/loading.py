@@ -42,9 +42,10 @@ def load_causal_lm(folder: str, revision: str | None = None, **options: Any) -> 
     text = text_config(config)
     if text is not config:
         options |= {"config": text, "key_mapping": _key_mapping(text, _tensor_names(folder, revision))}
-    llm, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, revision=revision, output_loading_info=True, **SAFE, **options
     )
+    llm, report = loaded
     if llm.base_model is llm:
         raise ValueError(f"the decoder of a {type(llm).__name__} cannot be run without its output layer")
     if missing := sorted(report["missing_keys"]):
@@ -115,7 +116,7 @@ def _prefix(names: list[str], layer: str) -> str | None:
     return found[0].removesuffix(f"{layer}.weight") if found else None
 
 
-def _pass_embeddings(llm: PreTrainedModel) -> None:
+def _pass_embeddings(llm: Any) -> None:
     """Let `generate` take embeddings where a family hands them on without naming them, as Falcon-H1 and Bamba do."""
     prepare = llm.prepare_inputs_for_generation
     if "inputs_embeds" in inspect.signature(prepare).parameters:
@@ -124,4 +125,4 @@ def _pass_embeddings(llm: PreTrainedModel) -> None:
     def named(input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any) -> Any:
         return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
-    llm.prepare_inputs_for_generation = named  # type: ignore[method-assign]
+    llm.prepare_inputs_for_generation = named
