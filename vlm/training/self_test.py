@@ -42,6 +42,7 @@ def self_test(model: ClinicalVLM) -> list[str]:
     cannot = f"model.llm.base: {model.model_config.llm.base} cannot be used"
     with _unchanged(model):
         with one_line(f"{cannot}: a training step fails"):
+            _check_causal(model)
             lines += _step(model)
         with one_line(f"{cannot}: a draft fails"):
             _draft(model)
@@ -92,6 +93,19 @@ def _examples(model: ClinicalVLM) -> list[Example]:
 
 def _moved(model: ClinicalVLM, batch: Batch) -> Any:
     return {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def _check_causal(model: ClinicalVLM) -> None:
+    """Raise `ValueError` if a token attends to later ones, as in PaliGemma: the loss would be read, not learned."""
+    words = word_embeddings(model.base)[:6].clone()[None]  # 1 × 6 × H
+    others = words.index_copy(1, torch.tensor([3, 4, 5], device=words.device), words[:, :3])
+    model.eval()
+    before, after = (
+        model.base.base_model(inputs_embeds=read).last_hidden_state[:, :3].float() for read in (words, others)
+    )
+    if not float((after - before).abs().max()) <= TOLERANCE[words.dtype] * float(before.std()):
+        raise ValueError("its tokens attend to later ones")
 
 
 def _step(model: ClinicalVLM) -> list[str]:

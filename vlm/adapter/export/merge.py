@@ -64,7 +64,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     model = load(opened, base=base, device=torch.device("cpu"), dtype=torch.float32)
     refuse_packed(model, "merge")
     with torch.no_grad():
-        watched = [_watch(model.llm, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
+        watched = [_watch(model.base, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
     with locked(out), staged(out, sealed=False) as staging:
         plain = model.llm.merge_and_unload()  # type: ignore[operator]
         plain.config.update({MERGED: True})
