@@ -142,11 +142,12 @@ def _check_options(argv: Sequence[str]) -> None:
 def _check_values(config: Config) -> None:
     """Check ranges that the types do not express; each message names the key."""
     train, dropout, split = config.train, config.data.dropout, config.data.split
+    micro = train.micro_batch_size
     rules = [
         (0 <= config.loss.alpha <= 1, "loss.alpha", "between 0 and 1"),
-        (train.micro_batch_size > 0, "train.micro_batch_size", "at least 1"),
+        (micro == "auto" or micro > 0, "train.micro_batch_size", "auto or at least 1"),
         (
-            train.batch_size % max(train.micro_batch_size, 1) == 0,
+            micro == "auto" or train.batch_size % max(micro, 1) == 0,
             "train.batch_size",
             "a multiple of train.micro_batch_size",
         ),

@@ -38,8 +38,8 @@ class TrainConfig:
     """Optimizer steps; a positive number overrides `epochs`."""
     batch_size: int = 32
     """Effective batch: cases to an optimizer step, over all processes and accumulation."""
-    micro_batch_size: int = 8
-    """Cases in one forward pass on one device; the rest of `batch_size` is accumulated."""
+    micro_batch_size: int | Literal["auto"] = 8
+    """Cases in one forward pass on one device; the rest of `batch_size` is accumulated. auto: as many as fit a GPU."""
     learning_rate: float = 1e-3
     """Projectors, vitals encoder, fusion and head."""
     lora_learning_rate: float = 1e-3
@@ -58,6 +58,14 @@ class TrainConfig:
     """AdamW of PyTorch, or of bitsandbytes with 8-bit state paged to the host (GPU only)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute precision; auto: bf16 where the hardware has it, else fp32."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """Attention kernels of the language model; auto: those of Transformers."""
+    packing: Literal["auto", "always", "never"] = "auto"
+    """Run the cases of a micro batch one after another in one sequence, without padding; auto: on a GPU."""
+    liger: bool = False
+    """Use the Triton kernels of `liger-kernel` in the language model (GPU only)."""
+    compile: bool = False
+    """Compile the language model's layers by torch.compile: minutes at the start for quicker steps."""
     seed: int = 0
     """Seed of initial weights, data order, dropout and augmentation."""
     log_steps: int = 5

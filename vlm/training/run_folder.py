@@ -191,7 +191,7 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 MAY_CHANGE = (
     "run.", "evaluation.", "train.max_steps", "train.epochs", "train.micro_batch_size", "train.workers",
     "train.threads", "train.log_steps", "train.eval_steps", "train.patience", "train.keep_checkpoints",
-    "train.report_to",
+    "train.report_to", "train.attention", "train.packing", "train.liger", "train.compile",
 )  # fmt: skip
 """Options that a resumed run may change: none affects the steps already made."""
 MAY_MOVE = re.compile(r"data\.(sources\.\d+\.)?(root|mimic_cxr\.(reports|ed))")
