@@ -108,7 +108,7 @@ class CaseScorer:
             ids, mask = (row[:, : end - 1].expand(rows, -1) for row in (self.ids, self.mask))
             read = model.base.base_model(inputs_embeds=model.embed(ids, mask, shown), use_cache=False)
             states = read.last_hidden_state[:, start - 1 :]  # B × n × H; the state at t predicts the token at t + 1
-            logits = model.base.get_output_embeddings()(states).float()
+            logits = model.vocabulary_head(states.flatten(0, 1)).float().unflatten(0, states.shape[:2])
         return logits, self.ids[:, start:end, None].expand(rows, -1, -1)
 
     def _evidence_tokens(self, evidence: Evidence) -> torch.Tensor:

@@ -154,16 +154,21 @@ class ReportEngine(Engine):
         with self.drafting():
             from transformers import StoppingCriteriaList  # other engines start without this library
 
+            from vlm.model.bases.prefix_reuse import drafts_together
+
             fixed = self.model.prefix_kv_cache()
             for batch in batches(examples, batch_size):
-                inputs = self.to_device(self.collate(batch))
-                longest = int(inputs["attention_mask"].sum(dim=1).max())
-                most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
-                limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
-                stop = StoppingCriteriaList([limit])
-                texts, logits = self.model.generate(inputs, most, fixed, streamer=streamer, stopping_criteria=stop)
-                for number, (text, row) in enumerate(zip(texts, logits.tolist(), strict=True)):
-                    yield Draft(text, row, limit.cut_at if number in limit.unfinished else "")
+                drafts: dict[int, Draft] = {}
+                for rows in drafts_together(self.model.prefix_reuse, batch, self.prompt_length):
+                    inputs = self.to_device(self.collate([batch[row] for row in rows]))
+                    longest = int(inputs["attention_mask"].sum(dim=1).max())
+                    most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
+                    limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
+                    stop = StoppingCriteriaList([limit])
+                    texts, logits = self.model.generate(inputs, most, fixed, streamer=streamer, stopping_criteria=stop)
+                    for number, (row, text, values) in enumerate(zip(rows, texts, logits.tolist(), strict=True)):
+                        drafts[row] = Draft(text, values, limit.cut_at if number in limit.unfinished else "")
+                yield from (drafts[row] for row in range(len(batch)))
 
 
 class _Limits:

@@ -25,20 +25,18 @@ def decoder_forward(
     cases, width = attention_mask.shape
     beginning, start, states = None, 0, []
     if shared and cases > 1:
-        first = model(inputs_embeds=embeddings[:1, :shared], use_cache=True)
-        if all(type(layer) is DynamicLayer for layer in first.past_key_values.layers):
-            beginning, start = first, shared
+        beginning, start = model(inputs_embeds=embeddings[:1, :shared], use_cache=True), shared
     lengths = attention_mask.sum(dim=1).tolist()
     groups = [list(range(cases))] if one_pass else length_groups(lengths)
     for rows in groups:
         index, end = torch.tensor(rows, device=embeddings.device), max(lengths[row] for row in rows)
-        read = None if beginning is None else repeated(beginning.past_key_values, len(rows))
+        read = {} if beginning is None else {"past_key_values": repeated(beginning.past_key_values, len(rows))}
         states.append(
             model(
                 inputs_embeds=embeddings[index, start:end],
                 attention_mask=attention_mask[index, :end],
-                past_key_values=read,
-                use_cache=read is not None,
+                use_cache=beginning is not None,
+                **read,
             ).last_hidden_state
         )  # n × (end - start) × H
     padded = torch.cat([F.pad(state, (0, 0, 0, width - start - state.shape[1])) for state in states])

@@ -142,6 +142,7 @@ def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]
     splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
     return [
         *(chosen if targets != config.model.llm.lora_targets else []),
+        f"prefix reuse: {model.prefix_reuse.value} ({model.prefix_reuse.reason})",
         *self_test(model),
         *check_lengths(model.prompt, splits, config.evaluation.max_new_tokens),
     ]

@@ -55,9 +55,8 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
 
     Raises `UserError` as `load` does, for an existing folder, and for a base that stays in 4 bits.
     """
-    from transformers import AutoModelForCausalLM
-
     from vlm.model.bases.base_files import base_digest, settings_digest
+    from vlm.model.bases.loading import load_causal_lm
 
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
@@ -65,7 +64,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     model = load(opened, base=base, device=torch.device("cpu"), dtype=torch.float32)
     refuse_packed(model, "merge")
     with torch.no_grad():
-        watched = [_watch(model.llm, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
+        watched = [_watch(model.base, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
     with locked(out), staged(out, sealed=False) as staging:
         plain = model.llm.merge_and_unload()  # type: ignore[operator]
         plain.config.update({MERGED: True})
@@ -74,7 +73,7 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
         written = str(staging)
         hashes = {"base_sha256": base_digest(written, None), "base_settings_sha256": settings_digest(written, None)}
         _write_evidence(opened.path, staging / "adapter", out, hashes)
-        merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
+        merged = load_causal_lm(written, dtype=torch.float32)
         with torch.no_grad():
             parity = _compare(merged, model, watched, most)
         for file in staging.rglob("*"):
