@@ -26,7 +26,7 @@ def decoder_forward(
     beginning, start, states = None, 0, []
     if shared and cases > 1:
         beginning, start = model(inputs_embeds=embeddings[:1, :shared], use_cache=True), shared
-    lengths = attention_mask.sum(dim=1).tolist()
+    lengths = row_lengths(attention_mask)
     groups = [list(range(cases))] if one_pass else length_groups(lengths)
     for rows in groups:
         index, end = torch.tensor(rows, device=embeddings.device), max(lengths[row] for row in rows)
@@ -55,7 +55,7 @@ def packed_forward(
     apart: no case attends to another (block-diagonal mask, or variable-length kernels). A sequence ends before
     `longest` tokens, since a mask grows with the square of its length; None packs all cases into one.
     """
-    lengths = attention_mask.sum(dim=1).tolist()
+    lengths = row_lengths(attention_mask)
     packed = torch.zeros_like(embeddings.view(-1, embeddings.shape[-1]))  # B·T × H
     for rows in packs(lengths, longest):
         places = [torch.arange(lengths[row], device=embeddings.device) for row in rows]
@@ -66,6 +66,11 @@ def packed_forward(
         ).last_hidden_state  # 1 × N × H
         packed = packed.to(states.dtype).index_copy(0, index, states[0])
     return packed.view(*embeddings.shape)
+
+
+def row_lengths(attention_mask: torch.Tensor) -> list[int]:
+    """Count the tokens of each row of a right-padded mask, B × T."""
+    return attention_mask.sum(dim=1).tolist()  # type: ignore[no-any-return]
 
 
 def packs(lengths: Sequence[int], longest: int | None) -> list[list[int]]:
