@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from transformers import AutoModelForCausalLM, GenerationMixin, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.gpu import spec_of
 from benchmarks.random_base import SHAPES, byte_tokenizer
@@ -109,17 +109,19 @@ def test_what_trains_is_fp32_and_what_is_frozen_bf16(faked: ClinicalVLM) -> None
     assert all(value.device == CUDA for value in faked.state_dict().values())
 
 
-def test_a_draft_stays_on_the_gpu(
-    faked: ClinicalVLM, mode: FakeTensorMode, batches: tuple[Batch, Batch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two steps of three cases, each with its whole prompt: a fake cache cannot be repeated; the shared prefix alone."""
-    steps, drafted = iter([True, True, False]), []
-    monkeypatch.setattr(GenerationMixin, "_has_unfinished_sequences", lambda *_, **__: next(steps))
-    monkeypatch.setattr(faked.tokenizer, "batch_decode", lambda ids, **_: drafted.append(ids) or [""] * len(ids))
+def test_a_draft_stays_on_the_gpu(faked: ClinicalVLM, mode: FakeTensorMode, batches: tuple[Batch, Batch]) -> None:
+    """The first two words of three cases, and the prefix that they share (`generate` itself looks at values)."""
     faked.eval()
-    with mode:
+    prompts = batches[1]
+    with mode, torch.no_grad():
         prefix = faked.prefix_kv_cache()
-        _, logits = faked.generate(batches[1], 3)
-    assert prefix is not None and prefix.layers[0].keys.dtype == torch.bfloat16
-    assert drafted[0].shape == (3, 2) and drafted[0].device == CUDA
-    assert logits.dtype == torch.float32 and logits.device == CUDA
+        with faked.autocast():
+            encoded = faked.encode(prompts["pixel_values"], prompts["has_image"], prompts["vitals"])
+            shown = faked.embed(prompts["input_ids"], prompts["evidence_mask"], encoded.tokens)
+            first = faked.llm(inputs_embeds=shown, attention_mask=prompts["attention_mask"], use_cache=True)
+            word = first.logits[:, -1].argmax(dim=-1, keepdim=True)  # B × 1
+            second = faked.llm(input_ids=word, past_key_values=first.past_key_values)
+    assert prefix is not None
+    assert shown.dtype == second.logits.dtype == torch.bfloat16
+    assert encoded.logits.dtype == torch.float32
+    assert second.logits.shape[:2] == (3, 1) and second.logits.device == encoded.logits.device == CUDA
