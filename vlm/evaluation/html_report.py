@@ -1,12 +1,10 @@
 """Write report.html: one self-contained page for a reviewer, without scripts or network access."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from vlm.atomic import replace_file
@@ -14,6 +12,7 @@ from vlm.data.dataset import CaseDataset, load_picture
 from vlm.estimate import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
+from vlm.resources import data_uri, render
 
 SHOWN = 4
 """Number of cases shown in each group."""
@@ -30,12 +29,11 @@ def write_page(
     folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], title: str
 ) -> None:
     """Write report.html from the metrics and figures of an evaluation."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     figures = {name: _data(folder / "figures" / f"{name}.png") for name in
                ("ablation", "probability", "losses", "correlation")}  # fmt: skip
-    page = environment.get_template("page.html.j2").render(
+    page = render(
+        "vlm.evaluation",
+        "page.html.j2",
         title=title,
         metrics=metrics,
         figures=figures,
@@ -185,11 +183,8 @@ def _truth(label: int | None) -> str:
 
 def _encode(picture: np.ndarray) -> str:
     """Encode an image (S × S uint8) as a data URI."""
-    _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return data_uri("image/jpeg", cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
 
 
 def _data(file: Path) -> str:
-    if not file.is_file():
-        return ""
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+    return data_uri("image/png", file.read_bytes()) if file.is_file() else ""

@@ -1,13 +1,11 @@
 """Format a check result as text, JSON or an HTML page."""
 
-import base64
 import io
 import json
 import textwrap
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -17,6 +15,7 @@ from vlm.data.prepare.columns import missing
 from vlm.data.prepare.notice import LEVELS
 from vlm.data.prepare.pictures import Pair
 from vlm.plain import escaped
+from vlm.resources import data_uri, render
 
 SIGNS = {"error": "✗", "warning": "!", "note": "·"}
 INK, RANGE, PALE = "#1f5f8b", "#d7e8d4", "#c9d6df"
@@ -49,11 +48,10 @@ def as_json(result: CheckResult) -> str:
 
 def write_html(result: CheckResult, file: Path) -> None:
     """Write one HTML page without scripts or network access."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     thumbs = {picture.row: _jpeg(picture.thumb) for picture in result.pictures}
-    page = environment.get_template("page.html.j2").render(
+    page = render(
+        "vlm.data.prepare",
+        "page.html.j2",
         title=result.table.name,
         rows=len(result.frame),
         groups=[(level, [n for n in result.notices if n.level == level]) for level in LEVELS],
@@ -157,9 +155,9 @@ def _png(figure: Figure) -> str:
     figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return data_uri("image/png", stream.getvalue())
 
 
 def _jpeg(thumb: np.ndarray) -> str:
     large = cv2.resize(thumb, (128, 128), interpolation=cv2.INTER_CUBIC)
-    return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", large)[1].tobytes()).decode()
+    return data_uri("image/jpeg", cv2.imencode(".jpg", large)[1].tobytes())
