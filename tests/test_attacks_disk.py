@@ -29,8 +29,8 @@ from vlm.data.prepare.pack import PackOptions, pack
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import TableColumns, TableJob
-from vlm.inference.parts import Share, SharedJob
-from vlm.locks import holder_of, locked
+from vlm.inference.parts import MultiProcessJob, RankShare
+from vlm.locks import locked, record_lock_holder
 from vlm.training.run import train
 from vlm.training.run_folder import RunFolder
 
@@ -219,20 +219,20 @@ def test_a_batch_of_an_earlier_version_goes_on_and_says_what_it_cannot_know(
 
 
 def test_two_at_once_draft_no_row_twice(job, tiny_model, tiny_adapter) -> None:
-    made_by = job.check(tiny_adapter, tiny_model.spec.schema, False)
+    metadata = job.check(tiny_adapter, tiny_model.spec.schema, False)
     with locked(job.output):
         with pytest.raises(UserError, match=r"drafts\.jsonl: process \d+ on .* is writing it; wait for it"):
-            job.run(ReportEngine(tiny_model), made_by)
+            job.run(ReportEngine(tiny_model), metadata)
         with pytest.raises(UserError, match="is writing it; wait for it"):
             job.check(tiny_adapter, tiny_model.spec.schema, resume=True)
         with pytest.raises(UserError, match="is writing it; wait for it"):
-            SharedJob(job, Share(0, 2)).run(ReportEngine(tiny_model), made_by)
+            MultiProcessJob(job, RankShare(0, 2)).run(ReportEngine(tiny_model), metadata)
     assert not job.output.exists()
     with locked(job.output, shared=True):  # those who share the work
-        SharedJob(job, Share(0, 2)).run(ReportEngine(tiny_model), made_by)
+        MultiProcessJob(job, RankShare(0, 2)).run(ReportEngine(tiny_model), metadata)
         with pytest.raises(UserError, match="is writing it; wait"):
-            job.run(ReportEngine(tiny_model), made_by)
-    SharedJob(job, Share(1, 2)).run(ReportEngine(tiny_model), made_by)
+            job.run(ReportEngine(tiny_model), metadata)
+    MultiProcessJob(job, RankShare(1, 2)).run(ReportEngine(tiny_model), metadata)
     assert [json.loads(line)["row"] for line in job.output.read_text().splitlines()] == list(range(2, 26))
     assert {file.name for file in job.output.parent.iterdir()} == {"drafts.jsonl", "drafts.jsonl.job.json"}
 
@@ -442,8 +442,8 @@ def test_nothing_is_written_to_what_another_user_planted(planted: str, as_usual,
 @pytest.mark.parametrize("shared", [False, True])
 def test_drafts_are_their_owners_alone(shared: bool, as_usual, job, tiny_model, tiny_adapter) -> None:
     if shared:
-        made_by = job.check(tiny_adapter, tiny_model.spec.schema, False)
-        SharedJob(job, Share(0, 2)).run(ReportEngine(tiny_model), made_by)
+        metadata = job.check(tiny_adapter, tiny_model.spec.schema, False)
+        MultiProcessJob(job, RankShare(0, 2)).run(ReportEngine(tiny_model), metadata)
     else:
         draft(job, tiny_model, tiny_adapter)
     assert len(list(job.output.parent.rglob("*"))) >= 2 and wide(job.output.parent) == []
@@ -503,4 +503,4 @@ def test_all_is_imported_and_writes_on_another_system(missing: set[str], tmp_pat
 def test_a_lock_of_a_run_names_its_process(tiny_config: Config) -> None:
     folder = RunFolder(tiny_config)
     with folder.locked():
-        assert holder_of(folder.lock) is None, "one's own is none of another"
+        assert record_lock_holder(folder.lock) is None, "one's own is none of another"

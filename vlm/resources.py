@@ -21,9 +21,9 @@ def load_yaml(package: str, name: str) -> Any:
 def _templates(package: str, escape: bool) -> "Environment":
     import jinja2  # imported on first use: drafting needs no template
 
-    tidy = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    found = jinja2.PackageLoader(package, ".")
-    return jinja2.Environment(loader=found, autoescape=escape, undefined=jinja2.StrictUndefined, **tidy)
+    found, strict = jinja2.PackageLoader(package, "."), jinja2.StrictUndefined
+    return jinja2.Environment(loader=found, autoescape=escape, undefined=strict, trim_blocks=True, lstrip_blocks=True,
+                              keep_trailing_newline=True)  # fmt: skip
 
 
 def render(package: str, template: str, escape: bool = True, **values: Any) -> str:

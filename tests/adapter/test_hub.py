@@ -19,7 +19,7 @@ from vlm.adapter import FILES, load, resolve, save
 from vlm.adapter.checks import check_shareable
 from vlm.adapter.hub import fetch, push
 from vlm.adapter.metadata import CardDetails
-from vlm.atomic import seal
+from vlm.atomic import write_manifest
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -79,7 +79,7 @@ def edit(file: Path, change) -> None:
     values = read_json(file)
     change(values)
     file.write_text(json.dumps(values))
-    seal(file.parent)
+    write_manifest(file.parent)
 
 
 # ------------------------------------------------------------------------------------ there and back
@@ -203,7 +203,7 @@ def change_tensors(file: str, change):
         tensors = load_file(folder / file)
         change(tensors)
         save_file(tensors, folder / file)
-        seal(folder)
+        write_manifest(folder)
 
     return apply
 

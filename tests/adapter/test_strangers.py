@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import read_json, table_config, tiny_model_config
 from tests.corruption import campaign
 from vlm.adapter import load, resolve, save
-from vlm.atomic import MANIFEST, seal
+from vlm.atomic import MANIFEST, write_manifest
 from vlm.cli import main as run_command
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
@@ -351,7 +351,7 @@ def test_a_hostile_adapter_ends_in_one_line(name: str, folder: Path) -> None:
     spoil, message = HOSTILE[name]
     spoil(folder)
     if not any(path.is_symlink() or not path.is_file() for path in folder.iterdir()):
-        seal(folder)  # as a stranger would
+        write_manifest(folder)  # as a stranger would
     said = refusal(folder)
     assert re.search(message, said), said
 
@@ -359,7 +359,7 @@ def test_a_hostile_adapter_ends_in_one_line(name: str, folder: Path) -> None:
 def test_a_cnn_that_lies_elsewhere_is_never_read(folder: Path) -> None:
     """The weights of such a CNN are in the adapter, whatever file they came from."""
     part("vision", weights="../secret", train=False)(folder)
-    seal(folder)
+    write_manifest(folder)
     (folder.parent / "secret").write_text("not yours")
     with watched():
         load(folder)
@@ -443,7 +443,7 @@ def without_cards(saved: Path, other: Path, tmp_path: Path) -> tuple[Path, Path]
     """Two adapters without their cards, which may be edited, and sealed so."""
     for number, folder in enumerate((saved, other)):
         shutil.copytree(folder, tmp_path / str(number) / "adapter", ignore=shutil.ignore_patterns("README.md"))
-        seal(tmp_path / str(number) / "adapter")
+        write_manifest(tmp_path / str(number) / "adapter")
     return tmp_path / "0" / "adapter", tmp_path / "1" / "adapter"
 
 
@@ -492,12 +492,12 @@ def test_links_of_the_hubs_cache_are_followed_and_no_others(folder: Path, tiny_l
 def test_a_fetched_adapter_names_no_path_of_this_machine(base: str, folder: Path) -> None:
     part("llm", base=base)(folder)
     lora(base_model_name_or_path=base)(folder)
-    seal(folder)
+    write_manifest(folder)
     assert "is a path of a machine; name your own copy with --base" in refusal(as_fetched(folder))
 
 
 def test_nor_a_cnn_there(folder: Path, tiny_llm: str) -> None:
     part("vision", weights="/models/cnn.safetensors")(folder)
-    seal(folder)
+    write_manifest(folder)
     with pytest.raises(UserError, match=r"model\.vision\.weights: '/models/cnn\.safetensors' is a path of a machine"):
         load(as_fetched(folder), base=tiny_llm)

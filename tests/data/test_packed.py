@@ -70,7 +70,7 @@ def folder(loose: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_held(monkeypatch: pytest.MonkeyPatch) -> ShardCache:
     """A test begins without shards that another has left open."""
     held = ShardCache()
-    monkeypatch.setattr(shards, "_held", held)
+    monkeypatch.setattr(shards, "_cached", held)
     return held
 
 
@@ -416,7 +416,7 @@ def test_a_large_image_ends_its_shard(ward: Config, tmp_path: Path, monkeypatch)
 # --------------------------------------------------------------------------------------------- order
 
 
-def cases(sizes: list[int], lanes: int, without: int = 7, weights: np.ndarray | None = None) -> CaseDataset:
+def cases(sizes: list[int], streams: int, without: int = 7, weights: np.ndarray | None = None) -> CaseDataset:
     """Rows of shards of these sizes, with reports of many lengths; some have no image."""
     parts, numbers = [], iter(range(sum(sizes)))
     for shard, size in enumerate(sizes):
@@ -431,7 +431,8 @@ def cases(sizes: list[int], lanes: int, without: int = 7, weights: np.ndarray | 
         })  # fmt: skip
     rows = write_rows(parts, features(0, 0, 1))
     spec = CaseSpec(ImageSpec(32), VitalsSchema(()), VitalsStatistics((), (), ()), ())
-    return CaseDataset(rows, spec, [SectionConfig("report")], dropout=DropoutConfig(), interleave_shards=lanes, seed=3)
+    section = [SectionConfig("report")]
+    return CaseDataset(rows, spec, section, dropout=DropoutConfig(), interleave_shards=streams, seed=3)
 
 
 def sampler_of(dataset: CaseDataset, batch: int, micro: int = 1, processes: int = 1) -> ShardSampler:
@@ -458,8 +459,8 @@ def step_of(given: list[list[list[int]]], number: int, each: int) -> list[int]:
     st.sampled_from([8, 16, 24]),
     st.integers(0, 3),
 )
-def test_every_case_once_and_the_same_steps_for_any_number_of_processes(sizes, lanes, batch, epoch) -> None:
-    dataset = cases(sizes, lanes)
+def test_every_case_once_and_the_same_steps_for_any_number_of_processes(sizes, streams, batch, epoch) -> None:
+    dataset = cases(sizes, streams)
     dataset.set_epoch(epoch)
     alone = list(sampler_of(dataset, batch))
     assert sorted(alone) == list(range(sum(sizes))) and len(sampler_of(dataset, batch)) == len(alone)
@@ -479,8 +480,8 @@ def test_every_case_once_and_the_same_steps_for_any_number_of_processes(sizes, l
 @pytest.mark.parametrize("micro", [1, 2, 4])
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_shards_are_assigned_to_processes_without_overlap(processes: int, micro: int) -> None:
-    """Wholly where the lanes come out even, as with shards of one size; else all but one or two shards of each lane."""
-    even, uneven = cases([20] * 32, lanes=8, without=1000), cases([20, 7, 33, 12] * 9, lanes=8)
+    """Wholly where the streams come out even, as with shards of one size; else all but one or two shards of each."""
+    even, uneven = cases([20] * 32, streams=8, without=1000), cases([20, 7, 33, 12] * 9, streams=8)
     for dataset, most in ((even, 0), (uneven, 2 * 8)):
         own = shards_of(dataset)
         for epoch in range(4):
@@ -503,9 +504,10 @@ def test_weighted_cases_are_drawn_by_weight_and_still_shard_by_shard() -> None:
         dataset.set_epoch(epoch)
         order = list(sampler_of(dataset, 8))
         assert len(order) == 320 and len(set(order)) < 320, "with replacement"
-        lanes = np.array(order[:160]).reshape(-1, 4, 2).swapaxes(0, 1).reshape(4, -1)  # of the first half of the epoch
-        changes = [(np.diff(own[lane]) != 0).sum() for lane in lanes]  # 3 where a step sorts two shards by length
-        assert all(c <= 3 * (len(set(own[lane])) - 1) for c, lane in zip(changes, lanes, strict=True)), "shard by shard"
+        streams = np.array(order[:160]).reshape(-1, 4, 2).swapaxes(0, 1).reshape(4, -1)  # of half an epoch
+        changes = [(np.diff(own[stream]) != 0).sum() for stream in streams]  # 3 where a step sorts two shards by length
+        shards = [len(set(own[stream])) for stream in streams]
+        assert all(c <= 3 * (count - 1) for c, count in zip(changes, shards, strict=True)), "shard by shard"
         drawn.update(order)
     heavy = sum(count for row, count in drawn.items() if row >= 160) / drawn.total()
     assert abs(heavy - 0.75) < 0.02
@@ -536,7 +538,7 @@ def test_an_epoch_opens_each_shard_once(folder: Path, monkeypatch, nothing_held:
     for processes in (2, 4):
         for micros in of_processes(dataset, 8, 2, processes):
             opened.clear()
-            monkeypatch.setattr(shards, "_held", ShardCache())  # each process has its own
+            monkeypatch.setattr(shards, "_cached", ShardCache())  # each process has its own
             for index in chain(*micros):
                 dataset[index]
             assert set(opened.values()) == {1}

@@ -18,7 +18,7 @@ from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.phantom import load_phantom
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.agreement import Agreement
-from vlm.evaluation.arms import ARMS, ArmCases, all_right
+from vlm.evaluation.arms import ARMS, ArmCases, all_correct
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.evaluate import Splits, evaluate
 from vlm.evaluation.figures import correlation_figure, loss_figure, pairwise_correlation
@@ -47,8 +47,8 @@ def test_an_arm_shows_what_its_facts_say(arm, phantom) -> None:
         assert example["report"] == dataset[index]["report"], "the reference stays the case's own"
         missing = bool(np.isnan(example["vitals"][0]))
         assert (wanted[index]["glucose"] == "not measured") == missing
-    image_kept = all_right(wanted, own, ["finding", "side", "zone"]).all()
-    vitals_kept = all_right(wanted, own, ["glucose", "pressure"]).all()
+    image_kept = all_correct(wanted, own, ["finding", "side", "zone"]).all()
+    vitals_kept = all_correct(wanted, own, ["glucose", "pressure"]).all()
     assert image_kept == (arm.image == "own") and vitals_kept == (arm.vitals == "own")
 
 
@@ -76,8 +76,8 @@ def test_nobody_is_shown_their_own_when_swapped(phantom) -> None:
 def test_a_report_is_right_only_if_every_fact_is() -> None:
     wanted = [{"a": "1", "b": "2"}] * 3
     stated = [{"a": "1", "b": "2"}, {"a": "1", "b": None}, {"a": "x", "b": "2"}]
-    assert all_right(stated, wanted, ["a", "b"]).tolist() == [True, False, False]
-    assert all_right(stated, wanted, ["a"]).tolist() == [True, True, False]
+    assert all_correct(stated, wanted, ["a", "b"]).tolist() == [True, False, False]
+    assert all_correct(stated, wanted, ["a"]).tolist() == [True, True, False]
 
 
 def perfect(rows: list[str], image_of: int, vitals_of: int) -> str:

@@ -22,12 +22,12 @@ from vlm.data.vitals.catalog import CATALOG, in_unit
 from vlm.data.vitals.schema import VitalsSchema, describe
 from vlm.data.vitals.units import ucum, ucum_conversion
 from vlm.errors import UserError
-from vlm.inference.fhir import About, from_fhir, to_fhir
+from vlm.inference.fhir import Software, from_fhir, to_fhir
 from vlm.inference.fhir.codes import LOINC
 from vlm.report import NOTICE, Report
 
 READY = VitalsSchema(tuple(CATALOG.values()))
-ABOUT = About("f" * 64, "pypi:llm==1/base.gguf", "0.1.0")
+ABOUT = Software("f" * 64, "pypi:llm==1/base.gguf", "0.1.0")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UNITS = PintUcumRegistry()
 

@@ -18,7 +18,7 @@ from vlm.errors import UserError
 from vlm.inference import many
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import TableColumns, TableJob
-from vlm.inference.parts import Share, SharedJob
+from vlm.inference.parts import MultiProcessJob, RankShare
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -98,8 +98,8 @@ def test_whatever_is_raised_in_reading_a_row_costs_its_own_report_alone(
 
     monkeypatch.setattr(part, sometimes)
     if shared:
-        made_by = job.check(adapter, tiny_model.spec.schema, False)
-        SharedJob(job, Share()).run(ReportEngine(tiny_model), made_by)
+        metadata = job.check(adapter, tiny_model.spec.schema, False)
+        MultiProcessJob(job, RankShare()).run(ReportEngine(tiny_model), metadata)
         lines = [json.loads(line) for line in job.output.read_text().splitlines()]
     else:
         lines = run(job, tiny_model, adapter)

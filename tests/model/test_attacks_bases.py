@@ -17,7 +17,7 @@ from tests.conftest import CHAT_TEMPLATE
 from tests.families import write_base
 from vlm import ClinicalVLM, cache
 from vlm.adapter import load, read_config, save
-from vlm.atomic import MANIFEST, seal
+from vlm.atomic import MANIFEST, write_manifest
 from vlm.cache import check_kept, private_folder, remembered
 from vlm.config import Config, PromptConfig
 from vlm.data import chat_template
@@ -126,7 +126,7 @@ def test_a_template_that_cannot_be_used_is_one_line_in_bounded_time(kind: str, t
 def test_a_child_that_was_forked_beside_a_held_lock_is_asked_again(tokenizer, monkeypatch) -> None:
     expected = prompt_ids(tokenizer, "You draft.")
     monkeypatch.setitem(chat_template.WAIT_SECONDS, "fork", 0.5)
-    monkeypatch.setattr(chat_template, "_limit_this_process", lambda: time.sleep(60))  # in a fork, not in a new process
+    monkeypatch.setattr(chat_template, "limit_process", lambda *_: time.sleep(60))  # in a fork, not in a new process
     chat_template._render.cache_clear()
     assert prompt_ids(tokenizer, "You draft.") == expected
 
@@ -218,7 +218,7 @@ def changed(adapter: Path, root: Path, **values) -> Path:
     shutil.copytree(adapter, folder)
     config = json.loads((folder / "config.json").read_text()) | values
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-    seal(folder)
+    write_manifest(folder)
     return folder
 
 
@@ -425,7 +425,7 @@ def kept(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("CLINICAL_VLM_CACHE", str(tmp_path / "cache"))
     folder = private_folder("weights", "some")
     (folder / "model.safetensors").write_bytes(b"weights")
-    seal(folder)
+    write_manifest(folder)
     check_kept(folder)
     return folder
 
@@ -500,7 +500,7 @@ def test_files_are_hashed_once_until_their_stamp_changes(kept: Path, monkeypatch
 
 
 def test_what_was_computed_first_is_forgotten(kept: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cache, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(cache, "MOST_CACHED_HASHES", 3)
     digests = kept.parent.parent / "digests"
     for number in range(5):
         remembered([kept / "model.safetensors"], str(number), lambda: "value")

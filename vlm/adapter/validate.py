@@ -7,12 +7,13 @@ must be those of an adapter.
 import re
 import stat
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from vlm.adapter.layout import FILES, REQUIRED, AdapterConfig, read_config
-from vlm.atomic import MANIFEST, seal, verify
+from vlm.atomic import MANIFEST, verify_manifest, write_manifest
 from vlm.config import LLMConfig, ModelConfig
 from vlm.errors import UserError
 from vlm.plain import shortened
@@ -45,7 +46,7 @@ class AdapterFolder(NamedTuple):
     """Shapes in vlm.safetensors."""
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, required: Collection[str] = REQUIRED) -> None:
     """Raise `UserError` unless a folder holds the files of an adapter, as plain files inside it, and no others.
 
     Hidden files, such as those of git, are ignored: they are never read.
@@ -54,7 +55,7 @@ def check_files(folder: Path) -> None:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
-    for name in REQUIRED:
+    for name in required:
         if name not in names:
             raise UserError(f"{folder}: no {name}; not a complete adapter folder")
     if others := names - set(FILES):
@@ -69,24 +70,24 @@ def check_manifest(folder: Path) -> None:
     It detects damage and mixed files of two adapters; after an intended change the folder can be sealed again.
     """
     if (folder / MANIFEST).is_file():
-        verify(folder, REQUIRED, editable=("README.md",))
+        verify_manifest(folder, REQUIRED, editable=("README.md",))
         return
     config = read_json(folder / "config.json", "the adapter's config")
     if isinstance(config, dict) and config.get("sealed"):
         raise UserError(f"{folder}: no {MANIFEST}, which was saved with it; not a complete adapter folder")
-    _say_unsealed(folder)
+    _warn_no_manifest(folder)
 
 
-def seal_folder(folder: Path) -> Path:
+def rewrite_manifest(folder: Path) -> Path:
     """Write the manifest of an adapter as it is now; raises `UserError` where it could not be loaded."""
     check_files(folder)
     read_folder(folder)
-    seal(folder)
+    write_manifest(folder)
     return folder / MANIFEST
 
 
 @cache  # once per folder
-def _say_unsealed(folder: Path) -> None:
+def _warn_no_manifest(folder: Path) -> None:
     what = f"{folder}: saved by an earlier version, without a {MANIFEST} to check it against"
     print(f"{what}; `clinical-vlm seal {folder}` writes one", file=sys.stderr)
 

@@ -24,7 +24,7 @@ FAINT = 0.3
 """Share below which a word is not tinted."""
 
 
-def why_not(engine: Engine) -> str:
+def why_unexplainable(engine: Engine) -> str:
     """Return why this engine's drafts cannot be explained; empty if they can."""
     if not isinstance(engine, ReportEngine):
         return "only PyTorch's engine has gradients; use --engine torch"

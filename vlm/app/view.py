@@ -45,7 +45,7 @@ def writing(text: str, ahead: int) -> str:
 def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
     """Render a finished draft with its probabilities, warnings and files."""
     schema = adapter.config.spec.schema
-    bundle = to_fhir(report, schema, adapter.made_by, has_image)
+    bundle = to_fhir(report, schema, adapter.software, has_image)
     return _result(
         state="done",
         text=report.text,

@@ -18,7 +18,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.storage import matrix
 from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
-from vlm.evaluation.agreement import NAMES, was_read
+from vlm.evaluation.agreement import NAMES, is_read
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.figures import draw_figures
@@ -82,7 +82,7 @@ def evaluate(
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
     arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
-    drafted: Drafted = {}
+    drafted: DraftCache = {}
     results = {
         name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
     }
@@ -104,7 +104,7 @@ def evaluate(
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
-        "references": {"cases": len(reports.rows), "read": sum(map(was_read, references))},
+        "references": {"cases": len(reports.rows), "read": sum(map(is_read, references))},
         "text": text_measures(reports, bootstrap, learned),
         "findings": finding_measures(reports, bootstrap),
         "numbers": number_measures(given.drafts, vitals, cohort.schema, bootstrap),
@@ -138,11 +138,11 @@ def _applies(arm: Arm, config: Config) -> bool:
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 
 
-Drafted = dict[tuple[int, int, str], Draft]
+DraftCache = dict[tuple[int, int, str], Draft]
 """Cache of drafts by input, shared by the arms, so that no input is drafted twice."""
 
 
-def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: Drafted) -> ArmResult:
+def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: DraftCache) -> ArmResult:
     """Draft and score the cases of an arm; the text loss covers the first `ablation_cases` of them."""
     options, name = config.evaluation, cases.arm.name.replace("_", " ")
     drafts = draft(model, cases, config, drafted)
@@ -154,7 +154,7 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
     return ArmResult(texts, logits, score_cases(model, first, options.batch_size, name).losses, cut)
 
 
-def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> list[Draft]:
+def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: DraftCache) -> list[Draft]:
     """Draft the cases of an arm that are not yet in `drafted`, sharded over the ranks."""
     engine, options = ReportEngine(model), config.evaluation
     engine.max_seconds = math.inf  # bounded in tokens: the metrics must not depend on the machine's load

@@ -14,7 +14,7 @@ from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
 from vlm.resources import data_uri, render
 
-SHOWN = 4
+CASES_IN_A_GROUP = 4
 """Number of cases shown in each group."""
 NAMES = {metric().key: name for metric, name in zip(METRICS, ("BLEU-4", "chrF", "ROUGE-L", "METEOR without synonyms",
                                                              "CIDEr-D"), strict=True)}  # fmt: skip
@@ -153,10 +153,10 @@ def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
     doubts = [len(row["inconsistent_numbers"]) + bool(row["head_against_text"]) for row in rows]
     doubtful = sorted((index for index, count in enumerate(doubts) if count), key=lambda index: -doubts[index])
     groups = [
-        ("Worst drafts", "Least like their reference (ROUGE-L).", order[:SHOWN]),
-        ("Best drafts", "Most like their reference.", order[::-1][:SHOWN]),
+        ("Worst drafts", "Least like their reference (ROUGE-L).", order[:CASES_IN_A_GROUP]),
+        ("Best drafts", "Most like their reference.", order[::-1][:CASES_IN_A_GROUP]),
         ("Contradictions", "The draft says of the vitals what was not given, or denies what the head asserts.",
-         doubtful[:SHOWN]),
+         doubtful[:CASES_IN_A_GROUP]),
     ]  # fmt: skip
     return [
         {"title": title, "note": note, "cases": [_case(test, rows[index], index) for index in chosen]}
@@ -167,18 +167,15 @@ def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 def _case(test: CaseDataset, row: Mapping[str, Any], index: int) -> dict[str, Any]:
     picture = load_picture(test.rows[index]["image"], test.spec) if "image" not in test.withhold else None
+    truth = {1: " (true)", 0: "", None: " (unknown)"}
     return {
         **row,
         "image": _encode(picture) if picture is not None else "",
         "vitals": ", ".join(f"{name} {value}" for name, value in row["vitals"].items()),
-        "probabilities": ", ".join(f"{name.replace('_', ' ')} {value:.0%}{_truth(row['labels'][name])}"
+        "probabilities": ", ".join(f"{name.replace('_', ' ')} {value:.0%}{truth[row['labels'][name]]}"
                                    for name, value in row["probabilities"].items()),
         "wrong": [*row["inconsistent_numbers"], *(["head and text disagree"] if row["head_against_text"] else [])],
     }  # fmt: skip
-
-
-def _truth(label: int | None) -> str:
-    return {1: " (true)", 0: "", None: " (unknown)"}[label]
 
 
 def _encode(picture: np.ndarray) -> str:

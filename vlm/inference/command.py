@@ -9,7 +9,7 @@ from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
 from vlm.data.images.image import read_image
 from vlm.inference.engine import Engine
-from vlm.inference.fhir import About, from_fhir, is_fhir, to_fhir
+from vlm.inference.fhir import Software, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
 from vlm.inference.vitals_argument import ENDINGS, read_vitals
 from vlm.plain import printable
@@ -58,7 +58,8 @@ class OpenedCase(NamedTuple):
         opened = open_adapter(adapter, engine.get("revision"))
         schema = opened.config.spec.schema
         given = read_vitals(vitals)
-        values, noted = from_fhir(given, schema, _place(vitals)) if is_fhir(given) else (given, ())
+        where = vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
+        values, noted = from_fhir(given, schema, where) if is_fhir(given) else (given, ())
         schema.parse(values, "--vitals")
         if image is not None:
             read_image(image)
@@ -72,7 +73,7 @@ class OpenedCase(NamedTuple):
         report = replace(report, warnings=(*self.noted, *report.warnings))
         if fhir is not None:
             schema = self.engine.model.spec.schema
-            fhir.write(to_fhir(report, schema, About.of(self.folder), self.image is not None, fhir.subject))
+            fhir.write(to_fhir(report, schema, Software.of(self.folder), self.image is not None, fhir.subject))
         return report
 
 
@@ -101,25 +102,20 @@ def draft_table(
     `cluster` as in `vlm.inference.on_ray`; `engine` takes the arguments of `open_engine`. The job is checked before a
     model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
-    from vlm.inference.parts import Share, SharedJob
+    from vlm.inference.parts import MultiProcessJob, RankShare
 
     prepare_libraries()
     opened = open_adapter(adapter, engine.get("revision"))
     schema = opened.config.spec.schema
-    made_by = job.check(opened.path, schema, resume)
-    shared = SharedJob(job, Share()) if cluster else SharedJob.needed(job, Share.of_environment())
+    metadata = job.check(opened.path, schema, resume)
+    shared = MultiProcessJob(job, RankShare()) if cluster else MultiProcessJob.needed(job, RankShare.of_environment())
     if shared:
         shared.check(resume)
     if cluster:
         from vlm.inference.on_ray import draft_on_ray
 
-        return draft_on_ray(job, adapter, schema, made_by, cluster, engine)
-    return (shared or job).run(open_engine(opened, **engine), made_by)
-
-
-def _place(vitals: str) -> str:
-    """Return the name of the vitals' source for errors about FHIR resources: the file, or the option."""
-    return vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
+        return draft_on_ray(job, adapter, schema, metadata, cluster, engine)
+    return (shared or job).run(open_engine(opened, **engine), metadata)
 
 
 def _streamer(engine: Engine, stream: TextIO | None) -> Any:

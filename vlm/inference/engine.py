@@ -142,9 +142,6 @@ class ReportEngine(Engine):
 
     model: "ClinicalVLM"
 
-    def __init__(self, model: "ClinicalVLM") -> None:
-        super().__init__(model)
-
     def drafting(self) -> AbstractContextManager[None]:
         return merged_lora(self.model)
 

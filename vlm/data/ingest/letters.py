@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from charset_normalizer.constant import FREQUENCIES
 
-MARKED = {
+LATIN_FREQUENCIES = {
     "French": "é 15 à 5 è 3 ê 2 ç 1 î .5 û .6 ù .6 ô .3 â .5 ë .1 ï .1 œ .2",
     "German": "ü 10 ä 6 ö 4.4 ß 3",
     "Spanish": "ó 8 í 7 á 5 é 4.3 ñ 3 ú 1.7 ü .1",
@@ -34,7 +34,7 @@ MARKED = {
     "Estonian": "ä 9 õ 9 ü 5 ö 3 š .2 ž .1",
 }
 """Language of the Latin script → its non-ASCII letters, each with its frequency in a thousand."""
-RANKED = {
+SCRIPT_LANGUAGES = {
     "CYRILLIC": ("Russian", "Ukrainian", "Bulgarian", "Serbian", "Kazakh"),
     "GREEK": ("Greek",),
     "ARABIC": ("Arabic", "Farsi"),
@@ -49,7 +49,7 @@ IDEOGRAPHS = {
     "Korean": ("euc_kr", 0xC8, 2350, ("Korean",)),
 }
 """Language → codec, the last lead byte of its common characters, their number, and the lists of frequent ones."""
-STRANGE = math.log(1e-6)
+IMPLAUSIBLE = math.log(1e-6)
 """Log-likelihood of an implausible character: a letter of another script, a control or box-drawing character."""
 PLAIN = -5.0
 """Log-likelihood of a sign that is usual in tables, and of a vowel mark."""
@@ -74,19 +74,19 @@ def log_likelihood(text: str) -> float:
     letters = Counter("".join(words))
     small = Counter("".join(words).lower())
     signs = Counter(letter for letter in text if not letter.isascii() and unicodedata.category(letter)[0] not in "LM")
-    shape = sum(map(_misshapen, words)) * STRANGE
-    scores = [_score(small, script) + shape for script in ("LATIN", *RANKED)]
+    shape = sum(map(_odd_capitals, words)) * IMPLAUSIBLE
+    scores = [_score(small, script) + shape for script in ("LATIN", *SCRIPT_LANGUAGES)]
     scores += [_ideographs(letters, language) for language in IDEOGRAPHS]
     inside = len(_SIGN_IN_WORD.findall(text))
-    return max(scores) + sum(count * _sign(sign) for sign, count in signs.items()) + STRANGE * inside
+    return max(scores) + sum(count * _sign(sign) for sign, count in signs.items()) + IMPLAUSIBLE * inside
 
 
 def _sign(letter: str) -> float:
     if letter.isspace():
         return 0.0
     if unicodedata.category(letter) in ("Cc", "Co", "Cn"):
-        return 3 * STRANGE
-    return PLAIN if letter in _PLAIN_SIGNS or letter.isdecimal() else STRANGE
+        return 3 * IMPLAUSIBLE
+    return PLAIN if letter in _PLAIN_SIGNS or letter.isdecimal() else IMPLAUSIBLE
 
 
 @cache
@@ -97,24 +97,24 @@ def _script(letter: str) -> str:
 
 def _score(letters: Mapping[str, int], script: str) -> float:
     """Compute the log-likelihood of letter counts in the best-fitting language of a script."""
-    models = map(_marked, MARKED) if script == "LATIN" else map(_ranked, RANKED[script])
+    models = map(_latin_model, LATIN_FREQUENCIES) if script == "LATIN" else map(_rank_model, SCRIPT_LANGUAGES[script])
     return max(sum(count * _letter(letter, model, script) for letter, count in letters.items()) for model in models)
 
 
 def _letter(letter: str, model: Mapping[str, float], script: str) -> float:
     if letter.isascii():
-        return model[""] if script == "LATIN" else STRANGE  # no word mixes two scripts
+        return model[""] if script == "LATIN" else IMPLAUSIBLE  # no word mixes two scripts
     return model.get(letter, _rare(letter, script))
 
 
 @cache
 def _rare(letter: str, script: str) -> float:
     if script == "LATIN":  # perhaps a foreign name
-        return FOREIGN if any(letter in _marked(language) for language in MARKED) else STRANGE
-    return PLAIN if unicodedata.category(letter)[0] == "M" and _script(letter) == script else STRANGE
+        return FOREIGN if any(letter in _latin_model(language) for language in LATIN_FREQUENCIES) else IMPLAUSIBLE
+    return PLAIN if unicodedata.category(letter)[0] == "M" and _script(letter) == script else IMPLAUSIBLE
 
 
-def _misshapen(word: str) -> int:
+def _odd_capitals(word: str) -> int:
     """Count capitals within or after small letters, a sign of a wrong encoding of a script with capitals."""
     if word.isupper() or word.islower():
         return 0
@@ -123,14 +123,14 @@ def _misshapen(word: str) -> int:
 
 
 @cache
-def _marked(language: str) -> dict[str, float]:
-    parts = MARKED[language].split()
+def _latin_model(language: str) -> dict[str, float]:
+    parts = LATIN_FREQUENCIES[language].split()
     shares = {letter: float(share) / 1000 for letter, share in zip(parts[::2], parts[1::2], strict=True)}
     return {letter: math.log(share) for letter, share in shares.items()} | {"": math.log(1 - sum(shares.values()))}
 
 
 @cache
-def _ranked(language: str) -> dict[str, float]:
+def _rank_model(language: str) -> dict[str, float]:
     """Return log-probabilities of the most frequent letters by rank; the rest of the alphabet shares 2 %."""
     letters = [letter for letter in FREQUENCIES[language] if not letter.isascii()]
     script = _script(letters[0])
@@ -155,13 +155,13 @@ def _ideographs(letters: Mapping[str, int], language: str) -> float:
 
 def _ideograph(letter: str, codec: str, last: int, count: int, usual: set[str]) -> float:
     if letter.isascii():
-        return STRANGE / 2
+        return IMPLAUSIBLE / 2
     if letter in usual:
         return math.log(0.5 / len(usual))
     try:
         lead, *trail = letter.encode(codec)
     except UnicodeEncodeError:
-        return 2 * STRANGE
+        return 2 * IMPLAUSIBLE
     if not trail or _script(letter) in ("LATIN", "CYRILLIC", "GREEK"):
-        return 2 * STRANGE
-    return math.log(0.5 / count) if 0xA4 <= lead <= last else STRANGE + math.log(0.1)
+        return 2 * IMPLAUSIBLE
+    return math.log(0.5 / count) if 0xA4 <= lead <= last else IMPLAUSIBLE + math.log(0.1)

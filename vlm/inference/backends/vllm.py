@@ -85,7 +85,7 @@ class VLLMServer:
         if answer.status_code == 401:
             raise UserError(f"--vllm_url: {self.url} wants another key; set {KEY}")
         if answer.is_error or not isinstance(values, dict):
-            raise UserError(f"--vllm_url: {self.url} refuses ({answer.status_code}): {_said(values)}")
+            raise UserError(f"--vllm_url: {self.url} refuses ({answer.status_code}): {_error_message(values)}")
         return values
 
 
@@ -96,7 +96,7 @@ def encode(prompt: torch.Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _said(values: Any) -> str:
+def _error_message(values: Any) -> str:
     """Return the first line of the server's error message; older servers have it outside `error`."""
     error = values.get("error", values) if isinstance(values, dict) else values
     message = error.get("message", error) if isinstance(error, dict) else error
