@@ -11,8 +11,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.adapter.test_hub import hub  # noqa: F401
-from tests.adapter.test_strangers import (  # noqa: F401
+from tests.hub_server import hub  # noqa: F401
+from tests.strangers import (  # noqa: F401
     LORA,
     REST,
     Spoil,

@@ -142,7 +142,7 @@ def test_the_gguf_file_holds_what_peft_adds(model: ClinicalVLM, folder: Path, tm
 
 def test_llama_cpp_with_the_lora_beside_the_base_says_what_pytorch_says(model, folder, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    from tests.inference.test_llamacpp import write_gguf
+    from tests.gguf_files import write_gguf
     from vlm.inference.backends.llamacpp import LlamaCpp
 
     write_gguf(model, tmp_path / "base.gguf")

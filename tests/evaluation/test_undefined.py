@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.evaluation.test_measures import changed_table
+from tests.changed_tables import changed_table
 from vlm.adapter.card import card
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort

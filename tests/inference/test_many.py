@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.inference.test_inference import infer
+from tests.command_line import infer
 from tests.picture_files import tiff
 from vlm.adapter import save
 from vlm.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import read_json
-from tests.training.test_training import trained, with_train
+from tests.training_jobs import trained, with_train
 from vlm.atomic import write_manifest
 from vlm.config import Config, EvaluationConfig, RunConfig
 from vlm.data.ingest.sources import load_cohort
