@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from vlm.config import Config, DataConfig, PhantomConfig
 from vlm.data.case import CaseSpec
+from vlm.data.correlation import pairwise_correlation
 from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.phantom import load_phantom
@@ -21,7 +22,7 @@ from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.arms import ARMS, ArmCases, all_correct
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.evaluate import Splits, evaluate
-from vlm.evaluation.figures import correlation_figure, loss_figure, pairwise_correlation
+from vlm.evaluation.figures import correlation_figure, loss_figure
 from vlm.evaluation.measures import contradictions
 from vlm.evaluation.scoring import CaseScores
 

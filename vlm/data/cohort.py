@@ -136,6 +136,14 @@ def build_dataset(
     return dataset
 
 
+def selected_labels(data: DataConfig, known: Sequence[str]) -> tuple[str, ...]:
+    """Return `data.table.labels` if set, else all known labels; raises `UserError` for an unknown one."""
+    for name in data.table.labels:
+        if name not in known:
+            raise UserError(f"data.table.labels: {name} is none of {', '.join(known)}")
+    return tuple(data.table.labels) or tuple(known)
+
+
 Implausible = dict[str, list[tuple[str, float]]]
 """Vital name → location (file and row) and number of each implausible value, which counts as missing."""
 

@@ -38,12 +38,10 @@ def write_page(
         metrics=metrics,
         figures=figures,
         tiles=_tiles(metrics),
-        facts=_facts(metrics),
-        reports=_reports(metrics),
-        findings=_findings(metrics),
-        labels=_labels(metrics),
-        calibration=_calibration(metrics["calibration"]),
-        missingness=_missingness(metrics),
+        sources=[metrics, *(metrics.get("baselines", {}).get(name, {}) for name in ("constant", "nearest"))],
+        finding_rows=FINDING_ROWS,
+        text_rows={key: name for key, name in NAMES.items() if key in metrics.get("text", {}) or key not in LEARNED},
+        show=show,
         groups=_groups(test, rows),
     )
     replace_file(folder / "report.html", page)
@@ -75,71 +73,6 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         value, _, interval = show(estimate).partition(" ")
         named.append({"name": name, "value": value, "note": f"{interval} {note}".strip()})
     return named
-
-
-def _facts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"arm": arm.replace("_", " "), "cells": [show(measures[name]) for name in
-         ("image_facts_right", "vitals_facts_right", "finding_asserted_without_image")]}
-        for arm, measures in metrics.get("facts", {}).items()
-    ]  # fmt: skip
-
-
-def _reports(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tabulate the measures of the model, the constant report and the nearest case."""
-    sources = [metrics, *(metrics.get("baselines", {}).get(name, {}) for name in ("constant", "nearest"))]
-    rows = [
-        {"name": name, "cells": [show(source.get("findings", {}).get(key)) for source in sources]}
-        for key, name in FINDING_ROWS.items()
-    ]
-    return rows + [
-        {"name": name, "cells": [show(source.get("text", {}).get(key)) for source in sources]}
-        for key, name in NAMES.items()
-        if key in metrics.get("text", {}) or key not in LEARNED
-    ]
-
-
-def _findings(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    each = metrics.get("findings", {}).get("each", {})
-    rows = [{"name": name.replace("_", " "), **values, "f1": show(values["f1"])} for name, values in each.items()]
-    return sorted(rows, key=lambda row: -row["in_references"])
-
-
-def _labels(metrics: Mapping[str, Any]) -> list[list[str]]:
-    baselines = metrics.get("baselines", {})
-    return [
-        [
-            label.replace("_", " "), show(values["auroc"]), show(baselines.get("vitals", {}).get(label)),
-            show(baselines.get("missingness", {}).get(label)), show(values["auprc"]),
-            "–" if values["prevalence"] is None else f"{values['prevalence']:.2f}", show(values["brier"]),
-            show(values["ece"]), show(values["calibration_slope"]),
-            f"{values['positive_patients']}/{values['negative_patients']}",
-        ]
-        for label, values in metrics["labels"].items()
-    ]  # fmt: skip
-
-
-def _calibration(values: Mapping[str, Any]) -> str:
-    if not values["patients"]:
-        return "The probabilities are not calibrated: no validation patient had a known label."
-    return (
-        f"Calibrated by one temperature, {values['temperature']:.2f}, fitted on {values['cases']} cases of "
-        f"{values['patients']} validation patients."
-    )
-
-
-def _missingness(metrics: Mapping[str, Any]) -> str:
-    """Describe the labels that the pattern of missing values alone predicts."""
-    sentences = []
-    for label, values in metrics["labels"].items():
-        guess, ours = metrics["baselines"].get("missingness", {}).get(label, {}).get("value"), values["auroc"]["value"]
-        if guess is not None and ours is not None and guess >= 0.6:
-            sentences.append(
-                f"Which values were recorded already predicts {label.replace('_', ' ')} with an AUROC of {guess:.2f} "
-                f"(the model: {ours:.2f}): that part is how the data were collected, not what the patients have, and "
-                "will not hold elsewhere."
-            )
-    return " ".join(sentences)
 
 
 def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

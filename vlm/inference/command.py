@@ -20,22 +20,6 @@ if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second
     from vlm.inference.on_ray import Cluster
 
 
-class FhirFile(NamedTuple):
-    """Output file of a draft as a FHIR Bundle, and its subject."""
-
-    path: Path
-    subject: str | None = None
-
-    @classmethod
-    def of(cls, path: str | None, subject: str | None) -> "FhirFile | None":
-        """Make it from the options `--fhir` and `--fhir_subject`."""
-        return cls(Path(path), subject) if path else None
-
-    def write(self, bundle: dict[str, Any]) -> None:
-        """Write the file atomically; raises `UserError` if the disk is full."""
-        replace_file(self.path, json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
-
-
 class OpenedCase(NamedTuple):
     """A case with checked inputs, and the engine that drafts it."""
 
@@ -66,14 +50,20 @@ class OpenedCase(NamedTuple):
         drafter = open_engine(opened, **engine)
         return cls(drafter, opened.path, image, values, tuple(noted))
 
-    def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
-        """Draft the report, streaming its words to `stream`, and write it to `fhir` as well."""
+    def draft(
+        self, max_new_tokens: int, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
+    ) -> Report:
+        """Draft the report, streaming its words to `stream`; write it as a FHIR Bundle to the file `fhir` as well.
+
+        `subject` is the Bundle's reference to a patient. Raises `UserError` if the disk is full.
+        """
         case = [(self.image, self.values)]
         report = self.engine.predict(case, max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
-        if fhir is not None:
+        if fhir:
             schema = self.engine.model.spec.schema
-            fhir.write(to_fhir(report, schema, Software.of(self.folder), self.image is not None, fhir.subject))
+            bundle = to_fhir(report, schema, Software.of(self.folder), self.image is not None, subject)
+            replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
         return report
 
 
@@ -83,14 +73,12 @@ def draft_case(
     vitals: str,
     max_new_tokens: int,
     stream: TextIO | None,
-    fhir: FhirFile | None = None,
+    fhir: str | None = None,
+    subject: str | None = None,
     **engine: Any,
 ) -> Report:
-    """Draft one report, streaming its words to `stream`, and write it to `fhir` as well.
-
-    `engine` takes the arguments of `OpenedCase.of`; raises `UserError` as it does.
-    """
-    return OpenedCase.of(adapter, image, vitals, **engine).draft(max_new_tokens, stream, fhir)
+    """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `OpenedCase.of`."""
+    return OpenedCase.of(adapter, image, vitals, **engine).draft(max_new_tokens, stream, fhir, subject)
 
 
 def draft_table(

@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -221,11 +222,6 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
 
 def batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
     """Yield lists of at most `size`, in order."""
-    batch: list[Example] = []
-    for example in examples:
-        batch.append(example)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(examples)
+    while batch := list(islice(rest, size)):
         yield batch

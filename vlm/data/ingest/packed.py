@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm.config import DataConfig
-from vlm.data.cohort import Cohort, build_dataset
+from vlm.data.cohort import Cohort, build_dataset, selected_labels
 from vlm.data.ingest import phantom
 from vlm.data.packed.manifest import Pack, join_address, open_address, read_pack, split_of
 from vlm.data.packed.shards import check_columns, image_references
@@ -30,10 +30,7 @@ def load_packed(data: DataConfig) -> Cohort:
     """
     read_pack.cache_clear()  # the pack may have been replaced
     pack = read_pack(data.root)
-    labels = tuple(data.table.labels) or pack.labels
-    unknown = [name for name in labels if name not in pack.labels]
-    if unknown:
-        raise UserError(f"data.table.labels: {unknown[0]} is none of {', '.join(pack.labels)}")
+    labels = selected_labels(data, pack.labels)
     places = [pack.labels.index(name) for name in labels]
     parts = (_chosen(part, len(pack.labels), places) for part in _parts(data.root, pack))
     dataset = build_dataset(parts, pack.schema, len(labels), len(pack.sections))

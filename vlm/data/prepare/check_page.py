@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vlm.atomic import make_folder, replace_file, writing
+from vlm.data.correlation import draw_matrix, pairwise_correlation
 from vlm.data.prepare.check import CheckResult
 from vlm.data.prepare.columns import missing
 from vlm.data.prepare.notice import LEVELS
@@ -128,23 +129,10 @@ def _correlations(result: CheckResult) -> str:
     columns = {c: x for c, x in result.numbers.items() if np.isfinite(x).sum() >= 10} | result.roles.labels
     if len(columns) < 2:
         return ""
-    names, n = list(columns), len(columns)
-    r = np.full((n, n), np.nan)
-    for i, j in np.ndindex(n, n):
-        a, b = columns[names[i]], columns[names[j]]
-        both = np.isfinite(a) & np.isfinite(b)
-        if both.sum() >= 10 and a[both].std() > 0 and b[both].std() > 0:
-            r[i, j] = np.corrcoef(a[both], b[both])[0, 1]
+    n = len(columns)
     figure = Figure(figsize=(0.55 * n + 2.5, 0.5 * n + 1.5))
-    ax = figure.subplots()
-    ax.imshow(r, cmap="RdBu_r", vmin=-1, vmax=1)
-    ax.set_xticks(range(n), names, rotation=40, ha="right")
-    ax.set_yticks(range(n), names)
-    for i, j in np.ndindex(n, n):
-        if n <= 14 and np.isfinite(r[i, j]):
-            ax.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", fontsize=7,
-                    color="white" if abs(r[i, j]) > 0.6 else "black")  # fmt: skip
-    ax.spines[:].set_visible(False)
+    matrix = pairwise_correlation(np.column_stack(list(columns.values())))
+    draw_matrix(figure.subplots(), matrix, list(columns), 7, written=n <= 14)
     return _png(figure)
 
 

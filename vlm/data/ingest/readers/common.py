@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vlm.config import DataConfig, TableConfig
-from vlm.data.cohort import Cohort
+from vlm.data.cohort import Cohort, selected_labels
 from vlm.data.images.find import EXTENSIONS
 from vlm.data.ingest.read import read_table, reading_notes
 from vlm.data.ingest.table import CHUNK, Part, load_frames
@@ -64,10 +64,7 @@ def cohort_of(
     `read` are the tables that were read, for notes on their encodings.
     Raises `UserError` for a selected label that the collection does not have, and if no row is left.
     """
-    chosen = list(data.table.labels) or table.labels
-    unknown = [name for name in chosen if name not in table.labels]
-    if unknown:
-        raise UserError(f"data.table.labels: {unknown[0]} is none of {', '.join(table.labels)}")
+    chosen = list(selected_labels(data, table.labels))
     if all(frame.empty for _, frame in parts):
         raise UserError(f"{where}: no row is left with an image on disk")
     pieces = (
