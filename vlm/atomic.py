@@ -94,7 +94,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path, required: Collection[str], editable: Collection[str] = ()) -> None:
-    """Compare every file of a sealed folder with its manifest, which must list the `required` ones.
+    """Compare every file of a folder with its manifest, which must list the `required` ones.
 
     The `editable` ones may have changed. Raises `UserError` that names the first file that is missing or changed, and
     the reason.

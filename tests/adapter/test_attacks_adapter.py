@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.hub_server import hub  # noqa: F401
-from tests.strangers import (  # noqa: F401
+from tests.untrusted_adapters import (  # noqa: F401
     LORA,
     REST,
     Spoil,
@@ -180,7 +180,7 @@ LONG = "\u202e\x1b[31m" + "A" * 1_500_000
         lambda c: c["model"]["vision"].update(name="A" * 1_500_000),
     ],
 )
-def test_a_megabyte_of_a_stranger_is_cut(change, folder: Path) -> None:  # noqa: F811
+def test_a_megabyte_of_untrusted_text_is_cut(change, folder: Path) -> None:  # noqa: F811
     config(change)(folder)
     write_manifest(folder)
     with watched():

@@ -9,7 +9,21 @@ import torch
 
 from tests.conftest import read_json
 from tests.corruption import campaign
-from tests.strangers import LORA, REST, Spoil, config, folder, lora, manifest, other, part, raw, refusal, saved, trained
+from tests.untrusted_adapters import (
+    LORA,
+    REST,
+    Spoil,
+    config,
+    folder,
+    lora,
+    manifest,
+    other,
+    part,
+    raw,
+    refusal,
+    saved,
+    trained,
+)
 from vlm.adapter import load, resolve
 from vlm.atomic import MANIFEST, write_manifest
 from vlm.cli import main as run_command
@@ -56,7 +70,7 @@ def test_the_card_may_be_edited(folder: Path) -> None:
     assert load(folder)
 
 
-def test_an_adapter_of_an_earlier_version_loads_says_so_and_can_be_sealed(
+def test_an_adapter_of_an_earlier_version_loads_says_so_and_can_get_a_manifest(
     folder: Path, trained: ClinicalVLM, monkeypatch, capfd
 ) -> None:
     (folder / MANIFEST).unlink()  # as format 1 was first written

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.strangers import folder, lora, other, part, refusal, saved, trained
+from tests.untrusted_adapters import folder, lora, other, part, refusal, saved, trained
 from vlm.adapter import load
 from vlm.atomic import write_manifest
 from vlm.errors import UserError

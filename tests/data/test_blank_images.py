@@ -36,7 +36,7 @@ def blanks(tiny_config: Config, table_root: Path, tmp_path: Path) -> Config:
     return replace(tiny_config, data=replace(tiny_config.data, root=str(root)))
 
 
-def test_a_glance_counts_the_blank_and_names_the_first(blanks: Config) -> None:
+def test_the_sample_check_counts_the_blank_and_names_the_first(blanks: Config) -> None:
     rows = load_cohort(blanks.data).dataset
     images = sum(cell is not None for cell in rows["image"])
     (line,) = check_sample(rows, SPEC)
@@ -45,7 +45,7 @@ def test_a_glance_counts_the_blank_and_names_the_first(blanks: Config) -> None:
     assert check_sample(rows, SPEC, seconds=-1) == [] and check_sample(rows.select([]), SPEC) == []
 
 
-def test_a_glance_names_a_file_that_cannot_be_read(blanks: Config) -> None:
+def test_the_sample_check_names_a_file_that_cannot_be_read(blanks: Config) -> None:
     rows = load_cohort(blanks.data).dataset
     path = next(cell["path"] for cell in rows["image"] if cell)
     Path(path).write_bytes(Path(path).read_bytes()[:60])

@@ -110,7 +110,7 @@ def test_a_shard_whose_footer_hides_an_encoding_is_refused(column: str, copy: Pa
     ],
     ids=["column", "compressed", "dictionary", "prefixes", "no id", "split", "another id"],
 )
-def test_a_strangers_shard_is_refused(change, options: dict, message: str, copy: Path) -> None:
+def test_an_untrusted_shard_is_refused(change, options: dict, message: str, copy: Path) -> None:
     rewrite(copy / "train-00002-of-00012.parquet", change, **options)
     with pytest.raises(UserError, match=message):
         load_cohort(packed(copy))
@@ -146,7 +146,7 @@ def change_pack(change):
         (change_pack(lambda v: v.update(label_findings={"spleen": "x"})), "label_findings"),
     ],
 )
-def test_a_strangers_pack_is_judged_first(change, message: str, copy: Path) -> None:
+def test_an_untrusted_pack_is_validated_first(change, message: str, copy: Path) -> None:
     change(copy)
     with pytest.raises(UserError, match=rf"pack\.json: .*{message}") as error:
         load_cohort(packed(copy))

@@ -166,7 +166,7 @@ def test_an_epoch_opens_each_shard_once(folder: Path, monkeypatch, nothing_cache
             assert set(opened.values()) == {1}
 
 
-def test_few_shards_are_held_at_once(folder: Path) -> None:
+def test_few_shards_are_cached_at_once(folder: Path) -> None:
     dataset = training_cases(packed(folder))
     cells = [cell["path"] for cell in dataset.rows["image"] if cell]
     sizes = [path.stat().st_size for path in folder.glob("train*")]

@@ -142,7 +142,7 @@ def test_a_table_of_every_odd_image_is_drafted_to_its_end(tiny_model, adapter, t
     assert lines[0]["text"] == lines[1]["text"] and "read from" not in said["real.tif"]
 
 
-def test_only_a_window_is_held(job, tiny_model, adapter, monkeypatch, tmp_path) -> None:
+def test_only_a_window_is_in_memory(job, tiny_model, adapter, monkeypatch, tmp_path) -> None:
     """A long table is never in memory: no more rows are read than two windows beyond what is written."""
     (tmp_path / "long.csv").write_text("id,glucose\n" + "".join(f"{i},{5 + i % 9}\n" for i in range(4000)))
     ahead, prepared = [], 0

@@ -137,7 +137,7 @@ def test_an_adapter_of_an_earlier_version_is_told_that_a_sample_is_compared(
      ("base_sha256", "0" * 63), ("base_sha256", 5), ("base_sha256", "G" * 64), ("base_fingerprint", "../../../x"),
      ("base_fingerprint", 1234567890123456), ("base_fingerprint", "")],
 )  # fmt: skip
-def test_a_digest_of_a_stranger_is_checked(key: str, value, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_an_untrusted_digest_is_checked(key: str, value, tiny_adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{key}: (is \d+ digits from 0 to f|\d+ is no text)"):
         load(changed(tiny_adapter, tmp_path, **{key: value}))
 

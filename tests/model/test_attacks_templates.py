@@ -118,7 +118,7 @@ def test_a_template_that_cannot_be_used_is_one_line_in_bounded_time(kind: str, t
     assert str(error.value).startswith("model.llm.base: ")
 
 
-def test_a_child_that_was_forked_beside_a_held_lock_is_asked_again(tokenizer, monkeypatch) -> None:
+def test_a_child_that_was_forked_beside_a_taken_lock_is_asked_again(tokenizer, monkeypatch) -> None:
     expected = prompt_ids(tokenizer, "You draft.")
     monkeypatch.setitem(chat_template.WAIT_SECONDS, "fork", 0.5)
     monkeypatch.setattr(chat_template, "limit_process", lambda *_: time.sleep(60))  # in a fork, not in a new process
@@ -200,7 +200,7 @@ def test_the_prompt_of_training_is_kept_and_used(tiny_model: ClinicalVLM, tmp_pa
         ({"before": "1 " * 60_000 + "1", "between": "", "after": ""}, "the base reads 512"),
     ],
 )
-def test_a_prompt_of_a_stranger_is_checked(ids, message: str, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_an_untrusted_prompt_is_checked(ids, message: str, tiny_adapter: Path, tmp_path: Path) -> None:
     folder = changed(tiny_adapter, tmp_path, prompt_ids=ids)
     with pytest.raises(UserError, match=message) as error:
         ClinicalVLM.from_pretrained(folder, device=torch.device("cpu")).predict()

@@ -249,7 +249,7 @@ def test_a_thousand_damages_to_a_checkpoint(folder: Path, tmp_path: Path) -> Non
     print(f"damaged {tried.total()} checkpoints, 0 loaded: {dict(tried)}")
 
 
-def test_a_manifest_is_believed_only_as_it_was_written(folder: Path) -> None:
+def test_a_manifest_is_accepted_only_as_it_was_written(folder: Path) -> None:
     file = folder / "checkpoint-2" / MANIFEST
     written = json.loads(file.read_text())
 

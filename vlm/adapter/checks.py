@@ -27,7 +27,10 @@ def check_shareable(folder: Path) -> None:
         raise UserError(f"{folder}: holds {min(others)}, which is no file of an adapter; move it away")
     if names >= set(FILES) - {MANIFEST} and MANIFEST not in names:
         raise UserError(f"{folder}: no {MANIFEST}; `clinical-vlm seal {folder}` writes it")
-    check_files(folder, required=FILES)
+    for name in FILES:
+        if name not in names:
+            raise UserError(f"{folder}: no {name}; not a complete adapter folder")
+    check_files(folder)
     config = read_config(folder)
     _check_sources(folder, config)
     read_folder(folder, config)

@@ -7,7 +7,6 @@ must be those of an adapter.
 import re
 import stat
 import sys
-from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -46,7 +45,7 @@ class AdapterFolder(NamedTuple):
     """Shapes in vlm.safetensors."""
 
 
-def check_files(folder: Path, required: Collection[str] = REQUIRED) -> None:
+def check_files(folder: Path) -> None:
     """Raise `UserError` unless a folder holds the files of an adapter, as plain files inside it, and no others.
 
     Hidden files, such as those of git, are ignored: they are never read.
@@ -55,7 +54,7 @@ def check_files(folder: Path, required: Collection[str] = REQUIRED) -> None:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
-    for name in required:
+    for name in REQUIRED:
         if name not in names:
             raise UserError(f"{folder}: no {name}; not a complete adapter folder")
     if others := names - set(FILES):

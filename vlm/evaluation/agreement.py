@@ -51,7 +51,8 @@ class Agreement:
     @classmethod
     def of(cls, drafts: Sequence[str], references: Sequence[str]) -> "Agreement":
         """Label the draft and reference of every case and compare them."""
-        rows = [_compare(label(draft), label(reference)) for draft, reference in zip(drafts, references, strict=True)]
+        pairs = ((label(draft), label(reference)) for draft, reference in zip(drafts, references, strict=True))
+        rows = [[_compare(ours.get(name), theirs.get(name)) for name in NAMES] for ours, theirs in pairs]
         counts = np.array(rows, dtype=bool).reshape(len(rows), len(NAMES), 9)
         return cls(*np.moveaxis(counts, 2, 0))
 
@@ -105,11 +106,7 @@ def why_undefined(references: Sequence[str]) -> str:
     return f"the labeller reads English chest reports and found {found} {len(references)} references"
 
 
-def _compare(draft: dict[str, Mention], reference: dict[str, Mention]) -> list[tuple[bool, ...]]:
-    return [_compare_one(draft.get(name), reference.get(name)) for name in NAMES]
-
-
-def _compare_one(draft: Mention | None, reference: Mention | None) -> tuple[bool, ...]:
+def _compare(draft: Mention | None, reference: Mention | None) -> tuple[bool, ...]:
     ours, theirs = draft.status if draft else None, reference.status if reference else None
     both = ours == theirs == "present"
     stated = ours in ("present", "absent") and theirs in ("present", "absent")

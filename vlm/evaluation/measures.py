@@ -1,6 +1,6 @@
 """Compute metrics with intervals from drafts and scores, as plain values for metrics.json."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -194,14 +194,13 @@ def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bo
     names = {kind: [n for n, k in reader.evidence.items() if k == kind] for kind in ("image", "vitals")}
     shown, everyone = cases.image_donor >= 0, np.ones(len(cases), dtype=bool)
     asserted = np.array([any(fact[name] not in (None, "no image") for name in names["image"]) for fact in stated])
-    measures: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
-        "image_facts_right": lambda: (all_correct(stated, wanted, names["image"]), shown),
-        "vitals_facts_right": lambda: (all_correct(stated, wanted, names["vitals"]), everyone),
-        "finding_asserted_without_image": lambda: (asserted, ~shown),
+    measures = {
+        "image_facts_right": (all_correct(stated, wanted, names["image"]), shown),
+        "vitals_facts_right": (all_correct(stated, wanted, names["vitals"]), everyone),
+        "finding_asserted_without_image": (asserted, ~shown),
     }
     result = {}
-    for name, measure in measures.items():
-        hits, among = measure()
+    for name, (hits, among) in measures.items():
         rows = np.flatnonzero(among)
         estimate = bootstrap(mean(hits[rows]), rows) if len(rows) else undefined()
         result[name] = {**estimate, "cases": len(rows)}

@@ -117,11 +117,8 @@ class Engine(ABC):
         spec = self.model.spec
         x, implausible = spec.schema.parse(vitals or {})
         warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
-        missing = [
-            name
-            for name, value in zip(spec.schema.names, x, strict=True)
-            if np.isnan(value) and name not in implausible
-        ]
+        pairs = zip(spec.schema.names, x, strict=True)
+        missing = [name for name, value in pairs if np.isnan(value) and name not in implausible]
         if missing:
             warnings.append(f"not given: {', '.join(missing)}")
         if image is None:

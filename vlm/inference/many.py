@@ -157,9 +157,8 @@ class TableJob:
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
                 yield [case.line() for case in window]
-        log_rank0(
-            *(f"note: {note}" for note in self.image_folder.notes(named=False))
-        )  # a name may be a patient's; the lines have them
+        # A name may be a patient's; the lines have them.
+        log_rank0(*(f"note: {note}" for note in self.image_folder.notes(named=False)))
 
     def _skip_done(self, rows: Iterator[Row], lines: int, last: Mapping[str, Any]) -> None:
         done = list(islice(rows, max(lines - 1, 0), lines))
@@ -175,10 +174,8 @@ class TableJob:
         """Yield windows; the next is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
-            return [
-                _prepare(engine, row, self.image_folder, self.embedded)
-                for row in islice(rows, WINDOW * self.batch_size)
-            ]
+            window = islice(rows, WINDOW * self.batch_size)
+            return [_prepare(engine, row, self.image_folder, self.embedded) for row in window]
 
         with ThreadPoolExecutor(1) as reader:
             upcoming = reader.submit(prepare)
@@ -190,9 +187,8 @@ class TableJob:
         lengths = [_prompt_length(engine, case) for case in window]
         by_length = sorted(zip(lengths, window, strict=True), key=lambda pair: pair[0])
         ready = [(case, case.example) for _, case in by_length if case.example is not None]
-        reports = engine.reports(
-            [(example, case.warnings) for case, example in ready], self.batch_size, self.max_new_tokens
-        )
+        prepared = [(example, case.warnings) for case, example in ready]
+        reports = engine.reports(prepared, self.batch_size, self.max_new_tokens)
         for (case, _), report in zip(ready, reports, strict=True):
             case.report, case.example = report, None
 

@@ -115,8 +115,10 @@ class ImageFolder:
         except (OSError, ValueError):  # a name that no file can have
             return None
 
-    def _shown(self, text: str) -> str:
-        return _plain(str(self.folder / text))
+    def _missing(self, text: str) -> UserError:
+        return UserError(
+            f"no image file {_plain(str(self.folder / text))}: cannot read the image, nothing has this name"
+        )
 
     def _outside(self, text: str) -> UserError:
         return UserError(f"image {text!r:.200} leads outside {self.folder}; write the name of a file in it")
@@ -132,15 +134,13 @@ class ImageFolder:
             if stat.S_ISLNK(status.st_mode):
                 real, status = os.path.realpath(path), os.stat(path)
         except (OSError, ValueError):
-            raise UserError(
-                f"no image file {self._shown(text)}: cannot read the image, nothing has this name"
-            ) from None
+            raise self._missing(text) from None
         if not _is_below(real, self._root):
             raise UserError(
                 f"image {text!r:.200} is a link that leads outside {self.folder}; put the file itself there"
             )
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{self._shown(text)}: not a regular file")
+            raise UserError(f"{_plain(str(self.folder / text))}: not a regular file")
         if not status.st_size:
             self._empty.append(text)
         return path
@@ -156,7 +156,7 @@ class ImageFolder:
             tried += [parts, *self._below(parts)]
         found = dict.fromkeys(path for some in tried if some for path in self._walk(self._root, some))
         if not found:
-            raise UserError(f"no image file {self._shown(text)}: cannot read the image, nothing has this name")
+            raise self._missing(text)
         names = [os.path.relpath(path, self._root) for path in found]
         if len(found) > 1:
             several = " or ".join(map(_plain, names[:2]))

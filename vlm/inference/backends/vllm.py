@@ -48,24 +48,12 @@ class VLLMServer:
         The base's own generation defaults, such as a repetition penalty, were neither trained nor measured: they are
         off. Raises `UserError` for all that the server refuses or does not answer.
         """
-        answer = self._ask(
-            "POST",
-            "completions",
-            {
-                "model": self.model,
-                "prompt_embeds": [encode(prompt) for prompt in prompts],
-                "max_tokens": most,
-                "temperature": 0.0,
-                "repetition_penalty": 1.0,
-                "stop_token_ids": [end],
-                "skip_special_tokens": True,
-            },
-        )
+        wanted = {"model": self.model, "prompt_embeds": [encode(prompt) for prompt in prompts], "max_tokens": most,
+                  "temperature": 0.0, "repetition_penalty": 1.0, "stop_token_ids": [end],
+                  "skip_special_tokens": True}  # fmt: skip
+        choices = self._ask("POST", "completions", wanted).get("choices")
         try:
-            texts = {
-                int(choice["index"]): (str(choice["text"]), choice.get("finish_reason") == "length")
-                for choice in answer["choices"]
-            }
+            texts = {int(one["index"]): (str(one["text"]), one.get("finish_reason") == "length") for one in choices}
             return [texts[index] for index in range(len(prompts))]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"--vllm_url: {self.url} did not answer with a text for each prompt") from None

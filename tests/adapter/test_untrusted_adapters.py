@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.strangers import (
+from tests.untrusted_adapters import (
     BROKEN,
     CODE,
     LLAMA,
