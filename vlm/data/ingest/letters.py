@@ -10,29 +10,9 @@ from itertools import pairwise
 
 from charset_normalizer.constant import FREQUENCIES
 
-LATIN_FREQUENCIES = {
-    "French": "é 15 à 5 è 3 ê 2 ç 1 î .5 û .6 ù .6 ô .3 â .5 ë .1 ï .1 œ .2",
-    "German": "ü 10 ä 6 ö 4.4 ß 3",
-    "Spanish": "ó 8 í 7 á 5 é 4.3 ñ 3 ú 1.7 ü .1",
-    "Portuguese": "ã 7.3 ç 5.3 é 4 í 2 á 3 ê 3 ó 3 õ 2 ú 1.5 à .8 â .6 ô .6",
-    "Italian": "à 6 è 3 ò 2 ù 2 é .3 ì .5",
-    "Catalan": "é 3 à 6 ó 5 è 3 í 3 ç 1 ò 2 ú 1 ï .5 ü .3",
-    "Dutch": "é .3 ë .8 ï .3 ü .1 ö .1",
-    "Swedish": "ä 18 å 13 ö 13 é .3",
-    "Danish": "å 11 ø 10 æ 9 é .2",
-    "Finnish": "ä 36 ö 4.5 å .1",
-    "Icelandic": "ð 44 á 18 í 16 þ 15 ó 10 æ 9 ö 8 é 6 ú 6 ý 2",
-    "Turkish": "ı 51 ü 19 ş 18 ç 12 ğ 11 ö 8 â .2 î .1 i̇ 5",
-    "Polish": "ł 21 ę 11 ą 10 ó 9 ż 8 ś 7 ć 4 ń 2 ź .6",
-    "Czech": "í 32 á 22 ě 16 é 13 ř 12 ý 11 ž 10 č 9.5 š 8 ů 7 ú 1 ť .4 ň .4 ó .3 ď .3",
-    "Slovak": "á 16 í 13 ý 11 č 10 é 8 ž 8 ú 8 š 7 ť 7 ľ 3.5 ď 2 ň 1.5 ô 1.5 ä 1 ó 1 ĺ .1 ŕ .1",
-    "Hungarian": "á 37 é 33 ó 11 ö 10 ő 9 í 6 ü 6 ú 3.5 ű 2.5",
-    "Romanian": "ă 17 î 9 ţ 9 ş 9 ș 9 ț 9 â 6",
-    "Croatian": "č 11 š 10 ć 7 ž 6 đ 2.5",
-    "Lithuanian": "ė 16 ų 13 š 11 ž 8 į 6 č 5 ū 5 ą 6 ę 2",
-    "Latvian": "ā 39 ī 19 ē 17 š 9 ņ 6 ū 6 ļ 4 č 2 ķ 2 ģ 1.5 ž 2",
-    "Estonian": "ä 9 õ 9 ü 5 ö 3 š .2 ž .1",
-}
+from vlm.resources import load_yaml
+
+LATIN_FREQUENCIES: dict[str, str] = load_yaml("vlm.data.ingest", "letters.yaml")
 """Language of the Latin script → its non-ASCII letters, each with its frequency in a thousand."""
 SCRIPT_LANGUAGES = {
     "CYRILLIC": ("Russian", "Ukrainian", "Bulgarian", "Serbian", "Kazakh"),
