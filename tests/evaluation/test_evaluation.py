@@ -21,7 +21,7 @@ from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.arms import ARMS, ArmCases, all_correct
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
-from vlm.evaluation.evaluate import Splits, evaluate
+from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.figures import correlation_figure, loss_figure
 from vlm.evaluation.measures import contradictions
 from vlm.evaluation.scoring import CaseScores
@@ -130,8 +130,8 @@ def test_a_model_is_named_for_what_it_is(
     given = reader(None, ArmCases(ARMS[0], dataset), tiny_config, scores, {})
     scores = replace(scores, logits=given.logits, losses=given.losses)
     tiny_model.spec = dataset.spec
-    splits = Splits(dataset, dataset, dataset)
-    monkeypatch.setattr("vlm.evaluation.evaluate.Splits.of", lambda *_: splits)
+    splits = dict.fromkeys(("train", "validation", "test"), dataset)
+    monkeypatch.setattr("vlm.evaluation.evaluate.plain_splits", lambda *_: splits)
     monkeypatch.setattr("vlm.evaluation.evaluate.score_cases", lambda *_, **__: scores)
     monkeypatch.setattr("vlm.evaluation.evaluate.run_arm", reader)
     metrics = evaluate(tiny_model, cohort, tiny_config, tmp_path / "out")

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from vlm.atomic import make_folder, replace_file, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
+from vlm.data.splits import SPLITS
 from vlm.data.storage import matrix
 from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
@@ -44,22 +45,10 @@ from vlm.inference.engine import Draft, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The three splits of a cohort, without dropout and augmentation."""
-
-    train: CaseDataset
-    validation: CaseDataset
-    test: CaseDataset
-
-    @classmethod
-    def of(cls, model: ClinicalVLM, cohort: Cohort, config: Config) -> "Splits":
-        """Build the three splits with the model's case spec."""
-        withhold = tuple(config.data.withhold)
-        return cls(
-            *(CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in
-              ("train", "validation", "test"))
-        )  # fmt: skip
+def plain_splits(model: ClinicalVLM, cohort: Cohort, config: Config) -> dict[str, CaseDataset]:
+    """Build the three splits of a cohort with the model's case spec, without dropout and augmentation."""
+    withhold = tuple(config.data.withhold)
+    return {name: CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in SPLITS}
 
 
 def evaluate(
@@ -77,8 +66,8 @@ def evaluate(
     `learned` before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and
     the others return an empty dict after drafting.
     """
-    splits, options = Splits.of(model, cohort, config), config.evaluation
-    test = splits.test
+    splits, options = plain_splits(model, cohort, config), config.evaluation
+    test = splits["test"]
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
     arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
@@ -100,7 +89,7 @@ def evaluate(
         "cases": len(test),
         "patients": len(set(test.rows["patient"])),
         "splits": {name: {"cases": len(split), "patients": len(set(split.rows["patient"]))}
-                   for name, split in (("train", splits.train), ("validation", splits.validation), ("test", test))},
+                   for name, split in splits.items()},
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
@@ -170,7 +159,7 @@ def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: DraftCac
 
 def baseline_measures(
     model: ClinicalVLM,
-    splits: Splits,
+    splits: Mapping[str, CaseDataset],
     references: Sequence[str],
     scores: CaseScores,
     bootstrap: Bootstrap,
@@ -178,12 +167,13 @@ def baseline_measures(
     learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
     """Measure the baselines: constant report, nearest training case, vitals alone, missingness alone."""
-    if not (len(splits.train) and len(splits.test)):
+    train, test = splits["train"], splits["test"]
+    if not (len(train) and len(test)):
         return {}
     reports = {}
     if any(references):
-        reports["constant"] = [constant_report(splits.train.reports)] * len(references)
-        reports["nearest"] = nearest_reports(model, splits.train, splits.test, batch_size)
+        reports["constant"] = [constant_report(train.reports)] * len(references)
+        reports["nearest"] = nearest_reports(model, train, test, batch_size)
     measures: dict[str, Any] = {
         name: {
             "text": text_measures(Reports(drafts, references), bootstrap, learned),
@@ -192,7 +182,7 @@ def baseline_measures(
         for name, drafts in reports.items()
     }
     for kind in ("vitals", "missingness"):
-        guesses = classifier_scores(splits.train, splits.test, kind)
+        guesses = classifier_scores(train, test, kind)
         measures[kind] = {
             label: auroc_of(guesses[:, k], scores.targets[:, k], bootstrap) for k, label in enumerate(model.spec.labels)
         }
