@@ -51,8 +51,9 @@ class VLLMServer:
         wanted = {"model": self.model, "prompt_embeds": [encode(prompt) for prompt in prompts], "max_tokens": most,
                   "temperature": 0.0, "repetition_penalty": 1.0, "stop_token_ids": [end],
                   "skip_special_tokens": True}  # fmt: skip
-        choices = self._ask("POST", "completions", wanted).get("choices")
+        answer = self._ask("POST", "completions", wanted)
         try:
+            choices = answer["choices"]
             texts = {int(one["index"]): (str(one["text"]), one.get("finish_reason") == "length") for one in choices}
             return [texts[index] for index in range(len(prompts))]
         except (AttributeError, KeyError, TypeError, ValueError):
