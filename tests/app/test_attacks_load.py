@@ -182,7 +182,7 @@ def test_large_bodies_at_once_share_one_room(engine: ReportEngine, adapter: Adap
         def watch() -> None:
             nonlocal most
             while not done.wait(0.001):
-                most = max(most, room.held)
+                most = max(most, room.in_memory)
 
         with serving(app) as url:
             done = threading.Event()
@@ -198,7 +198,7 @@ def test_large_bodies_at_once_share_one_room(engine: ReportEngine, adapter: Adap
             done.set()
             watcher.join()
             assert set(codes) <= {200, 429} and codes[200] >= 1, codes
-            assert len(body) <= most <= room.total + (1 << 20) and room.held == 0
+            assert len(body) <= most <= room.total + (1 << 20) and room.in_memory == 0
             assert httpx.post(f"{url}/v1/report", json={}).status_code == 200
 
 
