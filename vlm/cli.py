@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command. Those that take a config leave its options to `vlm.config.parsing`."""
     parser = argparse.ArgumentParser(prog="clinical-vlm", description="Reports from images and clinical values.")
     parser.add_argument("--version", action="version", version=f"clinical-vlm {__version__}")
-    parser.add_argument("--print-completion", choices=SHELLS, help="print a script that completes commands and options")
+    parser.add_argument("--print-completion", choices=SHELLS, help="print a shell completion script")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, add_options in COMMANDS.items():
         about = (add_options.__doc__ or "").splitlines()[0]

@@ -46,10 +46,10 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help=f"YAML file, or one of the presets {', '.join(PRESETS)}.")
+    parser.add_argument("--config", action="config", help=f"YAML file, or a preset: {', '.join(PRESETS)}.")
     parser.add_class_arguments(Config, None)
     parser.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint.")
-    parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
+    parser.add_argument("--dry-run", action="store_true", help="Make one step, print its time and memory, and end.")
     arguments = list(rename_options(list(_with_preset_files(argv))))
     _check_options(arguments)
     for index, file in _config_files(arguments):

@@ -16,26 +16,26 @@ def check_options(parser: argparse.ArgumentParser) -> None:
     """Look for mistakes in a table and its images."""
     add = parser.add_argument
     add("table", type=Path, help="CSV, TSV, Excel (.xlsx), JSON Lines or Parquet")
-    add("--images", type=Path, help="folder of the images; without it only the table is looked at")
-    add("--config", help="config whose data.table, data.split and vitals describe the table")
+    add("--images", type=Path, help="folder of the images; default: check the table alone")
+    add("--config", help="config that describes the table (data.table, data.split, vitals)")
     for role in ROLES:
-        add(f"--{role}", metavar="COLUMN", help=f"column of the {role}; else recognised by its name")
-    add("--encoding", metavar="NAME", help="encoding of the table's text, such as cp1251; else found")
-    add("--sheet", metavar="NAME", help="sheet of a workbook; else the only one that holds anything")
-    add("--uncertain", choices=["ignore", "positive", "negative"], help="what -1 means in a label")
+        add(f"--{role}", metavar="COLUMN", help=f"column of the {role}; default: recognise it by name")
+    add("--encoding", metavar="NAME", help="text encoding, such as cp1251; default: detect it")
+    add("--sheet", metavar="NAME", help="sheet of a workbook; default: the only one with content")
+    add("--uncertain", choices=["ignore", "positive", "negative"], help="meaning of -1 in a label")
     add("--label", action="append", default=[], metavar="COLUMN", help="label column; may be repeated")
-    add("--json", type=Path, metavar="FILE", help="write the findings for machines")
-    add("--html", type=Path, metavar="FILE", help="write a page with figures and thumbnails")
+    add("--json", type=Path, metavar="FILE", help="write the findings as JSON")
+    add("--html", type=Path, metavar="FILE", help="write an HTML page with figures and thumbnails")
     parser.set_defaults(run=run_check)
 
 
 def pack_options(parser: argparse.ArgumentParser) -> None:
     """Write a cohort as Parquet shards with the images inside."""
-    parser.add_argument("--config", required=True, help="config whose data are packed")
+    parser.add_argument("--config", required=True, help="config of the data to pack")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the shards")
-    parser.add_argument("--rows_per_shard", type=int, metavar="N", help="at most; 512 if not given")
+    parser.add_argument("--rows_per_shard", type=int, metavar="N", help="most rows a shard; default: 512")
     parser.add_argument("--image_side", type=int, metavar="PIXELS",
-                        help="store pixels alone, at most so long a side; else the files as they are")  # fmt: skip
+                        help="store grey pixels of at most this side; default: the files as they are")  # fmt: skip
     parser.set_defaults(run=run_pack, takes_config=True)
 
 
