@@ -22,7 +22,7 @@ from benchmarks.machine import finished, in_turn, matmul_rate
 from benchmarks.random_base import SHAPES, byte_tokenizer, random_base
 from vlm.config import Config, TrainConfig, VitalConfig
 from vlm.config.parsing import parse_config
-from vlm.data.case import CaseSpec, made_up_cases
+from vlm.data.case import CaseSpec, random_cases
 from vlm.data.collate import IGNORED, Batch, Collator
 from vlm.data.images.image import ImageSpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
@@ -70,7 +70,7 @@ def batch_of(model: ClinicalVLM, lengths: list[int], longest: int) -> Batch:
     """Build a batch whose cases have these lengths, cut to `longest` tokens, prompt included."""
     prompt = model.prompt.evidence_tokens + sum(map(len, model.prompt.ids()))
     cases = []
-    for case, length in zip(made_up_cases(model.spec, len(lengths)), lengths, strict=True):
+    for case, length in zip(random_cases(model.spec, len(lengths)), lengths, strict=True):
         text = "No opacity in either lung. " * (length // 20 + 1)
         targets = torch.ones(len(model.spec.labels))
         cases.append(case | {"report": text[: max(8, min(length, longest) - prompt - 1)], "targets": targets})

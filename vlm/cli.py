@@ -133,12 +133,11 @@ def run_draft(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 def draft_case(arguments: argparse.Namespace) -> None:
     """Print one draft and what its reader should know."""
-    from vlm.inference.command import FhirFile, draft_case  # after the arguments: --help need not wait for PyTorch
+    from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
 
     stream = None if arguments.json else sys.stdout
     case = arguments.adapter, arguments.image, arguments.vitals, arguments.max_new_tokens, stream
-    fhir = FhirFile.of(arguments.fhir, arguments.fhir_subject)
-    report = draft_case(*case, fhir=fhir, **engine_of(arguments))
+    report = draft_case(*case, arguments.fhir, arguments.fhir_subject, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

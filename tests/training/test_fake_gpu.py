@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.gpu import spec_of
 from benchmarks.random_base import SHAPES, byte_tokenizer
 from vlm.config.parsing import parse_config
-from vlm.data.case import made_up_cases
+from vlm.data.case import random_cases
 from vlm.data.collate import Batch, Collator
 from vlm.model import decoder, loss
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -74,7 +74,7 @@ def fake(mode: FakeTensorMode, value: torch.Tensor | None) -> Any:
 def batches(faked: ClinicalVLM, mode: FakeTensorMode, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Batch, Batch]]:
     """A training batch and a prompt batch on the imagined GPU; lengths and places are those of the real ones."""
     cases = [c | {"report": r, "targets": torch.ones(1)}
-             for c, r in zip(made_up_cases(faked.spec, len(REPORTS)), REPORTS, strict=True)]  # fmt: skip
+             for c, r in zip(random_cases(faked.spec, len(REPORTS)), REPORTS, strict=True)]  # fmt: skip
     training, prompts = Collator(faked.prompt)(cases), Collator(faked.prompt, generation=True)(cases)
     rows, length = loss.rows_with_text(training["labels"], training["attention_mask"])
     places = loss.supervised(training["labels"][rows, :length])

@@ -9,7 +9,7 @@ import torch
 from tests.families import write_base
 from tests.runs import Run, write_config
 from vlm.config import Config, TrainConfig
-from vlm.data.case import made_up_cases
+from vlm.data.case import random_cases
 from vlm.data.collate import Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -44,7 +44,7 @@ def model_of(tiny_llm: str, tiny_config: Config, tmp_path: Path):
 
 def step_of(model: ClinicalVLM) -> tuple[float, dict[str, torch.Tensor]]:
     """The text loss of four cases of unequal lengths, one without a report, and its gradients."""
-    cases = made_up_cases(model.spec, len(REPORTS))
+    cases = random_cases(model.spec, len(REPORTS))
     batch = Collator(model.prompt)([case | {"report": r} for case, r in zip(cases, REPORTS, strict=True)])
     model.zero_grad()
     output = model(**batch, alpha=0.0)

@@ -61,9 +61,9 @@ def run_push(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def run_seal(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vlm.adapter.validate import seal_folder
+    from vlm.adapter.validate import rewrite_manifest
 
-    print(seal_folder(arguments.folder))
+    print(rewrite_manifest(arguments.folder))
 
 
 def run_merge(arguments: argparse.Namespace, _: Sequence[str]) -> None:

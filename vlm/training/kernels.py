@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vlm.config import TrainConfig
-from vlm.data.case import made_up_cases
+from vlm.data.case import random_cases
 from vlm.data.collate import Collator
 from vlm.device import Choice
 from vlm.errors import UserError, one_line
@@ -60,7 +60,7 @@ def choose_packing(model: ClinicalVLM, train: TrainConfig) -> Choice[bool]:
 @torch.no_grad()
 def _packed_difference(model: ClinicalVLM) -> str:
     """Compare packed and padded hidden states of made-up cases; returns why the base cannot pack, or ''."""
-    examples = [e | {"report": r} for e, r in zip(made_up_cases(model.spec, len(REPORTS)), REPORTS, strict=True)]
+    examples = [e | {"report": r} for e, r in zip(random_cases(model.spec, len(REPORTS)), REPORTS, strict=True)]
     batch = {name: value.to(model.device) for name, value in Collator(model.prompt)(examples).items()}  # type: ignore[attr-defined]
     training = model.training
     model.eval()

@@ -12,7 +12,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 
 from vlm.adapter import save, starting_weights
 from vlm.config import Config
-from vlm.data.blank_images import glance
+from vlm.data.blank_images import check_sample
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
@@ -66,7 +66,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     with processes.main_process_first():  # rank 0 draws the phantom cohort, the others read it
         cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    log_rank0(*(f"warning: {line}" for line in glance(cohort.dataset, ImageSpec(config.data.image_size))))
+    log_rank0(*(f"warning: {line}" for line in check_sample(cohort.dataset, ImageSpec(config.data.image_size))))
     contents = contents_fingerprint(cohort)
     checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # no process may write to the folder before all have checked it
@@ -124,7 +124,7 @@ def try_step(config: Config) -> None:
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    seen = glance(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
+    seen = check_sample(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
     log_rank0(*(f"warning: {line}" for line in seen))
     model = build_model(config, cohort, device, dtype)
     log_rank0(describe_parameters(model), *_base_lines(model, config, cohort))
