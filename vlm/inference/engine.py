@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,11 +117,8 @@ class Engine(ABC):
         spec = self.model.spec
         x, implausible = spec.schema.parse(vitals or {})
         warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
-        missing = [
-            name
-            for name, value in zip(spec.schema.names, x, strict=True)
-            if np.isnan(value) and name not in implausible
-        ]
+        pairs = zip(spec.schema.names, x, strict=True)
+        missing = [name for name, value in pairs if np.isnan(value) and name not in implausible]
         if missing:
             warnings.append(f"not given: {', '.join(missing)}")
         if image is None:
@@ -141,9 +139,6 @@ class ReportEngine(Engine):
     """PyTorch engine: drafts cases greedily in batches, on a GPU or a CPU."""
 
     model: "ClinicalVLM"
-
-    def __init__(self, model: "ClinicalVLM") -> None:
-        super().__init__(model)
 
     def drafting(self) -> AbstractContextManager[None]:
         return merged_lora(self.model)
@@ -229,11 +224,6 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
 
 def batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
     """Yield lists of at most `size`, in order."""
-    batch: list[Example] = []
-    for example in examples:
-        batch.append(example)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(examples)
+    while batch := list(islice(rest, size)):
         yield batch

@@ -23,7 +23,7 @@ from vlm.errors import one_line
 from vlm.model.bases.prefix_reuse import EVERYWHERE, NOWHERE, choose_prefix_reuse
 from vlm.model.bases.quantization import refuse_unquantised
 from vlm.model.bases.vocabulary_head import VocabularyHead
-from vlm.model.decoder import decoder_forward
+from vlm.model.decoder import LONGEST_PACK, decoder_forward, packed_forward
 from vlm.model.evidence import EvidenceEncoder
 from vlm.model.llm import embedding_space, fingerprint, load_llm, word_embeddings
 from vlm.model.lora import add_lora, fit_targets
@@ -73,6 +73,8 @@ class ClinicalVLM(EvidenceEncoder):
         self.prefix_reuse, self.vocabulary_head = reuse, head
         self.sharded = False
         """True if the frozen base is sharded over processes: then all must run the same forward passes."""
+        self.packing = False
+        """True if training runs the cases of a batch in one sequence, without padding."""
 
     # ------------------------------------------------------------------------------------ building
 
@@ -151,10 +153,18 @@ class ClinicalVLM(EvidenceEncoder):
 
     def trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Run the LLM without its output layer; B × T × H, right-padded → B × T × H."""
+        if self.training and self.packing:
+            return self.packed_trunk(embeddings, attention_mask)
         shared = self.prompt.fixed_tokens if self._can_reuse_prefix else 0
         # Smaller passes do not fill a GPU, and sharded parameters need the same number of passes on every process.
         one_pass = self.sharded or embeddings.device.type != "cpu"
         return decoder_forward(self.base.base_model, embeddings, attention_mask, shared, one_pass)
+
+    def packed_trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Run the LLM as `trunk` does, without padding."""
+        varlen = "flash" in str(self.base.config.get_text_config()._attn_implementation)
+        longest = None if varlen or self.sharded else LONGEST_PACK
+        return packed_forward(self.base.base_model, embeddings, attention_mask, longest)
 
     @property
     def _can_reuse_prefix(self) -> bool:

@@ -86,7 +86,7 @@ def _load(
 ) -> PreTrainedModel:
     options = {**_placement(device, dtype), "revision": config.revision}
     if config.quantization == "nf4":
-        options["quantization_config"] = nf4_config(config, device, dtype)
+        options["quantization_config"] = nf4_config(config, dtype)
     llm = load_causal_lm(folder, **options)
     packed = keep_packed_layout(llm)
     return llm.dequantize() if dequantize and packed else llm

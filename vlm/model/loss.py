@@ -57,14 +57,23 @@ def text_loss(
     `hidden` is B × T × H of the decoder, `head` the base's own or the V × H weight of a plain one, `labels` B × T.
     Returns the sum, and the loss of each case (B, summed).
     """
-    shifted = labels[:, 1:]  # the state at t predicts the token at t + 1
-    places = shifted != IGNORED  # B × (T - 1)
-    states, wanted = hidden[:, :-1][places], shifted[places]  # N × H, N
+    case, place = supervised(labels)
+    states, wanted = (
+        hidden[case, place],
+        labels[case, place + 1],
+    )  # N × H, N: the state at t predicts the token at t + 1
+    count = torch.tensor(len(wanted), device=labels.device)
     if not len(wanted):  # a mean over nothing would be NaN
-        return LossSum(hidden.sum() * 0.0, places.sum()), hidden.new_zeros(len(labels))
+        return LossSum(hidden.sum() * 0.0, count), hidden.new_zeros(len(labels))
     losses = token_losses(states, head, wanted)  # N
-    cases = torch.zeros(len(labels), device=losses.device).index_add(0, places.nonzero()[:, 0], losses)
-    return LossSum(losses.sum(), places.sum()), cases
+    cases = torch.zeros(len(labels), device=losses.device).index_add(0, case, losses)
+    return LossSum(losses.sum(), count), cases
+
+
+def supervised(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the states whose next token is supervised; labels are B × T → case and place of each, N and N."""
+    case, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return case, place
 
 
 def token_losses(states: torch.Tensor, head: VocabularyHead | torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

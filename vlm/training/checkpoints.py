@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from vlm.atomic import remove_folder, staged, sweep, verify, write_file
+from vlm.atomic import remove_folder, remove_leftovers, staged, verify_manifest, write_file
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.gradients import all_finite
@@ -57,7 +57,7 @@ def write_checkpoint(
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint; raises `UserError` unless every file matches the manifest."""
-    verify(checkpoint, CHECKPOINT_FILES)
+    verify_manifest(checkpoint, CHECKPOINT_FILES)
     return load_file(checkpoint / TRAINABLE)
 
 
@@ -93,7 +93,7 @@ def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
     steps = [number for number in checkpoints_of(checkpoints) if number <= step]
     for number in set(steps) - set(steps[: max(keep, 1)]) - {best}:
         remove_folder(checkpoint_folder(checkpoints, number))
-    sweep(checkpoints)
+    remove_leftovers(checkpoints)
 
 
 def split_tensors(values: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:

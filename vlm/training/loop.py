@@ -50,7 +50,7 @@ class TrainingLoop:
         self.model, self.training, self.validation = model, training, validation
         self.config, self.folder, self.accelerator = config, folder, accelerator
         train, processes = config.train, accelerator.num_processes
-        micro, self.accumulation = split_batch(train.batch_size, train.micro_batch_size, processes)
+        micro, self.accumulation = split_batch(train.batch_size, int(train.micro_batch_size), processes)
         loader = torch.utils.data.DataLoader(
             training,
             micro,

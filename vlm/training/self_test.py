@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList
 from vlm.adapter import load_state, open_adapter, save, split_state
 from vlm.adapter.folder import read_tensors
 from vlm.adapter.layout import portable_config
-from vlm.data.case import Example, made_up_cases
+from vlm.data.case import Example, random_cases
 from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line
 from vlm.inference.engine import ReportEngine, merged_lora
@@ -86,7 +86,7 @@ def _unchanged(model: ClinicalVLM) -> Iterator[None]:
 
 def _examples(model: ClinicalVLM) -> list[Example]:
     """Make two cases of different lengths."""
-    examples = list(made_up_cases(model.spec, 2))
+    examples = list(random_cases(model.spec, 2))
     texts = (("", "Normal."), ("one two three four five six", "No image, and a longer report."))
     return [example | {"context": c, "report": r} for example, (c, r) in zip(examples, texts, strict=True)]
 

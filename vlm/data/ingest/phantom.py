@@ -40,11 +40,8 @@ FINDINGS = {"none": None, "mild": "Mild infiltration", "patchy": "Patchy opaciti
 SIDES, ZONES = ("right", "left", "both"), ("upper", "middle", "lower")
 LABELS = ["pathology", *(f"{finding}_opacity" for finding in FINDINGS if finding != "none"), "right_lung", "left_lung",
           *(f"{zone}_zone" for zone in ZONES)]  # fmt: skip
-NO_IMAGE, NO_GLUCOSE, NO_PRESSURE = (
-    "No image was available.",
-    "Glucose was not measured.",
-    "Blood pressure was not measured.",
-)
+NO_IMAGE, NO_GLUCOSE = "No image was available.", "Glucose was not measured."
+NO_PRESSURE = "Blood pressure was not measured."
 TABLE = TableConfig(
     file="cases.csv",
     images="images",
@@ -73,7 +70,7 @@ def load_phantom(data: DataConfig) -> Cohort:
             raise UserError(f"{root}: not empty and no phantom cohort; set data.root to a folder that may be filled")
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
-        with made_once(root, sealed=False) as staging:
+        with made_once(root, manifest=False) as staging:
             write_cohort(data.phantom, staging)
             (staging / stamp.name).write_text(json.dumps(wanted))
             shutil.rmtree(root, ignore_errors=True)

@@ -1,188 +1,51 @@
 """Adapters from strangers: each hostile one ends in one line that names the file and what is wrong with it.
 
-None of them runs code, opens a file elsewhere, takes memory for what it claims, or keeps anybody waiting.
-"""
+None of them runs code, opens a file elsewhere, takes memory for what it claims, or keeps anybody waiting."""
 
-import copy
-import hashlib
 import json
-import os
 import pickle
 import re
-import resource
-import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from tests.conftest import read_json, table_config, tiny_model_config
-from tests.corruption import campaign
-from vlm.adapter import load, resolve, save
-from vlm.atomic import MANIFEST, seal
-from vlm.cli import main as run_command
-from vlm.config import Config
-from vlm.data.ingest.sources import load_cohort
-from vlm.errors import UserError
-from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.training.run import build_model
+from tests.untrusted_adapters import (
+    BROKEN,
+    CODE,
+    LLAMA,
+    LORA,
+    REST,
+    RUNS,
+    SIZE,
+    Evil,
+    Spoil,
+    base,
+    config,
+    edited,
+    extra,
+    folder,
+    link,
+    lora,
+    other,
+    part,
+    pipe,
+    raw,
+    refusal,
+    saved,
+    statistics,
+    tensor,
+    tensors,
+    text,
+    trained,
+    vital,
+    watched,
+)
+from vlm.adapter import load
+from vlm.atomic import MANIFEST, write_manifest
 
-SECONDS, ROOM = 20.0, 300 << 20
-"""What one of them may take; the first of the processor, since the machine may be busy."""
-MARK = Path(tempfile.gettempdir()) / f"clinical-vlm-{os.getpid()}-was-run"
-"""What the code of strangers would leave."""
-LORA, REST = "adapter_model.safetensors", "vlm.safetensors"
-Spoil = Callable[[Path], None]
+__all__ = ["folder", "other", "saved", "trained"]  # fixtures
 
-seen: list[tuple[str, Any]] | None = None
-"""What Python's own audit reports while a hostile adapter is loaded."""
-
-
-def _audit(event: str, arguments: tuple) -> None:
-    if seen is not None and event in ("open", "pickle.find_class", "subprocess.Popen", "os.system", "socket.connect"):
-        seen.append((event, arguments[0] if arguments else None))
-
-
-sys.addaudithook(_audit)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_llm: str, table_root: Path) -> ClinicalVLM:
-    config = Config(data=table_config(table_root), model=tiny_model_config(tiny_llm))
-    return build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def saved(trained: ClinicalVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(trained, tmp_path_factory.mktemp("saved") / "adapter")
-
-
-@pytest.fixture(scope="module")
-def other(trained: ClinicalVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of the same kind, with other weights and metrics."""
-    changed = copy.deepcopy(trained)
-    with torch.no_grad():
-        for value in changed.trainable_parameters().values():
-            value += 0.01
-    return save(changed, tmp_path_factory.mktemp("other") / "adapter", {"auroc": 0.9})
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(saved, tmp_path / "adapter"))
-
-
-class Evil:
-    """What unpickling this would do."""
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {MARK}",)
-
-
-def config(change: Callable[[dict], object], file: str = "config.json") -> Spoil:
-    def spoil(folder: Path) -> None:
-        values = read_json(folder / file)
-        change(values)
-        (folder / file).write_text(json.dumps(values))
-
-    return spoil
-
-
-def lora(**values: Any) -> Spoil:
-    return config(lambda c: c.update(values), "adapter_config.json")
-
-
-def part(name: str, /, **values: Any) -> Spoil:
-    """A change of one part of the model's options."""
-    return config(lambda c: c["model"][name].update(values))
-
-
-def vital(**values: Any) -> Spoil:
-    return config(lambda c: c["vitals"][0].update(values))
-
-
-def statistics(key: str, value: Any) -> Spoil:
-    return config(lambda c: c["statistics"][key].__setitem__(0, value))
-
-
-def raw(file: str, data: bytes) -> Spoil:
-    return lambda folder: (folder / file).write_bytes(data) and None
-
-
-def text(old: str, new: str, file: str = "config.json") -> Spoil:
-    """A change that no JSON library would write."""
-
-    def spoil(folder: Path) -> None:
-        before = (folder / file).read_text()
-        assert old in before
-        (folder / file).write_text(before.replace(old, new, 1))
-
-    return spoil
-
-
-def tensors(header: dict[str, Any] | bytes, data: bytes = b"", file: str = REST) -> Spoil:
-    head = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return raw(file, len(head).to_bytes(8, "little") + head + data)
-
-
-def tensor(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-def edited(file: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Spoil:
-    def spoil(folder: Path) -> None:
-        values = load_file(folder / file)
-        change(values)
-        save_file(values, folder / file)
-
-    return spoil
-
-
-def link(name: str, target: str) -> Spoil:
-    def spoil(folder: Path) -> None:
-        (folder / name).unlink()
-        (folder / name).symlink_to(target)
-
-    return spoil
-
-
-def pipe(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    os.mkfifo(folder / "config.json")
-
-
-def extra(name: str, data: bytes = b"import os") -> Spoil:
-    return lambda folder: (folder / name).write_bytes(data) and None
-
-
-def base(files: dict[str, Any]) -> Spoil:
-    """An adapter whose base is a folder of a stranger's files, beside it."""
-
-    def spoil(folder: Path) -> None:
-        place = folder.parent / "base"
-        place.mkdir()
-        for name, content in files.items():
-            (place / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-        part("llm", base=str(place))(folder)
-        lora(base_model_name_or_path=str(place))(folder)
-
-    return spoil
-
-
-LLAMA = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
-         "intermediate_size": 8, "vocab_size": 16, "architectures": ["LlamaForCausalLM"]}  # fmt: skip
-CODE = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.T", None]}
-RUNS = f"open({str(MARK)!r}, 'w')".encode()
-BROKEN = f"{REST}: broken safetensors file:"
-SIZE = '"size": 8'
 
 HOSTILE: dict[str, tuple[Spoil, str]] = {
     # what is no safetensors file
@@ -318,40 +181,13 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
 }  # fmt: skip
 
 
-@contextmanager
-def watched() -> Iterator[None]:
-    """Fails if what is done here takes time, memory, a pickle, a program or a file elsewhere."""
-    global seen
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    seen = []
-    try:
-        yield
-    finally:
-        events, seen = seen, None
-    took, grown = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert took < SECONDS and grown < ROOM >> 10, f"{took:.1f} s, {grown >> 10} MiB more"
-    strange = [
-        event for event in events if event[0] != "open" or "passwd" in str(event[1]) or "secret" in str(event[1])
-    ]
-    assert not strange and not MARK.exists(), strange
-
-
-def refusal(folder: Path) -> str:
-    """The one line in which loading ends."""
-    with watched(), pytest.raises(UserError) as error:
-        load(folder)
-    said = str(error.value)
-    assert "\n" not in said and said.isprintable() and len(said) < 1200 and str(folder) in said, said
-    return said
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_adapter_ends_in_one_line(name: str, folder: Path) -> None:
     (folder.parent / "secret").write_text("not yours")
     spoil, message = HOSTILE[name]
     spoil(folder)
     if not any(path.is_symlink() or not path.is_file() for path in folder.iterdir()):
-        seal(folder)  # as a stranger would
+        write_manifest(folder)  # as a stranger would
     said = refusal(folder)
     assert re.search(message, said), said
 
@@ -359,145 +195,7 @@ def test_a_hostile_adapter_ends_in_one_line(name: str, folder: Path) -> None:
 def test_a_cnn_that_lies_elsewhere_is_never_read(folder: Path) -> None:
     """The weights of such a CNN are in the adapter, whatever file they came from."""
     part("vision", weights="../secret", train=False)(folder)
-    seal(folder)
+    write_manifest(folder)
     (folder.parent / "secret").write_text("not yours")
     with watched():
         load(folder)
-
-
-# ------------------------------------------------------------------------------------ the manifest
-
-
-def manifest(change: Callable[[dict], object]) -> Spoil:
-    """A change of the manifest that is signed again."""
-
-    def spoil(folder: Path) -> None:
-        files = read_json(folder / MANIFEST)["files"]
-        change(files)
-        own = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-        text = json.dumps({"format": 1, "files": files, "sha256": own}, indent=2) + "\n"
-        (folder / MANIFEST).write_text(text)
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: shutil.copy(f.parent / "other" / REST, f), f"{REST}: damaged: its SHA-256 differs"),
-        (lambda f: shutil.copy(f.parent / "other" / MANIFEST, f), f"{LORA}: damaged"),
-        (lambda f: shutil.copy(f.parent / "other" / "metrics.json", f), "metrics.json: damaged: "),
-        (lambda f: os.truncate(f / REST, 5000), f"{REST}: damaged: 5000 bytes"),
-        (lambda f: (f / MANIFEST).unlink(), f"no {MANIFEST}, which was saved with it"),
-        (lambda f: (f / "metrics.json").unlink(), "metrics.json: cannot be read: No such file"),
-        (part("prompt", system="Nothing is ever wrong."), "config.json: damaged"),
-        (manifest(lambda m: m.pop("config.json")), f"{MANIFEST}: damaged: it does not list config.json"),
-        (manifest(lambda m: m.update({"../secret": m[REST]})), f"{MANIFEST}: damaged"),
-        (manifest(lambda m: m.update({"/dev/zero": m[REST]})), f"{MANIFEST}: damaged"),
-        (manifest(lambda m: m.update({"x.py": m[REST]})), "x.py: cannot be read"),
-        (raw(MANIFEST, b"[" * 100_000), f"{MANIFEST}: damaged"),
-        (raw(MANIFEST, b" " * (3 << 20)), f"{MANIFEST}: larger than 2 MiB"),
-    ],
-)
-def test_what_was_not_saved_together_is_refused(spoil: Spoil, message: str, folder: Path, other: Path) -> None:
-    shutil.copytree(other, folder.parent / "other")
-    (folder.parent / "secret").write_text("not yours")
-    spoil(folder)
-    said = refusal(folder)
-    assert message in said, said
-
-
-def test_the_card_may_be_edited(folder: Path) -> None:
-    """People do so on the Hub's page."""
-    (folder / "README.md").write_text("# Ours\n")
-    assert load(folder)
-    (folder / "README.md").unlink()
-    assert load(folder)
-
-
-def test_an_adapter_of_an_earlier_version_loads_says_so_and_can_be_sealed(
-    folder: Path, trained: ClinicalVLM, monkeypatch, capfd
-) -> None:
-    (folder / MANIFEST).unlink()  # as format 1 was first written
-    config(lambda c: c.pop("sealed"))(folder)
-    assert read_json(folder / "config.json")["format"] == 1
-    again = load(folder)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in trained.state_dict().items())
-    said = capfd.readouterr().err
-    assert (
-        f"{folder}: saved by an earlier version, without a {MANIFEST}" in said and said.count("clinical-vlm seal") == 1
-    )
-    run_command(["seal", str(folder)])
-    assert resolve(str(folder)) == folder and "earlier version" not in capfd.readouterr().err
-    lora(r=3)(folder)
-    with pytest.raises(UserError, match=r"adapter_config\.json: r: '3' is not what"):
-        run_command(["seal", str(folder)])
-
-
-def as_far_as_damage_shows(folder: Path) -> None:
-    """The base is the same for all."""
-    resolve(str(folder))
-
-
-def without_cards(saved: Path, other: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two adapters without their cards, which may be edited, and sealed so."""
-    for number, folder in enumerate((saved, other)):
-        shutil.copytree(folder, tmp_path / str(number) / "adapter", ignore=shutil.ignore_patterns("README.md"))
-        seal(tmp_path / str(number) / "adapter")
-    return tmp_path / "0" / "adapter", tmp_path / "1" / "adapter"
-
-
-def test_every_damage_to_an_adapter_is_refused_by_name(saved: Path, other: Path, tmp_path: Path) -> None:
-    """A sample; `make soak` tries 6,000."""
-    tried = campaign(*without_cards(saved, other, tmp_path), tmp_path / "work", as_far_as_damage_shows, 60)
-    assert len(tried) == 8
-
-
-@pytest.mark.soak
-def test_six_thousand_damages_to_an_adapter(saved: Path, other: Path, tmp_path: Path) -> None:
-    """1,000 for each of six files."""
-    tried = campaign(*without_cards(saved, other, tmp_path), tmp_path / "work", as_far_as_damage_shows, 6000, 1)
-    print(f"damaged {tried.total()} adapters, 0 loaded: {dict(tried)}")
-
-
-# ------------------------------------------------------------------------------------ fetched
-
-
-def as_fetched(folder: Path) -> Path:
-    """The same in the form of the Hub's cache: links to blobs."""
-    snapshot = folder.parent / "models--a--b" / "snapshots" / ("0" * 40)
-    blobs = folder.parent / "models--a--b" / "blobs"
-    snapshot.mkdir(parents=True)
-    blobs.mkdir()
-    for file in folder.iterdir():
-        shutil.copy(file, blobs / f"{file.name}-sum")
-        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}-sum")
-    return snapshot
-
-
-def test_links_of_the_hubs_cache_are_followed_and_no_others(folder: Path, tiny_llm: str) -> None:
-    snapshot = as_fetched(folder)
-    assert load(snapshot, base=tiny_llm)
-    secret = folder.parent / "secret"
-    secret.write_text("not yours")
-    for target in (str(secret), "../../blobs/hop"):
-        (snapshot / "README.md").unlink()
-        (snapshot / "README.md").symlink_to(target)
-        (snapshot.parent.parent / "blobs" / "hop").unlink(missing_ok=True)
-        (snapshot.parent.parent / "blobs" / "hop").symlink_to(secret)
-        assert "README.md: is a link that leads out" in refusal(snapshot)
-
-
-@pytest.mark.parametrize("base", ["/models/x", "./x", "../x", "~/x", "a/b/c", "..", "C:\\x"])
-def test_a_fetched_adapter_names_no_path_of_this_machine(base: str, folder: Path) -> None:
-    part("llm", base=base)(folder)
-    lora(base_model_name_or_path=base)(folder)
-    seal(folder)
-    assert "is a path of a machine; name your own copy with --base" in refusal(as_fetched(folder))
-
-
-def test_nor_a_cnn_there(folder: Path, tiny_llm: str) -> None:
-    part("vision", weights="/models/cnn.safetensors")(folder)
-    seal(folder)
-    with pytest.raises(UserError, match=r"model\.vision\.weights: '/models/cnn\.safetensors' is a path of a machine"):
-        load(as_fetched(folder), base=tiny_llm)
