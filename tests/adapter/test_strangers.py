@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 from tests.conftest import read_json, table_config, tiny_model_config
 from tests.corruption import campaign
@@ -179,6 +180,10 @@ def base(files: dict[str, Any]) -> Spoil:
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
          "intermediate_size": 8, "vocab_size": 16, "architectures": ["LlamaForCausalLM"]}  # fmt: skip
+KERNEL = {"attn_implementation": "evil/kernel"}
+READ = LlamaConfig.from_dict(dict(KERNEL))._attn_implementation is not None
+KERNEL_REFUSED = "names code on the Hub, evil/kernel" if READ else "no file named model.safetensors"
+"""The first Transformers 5 read no kernel from a config, so that only the weights are missing."""
 CODE = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.T", None]}
 RUNS = f"open({str(MARK)!r}, 'w')".encode()
 BROKEN = f"{REST}: broken safetensors file:"
@@ -259,8 +264,8 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
                              "tokenizer_config.json": {"auto_map": CODE}}), "config.json: model.llm.base: cannot load"),
     "code of a tokenizer": (base({"config.json": LLAMA, "evil.py": RUNS, "tokenizer_config.json":
                                   {"tokenizer_class": "Evil", "auto_map": CODE}}), "model.llm.base: cannot load"),
-    "kernel of the hub": (base({"config.json": LLAMA | {"attn_implementation": "evil/kernel"}}),
-                          "model.llm.base: cannot load .* names code on the Hub, evil/kernel"),
+    "kernel of the hub": (base({"config.json": LLAMA | KERNEL}),
+                          f"model.llm.base: cannot load .* {KERNEL_REFUSED}"),
     "pickle as a base": (base({"config.json": LLAMA, "pytorch_model.bin": pickle.dumps(Evil())}),
                          "config.json: model.llm.base: cannot load"),
     "folder as a cnn": (part("vision", name="local-dir:/etc"), "config.json: model.vision.name: timm has no model"),
