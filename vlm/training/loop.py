@@ -127,6 +127,7 @@ class TrainingLoop:
             loader = self.loader
             if done:  # the skipped batches are not read
                 loader = self.accelerator.skip_first_batches(loader, passed)
+                loader.set_epoch(epoch)  # accelerate before 1.14 counts its epochs from 0
             elif checkpoint:
                 self.restore_random_state(checkpoint)
                 checkpoint = None
