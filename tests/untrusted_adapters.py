@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 from tests.conftest import read_json, table_config, tiny_model_config
 from vlm.adapter import load, save
@@ -172,6 +173,10 @@ def base(files: dict[str, Any]) -> Spoil:
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
          "intermediate_size": 8, "vocab_size": 16, "architectures": ["LlamaForCausalLM"]}  # fmt: skip
+KERNEL = {"attn_implementation": "evil/kernel"}
+READ = LlamaConfig.from_dict(dict(KERNEL))._attn_implementation is not None
+KERNEL_REFUSED = "names code on the Hub, evil/kernel" if READ else "no file named model.safetensors"
+"""The first Transformers 5 read no kernel from a config, so that only the weights are missing."""
 CODE = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.T", None]}
 RUNS = f"open({str(MARK)!r}, 'w')".encode()
 BROKEN = f"{REST}: broken safetensors file:"

@@ -149,7 +149,8 @@ def draft_table(arguments: argparse.Namespace) -> None:
     from vlm.data.ingest.read import TableOptions, reading_notes
     from vlm.distributed import log_rank0
     from vlm.inference.command import draft_table
-    from vlm.inference.many import TableColumns, TableJob
+    from vlm.inference.many import TableJob
+    from vlm.inference.rows import TableColumns
 
     table = Path(arguments.input)
     images = Path(arguments.images) if arguments.images else table.parent

@@ -13,6 +13,8 @@ import torch
 from tests.untrusted_adapters import (
     BROKEN,
     CODE,
+    KERNEL,
+    KERNEL_REFUSED,
     LLAMA,
     LORA,
     REST,
@@ -122,8 +124,8 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
                              "tokenizer_config.json": {"auto_map": CODE}}), "config.json: model.llm.base: cannot load"),
     "code of a tokenizer": (base({"config.json": LLAMA, "evil.py": RUNS, "tokenizer_config.json":
                                   {"tokenizer_class": "Evil", "auto_map": CODE}}), "model.llm.base: cannot load"),
-    "kernel of the hub": (base({"config.json": LLAMA | {"attn_implementation": "evil/kernel"}}),
-                          "model.llm.base: cannot load .* names code on the Hub, evil/kernel"),
+    "kernel of the hub": (base({"config.json": LLAMA | KERNEL}),
+                          f"model.llm.base: cannot load .* {KERNEL_REFUSED}"),
     "pickle as a base": (base({"config.json": LLAMA, "pytorch_model.bin": pickle.dumps(Evil())}),
                          "config.json: model.llm.base: cannot load"),
     "folder as a cnn": (part("vision", name="local-dir:/etc"), "config.json: model.vision.name: timm has no model"),

@@ -17,6 +17,7 @@ from vlm.adapter.validate import AdapterFolder, check_sources
 from vlm.atomic import staged, write_file
 from vlm.data.chat_template import prompt_ids
 from vlm.errors import UserError
+from vlm.finite import first_nonfinite
 from vlm.weights import is_wheel
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
@@ -228,9 +229,8 @@ def _read_file(file: Path) -> Tensors:
         tensors: Tensors = load_file(file)
     except Exception as error:  # safetensors raises its own bare exception type
         raise UserError(f"{file}: broken safetensors file: {error}") from None
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"{file}: tensor {name} holds a value that is no finite number")
+    if wrong := first_nonfinite(tensors):
+        raise UserError(f"{file}: tensor {wrong} holds a value that is no finite number")
     return tensors
 
 

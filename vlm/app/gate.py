@@ -201,13 +201,10 @@ class Gate:
         self._active.setdefault(page, time.monotonic())
 
     async def remove_expired(self) -> None:
-        """Drop results that no page fetched, and the remains of cancelled events."""
+        """Drop results that no page fetched; Gradio drops what a cancelled event leaves."""
         old = time.monotonic() - RESULT_TTL_SECONDS
         for page in [page for page, when in self._active.items() if when < old]:
             await self._forget(page)
-        queue = self.blocks._queue  # Gradio keeps the id of each event that was cancelled while it ran
-        if queue.server_app is not None:  # before the first event
-            queue.server_app.iterators_to_reset.intersection_update(queue.event_ids_to_events)
 
     async def _forget(self, page: str) -> None:
         self._active.pop(page, None)

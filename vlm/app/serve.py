@@ -55,8 +55,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
-    from vlm.inference.command import prepare_libraries
-    from vlm.inference.open_engine import make_engine
+    from vlm.inference.open_engine import make_engine, prepare_libraries
 
     adapter = Adapter.of(folder)
     limits = Limits(

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,8 +23,10 @@ from vlm.data.vitals.values import LARGEST, suspected_unit
 from vlm.errors import UserError
 from vlm.faults import Faults
 
-Columns = dict[str, list]
+Columns = dict[str, list[Any]]
 """Name → one value for each row."""
+ImageCell = dict[str, Any]
+"""Value of `datasets.Image`: path and bytes, one of them None."""
 Facts = dict[str, str | None]
 """Fact name → statement of a report; None if it states nothing."""
 
@@ -207,12 +210,12 @@ def _warning(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, 
     )
 
 
-def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[dict | None]:
+def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[ImageCell | None]:
     """Convert file names or embedded images to `Image` cells; an empty name is a case without an image.
 
     Embedded images are copied to the `store`. Raises `UserError` as it and `ImageFolder.find` do, with the row.
     """
-    cells: list[dict | None] = []
+    cells: list[ImageCell | None] = []
     for number, name in zip(names.index + 2, names, strict=True):
         text = image_cell(name, f"{where}: row {number}: column {names.name}")
         if isinstance(text, EmbeddedImage):

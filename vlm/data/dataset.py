@@ -61,7 +61,7 @@ def read_square(path: str, spec: ImageSpec) -> np.ndarray:
 
 
 @dataclass
-class CaseDataset(torch.utils.data.Dataset):
+class CaseDataset(torch.utils.data.Dataset[Example]):
     """Dataset of the examples of one split.
 
     In training, dropout and augmentation are drawn from (seed, epoch, row): the same whatever the number of

@@ -39,7 +39,7 @@ ARMS = (
 _ONE = {"image": "an image", "vitals": "vitals"}
 
 
-class ArmCases(torch.utils.data.Dataset):
+class ArmCases(torch.utils.data.Dataset[Example]):
     """Dataset of a split's cases under one arm: the arm's evidence, and the case's own report and labels."""
 
     def __init__(self, arm: Arm, dataset: CaseDataset, seed: int = 0) -> None:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save
 
 from vlm.atomic import remove_folder, remove_leftovers, staged, verify_manifest, write_file
 from vlm.errors import UserError
+from vlm.finite import first_nonfinite
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.training.gradients import all_finite
 from vlm.training.run_folder import CHECKPOINT_FILES, checkpoint_folder, checkpoints_of
 
 TRAINABLE, OPTIMIZER, OPTIMIZER_REST, SCHEDULER, PROCESSES, STATE = CHECKPOINT_FILES
@@ -44,8 +44,7 @@ def write_checkpoint(
     """
     tensors, rest = split_tensors(optimizer)
     for title, values in (("weights", weights), ("state of the optimizer", tensors)):
-        wrong = next((name for name, value in values.items() if not all_finite(value)), None)
-        if wrong:
+        if wrong := first_nonfinite(values):
             raise UserError(f"{folder}: not written: the {title} hold a value that is not finite, in {wrong}")
     with staged(folder) as staging:
         for name, part in ((TRAINABLE, weights), (OPTIMIZER, tensors), (PROCESSES, processes)):

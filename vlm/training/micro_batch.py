@@ -55,7 +55,7 @@ def largest_fit(model: ClinicalVLM, batch_of: Callable[[int], Batch], sizes: lis
         smaller.pop()
         return smaller[-1] if smaller else 0
 
-    @find_executable_batch_size(starting_batch_size=sizes[-1], reduce_batch_size_fn=next_smaller)  # type: ignore[arg-type]
+    @find_executable_batch_size(starting_batch_size=sizes[-1], reduce_batch_size_fn=next_smaller)  # type: ignore[arg-type,untyped-decorator]
     def fits(batch_size: int) -> int:
         trained = list(model.trainable_parameters().values())
         states = [torch.empty_like(value, dtype=torch.float32) for value in trained for _ in "mv"]  # AdamW's two

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -201,13 +202,13 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     threads, device = choose_threads(config.train.threads), choose_device()
     torch.set_num_threads(threads.value)
     precision = choose_precision(config.train.precision, device.value)
-    choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads}
+    choices: dict[str, Choice[Any]] = {"device": device, "precision": precision, "threads": threads}
     choices["dequantize 4-bit"] = choose_dequantization(config.model.llm, device.value)
     _log_choices(choices)
     return device.value, precision.value
 
 
-def _log_choices(choices: Mapping[str, Choice]) -> None:
+def _log_choices(choices: Mapping[str, Choice[Any]]) -> None:
     for name, choice in choices.items():
         log_rank0(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
 

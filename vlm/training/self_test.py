@@ -20,6 +20,7 @@ from vlm.adapter.layout import portable_config
 from vlm.data.case import Example, random_cases
 from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line
+from vlm.finite import all_finite, first_nonfinite
 from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.model.bases.prefix_reuse import NOWHERE, drafts_together
 from vlm.model.bases.quantization import four_bit_share
@@ -115,11 +116,9 @@ def _step(model: ClinicalVLM) -> list[str]:
         loss = model(**_moved(model, Collator(model.prompt)(_examples(model))), alpha=0.0).loss
     loss.backward()
     lora = {name: value.grad for name, value in model.trainable_parameters().items() if "lora_B" in name}
-    broken = [name for name, gradient in lora.items() if gradient is not None and not torch.isfinite(gradient).all()]
-    if broken or not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss.item():.3g}{f', a gradient of {broken[0]} is not finite' if broken else ''}"
-        )
+    broken = first_nonfinite({name: gradient for name, gradient in lora.items() if gradient is not None})
+    if broken or not all_finite(loss):
+        raise ValueError(f"the loss is {loss.item():.3g}{f', a gradient of {broken} is not finite' if broken else ''}")
     unreached = [name for name, gradient in lora.items() if gradient is None]
     if len(unreached) == len(lora):
         raise ValueError("no gradient reaches LoRA")

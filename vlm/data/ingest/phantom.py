@@ -9,11 +9,12 @@ ignores one of the two is therefore found out. It is not a model of any disease.
 import json
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -166,13 +167,13 @@ def write_cohort(config: PhantomConfig, root: Path) -> None:
     frame.to_csv(root / "cases.csv", index=False)
 
 
-def _write_image(seed: int, folder: Path, case: dict, number: int) -> None:
+def _write_image(seed: int, folder: Path, case: Mapping[Any, Any], number: int) -> None:
     if case["image"]:
         picture, _ = _draw(seed, case, number)
         (folder / case["image"]).write_bytes(cv2.imencode(".png", picture)[1].tobytes())  # imwrite fails silently
 
 
-def _draw(seed: int, case: dict, number: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(seed: int, case: Mapping[Any, Any], number: int) -> tuple[np.ndarray, np.ndarray]:
     return draw_chest(case["finding"], case["side"], case["zone"], np.random.default_rng([seed, number]))
 
 

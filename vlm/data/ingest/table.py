@@ -15,6 +15,7 @@ from vlm.config import DataConfig, TableConfig
 from vlm.data.cohort import (
     Cohort,
     Columns,
+    ImageCell,
     Implausible,
     build_dataset,
     image_cells,
@@ -158,13 +159,13 @@ class _Reader:
             self.no_reports.setdefault(name, []).extend(nothing)
         return ["" if is_missing_word(text) else text for text in texts]
 
-    def _images(self, names: pd.Series, where: str) -> list[dict | None]:
+    def _images(self, names: pd.Series, where: str) -> list[ImageCell | None]:
         """Read image cells; on a fault, row by row, so that all faults are named."""
         with suppress(UserError):
             return image_cells(names, self.images, where, self.store)
-        cells: list[dict | None] = []
+        cells: list[ImageCell | None] = []
         for place in range(len(names)):
-            cell: list[dict | None] = [None]
+            cell: list[ImageCell | None] = [None]
             with self.faults.gather():
                 cell = image_cells(names.iloc[place : place + 1], self.images, where, self.store)
             cells += cell

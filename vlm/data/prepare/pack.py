@@ -92,7 +92,7 @@ class _Writer:
         self.shards: dict[str, Shard] = {}
         self.dicom = self.blank = 0
 
-    def write_split(self, split: str, rows: datasets.Dataset, progress: tqdm) -> None:
+    def write_split(self, split: str, rows: datasets.Dataset, progress: "tqdm[Any]") -> None:
         """Write the shards of one split; they are renamed at the end, when their number is known."""
         shards = [self._write(table, f"{split}-{number}") for number, table in enumerate(self._tables(rows, progress))]
         for number, shard in enumerate(shards):
@@ -100,7 +100,7 @@ class _Writer:
             os.rename(self.folder / f"{split}-{number}", self.folder / name)
             self.shards[name] = shard
 
-    def _tables(self, rows: datasets.Dataset, progress: tqdm) -> Iterator[pa.Table]:
+    def _tables(self, rows: datasets.Dataset, progress: "tqdm[Any]") -> Iterator[pa.Table]:
         """Yield the rows of each shard with their images: equal row counts, fewer if the images are too large."""
         count = -(-len(rows) // self.options.rows)
         most = -(-len(rows) // max(count, 1))

@@ -81,7 +81,7 @@ def _library() -> Any:
     return library
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)  # type: ignore[untyped-decorator]
 def _silent(level: int, text: bytes, data: int) -> None:
     """Discard llama.cpp's log."""
 
