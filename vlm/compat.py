@@ -2,7 +2,7 @@
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,3 +19,13 @@ def enable_activation_checkpointing(model: "PreTrainedModel") -> None:
     """Checkpoint the layers' activations; early Transformers 5 calls this gradient checkpointing."""
     now, before = "activation_checkpointing_enable", "gradient_checkpointing_enable"
     getattr(model, now if hasattr(model, now) else before)()
+
+
+def dequantised_tensors() -> Any:
+    """Return the config that dequantises compressed-tensors at load; `run_compressed` in early Transformers 5."""
+    import inspect
+
+    from transformers import CompressedTensorsConfig
+
+    now = "dequantize" in inspect.signature(CompressedTensorsConfig).parameters
+    return CompressedTensorsConfig(dequantize=True) if now else CompressedTensorsConfig(run_compressed=False)

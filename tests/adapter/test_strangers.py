@@ -39,6 +39,7 @@ SECONDS, ROOM = 20.0, 300 << 20
 MARK = Path(tempfile.gettempdir()) / f"clinical-vlm-{os.getpid()}-was-run"
 """What the code of strangers would leave."""
 LORA, REST = "adapter_model.safetensors", "vlm.safetensors"
+NORMS = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
 Spoil = Callable[[Path], None]
 
 seen: list[tuple[str, Any]] | None = None
@@ -103,6 +104,16 @@ def lora(**values: Any) -> Spoil:
 def part(name: str, /, **values: Any) -> Spoil:
     """A change of one part of the model's options."""
     return config(lambda c: c["model"][name].update(values))
+
+
+def pattern(boolean: bool = False, **ranks: int) -> Spoil:
+    """Ranks by layer in both configs; in PEFT's as truth values, which are no numbers."""
+
+    def spoil(folder: Path) -> None:
+        part("llm", rank_pattern=ranks)(folder)
+        lora(rank_pattern={name: True if boolean else rank for name, rank in ranks.items()})(folder)
+
+    return spoil
 
 
 def vital(**values: Any) -> Spoil:
@@ -276,6 +287,39 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     "unknown option": (lora(run_this="rm -rf"), "adapter_config.json: run_this: 'rm -rf' has no place"),
     "another method": (lora(peft_type="IA3"), "adapter_config.json: cannot read the LoRA's config: not a LoRA"),
     "pattern in ours": (part("llm", lora_targets=["(a+)+$"]), "model.llm.lora_targets: must be names of layers"),
+    # variants of LoRA
+    "dora that is not said": (lora(use_dora=True), "adapter_config.json: use_dora: 'True' has no place"),
+    "rslora that is not said": (lora(use_rslora=True), "adapter_config.json: use_rslora: 'True' has no place"),
+    "rslora of ours alone": (part("llm", use_rslora=True), "use_rslora: 'False' is not what config.json says, True"),
+    "one for true": (lambda f: (part("llm", use_rslora=True)(f), lora(use_rslora=1)(f)), "use_rslora: '1' is not what"),
+    "dora without norms": (lambda f: (part("llm", use_dora=True)(f), lora(use_dora=True)(f)),
+                           f"{LORA}: .* is no part of a LoRA, or its other half is missing"),
+    "norms without dora": (edited(LORA, lambda t: t.update({NORMS: torch.ones(64)})),
+                           f"{LORA}: {NORMS} is no part of a LoRA"),
+    "norms of another name": (edited(LORA, lambda t: t.update({f"{NORMS}.weight": torch.ones(64)})),
+                              f"{LORA}: {NORMS}.weight is no part of a LoRA"),
+    "start of ours": (part("llm", init_lora_weights="pissa"), "model.llm.init_lora_weights: has no place in an"),
+    "unknown start": (part("llm", init_lora_weights="eva"), "init_lora_weights: must be default or gaussian or pissa"),
+    "ranks that are not said": (lora(rank_pattern={"q_proj": 2}), "rank_pattern: .* has no place in an adapter"),
+    "scales that are not said": (lora(alpha_pattern={"q_proj": 2}), "alpha_pattern: .* has no place in an adapter"),
+    "ranks of ours alone": (part("llm", rank_pattern={"q_proj": 2}), "rank_pattern: '{}' is not what config.json says"),
+    "true for a rank": (pattern(True, q_proj=1), "rank_pattern: .* is not what config.json says"),
+    "evil pattern of ranks": (part("llm", rank_pattern={"(a+)+$": 2}), "rank_pattern: must be names of layers"),
+    "escape as a layer": (part("llm", alpha_pattern={"\x1b[2J": 2}), r"the key '\\x1b\[2J' holds a character"),
+    "rank of a layer": (part("llm", rank_pattern={"q_proj": 10**9}), "rank_pattern.q_proj: must be at least 1"),
+    "no rank": (part("llm", rank_pattern={"q_proj": 0}), "rank_pattern.q_proj: must be at least 1 and at most 1,024"),
+    "half a rank": (part("llm", rank_pattern={"q_proj": 1.5}), "rank_pattern.q_proj: must be a whole number, not"),
+    "scale of a layer": (part("llm", alpha_pattern={"q_proj": 10**9}), "alpha_pattern.q_proj: must be at least 1"),
+    "ranks as a list": (part("llm", rank_pattern=[1]), "rank_pattern: must be a mapping of keys, not a list"),
+    "a thousand ranks": (part("llm", rank_pattern={f"a{n}": 2 for n in range(1000)}), "must be at most 250 names"),
+    "rank that is not there": (pattern(q_proj=4), f"{LORA}: .*q_proj.* is .*, not of the rank 4 of the config"),
+    "rank of no layer": (pattern(nothing=4), "model.llm.rank_pattern: no layer of .* with LoRA is named nothing"),
+    # bases that come quantised
+    "unknown quantisation": (base({"config.json": LLAMA | {"quantization_config": {"quant_method": "evil"}}}),
+                             "model.llm.base: .* comes quantised by 'evil', beside which LoRA cannot be trained"),
+    "quantisation without a name": (base({"config.json": LLAMA | {"quantization_config": {"a": 1}}}), "llm.base: .*"),
+    "kernels of the hub": (base({"config.json": LLAMA | {"quantization_config": {"quant_method": "mxfp4"}}}),
+                           "comes quantised by 'mxfp4', beside which"),
     # numbers
     "grid": (part("vision", grid=10**9), "config.json: model.vision.grid: must be at least 1 and at most 32"),
     "summary": (part("vision", summary_grid=10**6), "config.json: model.vision.summary_grid"),

@@ -33,6 +33,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
     text = environment.get_template("card.md.j2").render(
         base=public_name(base),
+        precision=_precision(model),
         example=EXAMPLE,
         cnn=model.model_config.vision.name,
         vitals=", ".join(vitals),
@@ -45,6 +46,11 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         checklist=checklist(model, metrics),
     )
     return f"---\n{head}\n---\n\n{text}"
+
+
+def _precision(model: "ClinicalVLM") -> str:
+    method = getattr(model.base, "came_quantised", "")
+    return method or {"none": "unquantised", "int8": "8-bit"}.get(model.model_config.llm.quantization, "4-bit")
 
 
 NOT_A_MEASURE = ("splits", "verdicts")
@@ -104,8 +110,8 @@ def checklist(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> list[tuple[st
         ("Sample size (CLAIM)", sizes or OPEN),
         ("Partitions and their level (CLAIM)", "disjoint by patient"),
         ("Model and inputs (CLAIM, TRIPOD-LLM)",
-         f"{config.vision.name}, {len(spec.schema)} vitals, frozen 4-bit language model with LoRA of rank "
-         f"{config.llm.lora_rank}"),
+         f"{config.vision.name}, {len(spec.schema)} vitals, frozen {_precision(model)} language model with LoRA of "
+         f"rank {config.llm.lora_rank}"),
         ("Software (CLAIM)", f"clinical-vlm {__version__}"),
         ("Initial weights (CLAIM)", "pretrained base and CNN, as named above"),
         ("Training details (CLAIM)", "the run's config.yaml, which is not part of this folder"),

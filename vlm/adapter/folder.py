@@ -114,6 +114,8 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
 def _lora_name(name: str) -> str:
     """Convert PEFT's name of a LoRA tensor on disk to its name in the model."""
     stem, _, kind = name.rpartition(".")
+    if kind == "lora_magnitude_vector":  # of DoRA
+        stem, kind = name, "weight"
     return f"llm.{stem}.default.{kind}"
 
 

@@ -207,6 +207,9 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
     kept = [weight.data for weight in weights]
     try:
         for layer, weight in zip(layers, weights, strict=True):
+            if layer.lora_variant:  # DoRA; a safe merge of PEFT leaves the old weight as it was
+                layer.merge(safe_merge=True)
+                continue
             for name in layer.active_adapters:
                 a, b = (layer.get_parameter(f"lora_{side}.{name}.weight").detach() for side in "AB")  # r × in, out × r
                 # PEFT's own merge adds in place; one product beside the old weight is quicker and needs no copy of it.
