@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import read_json
+from tests.families import write_base
 from tests.training.test_training import trained
 from vlm.adapter import load, save
 from vlm.adapter.export.gguf import write_lora
@@ -153,6 +154,23 @@ def test_a_variant_is_merged_into_a_plain_model_that_is_drafted_with(
     again = load(tmp_path / "merged" / "adapter", device=CPU, dtype=torch.float32)
     assert torch.allclose(logits_of(again), logits_of(model), atol=1e-3)
     assert "use_dora" not in read_json(tmp_path / "merged" / "adapter" / "config.json")["model"]["llm"]
+
+
+@pytest.mark.parametrize("variant", ["dora", "pissa", "olora"])
+def test_a_variant_on_weights_that_lie_the_other_way(
+    variant: str, build: Build, tiny_config: Config, tiny_llm: str, tmp_path: Path
+) -> None:
+    """GPT-2's, in × out, which PEFT reads transposed."""
+    model = build(base=write_base("gpt2", tmp_path / "gpt2", tiny_llm), quantization="none", **VARIANTS[variant])
+    with model.llm.disable_adapter():
+        bare = logits_of(model)
+    assert torch.allclose(logits_of(model), bare, atol=1e-4)
+    step(model, quick(tiny_config))
+    trained_logits = logits_of(model)
+    with merged_lora(model):
+        assert torch.allclose(logits_of(model), trained_logits, atol=1e-3)
+    again = load(save(model, tmp_path / "adapter"), device=CPU, dtype=torch.float32)
+    assert torch.allclose(logits_of(again), trained_logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantization", ["fp4", "int8"])
