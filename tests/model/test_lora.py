@@ -12,7 +12,7 @@ import torch
 from tests.conftest import read_json
 from tests.families import write_base
 from tests.training.test_training import trained
-from vlm.adapter import load, save
+from vlm.adapter import load, save, starting_weights
 from vlm.adapter.export.gguf import write_lora
 from vlm.adapter.export.merge import merge
 from vlm.adapter.export.serving_limits import refuse_unserved, vllm_notes
@@ -23,6 +23,7 @@ from vlm.data.case import made_up_cases
 from vlm.data.collate import Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
+from vlm.inference.backends import merged_base
 from vlm.inference.backends.vllm import VLLMServer
 from vlm.inference.engine import merged_lora
 from vlm.inference.open_engine import make_engine
@@ -359,6 +360,16 @@ def test_a_plain_adapter_says_nothing_of_the_new_options(build: Build, tmp_path:
     assert not said.keys() & {"use_rslora", "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern"}
 
 
+def test_training_starts_from_a_lora_of_another_scale_as_it_was(build: Build, tiny_config: Config, tmp_path) -> None:
+    plain = build(lora_alpha=6, alpha_pattern={"q_proj": 3})
+    step(plain, quick(tiny_config))
+    folder = save(plain, tmp_path / "adapter")
+    model = build(use_rslora=True)
+    model.load_state_dict(starting_weights(model, folder), strict=False)
+    assert torch.allclose(logits_of(model), logits_of(plain), atol=1e-4)
+    assert not any("lora_" in name for name in starting_weights(build(use_dora=True), folder))
+
+
 # -------------------------------------------------------------------------------------------- other programs
 
 
@@ -408,6 +419,31 @@ def test_the_gguf_file_has_the_scale_of_each_layer(
             a, b = (halves[f"blk.{number}.{theirs}.weight.lora_{side}"] for side in "ab")
             delta = model.base.get_submodule(f"model.layers.{number}.self_attn.{ours}").get_delta_weight("default")
             torch.testing.assert_close(alpha / len(a) * b @ a, delta.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_base_for_llama_cpp_has_every_variant_merged(build: Build, tiny_config: Config) -> None:
+    model = build(**VARIANTS["all of them"], lora_targets=["q_proj", "v_proj", "o_proj"])
+    step(model, quick(tiny_config))
+    layer, path = model.base.get_submodule("model.layers.1.self_attn.v_proj"), "blk.1.attn_v.weight"
+    x = torch.randn(3, 64)
+    with torch.no_grad(), merged_lora(model):
+        wanted, written = layer(x), dict(merged_base._merged(model))[path]
+    torch.testing.assert_close(x @ torch.from_numpy(written).T, wanted, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_dora_that_overflows_is_one_line_and_leaves_the_weights(build: Build) -> None:
+    model = build(use_dora=True)
+    with torch.no_grad():
+        for name, value in model.trainable_parameters().items():
+            if "magnitude" in name and "layers.1" in name:
+                value.fill_(3e38)
+    before = {name: value.clone() for name, value in model.base.state_dict().items() if "base_layer" in name}
+    with pytest.raises(UserError, match="the adapter's DoRA cannot be merged: NaNs"), merged_lora(model):
+        pytest.fail("it was merged")
+    for name, value in before.items():
+        assert torch.equal(model.base.state_dict()[name], value), name
 
 
 def test_llama_cpp_is_given_no_dora(build: Build, tmp_path: Path) -> None:

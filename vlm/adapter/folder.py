@@ -17,6 +17,7 @@ from vlm.adapter.validate import AdapterFolder, Shapes, check_sources
 from vlm.atomic import staged, write_file
 from vlm.data.chat_template import prompt_ids
 from vlm.errors import UserError
+from vlm.model.bases.lora_settings import layer_of, saved_settings, scale_of
 from vlm.weights import is_wheel
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
@@ -85,8 +86,9 @@ def load_state(
 def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, torch.Tensor]:
     """Return the weights of an earlier adapter that fit this model; the rest of the model starts fresh.
 
-    Layers that depend on the vitals or the labels are left out where the schema or the labels differ, and so is
-    every tensor of another shape. Raises `UserError` for another base model and where nothing fits.
+    Layers that depend on the vitals or the labels are left out where the schema or the labels differ, and so are
+    every tensor of another shape and a LoRA where only one of the two is a DoRA. Where its scale differs, B is changed
+    so that it adds the same. Raises `UserError` for another base model and where nothing fits.
     """
     opened = open_adapter(adapter)
     folder, config, spec = opened.path, opened.config.model, opened.config.spec
@@ -99,6 +101,13 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
         strangers += ["vitals.", "joint.from_vitals."]
     if config.vision.name != model.model_config.vision.name:
         strangers += ["vision."]
+    ours = saved_settings(model.model_config.llm)
+    if config.llm.use_dora != ours.use_dora:
+        strangers += ["llm."]
+    for name, value in lora.items():
+        theirs, wished = (scale_of(llm, layer_of(name)) for llm in (config.llm, ours))
+        if "lora_B" in name and theirs != wished:
+            lora[name] = value * (theirs / wished)
     wanted = model.state_dict()
     tensors = {_lora_name(name): value for name, value in lora.items()} | rest
     fitting = {
