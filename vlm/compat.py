@@ -29,3 +29,14 @@ def dequantised_tensors() -> Any:
 
     now = "dequantize" in inspect.signature(CompressedTensorsConfig).parameters
     return CompressedTensorsConfig(dequantize=True) if now else CompressedTensorsConfig(run_compressed=False)
+
+
+def needs_bitsandbytes(least: str) -> str:
+    """Return the way out where bitsandbytes is older than a version such as `0.47`; empty where it is not."""
+    from importlib.metadata import version
+
+    found = version("bitsandbytes")
+    numbers = [[int(part) for part in text.split(".")[:2]] for text in (found, least)]
+    if numbers[0] >= numbers[1]:
+        return ""
+    return f"needs bitsandbytes ≥ {least}, this is {found}; pip install --upgrade bitsandbytes"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vlm.adapter.export.gguf import write_lora
 from vlm.adapter.export.merge import merge
 from vlm.adapter.export.serving_limits import refuse_unserved, vllm_notes
 from vlm.adapter.validate import read_folder
+from vlm.compat import needs_bitsandbytes
 from vlm.config import Config, LLMConfig
 from vlm.config.parsing import parse_config
 from vlm.data.case import made_up_cases
@@ -59,6 +61,8 @@ QUANTISATIONS: dict[str, dict[str, Any]] = {
 QUICK = ("plain", "dora", "pissa")
 NOT_TOGETHER = {("dora", "int8 packed"), ("all of them", "int8 packed")}
 """Refused: PEFT cannot read the norms of such weights on a CPU after their first pass."""
+NEWER = {"fp4": "0.47", "fp4 packed": "0.47", "int8 packed": "0.47"}
+"""Least bitsandbytes for these on a CPU; with older ones they are refused."""
 Build = Callable[..., ClinicalVLM]
 
 
@@ -71,6 +75,11 @@ def build(tiny_config: Config) -> Build:
         return build_model(config, load_cohort(config.data), CPU, torch.float32)
 
     return with_options
+
+
+def require_bitsandbytes(least: str) -> None:
+    if reason := needs_bitsandbytes(f"{least}.0"):
+        pytest.skip(reason)
 
 
 def batch_of(model: ClinicalVLM, generation: bool = False) -> dict[str, torch.Tensor]:
@@ -120,6 +129,7 @@ def pairs() -> list[Any]:
 def test_a_variant_trains_and_is_saved_loaded_and_merged(
     variant: str, quantisation: str, build: Build, tiny_config: Config, tmp_path: Path
 ) -> None:
+    require_bitsandbytes(NEWER.get(quantisation, "0"))
     model = build(**VARIANTS[variant], **QUANTISATIONS[quantisation])
     with model.llm.disable_adapter():
         bare = logits_of(model)
@@ -176,6 +186,7 @@ def test_a_variant_on_weights_that_lie_the_other_way(
 
 @pytest.mark.parametrize("quantization", ["fp4", "int8"])
 def test_an_evaluation_leaves_the_gradients_of_packed_weights_as_they_were(quantization: str, build: Build) -> None:
+    require_bitsandbytes("0.47")
     model = build(quantization=quantization, dequantize="never")
     plain = build(quantization=quantization, dequantize="always")
     with torch.no_grad():
@@ -227,7 +238,7 @@ def peft_layer(plain: torch.nn.Linear, method: str) -> Any:
 
 
 def test_the_first_value_is_taken_out_again_and_never_learns(build: Build, tiny_config: Config, tmp_path: Path) -> None:
-    for optimizer in ("adamw_torch", "paged_adamw_8bit"):
+    for optimizer in ("adamw_torch", *([] if needs_bitsandbytes("0.50") else ["paged_adamw_8bit"])):
         model = build(init_lora_weights="pissa", use_rslora=True, rank_pattern={"q_proj": 3})
         first = {
             name: value.detach().clone() for name, value in model.trainable_parameters().items() if "lora_" in name
@@ -269,6 +280,7 @@ def test_a_large_matrix_is_decomposed_nearly_as_well(monkeypatch: pytest.MonkeyP
 
 def test_a_resumed_run_from_decomposed_weights_ends_as_an_undisturbed_one(tiny_config: Config) -> None:
     """With what the recipe of a single GPU has: 8-bit AdamW, packed weights, checkpointing, dropout, accumulation."""
+    require_bitsandbytes("0.50")
     recipe = parse_config(["--config", "configs/single_gpu.yaml"])[0]
     llm = replace(
         recipe.model.llm, base=tiny_config.model.llm.base, dequantize="never", init_lora_weights="pissa", use_dora=True
@@ -328,6 +340,28 @@ def test_a_wrong_option_is_one_line(change: dict, message: str, build: Build) ->
     with pytest.raises(UserError, match=message) as error:
         build(**change)
     assert "\n" not in str(error.value)
+
+
+def test_what_an_older_bitsandbytes_does_not_do_on_a_cpu_is_one_line(
+    build: Build, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 0.47 packed 8-bit weights had wrong gradients there, without a word."""
+    model = build(dequantize="never")
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.46.1" if name == "bitsandbytes" else installed(name))
+    for change, message in (
+        (
+            {"quantization": "fp4"},
+            r"model\.llm\.quantization: fp4 on a CPU needs bitsandbytes ≥ 0\.47, this is 0\.46\.1",
+        ),
+        ({"quantization": "int8", "dequantize": "never"}, r"model\.llm\.dequantize: packed 8-bit .* or write always"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(**change)
+    train = replace(tiny_config.train, optimizer="paged_adamw_8bit")
+    with pytest.raises(UserError, match=r"train\.optimizer: paged_adamw_8bit on a CPU needs bitsandbytes ≥ 0\.50"):
+        make_optimizer(model, train)
+    assert "int8" in build(quantization="int8").model_config.llm.quantization, "dequantised it trains"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from vlm.model.bases.quantization import (
     keep_packed_layout,
     quantised_name,
     quantization_config,
+    refuse_wrong_gradients,
 )
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
@@ -106,6 +107,7 @@ def _load(
     llm = AutoModelForCausalLM.from_pretrained(folder, **options)
     packed = keep_packed_layout(llm, dtype)
     llm = llm.dequantize() if dequantize and packed else llm
+    refuse_wrong_gradients(llm)
     if method == "compressed-tensors":
         forget_quantisation(llm)
     llm.came_quantised = method  # type: ignore[assignment]

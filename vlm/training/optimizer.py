@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.compat import needs_bitsandbytes
 from vlm.config import TrainConfig
+from vlm.errors import UserError
 from vlm.model.bases.lora_settings import DECOMPOSED
 from vlm.model.clinical_vlm import ClinicalVLM
 
@@ -17,10 +19,15 @@ LORA_B = "llm B"
 
 
 def make_optimizer(model: ClinicalVLM, train: TrainConfig) -> torch.optim.Optimizer:
-    """Build AdamW of PyTorch, or the paged 8-bit AdamW of bitsandbytes."""
+    """Build AdamW of PyTorch, or the paged 8-bit AdamW of bitsandbytes.
+
+    Raises `UserError` on a CPU for a bitsandbytes that has it on GPUs alone.
+    """
     groups = parameter_groups(model, train)
     if train.optimizer == "adamw_torch":
         return torch.optim.AdamW(groups, lr=train.learning_rate)
+    if model.device.type == "cpu" and (way_out := needs_bitsandbytes("0.50")):
+        raise UserError(f"train.optimizer: {train.optimizer} on a CPU {way_out}")
     from bitsandbytes.optim import PagedAdamW8bit
 
     return PagedAdamW8bit(groups, lr=train.learning_rate)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from vlm.compat import needs_bitsandbytes
 from vlm.config import LLMConfig
 from vlm.device import Choice
 from vlm.errors import UserError
@@ -34,7 +35,12 @@ def bits(config: LLMConfig) -> int:
 
 
 def quantization_config(config: LLMConfig, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Configure bitsandbytes: QLoRA's 4-bit NormalFloat or 4-bit floats, with products in `dtype`, or LLM.int8()."""
+    """Configure bitsandbytes: QLoRA's 4-bit NormalFloat or 4-bit floats, with products in `dtype`, or LLM.int8().
+
+    Raises `UserError` on a CPU where bitsandbytes is older than its 4-bit floats there.
+    """
+    if device.type == "cpu" and config.quantization == "fp4" and (way_out := needs_bitsandbytes("0.47")):
+        raise UserError(f"model.llm.quantization: fp4 on a CPU {way_out}")
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -64,6 +70,13 @@ def keep_packed_layout(llm: PreTrainedModel, dtype: torch.dtype) -> bool:
         if hasattr(module, "compute_dtype"):
             module.compute_dtype = dtype  # type: ignore[assignment]
     return bool(packed)
+
+
+def refuse_wrong_gradients(llm: PreTrainedModel) -> None:
+    """Raise `UserError` for packed 8-bit weights on a CPU where bitsandbytes has wrong gradients for them, silently."""
+    packed = any(is_packed_int8(module) and module.weight.device.type == "cpu" for module in llm.modules())  # type: ignore[union-attr]
+    if packed and (way_out := needs_bitsandbytes("0.47")):
+        raise UserError(f"model.llm.dequantize: packed 8-bit weights on a CPU {way_out}; or write always")
 
 
 class QuantisedShare(NamedTuple):
