@@ -74,7 +74,10 @@ WRONG_TYPES: dict[str, tuple[Spoil, str]] = {
     "nothing for a number": (part("llm", lora_rank=None), "llm.lora_rank: must be a whole number, not 'None'"),
     "number for a text": (part("prompt", system=7), "prompt.system: must be a text, not '7'"),
     "number for a text or nothing": (part("llm", revision=7), "llm.revision: must be a text or null, not '7'"),
-    "list for a choice": (part("llm", quantization=["nf4"]), "llm.quantization: must be nf4 or none, not a list"),
+    "list for a choice": (
+        part("llm", quantization=["nf4"]),
+        "must be nf4 or fp4 or int8 or none, not a list",
+    ),
     "mapping for a list": (vital(aliases={"a": 1}), "aliases: must be a list, not a mapping of keys"),
     "number in a list": (vital(categories=["F", 1]), r"categories\[1\]: must be a text, not '1'"),
     "list for a number": (vital(reference=[[1], 2]), r"reference\[0\]: must be a number, not a list"),

@@ -10,6 +10,7 @@ from vlm.adapter.validate import AdapterFolder
 from vlm.config import ModelConfig
 from vlm.data.chat_template import PromptIds
 from vlm.errors import UserError
+from vlm.model.bases.lora_settings import rank_of
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
     from transformers import PreTrainedModel
@@ -55,7 +56,8 @@ def check_lora(opened: AdapterFolder, llm: "PreTrainedModel") -> None:
     needed = 0
     for name, module in llm.named_modules():
         if isinstance(module, torch.nn.Linear) and (module is not vocabulary if every else f".{name}".endswith(ends)):
-            needed += config.lora_rank * (module.in_features + module.out_features)
+            needed += rank_of(config, name) * (module.in_features + module.out_features)
+            needed += module.out_features if config.use_dora else 0
     held = sum(math.prod(shape) for shape in opened.lora.values())
     if needed > held:
         file = opened.path / "adapter_model.safetensors"

@@ -30,6 +30,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         rank=model.model_config.llm.lora_rank,
         metrics=metrics,
         base=public_name(base),
+        precision=_precision(model),
         example=EXAMPLE,
         cnn=model.model_config.vision.name,
         vitals=", ".join(vitals),
@@ -40,6 +41,11 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         calibration=model.calibration,
     )
     return f"---\n{head}\n---\n\n{text}"
+
+
+def _precision(model: "ClinicalVLM") -> str:
+    method = getattr(model.base, "came_quantised", "")
+    return method or {"none": "unquantised", "int8": "8-bit"}.get(model.model_config.llm.quantization, "4-bit")
 
 
 NOT_A_MEASURE = ("splits", "verdicts")

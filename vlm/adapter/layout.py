@@ -18,6 +18,7 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.images.image import ImageSpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
+from vlm.model.bases.lora_settings import saved_settings
 from vlm.model.calibration import Calibration
 from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
@@ -83,7 +84,7 @@ def portable_config(model: "ClinicalVLM") -> ModelConfig:
     """Get the config that rebuilds a model from its adapter alone, with a CNN of another repository saved in it."""
     from vlm.model.vision import architecture  # timm is not needed to read a config
 
-    config = model.model_config
+    config = replace(model.model_config, llm=saved_settings(model.model_config.llm))
     if ":" not in config.vision.name:
         return config
     return replace(config, vision=replace(config.vision, name=architecture(model.vision.cnn), weights="random"))
@@ -164,6 +165,8 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
     model = from_dict(ModelConfig, values["model"], where)
     for key, meaning in model_problems(model):
         raise UserError(f"{key}: must be {meaning}")
+    if model.llm.init_lora_weights != "default":
+        raise UserError("model.llm.init_lora_weights: has no place in an adapter, whose LoRA is trained")
     if not re.fullmatch(r"[\w.-]+", model.vision.name):  # such as hf_hub:OWNER/NAME, whose options may change
         raise UserError(f"model.vision.name: timm has no model {shortened(model.vision.name)} of its own")
     if sum(len(vital["categories"]) for vital in values["vitals"] if "categories" in vital) > MOST_CATEGORIES:

@@ -42,6 +42,23 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield f"model.{key}", f"at most {longest:,} characters long"
     if not llm.lora_targets or len(llm.lora_targets) > 64:
         yield "model.llm.lora_targets", "1 to 64 names of layers"
+    if llm.init_lora_weights in ("pissa", "olora") and max(llm.lora_rank, *llm.rank_pattern.values(), 0) > 512:
+        yield "model.llm.lora_rank", f"at most 512 with {llm.init_lora_weights}, which doubles it"
+    if llm.init_lora_weights in ("pissa", "olora") and max(llm.lora_alpha, *llm.alpha_pattern.values(), 0) > 32_768:
+        yield "model.llm.lora_alpha", f"at most 32,768 with {llm.init_lora_weights}, which doubles it"
+    for key, pattern, most in (("rank_pattern", llm.rank_pattern, 1024), ("alpha_pattern", llm.alpha_pattern, 65_536)):
+        if len(pattern) > 250:  # more would not stay compiled: Python keeps 512 regular expressions
+            yield f"model.llm.{key}", "at most 250 names of layers"
+        for name, value in pattern.items():
+            if not _is_layer_name(name):
+                yield f"model.llm.{key}", f"names of layers with numbers, not {name!a:.60}"
+            elif not 1 <= value <= most:
+                yield f"model.llm.{key}.{name}", f"at least 1 and at most {most:,}, not {value}"
     for name in llm.lora_targets:
-        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or len(name) > 100:
+        if not _is_layer_name(name):
             yield "model.llm.lora_targets", f"names of layers, not {name!a:.60}"
+
+
+def _is_layer_name(name: str) -> bool:
+    """Check for letters, digits and `_-.`, since PEFT takes names as regular expressions."""
+    return name.replace("_", "").replace("-", "").replace(".", "").isalnum() and len(name) <= 100

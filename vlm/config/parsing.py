@@ -151,6 +151,7 @@ def _check_values(config: Config) -> None:
             "train.batch_size",
             "a multiple of train.micro_batch_size",
         ),
+        (0 < train.loraplus_lr_ratio <= 1000, "train.loraplus_lr_ratio", "more than 0 and at most 1,000"),
         (train.log_steps > 0, "train.log_steps", "at least 1"),
         (train.eval_steps > 0, "train.eval_steps", "at least 1"),
         (train.max_steps == -1 or train.max_steps > 0, "train.max_steps", "-1 or at least 1"),

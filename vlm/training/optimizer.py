@@ -8,15 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.compat import needs_bitsandbytes
 from vlm.config import TrainConfig
+from vlm.errors import UserError
+from vlm.model.bases.lora_settings import DECOMPOSED
 from vlm.model.clinical_vlm import ClinicalVLM
+
+LORA_B = "llm B"
+"""Part of its own under LoRA+ (Hayou et al., 2024): LoRA's B, at a multiple of the learning rate of A."""
 
 
 def make_optimizer(model: ClinicalVLM, train: TrainConfig) -> torch.optim.Optimizer:
-    """Build AdamW of PyTorch, or the paged 8-bit AdamW of bitsandbytes."""
+    """Build AdamW of PyTorch, or the paged 8-bit AdamW of bitsandbytes.
+
+    Raises `UserError` on a CPU for a bitsandbytes that has it on GPUs alone.
+    """
     groups = parameter_groups(model, train)
     if train.optimizer == "adamw_torch":
         return torch.optim.AdamW(groups, lr=train.learning_rate)
+    if model.device.type == "cpu" and (way_out := needs_bitsandbytes("0.50")):
+        raise UserError(f"train.optimizer: {train.optimizer} on a CPU {way_out}")
     from bitsandbytes.optim import PagedAdamW8bit
 
     return PagedAdamW8bit(groups, lr=train.learning_rate)
@@ -28,18 +39,21 @@ def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, A
     A group is `text` if it gets gradients from the text loss only, so it does not learn in the head-only steps.
     """
     rates = {"head": train.learning_rate, "tokens": train.learning_rate, "llm": train.lora_learning_rate,
-             "cnn": train.vision_learning_rate}  # fmt: skip
+             LORA_B: train.lora_learning_rate * train.loraplus_lr_ratio, "cnn": train.vision_learning_rate}  # fmt: skip
+    decomposed = model.model_config.llm.init_lora_weights in DECOMPOSED  # decay would shrink the base's own weights
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {
         (part, decay): [] for part in rates for decay in (True, False)
     }
     for name, parameter in model.trainable_parameters().items():
-        groups[part_of(name), parameter.ndim > 1].append(parameter)  # biases, norms and single vectors do not decay
+        part = LORA_B if train.loraplus_lr_ratio != 1 and ".lora_B." in name else part_of(name)
+        decays = parameter.ndim > 1 and not (decomposed and part in ("llm", LORA_B))
+        groups[part, decays].append(parameter)  # biases, norms and single vectors do not decay
     return [
         {
             "params": parameters,
             "lr": rates[part],
             "weight_decay": train.weight_decay if decay else 0.0,
-            "text": part in ("tokens", "llm"),
+            "text": part in ("tokens", "llm", LORA_B),
         }
         for (part, decay), parameters in groups.items()
         if parameters

@@ -20,7 +20,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
-from vlm.device import Choice, choose_device, choose_precision, choose_threads
+from vlm.device import Choice, choose_device, choose_precision, choose_threads, memory_of
 from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
@@ -28,7 +28,8 @@ from vlm.evaluation.learned import load_learned
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
-from vlm.model.bases.quantization import choose_dequantization, values_of
+from vlm.model.bases.lora_targets import describe_choice
+from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
@@ -138,13 +139,12 @@ def try_step(config: Config) -> None:
 
 def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
     """Run the self-test of the base and check for texts beyond its context; returns the lines to print."""
-    targets = model.model_config.llm.lora_targets
-    chosen = [f"LoRA targets: {', '.join(targets)} (so this base names its layers)"]
     splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
     return [
-        *(chosen if targets != config.model.llm.lora_targets else []),
+        *describe_choice(model.base, config.model.llm, model.model_config.llm),
         f"prefix reuse: {model.prefix_reuse.value} ({model.prefix_reuse.reason})",
         *self_test(model),
+        *advise_bf16(model.base, config.model.llm, memory_of(model.device)),
         *check_lengths(model.prompt, splits, config.evaluation.max_new_tokens),
     ]
 
@@ -203,7 +203,8 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     torch.set_num_threads(threads.value)
     precision = choose_precision(config.train.precision, device.value)
     choices: dict[str, Choice[Any]] = {"device": device, "precision": precision, "threads": threads}
-    choices["dequantize 4-bit"] = choose_dequantization(config.model.llm, device.value)
+    width = 8 if config.model.llm.quantization == "int8" else 4
+    choices[f"dequantize {width}-bit"] = choose_dequantization(config.model.llm, device.value)
     _log_choices(choices)
     return device.value, precision.value
 
