@@ -31,8 +31,6 @@ RECURRENT = {"bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "mamba",
              "qwen3_5", "qwen3_5_text", "qwen3_next", "rwkv"}  # fmt: skip
 SLIDING = {"cohere2", "exaone4", "gemma2", "gemma3", "gemma3_text", "gpt_oss", "mistral", "mistral3"}
 REFUSED = {"paligemma": "paligemma cannot be used: a training step fails: its tokens attend to later ones"}
-TARGETS = {"mamba": ["in_proj", "x_proj"], "mamba2": ["in_proj"]}
-"""Families without attention → layers for LoRA."""
 REPORTS = ("Normal.", "No opacity.", "An opacity in the left upper zone, and a longer report.")
 CONTEXTS = ("", "one two three four", "one two three four five six seven")
 
@@ -53,7 +51,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_llm: str, table_root: P
         folder = root / family
         base = str(folder) if folder.exists() else write_base(family, folder, tiny_llm)
         llm = replace(tiny.llm, base=base, quantization="none", lora_dropout=0.0)
-        llm = replace(llm, **{"lora_targets": TARGETS.get(family, llm.lora_targets), **options})
+        llm = replace(llm, **options)
         config = Config(data=data, model=replace(tiny, llm=llm))
         return build_model(config, load_cohort(data), torch.device("cpu"), torch.float32)
 

@@ -101,10 +101,10 @@ def _load(
     if config.quantization != "none" and not method:
         options["quantization_config"] = quantization_config(config, device, dtype)
     llm = load_causal_lm(folder, **options)
-    packed = keep_packed_layout(llm, dtype)
-    llm = llm.dequantize() if dequantize and packed else llm
+    unpack = keep_packed_layout(llm, dtype) and dequantize
+    llm = llm.dequantize() if unpack else llm
     refuse_wrong_gradients(llm)
-    if method == "compressed-tensors":
+    if method == "compressed-tensors" or (method and unpack):
         forget_quantisation(llm)
     llm.came_quantised = method  # type: ignore[assignment]
     return llm

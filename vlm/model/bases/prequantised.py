@@ -70,6 +70,10 @@ def loading_options(method: str) -> dict[str, Any]:
 
 
 def forget_quantisation(llm: Any) -> None:
-    """Take a dequantised base for a plain one, so that it is merged and saved as such."""
-    llm.config.quantization_config = None
+    """Take a dequantised base for a plain one, so that it is merged and saved as such.
+
+    Early Transformers 5 would quantise it again, by the conversions with which it was loaded.
+    """
+    vars(llm.config).pop("quantization_config", None)
+    vars(llm).pop("_weight_conversions", None)
     llm.hf_quantizer, llm.is_quantized, llm.quantization_method = None, False, None
