@@ -207,7 +207,7 @@ class DataConfig:
     interleave_shards: int = 8
     """Shards of packed data that training reads in parallel and mixes, 1 to 16; each process reads its share."""
     image_size: int = 224
-    """Side of the square image given to the CNN, pixels; the aspect is kept by padding."""
+    """Side of the square image given to the encoder, pixels, kept in aspect by padding; 0: that of its weights."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     """Options of the source `phantom`."""
     covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)

@@ -45,7 +45,9 @@ class TrainConfig:
     lora_learning_rate: float = 1e-3
     """LoRA."""
     vision_learning_rate: float = 3e-4
-    """CNN, where it trains."""
+    """Image encoder, where it trains."""
+    vision_layer_decay: float = 1.0
+    """Factor on that rate for each layer of the encoder further from its end; 0.75 is usual for a transformer."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; biases and norms have none."""
     warmup_steps: int = 10

@@ -59,7 +59,11 @@ def make_example(
     if picture is not None and is_blank(picture):
         picture = None
     size = spec.image.size
-    pixels = np.zeros((spec.image.channels, size, size), np.float32) if picture is None else to_pixel_values(picture, spec.image)
+    pixels = (
+        np.zeros((spec.image.channels, size, size), np.float32)
+        if picture is None
+        else to_pixel_values(picture, spec.image)
+    )
     return {
         "id": id,
         "pixel_values": torch.from_numpy(pixels),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vlm.config import TrainConfig
+from vlm.errors import one_line
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -29,21 +30,39 @@ def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, A
     """
     rates = {"head": train.learning_rate, "tokens": train.learning_rate, "llm": train.lora_learning_rate,
              "cnn": train.vision_learning_rate}  # fmt: skip
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
-        (part, decay): [] for part in rates for decay in (True, False)
+    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {
+        (part, decay, 1.0): [] for part in rates for decay in (True, False)
     }
+    scales = layer_scales(model, train.vision_layer_decay)
     for name, parameter in model.trainable_parameters().items():
-        groups[part_of(name), parameter.ndim > 1].append(parameter)  # biases, norms and single vectors do not decay
+        key = part_of(name), parameter.ndim > 1, scales.get(name, 1.0)  # biases, norms and single vectors do not decay
+        groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": rates[part],
+            "lr": rates[part] * scale,
             "weight_decay": train.weight_decay if decay else 0.0,
             "text": part in ("tokens", "llm"),
         }
-        for (part, decay), parameters in groups.items()
+        for (part, decay, scale), parameters in groups.items()
         if parameters
     ]
+
+
+def layer_scales(model: ClinicalVLM, decay: float) -> dict[str, float]:
+    """Compute the factor on the rate of each parameter of the encoder: `decay` for each layer further from the end.
+
+    Layer-wise decay as in BEiT (Bao et al., 2021). Raises `UserError` for an encoder without layers.
+    """
+    if decay == 1 or not model.vision.config.train:
+        return {}
+    with one_line(f"train.vision_layer_decay: {model.vision.config.name} has no layers"):
+        layers = model.vision.encoder.layers(model.vision.cnn)
+    return {
+        f"vision.cnn.{name}": decay ** (len(layers) - 1 - number)
+        for number, layer in enumerate(layers)
+        for name in layer
+    }
 
 
 def part_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """Run one training job from config to adapter: data, model, training, test, figures."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises `Stopped` after Ctrl-C or SIGTERM, once the current step is saved.
     """
+    config = _sized(config)
     folder = RunFolder(config)
     with one_line_endings(folder), folder.locked() if is_main() else nullcontext():
         return _train(config, folder, resume)
@@ -115,6 +117,7 @@ def try_step(config: Config) -> None:
 
     Raises `UserError` as `train` does.
     """
+    config = _sized(config)
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
@@ -138,6 +141,14 @@ def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]
         *self_test(model),
         *check_lengths(model.prompt, splits, config.evaluation.max_new_tokens),
     ]
+
+
+def _sized(config: Config) -> Config:
+    """Write the size of the encoder's own pictures for `data.image_size: 0`."""
+    if config.data.image_size:
+        return config
+    size = image_pictures(config.model.vision, 0)[0].size
+    return replace(config, data=replace(config.data, image_size=size))
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:

@@ -146,9 +146,7 @@ def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
     """
     box = Box.of(image.shape, spec.size)
     square = np.zeros((spec.size, spec.size), dtype=np.uint8)
-    square[box.rows, box.columns] = resize(
-        stretch_contrast(image, spec), box.height, box.width, spec.interpolation
-    )
+    square[box.rows, box.columns] = resize(stretch_contrast(image, spec), box.height, box.width, spec.interpolation)
     return square
 
 

@@ -32,7 +32,11 @@ class Pictures:
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float], **others: int | str) -> "Pictures":
         """Average mean and standard deviation of the colours."""
-        return cls(round(sum(mean) / len(mean), 6), scale if (scale := sum(std) / len(std)) < 1e-3 else round(scale, 6), **others)  # type: ignore[arg-type]
+        return cls(
+            round(sum(mean) / len(mean), 6),
+            scale if (scale := sum(std) / len(std)) < 1e-3 else round(scale, 6),
+            **others,
+        )  # type: ignore[arg-type]
 
 
 class Encoder(ABC):

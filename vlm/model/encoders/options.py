@@ -14,6 +14,7 @@ LARGEST_NUMBER, MOST_LAYERS, LARGEST_IMAGE = 65_536, 128, 2048
 """Largest whole number, number of layers, and side in pixels among them."""
 LAYERS = re.compile(r"depth|layers|blocks|stages|repeat|num_loops")
 """Pattern in the key of a number of layers; `drop_path` and its like are no whole numbers."""
+SIDES = re.compile(r"image_size|img_size|patch_size|window_size")
 FOREIGN = re.compile(
     r"^_|^auto_map$|attn_implementation|experts_implementation|backbone|checkpoint|pretrained|quantization_config"
     r"|^cache_dir$|^features_only$|^scriptable$|^trust_remote_code$|^transformers_weights$|^file$|^url$|hf_hub"
@@ -46,7 +47,7 @@ def check_options(values: dict[str, Any], key: str) -> None:
         for item in _leaves(value):
             if isinstance(item, str) and ("/" in item or len(item) > 100):
                 raise UserError(f"{key}: {name}: {shortened(item)} is no option of an architecture")
-            most = MOST_LAYERS if LAYERS.search(name) else LARGEST_IMAGE if "size" in name else LARGEST_NUMBER
+            most = MOST_LAYERS if LAYERS.search(name) else LARGEST_IMAGE if SIDES.search(name) else LARGEST_NUMBER
             if type(item) in (int, float) and not abs(item) <= most:
                 raise UserError(f"{key}: {name}: must be at most {most:,}, not {item:.0f}")
         if LAYERS.search(name) and sum(i for i in _leaves(value) if type(i) in (int, float)) > 4 * MOST_LAYERS:

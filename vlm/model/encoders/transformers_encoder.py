@@ -1,6 +1,7 @@
 """Encode images by a vision model of Transformers: those alone, and the vision half of image-text models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -127,12 +128,25 @@ def _load(kind: Any, config: Any, options: dict[str, Any], source: Source) -> nn
     """Load all tensors of the vision half; those of another half and of a classifier may be left over."""
     assert source.file
     given = read_tensors(source.file)
-    network, info = kind.from_pretrained(
-        None, config=config, state_dict=given, output_loading_info=True, dtype=torch.float32, **options
-    )
+    with _quiet():  # a report of the tensors that the other half has left over
+        network, info = kind.from_pretrained(
+            None, config=config, state_dict=given, output_loading_info=True, dtype=torch.float32, **options
+        )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{source.file.name} does not fit: {len(missing)} tensors are missing, first {missing[0]}")
     return network  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _patch(config: Any) -> int | None:
