@@ -314,18 +314,18 @@ def test_an_adapter_carries_a_small_cnn_of_a_repository_and_names_the_architectu
         vision = replace(tiny_config.model.vision, name="hf_hub:user/cnn", weights="pretrained", train=False)
         config = replace(tiny_config, model=replace(tiny_config.model, vision=vision))
         model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32).eval()
-        folder = save(model, tmp_path / f"adapter of {name}")
+        adapter = save(model, tmp_path / f"adapter of {name}")
         monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
-        return model, folder
+        return model, adapter
 
     for options, name in (({}, "plain"), ({"in_chans": 1}, "grey")):
-        model, folder = adapter_of(options, name)
-        read = read_config(folder)
+        model, adapter = adapter_of(options, name)
+        read = read_config(adapter)
         named = read.model.vision
         assert (named.name, named.weights, named.sha256) == ("test_efficientnet", "random", None)
         assert named.options == ('{"in_chans":1}' if options else "")
         assert (read.spec.image.mean, read.spec.image.channels) == (0.5, options.get("in_chans", 3))
-        again = load(folder, device=torch.device("cpu"), dtype=torch.float32)
+        again = load(adapter, device=torch.device("cpu"), dtype=torch.float32)
         assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 

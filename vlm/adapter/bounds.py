@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # a slow import, not needed without the language model
 MOST_PARAMETERS = 500_000_000
 """Most parameters of a CNN that is not in the adapter but fetched by name."""
 
+MOST_BUFFERS = 200_000_000
+"""Most values of tables that an encoder computes, such as those of relative positions."""
+
 
 def is_ours(name: str, config: ModelConfig) -> bool:
     """Check whether an adapter holds a tensor of the model: all but the base and a frozen public encoder.
@@ -45,6 +48,9 @@ def check_parts(opened: AdapterFolder, space: "EmbeddingSpace", ids: PromptIds) 
         parts = EvidenceEncoder(config, opened.config.spec, space, load_vision_weights=False, prompt_ids=ids)
     wanted = {name: value for name, value in parts.state_dict().items() if is_ours(name, config)}
     compare(opened.rest, wanted, f"{opened.path / 'vlm.safetensors'}")
+    buffers = sum(value.numel() for value in parts.buffers())
+    if buffers > MOST_BUFFERS:
+        raise UserError(f"model.vision: {config.vision.name} has {buffers:,} values that are no weights")
     fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_ours(name, config))
     if fetched > MOST_PARAMETERS:
         most = f"an adapter may have {MOST_PARAMETERS:,} fetched"

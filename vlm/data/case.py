@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # inference needs no tables, and their libraries take a secon
     from vlm.data.cohort import Cohort
 
 Example = dict[str, Any]
-"""id, pixel_values (3 × S × S, or one channel), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
+"""id, pixel_values (3 or 1 × S × S), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
 
 
 @dataclass(frozen=True)

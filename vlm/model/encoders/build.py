@@ -47,9 +47,9 @@ def image_pictures(config: VisionConfig, size: int) -> tuple[Pictures, str]:
     """
     source = find_source(config)
     pictures = replace(source.pictures, size=size or source.pictures.size)
-    if source.library == "timm" and config.interpolation == "auto":
-        if _reading(source, pictures.size, pictures.channels).halves:
-            pictures = replace(pictures, interpolation="area")
+    chosen = source.library != "timm" or config.interpolation != "auto"
+    if not chosen and _reading(source, pictures.size, pictures.channels).halves:
+        pictures = replace(pictures, interpolation="area")
     other = "" if pictures.size == source.pictures.size else f", not the {source.pictures.size} of its weights"
     return pictures, (
         f"image encoder: {source.library}'s {source.architecture} ({source.reason}); pictures of "

@@ -32,11 +32,9 @@ class Pictures:
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float], **others: int | str) -> "Pictures":
         """Average mean and standard deviation of the colours."""
-        return cls(
-            round(sum(mean) / len(mean), 6),
-            scale if (scale := sum(std) / len(std)) < 1e-3 else round(scale, 6),
-            **others,
-        )  # type: ignore[arg-type]
+        scale = sum(std) / len(std)
+        scale = round(scale, 6) if scale > 1e-3 else scale
+        return cls(round(sum(mean) / len(mean), 6), scale, **others)  # type: ignore[arg-type]
 
 
 class Encoder(ABC):

@@ -69,10 +69,10 @@ def find_source(config: VisionConfig, load_weights: bool = True) -> Source:
             source = _named(plain, transformers, parse_options(config.options))
         if load_weights:
             source = source._replace(**_weights(config))
-    if load_weights and source.file and config.sha256 and not is_wheel(config.weights):
-        if (found := file_digest(source.file)) != config.sha256:
-            where = source.address or source.file
-            raise UserError(f"model.vision: SHA-256 of {where} is {found}, the config says {config.sha256}; not used")
+    pinned = config.sha256 if load_weights and not is_wheel(config.weights) else None
+    if pinned and source.file and (found := file_digest(source.file)) != pinned:
+        where = source.address or source.file
+        raise UserError(f"model.vision: SHA-256 of {where} is {found}, the config says {pinned}; not used")
     return source._replace(pictures=_wanted(config, source))
 
 
