@@ -1,5 +1,6 @@
 """Build the image encoder that a config names, and decide what an adapter keeps of it."""
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 
@@ -89,12 +90,17 @@ def _kept(config: VisionConfig, source: Source, network: nn.Module) -> VisionCon
     named = replace(config, name=source.name, options=write_options(dict(source.options)))
     if config.weights == "pretrained" and source.file is None:
         return _pinned(named, source)  # timm's own
-    if config.name == named.name and not config.weights.startswith("hf"):
+    if config.name == named.name and (not config.weights.startswith("hf") or is_pinned(config)):
         return config
     if choose_carrying(config, source, network).value:
         return replace(named, weights="random", sha256=None)
     assert source.address and source.file
     return replace(named, weights=source.address, sha256=file_digest(source.file))
+
+
+def is_pinned(config: VisionConfig) -> bool:
+    """Check whether a config names a file of weights by commit and SHA-256, as an adapter's does."""
+    return bool(config.sha256 and re.fullmatch(r"hf-hub:[^@]+@[0-9a-f]{40}(/.+)?", config.weights))
 
 
 def choose_carrying(config: VisionConfig, source: Source, network: nn.Module) -> Choice[bool]:

@@ -91,7 +91,9 @@ def _candidates(source: Source, size: int, channels: int) -> list[TimmEncoder]:
     """List ways to build and read a model: as a CNN, of this size where the size is fixed, by its intermediates."""
     options = {key: value for key, value in source.options.items() if key not in ("num_classes", "global_pool")}
     options |= {"in_chans": channels} if channels != 3 or "in_chans" in options else {}
-    fitted = options | {"img_size": size} if size != source.pictures.size or "img_size" in options else options
+    config = timm.get_pretrained_cfg(source.architecture, allow_unregistered=True)
+    usual = (config.input_size or (3, size, size))[-1] if config else size
+    fitted = options | {"img_size": size} if size != usual or "img_size" in options else options
 
     def ways(given: dict[str, Any]) -> list[TimmEncoder]:
         whole = TimmEncoder(tuple({**given, "num_classes": 0, "global_pool": ""}.items()))
@@ -100,13 +102,8 @@ def _candidates(source: Source, size: int, channels: int) -> list[TimmEncoder]:
 
     if fitted == options:
         return ways(options)
-    return [ways(options)[0], *(ways(fitted)[1:] + ways(fitted)[:1] if _is_fixed(source) else ways(options)[1:])]
-
-
-def _is_fixed(source: Source) -> bool:
-    """Check whether a model is built for one size of image, as most vision transformers are."""
-    config = timm.get_pretrained_cfg(source.architecture, allow_unregistered=True)
-    return "img_size" in source.options or bool(config and config.fixed_input_size)
+    fixed = "img_size" in options or (config and config.fixed_input_size)  # as most vision transformers are
+    return [ways(options)[0], *(ways(fitted)[1:] + ways(fitted)[:1] if fixed else ways(options)[1:])]
 
 
 def _probe(name: str, encoder: TimmEncoder, size: int, channels: int) -> bool:

@@ -19,6 +19,8 @@ METADATA = {
     "transformers_version", "projection_dim", "initializer_range", "initializer_factor", "use_cache",
 }  # fmt: skip
 """Keys of a config that do not change the features."""
+MOST_OTHERS = 32
+"""Most class and register tokens; more are queries, which stand elsewhere."""
 REFUSED = {
     "vit_mae": "shuffles its patches; write model_type vit in its config.json",
     "videomae": "reads videos", "vivit": "reads videos", "timesformer": "reads videos",
@@ -49,8 +51,8 @@ class TransformersEncoder(Encoder):
             return states.permute(0, 3, 1, 2) if channels_last else states  # type: ignore[no-any-return]
         height, width = (side // self.patch for side in pixels.shape[2:])
         others = states.shape[1] - height * width  # class and register tokens stand first
-        if others < 0:
-            raise ValueError(f"it gives {states.shape[1]} tokens, not {height} × {width}")
+        if not 0 <= others <= MOST_OTHERS:
+            raise ValueError(f"it gives {states.shape[1]} tokens for {height} × {width} patches")
         if self.normed:
             states = network.post_layernorm(states)  # type: ignore[operator]
         return states[:, others:].transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-any-return]
@@ -67,11 +69,14 @@ def vision_options(config: Mapping[str, Any], place: str) -> tuple[str, dict[str
     Raises `UserError` for a type that Transformers does not have, or that reads no images.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config["model_type"]
     with one_line(f"model.vision.name: {place}"):
         if not isinstance(kind, str) or kind in REFUSED:
             raise ValueError(f"{kind!s:.60} {REFUSED.get(str(kind), 'is no model type')}")
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(f"Transformers has no model type {kind:.60}")
         half = config.get("vision_config")
         if half is not None:  # CLIP and its kin: a text half, a vision half
             if not isinstance(half, dict):
