@@ -31,10 +31,12 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
+    weights = model.model_config.vision.weights
     text = environment.get_template("card.md.j2").render(
         base=public_name(base),
         example=EXAMPLE,
         cnn=model.model_config.vision.name,
+        encoder_weights=weights if weights.startswith("hf-hub:") else "",
         vitals=", ".join(vitals),
         labels=", ".join(model.spec.labels),
         splits=metrics.get("splits", {}),

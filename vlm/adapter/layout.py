@@ -19,7 +19,7 @@ from vlm.data.images.image import ImageSpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
-from vlm.model.encoders.options import parse_options
+from vlm.model.encoders.encoder_options import parse_options
 from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
 from vlm.version import __version__

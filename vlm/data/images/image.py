@@ -171,7 +171,8 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "are
     if interpolation != "area":
         from PIL import Image  # its filters are those of the encoders' own image processors
 
-        filtered = Image.fromarray(np.float32(image)).resize((width, height), Image.Resampling[interpolation.upper()])
+        resampling = Image.Resampling[interpolation.upper()]
+        filtered = Image.fromarray(image.astype(np.float32)).resize((width, height), resampling)
         return np.clip(np.round(np.asarray(filtered)), 0, 255).astype(np.uint8)
     # Area averaging keeps fine opacities when shrinking; it would be blocky when enlarging.
     shrinks = max(height, width) < max(image.shape)

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
+import timm
 import torch
 from torch import nn
 
@@ -11,8 +12,11 @@ from vlm.config import VisionConfig
 from vlm.device import Choice
 from vlm.errors import UserError
 from vlm.model.encoders.encoder import MOST_CELLS, Encoder, Pictures
-from vlm.model.encoders.options import parse_options, write_options
-from vlm.model.encoders.source import Source, file_digest, find_source
+from vlm.model.encoders.encoder_options import parse_options, write_options
+from vlm.model.encoders.locate import find_source
+from vlm.model.encoders.source import Source, file_digest
+from vlm.model.encoders.timm_encoder import TimmEncoder, build_network, choose_reading, own_weights
+from vlm.model.encoders.transformers_encoder import build_vision_model
 
 SMALL = 4_000_000
 """Most parameters of a frozen encoder of a repository that an adapter carries: 16 MB."""
@@ -29,14 +33,10 @@ def build_encoder(
     network: nn.Module
     encoder: Encoder
     if source.library == "timm":
-        from vlm.model.encoders.timm_encoder import build_network
-
-        encoder = _reading(source, size, channels)
+        encoder = reading = _reading(source, size, channels)
         own = load_weights and (_is_own(source) if source.file else config.weights == "pretrained")
-        network = build_network(source, encoder, own)
+        network = build_network(source, reading, own)
     else:
-        from vlm.model.encoders.transformers_encoder import build_vision_model
-
         network, encoder = build_vision_model(source, size, channels)
     return network, encoder, _kept(config, source, network) if load_weights else config
 
@@ -58,21 +58,17 @@ def image_pictures(config: VisionConfig, size: int) -> tuple[Pictures, str]:
     )
 
 
-def _reading(source: Source, size: int, channels: int) -> Encoder:
+def _reading(source: Source, size: int, channels: int) -> TimmEncoder:
     return _chosen(source.architecture, write_options(dict(source.options)), source.pictures, size, channels)
 
 
 @lru_cache(32)
-def _chosen(name: str, options: str, pictures: Pictures, size: int, channels: int) -> Encoder:
-    from vlm.model.encoders.timm_encoder import choose_reading
-
+def _chosen(name: str, options: str, pictures: Pictures, size: int, channels: int) -> TimmEncoder:
     return choose_reading(Source("timm", name, parse_options(options), pictures), size, channels)
 
 
 def _is_own(source: Source) -> bool:
     """Check whether a file is the one that timm itself loads for this name."""
-    import timm
-
     config = timm.get_pretrained_cfg(source.architecture, allow_unregistered=True)
     own = f"hf-hub:{config.hf_hub_id}@" if config and config.hf_hub_id else None
     return bool(own and source.address and source.address.startswith(own))
@@ -117,8 +113,6 @@ def choose_carrying(config: VisionConfig, source: Source, network: nn.Module) ->
 
 def _pinned(config: VisionConfig, source: Source) -> VisionConfig:
     """Pin timm's own weights of a frozen encoder by commit and SHA-256, where they are a file of the Hub."""
-    from vlm.model.encoders.timm_encoder import own_weights
-
     if config.train and not config.lora_rank:
         return config
     found = own_weights(source.architecture)

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,17 +25,17 @@ class Pictures:
     """Standard deviation of the normalization."""
     size: int = 224
     """Side of the square, pixels."""
-    interpolation: str = "area"
+    interpolation: Literal["area", "bilinear", "bicubic"] = "area"
     """How pictures are resized: `area`, `bilinear` or `bicubic`."""
     channels: int = 3
     """Channels of the first layer."""
 
     @classmethod
-    def of(cls, mean: Sequence[float], std: Sequence[float], **others: int | str) -> "Pictures":
+    def of(cls, mean: Sequence[float], std: Sequence[float], **others: Any) -> "Pictures":
         """Average mean and standard deviation of the colours."""
         scale = sum(std) / len(std)
         scale = round(scale, 6) if scale > 1e-3 else scale
-        return cls(round(sum(mean) / len(mean), 6), scale, **others)  # type: ignore[arg-type]
+        return cls(round(sum(mean) / len(mean), 6), scale, **others)
 
 
 class Encoder(ABC):

@@ -62,8 +62,9 @@ def check_name(name: str, key: str = "model.vision.name") -> None:
     """Raise `UserError` for an architecture that timm does not have."""
     if timm.is_model(name.split(".")[0]):
         return
-    near = timm.list_models(f"*{name.split('_')[0]}*")[:3] or [nearest(name, timm.list_models())]
-    raise UserError(f"{key}: timm has no model {name}{f'; try {near[0]}' if near[0] else ''}")
+    found = timm.list_models(f"*{name.split('_')[0]}*")
+    near = found[0] if found else nearest(name, timm.list_models())
+    raise UserError(f"{key}: timm has no model {name}{f'; try {near}' if near else ''}")
 
 
 def choose_reading(source: Source, size: int, channels: int) -> TimmEncoder:
@@ -108,12 +109,11 @@ def _candidates(source: Source, size: int, channels: int) -> list[TimmEncoder]:
 
 def _probe(name: str, encoder: TimmEncoder, size: int, channels: int) -> bool:
     """Check whether a model read so gives a grid that covers the image."""
-    with torch.device("meta"), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         network = timm.create_model(name, **dict(encoder.options)).eval()
         if not encoder.halves:
-            if not hasattr(network, "forward_intermediates"):
-                return False
-            if encoder.normed and "norm" not in signature(network.forward_intermediates).parameters:
+            intermediates: Any = getattr(network, "forward_intermediates", None)
+            if not intermediates or (encoder.normed and "norm" not in signature(intermediates).parameters):
                 return False
         grid = encoder.grid(network, torch.zeros(1, channels, size, size))
     if not isinstance(grid, torch.Tensor) or grid.ndim != 4:

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlm.errors import UserError, one_line
 from vlm.model.encoders.encoder import Encoder, by_depth
-from vlm.model.encoders.options import FOREIGN, check_options
+from vlm.model.encoders.encoder_options import FOREIGN, check_options
 from vlm.model.encoders.source import Source, read_tensors
 
 METADATA = {
@@ -112,10 +112,10 @@ def build_vision_model(source: Source, size: int, channels: int) -> tuple[nn.Mod
                 raise ValueError(f"its first layer takes {config.num_channels} channels, not {channels}")
             config.num_channels = channels
         kinds = MODEL_MAPPING[type(config)]
-        kind = kinds[0] if isinstance(kinds, tuple | list) else kinds
+        kind: Any = kinds[0] if isinstance(kinds, tuple | list) else kinds
         if kind.main_input_name != "pixel_values":
             raise ValueError("it reads no images")
-        options = {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind.__init__).parameters else {}
+        options = {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind).parameters else {}
         network = _load(kind, config, options, source) if source.file else kind(config, **options)
     patch = _patch(config)
     if patch and size % patch:
