@@ -183,7 +183,7 @@ def test_images_are_scaled_as_the_cnn_was_trained(name: str, mean: float, std: f
         return
     pictures, line = image_pictures(VisionConfig(name, weights="random"), 224)
     assert (pictures.mean, pictures.std) == pytest.approx((mean, std), abs=1e-6)
-    assert (pictures.interpolation, pictures.channels) == ("area", 3) and f"timm's {name}" in line
+    assert (pictures.interpolation, pictures.channels) == ("area", 3) and f"{name} of timm" in line
 
 
 def test_a_row_that_straddles_the_head_only_steps_averages_the_text_loss_over_its_own_steps(

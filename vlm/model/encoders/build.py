@@ -53,7 +53,7 @@ def image_pictures(config: VisionConfig, size: int) -> tuple[Pictures, str]:
         pictures = replace(pictures, interpolation="area")
     other = "" if pictures.size == source.pictures.size else f", not the {source.pictures.size} of its weights"
     return pictures, (
-        f"image encoder: {source.library}'s {source.architecture} ({source.reason}); pictures of "
+        f"image encoder: {source.architecture} of {source.library} ({source.reason}); pictures of "
         f"{pictures.size} pixels{other}, mean {pictures.mean:g}, std {pictures.std:g}, {pictures.interpolation}"
     )
 
