@@ -156,7 +156,7 @@ PINS = {
 @pytest.mark.parametrize("name", PINS)
 def test_an_encoder_is_pinned_and_its_options_are_of_an_architecture(name: str, folder: Path, monkeypatch) -> None:  # noqa: F811
     changes, message = PINS[name]
-    monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("vlm.model.encoders.locate.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
     part("vision", train=False, **changes)(folder)
     seal(folder)
     said = refusal(folder)
@@ -310,12 +310,12 @@ def test_an_adapter_carries_a_small_cnn_of_a_repository_and_names_the_architectu
         def fetch(_: str, file: str, **__: Any) -> str | None:
             return str(place / file) if (place / file).exists() else None
 
-        monkeypatch.setattr("transformers.utils.cached_file", fetch)
+        monkeypatch.setattr("vlm.model.encoders.locate.cached_file", fetch)
         vision = replace(tiny_config.model.vision, name="hf_hub:user/cnn", weights="pretrained", train=False)
         config = replace(tiny_config, model=replace(tiny_config.model, vision=vision))
         model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32).eval()
         adapter = save(model, tmp_path / f"adapter of {name}")
-        monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
+        monkeypatch.setattr("vlm.model.encoders.locate.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
         return model, adapter
 
     for options, name in (({}, "plain"), ({"in_chans": 1}, "grey")):

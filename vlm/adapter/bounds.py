@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm.adapter.validate import AdapterFolder
+from vlm.compat import meta_device
 from vlm.config import ModelConfig
 from vlm.data.chat_template import PromptIds
 from vlm.errors import UserError
@@ -44,7 +45,7 @@ def check_parts(opened: AdapterFolder, space: "EmbeddingSpace", ids: PromptIds) 
     from vlm.model.evidence import EvidenceEncoder
 
     config = opened.config.model
-    with torch.device("meta"):
+    with meta_device():
         parts = EvidenceEncoder(config, opened.config.spec, space, load_vision_weights=False, prompt_ids=ids)
     wanted = {name: value for name, value in parts.state_dict().items() if is_ours(name, config)}
     compare(opened.rest, wanted, f"{opened.path / 'vlm.safetensors'}")

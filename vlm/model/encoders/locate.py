@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from transformers.utils import cached_file
 
 from vlm.config import VisionConfig
 from vlm.errors import UserError, one_line
@@ -37,7 +38,7 @@ def find_source(config: VisionConfig, load_weights: bool = True) -> Source:
     """
     transformers = config.name.startswith(TRANSFORMERS)
     plain = config.name.removeprefix(TRANSFORMERS).removeprefix("local-dir:")
-    place = _place(plain, config.name.startswith("local-dir:"))
+    place = _place(plain, config.name.startswith("local-dir:"), transformers)
     if place:
         source = _read_place(*place, transformers, load_weights and config.weights == "pretrained")
         if config.weights not in ("pretrained", "random"):
@@ -89,7 +90,7 @@ def _named(name: str, transformers: bool, options: dict[str, Any]) -> Source:
         return Source("transformers", kind, given, _of_transformers(given, {}), reason="the name's prefix")
     check_name(name)
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return Source("timm", name, options, _of_timm(config.to_dict() if config else {}, options, registered=True))
+    return Source("timm", name, options, _of_timm(config.to_dict() if config else {}, options))
 
 
 def _weights(config: VisionConfig) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _weights(config: VisionConfig) -> dict[str, Any]:
 # --------------------------------------------------------------------------- a repository or a folder
 
 
-def _place(name: str, folder: bool) -> tuple[str, str | None] | None:
+def _place(name: str, folder: bool, transformers: bool) -> tuple[str, str | None] | None:
     """Get the repository's id and revision, or the folder and None, that a name stands for; None for another name."""
     if match := HUB.fullmatch(name):
         return match["id"], match["revision"] or "main"
@@ -118,7 +119,9 @@ def _place(name: str, folder: bool) -> tuple[str, str | None] | None:
         if not path.is_dir():
             raise UserError(f"model.vision.name: {name}: no such folder")
         return str(path), None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+        if transformers:
+            return _place(f"hf-hub:{name}", False, False)
         raise UserError(f"model.vision.name: {name} is no folder here; a repository is written hf-hub:{name}")
     if ":" in name or "/" in name:
         raise UserError(f"model.vision.name: {name:.200}: write a name of timm, hf-hub:ORG/NAME or a folder")
@@ -143,6 +146,9 @@ def _read_place(place: str, revision: str | None, transformers: bool, load_weigh
     elif found := _json(place, "open_clip_config.json", revision):
         source, layout = _open_clip(found, place), "open_clip"
     else:
+        if revision and not config:  # offline, or no such repository: says which
+            with one_line(f"model.vision.name: {place}"):
+                cached_file(place, "config.json", revision=revision)
         raise UserError(
             f"model.vision.name: {place}: no config.json with timm's architecture or Transformers' model_type, and no "
             "open_clip_config.json"
@@ -187,8 +193,6 @@ def _json(place: str, name: str, revision: str | None) -> dict[str, Any] | None:
 
 def _fetch(place: str, name: str, revision: str | None, key: str) -> Path | None:
     """Get a file of a folder or of a repository on the Hub; None if it has no such file."""
-    from transformers.utils import cached_file
-
     if revision is None:
         return path if (path := Path(place) / name).is_file() else None
     with one_line(f"{key}: cannot fetch {name} of {place}"):
@@ -204,19 +208,15 @@ def _address(repository: str, file: Path) -> str:
 # ------------------------------------------------------------------------------------------ pictures
 
 
-def _of_timm(config: Mapping[str, Any], options: Mapping[str, Any], registered: bool = False) -> Pictures:
-    """Read how pictures are prepared from timm's config of weights.
-
-    timm's own CNNs keep area averaging, with which adapters were trained before others were supported.
-    """
+def _of_timm(config: Mapping[str, Any], options: Mapping[str, Any]) -> Pictures:
+    """Read how pictures are prepared from timm's config of weights."""
     try:
         channels, _, size = config.get("input_size") or (3, 224, 224)
         mean, std = (list(config.get(key) or [0.5]) for key in ("mean", "std"))
         size = options.get("img_size") or size
-        resizing = "area" if registered and not config.get("fixed_input_size") else config.get("interpolation")
         return Pictures.of(
             mean, std, size=int(size[0] if isinstance(size, list | tuple) else size),
-            interpolation=FILTERS.get(str(resizing), "area"), channels=int(options.get("in_chans", channels)),
+            interpolation=FILTERS.get(str(config.get("interpolation")), "area"), channels=int(options.get("in_chans", channels)),
         )  # fmt: skip
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         raise UserError("model.vision.name: its config's mean, std or input_size are no numbers") from None

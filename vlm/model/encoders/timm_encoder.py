@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from vlm.compat import meta_device
 from vlm.errors import UserError, nearest, one_line
 from vlm.model.encoders.encoder import Encoder
 from vlm.model.encoders.source import Source, read_tensors
@@ -109,7 +110,7 @@ def _candidates(source: Source, size: int, channels: int) -> list[TimmEncoder]:
 
 def _probe(name: str, encoder: TimmEncoder, size: int, channels: int) -> bool:
     """Check whether a model read so gives a grid that covers the image."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), meta_device(), torch.no_grad():
         network = timm.create_model(name, **dict(encoder.options)).eval()
         if not encoder.halves:
             intermediates: Any = getattr(network, "forward_intermediates", None)
