@@ -445,9 +445,7 @@ def test_every_module_of_timm_gives_a_grid_or_one_line() -> None:
     small = re.compile(r"^test_|atto|femto|pico|nano|xxs|xxt|tiny|_t0|_b0|_m0|_s0|_050|small|_xs")
     works, refused = [], {}
     for names in modules.values():
-        name = next(
-            (name for pattern in (re.compile("^test_"), small) for name in names if pattern.search(name)), names[0]
-        )
+        name = next((name for name in names if small.search(name)), names[0])
         with meta_device(), suppress(RuntimeError):
             if sum(value.numel() for value in timm.create_model(name).parameters()) > 100e6:
                 continue

@@ -216,7 +216,8 @@ def _of_timm(config: Mapping[str, Any], options: Mapping[str, Any]) -> Pictures:
         size = options.get("img_size") or size
         return Pictures.of(
             mean, std, size=int(size[0] if isinstance(size, list | tuple) else size),
-            interpolation=FILTERS.get(str(config.get("interpolation")), "area"), channels=int(options.get("in_chans", channels)),
+            interpolation=FILTERS.get(str(config.get("interpolation")), "area"),
+            channels=int(options.get("in_chans", channels)),
         )  # fmt: skip
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         raise UserError("model.vision.name: its config's mean, std or input_size are no numbers") from None

@@ -105,8 +105,8 @@ def build_vision_model(source: Source, size: int, channels: int) -> tuple[nn.Mod
 
     with one_line(f"model.vision: cannot build {source.architecture}"):
         config = AutoConfig.for_model(source.architecture, **source.options)
-        if getattr(config, "vision_use_head", None):
-            config.vision_use_head = False  # SigLIP's pooling, which nothing here uses
+        if "siglip" in source.architecture:
+            config.vision_use_head = False  # its pooling, which nothing here uses
         if getattr(config, "num_channels", channels) != channels:
             if source.file:
                 raise ValueError(f"its first layer takes {config.num_channels} channels, not {channels}")
@@ -117,6 +117,7 @@ def build_vision_model(source: Source, size: int, channels: int) -> tuple[nn.Mod
             raise ValueError("it reads no images")
         options = {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind).parameters else {}
         network = _load(kind, config, options, source) if source.file else kind(config, **options)
+        network = getattr(network, "vision_model", network)  # early Transformers 5 wraps CLIP's and SigLIP's
     patch = _patch(config)
     if patch and size % patch:
         near = sorted({patch * max(1, size // patch), patch * (size // patch + 1)})
