@@ -160,7 +160,10 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
         pictures.size, pictures.mean, pictures.std, interpolation=pictures.interpolation, channels=pictures.channels
     )
     spec = CaseSpec.fit(cohort, image, config.model.vitals.bins)
-    return ClinicalVLM.from_config(config.model, spec, device, dtype)
+    model = ClinicalVLM.from_config(config.model, spec, device, dtype)
+    if (weights := model.model_config.vision.weights).startswith("hf-hub:"):
+        log_rank0(f"weights of the image encoder in the adapter: False (they are frozen, and {weights} has them)")
+    return model
 
 
 def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> TrainingLoop:
