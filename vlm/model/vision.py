@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from vlm.config import VisionConfig
 from vlm.errors import UserError, nearest, one_line
 from vlm.model.encoders.build import build_encoder, check_cells
+from vlm.model.encoders.encoder import memory_format
 from vlm.model.encoders.encoder_lora import add_encoder_lora, freeze_unused
 from vlm.model.projection import TokenProjector
 
@@ -29,6 +30,7 @@ class ImageEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.cnn, self.encoder, self.config = build_encoder(config, image_size, image_channels, load_weights)
+        self.memory_format = memory_format(self.cnn)
         sample = torch.zeros(1, image_channels, image_size, image_size)
         self.channels = self._count_channels(sample)
         tokens = config.grid**2
@@ -54,7 +56,7 @@ class ImageEncoder(nn.Module):
     def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute the encoder's last feature map; B × 3 × S × S, or one channel → B × C × h × w."""
         with torch.autocast("cpu", enabled=False):  # on a CPU bf16 convolutions take three times as long backwards
-            return self.encoder.grid(self.cnn, pixel_values.contiguous(memory_format=torch.channels_last))
+            return self.encoder.grid(self.cnn, pixel_values.contiguous(memory_format=self.memory_format))
 
     def pool(self, grid: torch.Tensor) -> torch.Tensor:
         """Pool the feature map to the positions of the tokens and of f; B × C × h × w → B × (g·g + s·s) × C."""
@@ -93,7 +95,7 @@ class ImageEncoder(nn.Module):
 
     def _choose_trained(self, sample: torch.Tensor) -> None:
         """Choose which parameters of the encoder train: none, all but frozen stages and layers, or its LoRA."""
-        self.cnn.to(memory_format=torch.channels_last)
+        self.cnn.to(memory_format=self.memory_format)
         config = self.config
         if not config.train:
             self.cnn.requires_grad_(False)
