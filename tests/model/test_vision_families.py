@@ -318,6 +318,8 @@ def test_lora_trains_in_place_of_the_encoder(name: str, tiny_config: Config, tmp
     config = job(tiny_config, 32, lora_rank=3, **vision)
     model = built(config)
     trained = {name for name, value in model.vision.cnn.named_parameters() if value.requires_grad}
+    said = model.vision.lora_line.removeprefix("LoRA of the image encoder: ")
+    assert [int(part.split()[1]) for part in said.split(", ")] == ([2] * 4 if name == "folder" else [6] * 2)
     assert trained and all(".lora_A." in name or ".lora_B." in name for name in trained)
     before = {name: value.clone() for name, value in model.vision.cnn.state_dict().items()}
     optimizer = torch.optim.AdamW(parameter_groups(model, TrainConfig()), lr=1e-2)
@@ -332,6 +334,15 @@ def test_lora_trains_in_place_of_the_encoder(name: str, tiny_config: Config, tmp
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
     assert all("lora_" in key for key in load_file(adapter / "adapter_model.safetensors"))
     assert not any("vision" in key for key in load_file(adapter / "adapter_model.safetensors"))
+
+
+def test_a_layer_that_lora_would_not_change_is_left_out_and_named() -> None:
+    vision = VisionConfig("eva02_tiny_patch14_224", weights="random", grid=2, summary_grid=1, lora_rank=2,
+                          options='{"embed_dim": 32, "depth": 2, "num_heads": 2}')  # fmt: skip
+    encoder = ImageEncoder(vision, 42, 8, 1.0, True)
+    assert encoder.lora_line.startswith("LoRA of the image encoder: proj 2; none on q")
+    encoder.grid(torch.randn(1, 3, 42, 42)).sum().backward()
+    assert all(v.grad is not None for v in encoder.cnn.parameters() if v.requires_grad)
 
 
 def test_lora_on_a_named_encoder_is_all_that_its_adapter_holds_of_it(

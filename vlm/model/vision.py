@@ -37,6 +37,8 @@ class ImageEncoder(nn.Module):
         self.missing = nn.Parameter(torch.zeros(self.channels))
         self.position = nn.Parameter(0.02 * torch.randn(tokens, self.channels))
         self.projector = TokenProjector(self.channels, hidden_size, token_rms)
+        self.lora_line = ""
+        """What LoRA reaches, to print."""
         self._choose_trained(sample)
 
     @property
@@ -100,7 +102,7 @@ class ImageEncoder(nn.Module):
         if not config.train:
             self.cnn.requires_grad_(False)
         elif config.lora_rank:
-            add_encoder_lora(self.cnn, self.encoder, config.lora_rank, config.name, sample)
+            self.lora_line = add_encoder_lora(self.cnn, self.encoder, config.lora_rank, config.name, sample)
         if not config.train:
             return
         for name in [*self._frozen_stages(), *self._frozen_layers()]:

@@ -161,6 +161,8 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
     )
     spec = CaseSpec.fit(cohort, image, config.model.vitals.bins)
     model = ClinicalVLM.from_config(config.model, spec, device, dtype)
+    if model.vision.lora_line:
+        log_rank0(model.vision.lora_line)
     if (weights := model.model_config.vision.weights).startswith("hf-hub:"):
         log_rank0(f"weights of the image encoder in the adapter: False (they are frozen, and {weights} has them)")
     return model

@@ -1,6 +1,7 @@
 """Put LoRA on an encoder's attention by PEFT: the light way to train it."""
 
 import re
+from collections import Counter
 
 import torch
 from torch import nn
@@ -8,20 +9,21 @@ from torch import nn
 from vlm.errors import UserError, one_line
 from vlm.model.encoders.encoder import LORA, Encoder, reached
 
-ATTENTION = re.compile(r"attn|attention")
-"""Pattern in the path of a layer of attention, in timm and Transformers."""
+ATTENTION, OTHER = re.compile(r"attn|attention"), re.compile(r"mlp|ffn")
+"""Patterns in the path of a layer of attention, in timm and Transformers, and of one beside it."""
 
 
 def attention_layers(network: nn.Module) -> list[str]:
     """List the paths of the linear layers of attention."""
-    return [path for path, module in network.named_modules() if type(module) is nn.Linear and ATTENTION.search(path)]
+    linear = (path for path, module in network.named_modules() if type(module) is nn.Linear)
+    return [path for path in linear if ATTENTION.search(path) and not OTHER.search(path)]
 
 
-def add_encoder_lora(network: nn.Module, encoder: Encoder, rank: int, name: str, pixels: torch.Tensor) -> None:
+def add_encoder_lora(network: nn.Module, encoder: Encoder, rank: int, name: str, pixels: torch.Tensor) -> str:
     """Wrap the linear layers of attention: h = W x + 2 B A x of rank `rank`, with A and B trainable.
 
     Some models read a layer's weight without calling the layer: a LoRA there would change nothing, and is left out.
-    Raises `UserError` for an encoder without such layers.
+    Returns a line that counts the layers with and without. Raises `UserError` for an encoder without such layers.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -38,6 +40,14 @@ def add_encoder_lora(network: nn.Module, encoder: Encoder, rank: int, name: str,
         )
     for parameter_name, value in network.named_parameters():
         value.requires_grad_(bool(LORA.search(parameter_name)))
+    bare = [path for path in paths if path not in called]
+    return f"LoRA of the image encoder: {_counted(called)}" + (
+        f"; none on {_counted(bare)}, whose weights {name} reads without calling them" if bare else ""
+    )
+
+
+def _counted(paths: list[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(path.rpartition(".")[2] for path in paths).items())
 
 
 def _exactly(paths: list[str]) -> str:
