@@ -33,10 +33,23 @@ def timed(work: Callable[[], object], repeats: int = 3, warm_up: int = 1) -> Tim
     return Timing(statistics.median(seconds), min(seconds), max(seconds))
 
 
-def matmul_rate(rows: int, inner: int, columns: int) -> float:
-    """Measure the rate of fp32 matrix products, operations a second, at the shape of a layer."""
-    a, b = torch.randn(rows, inner), torch.randn(columns, inner)
-    return 2 * rows * inner * columns * 20 / timed(lambda: [F.linear(a, b) for _ in range(20)]).median
+def finished(work: Callable[[], object]) -> Callable[[], None]:
+    """Wrap work so that it returns when a GPU, if there is one, has done it."""
+
+    def run() -> None:
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+def matmul_rate(
+    rows: int, inner: int, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> float:
+    """Measure the rate of matrix products, operations a second, at the shape of a layer."""
+    a, b = (torch.randn(size, inner, device=device, dtype=dtype) for size in (rows, columns))
+    return 2 * rows * inner * columns * 20 / timed(finished(lambda: [F.linear(a, b) for _ in range(20)])).median
 
 
 def copy_rate(mebibytes: int = 256) -> float:

@@ -10,8 +10,11 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_" + "ab12" * 8
 START = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
@@ -285,3 +288,19 @@ def entry(path: str, content: bytes) -> dict[str, object]:
 def upload_mode(path: str, content: bytes | None) -> dict[str, object]:
     oid = None if content is None else hashlib.sha256(content).hexdigest() if is_large(path) else git_oid(content)
     return {"path": path, "uploadMode": "lfs" if is_large(path) else "regular", "shouldIgnore": False, "oid": oid}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch):
+    """A Hub on loopback, a token that it takes, and an empty cache."""
+    from huggingface_hub import constants
+
+    with HubServer() as server:
+        files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server

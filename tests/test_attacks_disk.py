@@ -1,285 +1,36 @@
-"""Data that change, processes that meet, disks that fill, other users: what is written stays right and private."""
+"""Disks that fill, other users, other systems: what is written stays whole and private."""
 
 import importlib
-import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from tests.conftest import read_json, table_config
+from tests.changed_tables import data, draft, job
+from tests.conftest import table_config
 from vlm.atomic import open_private, replace_file, replaced, staged
 from vlm.config import Config, EvaluationConfig, RunConfig
-from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prepare.pack import PackOptions, pack
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
-from vlm.inference.many import TableColumns, TableJob
-from vlm.inference.parts import Share, SharedJob
-from vlm.locks import holder_of, locked
+from vlm.inference.parts import MultiProcessJob, RankShare
+from vlm.locks import record_lock_holder
 from vlm.training.run import train
 from vlm.training.run_folder import RunFolder
 
-
-@pytest.fixture
-def data(table_root: Path, tmp_path: Path) -> Path:
-    """A copy of the table and its images, to change."""
-    return Path(shutil.copytree(table_root, tmp_path / "data"))
-
-
-def edit(root: Path, change: Callable[[pd.DataFrame], object]) -> None:
-    frame = pd.read_csv(root / "cases.csv", dtype=str, keep_default_na=False)
-    change(frame)
-    frame.to_csv(root / "cases.csv", index=False)
-
-
-def cell(column: str, value: str, row: int = 0) -> Callable[[Path], None]:
-    return lambda root: edit(root, lambda frame: frame.__setitem__(column, _with(frame[column], row, value)))
-
-
-def _with(cells: pd.Series, row: int, value: str) -> list[str]:
-    assert cells[row] != value
-    return [*cells[:row], value, *cells[row + 1 :]]
-
-
-def pixel(root: Path) -> None:
-    """The same name and, in a BMP, the same size."""
-    picture = cv2.imread(str(root / "images" / "0.png"), cv2.IMREAD_UNCHANGED)
-    picture[0, 0] ^= 1
-    cv2.imwrite(str(root / "images" / "0.png"), picture)
-
-
-CHANGES: dict[str, Callable[[Path], None]] = {
-    "a label": cell("pathology", "1"),
-    "a label that was unknown": cell("pathology", "1", 3),
-    "a second label": cell("effusion", "1"),
-    "a report": cell("findings", "Nothing at all."),
-    "a report that was missing": cell("findings", "Nothing at all.", 4),
-    "a vital": cell("glucose", "9.9", 1),
-    "half a pressure": cell("blood_pressure", "121/70"),
-    "a category": cell("sex", "F"),
-    "an image's name": cell("image", "1.png"),
-    "an image's pixel": pixel,
-    "every label": lambda root: edit(
-        root, lambda f: f.__setitem__("effusion", [str(1 - int(v)) for v in f["effusion"]])
-    ),
-    "two reports": lambda root: edit(
-        root, lambda f: f.__setitem__("findings", [f["findings"][1], f["findings"][0], *f["findings"][2:]])
-    ),
-}
-HARMLESS: dict[str, Callable[[Path], None]] = {
-    "nothing": lambda root: None,
-    "times": lambda root: [os.utime(file, (1, 1)) for file in root.rglob("*.png")] and None,
-    "the order": lambda root: edit(root, lambda f: f.__setitem__(list(f.columns), f.iloc[::-1].to_numpy())),
-    "a column that is not read": lambda root: edit(root, lambda f: f.__setitem__("note", "x")),
-}
-
-
-def fingerprint(root: Path) -> str:
-    return contents_fingerprint(load_cohort(table_config(root)))
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_change_under_the_same_ids_is_seen(name: str, data: Path) -> None:
-    before = fingerprint(data), load_cohort(table_config(data)).fingerprint
-    CHANGES[name](data)
-    assert load_cohort(table_config(data)).fingerprint == before[1], "the ids and splits say nothing of it"
-    assert fingerprint(data) != before[0]
-
-
-@pytest.mark.parametrize("name", HARMLESS)
-def test_what_means_the_same_is_the_same(name: str, data: Path, tmp_path: Path) -> None:
-    before = fingerprint(data)
-    HARMLESS[name](data)
-    shutil.move(data, tmp_path / "moved")
-    assert fingerprint(tmp_path / "moved") == before
-
-
-def test_of_many_images_sizes_are_compared(data: Path, monkeypatch) -> None:
-    monkeypatch.setattr("vlm.data.fingerprint.MOST_READ", 1000)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
-    before = fingerprint(data)
-    with (data / "images" / "0.png").open("ab") as file:
-        file.write(b"x")
-    assert fingerprint(data) != before
-
-
-def test_a_run_resumes_on_the_cases_that_it_began_with_alone(tiny_config: Config, data: Path) -> None:
-    config = replace(tiny_config, data=replace(tiny_config.data, root=str(data)))
-    folder, cohort = RunFolder(config), load_cohort(config.data)
-    known = cohort.fingerprint, contents_fingerprint(cohort)
-    folder.create(config, known[0], contents=known[1])
-    assert folder.cases.read_text().split() == list(known)
-    folder.check(config, known[0], resume=True, contents=known[1])
-    CHANGES["every label"](data)
-    with pytest.raises(UserError, match="reports, labels, vitals, contexts or images changed under the same ids"):
-        folder.check(config, known[0], resume=True, contents=fingerprint(data))
-    folder.cases.write_text(known[0] + "\n")  # as an earlier version wrote it
-    old = RunFolder(config)
-    old.check(config, known[0], resume=True, contents=fingerprint(data))
-    assert any("begun by an earlier version; whether reports, labels" in warning for warning in old.warnings)
-
-
-def test_a_run_resumes_on_the_base_that_it_began_with_alone(tiny_config: Config, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(tiny_config.model.llm.base, tmp_path / "base"))
-    model = replace(tiny_config.model, llm=replace(tiny_config.model.llm, base=str(base)))
-    short = replace(tiny_config.train, max_steps=2)
-    config = replace(
-        tiny_config, model=model, train=short, evaluation=EvaluationConfig(max_new_tokens=2, ablation=False)
-    )
-    folder = train(config)
-    log, settings = (folder / "log.jsonl").read_text(), (base / "config.json").read_text()
-    (base / "config.json").write_text(json.dumps(json.loads(settings) | {"rms_norm_eps": 0.5}))
-    with pytest.raises(UserError, match="tiny: the config or tokenizer of the base changed since the run began; put"):
-        train(replace(config, train=replace(short, max_steps=4)), resume=True)
-    (base / "config.json").write_text(settings)
-    tensors = load_file(base / "model.safetensors")
-    tensors["model.layers.1.mlp.down_proj.weight"] += 0.01
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="tiny: the weights of the base changed since the run began; put them back"):
-        train(replace(config, train=replace(short, max_steps=4)), resume=True)
-    assert (folder / "log.jsonl").read_text() == log
-
-
-# ------------------------------------------------------------------------------------ a batch of drafts
-
-
-@pytest.fixture
-def job(data: Path, tmp_path: Path) -> TableJob:
-    return TableJob(
-        data / "cases.csv", tmp_path / "out" / "drafts.jsonl", data / "images", TableColumns(id="case"), 8, 2
-    )
-
-
-def draft(job: TableJob, model, adapter: Path, resume: bool = False) -> list[dict]:
-    job.run(ReportEngine(model), job.check(adapter, model.spec.schema, resume))
-    return [json.loads(line) for line in job.output.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("name", ["a vital", "a report", "an image's name", "every label"])
-def test_a_batch_goes_on_with_the_table_that_it_began_with_alone(name, job, data, tiny_model, tiny_adapter) -> None:
-    lines = draft(job, tiny_model, tiny_adapter)
-    job.output.write_text("".join(json.dumps(line) + "\n" for line in lines[:8]))
-    assert draft(job, tiny_model, tiny_adapter, resume=True)[:8] == lines[:8]
-    job.output.write_text("".join(json.dumps(line) + "\n" for line in lines[:8]))
-    CHANGES[name](data)
-    with pytest.raises(UserError, match=r"drafts\.jsonl: the table changed since its first drafts; put it back"):
-        draft(job, tiny_model, tiny_adapter, resume=True)
-    assert len(job.output.read_text().splitlines()) == 8
-
-
-def test_a_batch_goes_on_with_the_images_that_it_began_with_alone(job, data, tiny_model, tiny_adapter) -> None:
-    draft(job, tiny_model, tiny_adapter)
-    (data / "images" / "0.png").unlink()
-    with pytest.raises(UserError, match="a size or a name of the images in the table changed since"):
-        draft(job, tiny_model, tiny_adapter, resume=True)
-
-
-def test_a_batch_knows_its_images_by_their_bytes(job, data, tiny_model, tiny_adapter) -> None:
-    bitmap, named = data / "images" / "0.png", cv2.imread(str(data / "images" / "0.png"), cv2.IMREAD_UNCHANGED)
-    bitmap.write_bytes(cv2.imencode(".bmp", named)[1].tobytes())
-    draft(job, tiny_model, tiny_adapter)
-    size = bitmap.stat().st_size
-    bitmap.write_bytes(cv2.imencode(".bmp", named ^ 1)[1].tobytes())
-    assert bitmap.stat().st_size == size
-    with pytest.raises(UserError, match="the content, a size or a name of the images in the table changed since"):
-        draft(job, tiny_model, tiny_adapter, resume=True)
-
-
-def test_a_batch_of_an_earlier_version_goes_on_and_says_what_it_cannot_know(
-    job, tiny_model, tiny_adapter, capsys
-) -> None:
-    lines = draft(job, tiny_model, tiny_adapter)
-    stamp = read_json(job.metadata_file)
-    job.metadata_file.write_text(json.dumps({k: v for k, v in stamp.items() if k not in ("contents", "pictures")}))
-    job.output.write_text(json.dumps(lines[0]) + "\n")
-    assert len(draft(job, tiny_model, tiny_adapter, resume=True)) == len(lines)
-    assert "begun by an earlier version; whether the table and its images" in capsys.readouterr().err
-    assert read_json(job.metadata_file) == stamp
-    job.metadata_file.write_text("[")
-    with pytest.raises(UserError, match=r"drafts\.jsonl\.job\.json: cannot read"):
-        draft(job, tiny_model, tiny_adapter, resume=True)
-
-
-# ------------------------------------------------------------------------------------ two at once
-
-
-def test_two_at_once_draft_no_row_twice(job, tiny_model, tiny_adapter) -> None:
-    made_by = job.check(tiny_adapter, tiny_model.spec.schema, False)
-    with locked(job.output):
-        with pytest.raises(UserError, match=r"drafts\.jsonl: process \d+ on .* is writing it; wait for it"):
-            job.run(ReportEngine(tiny_model), made_by)
-        with pytest.raises(UserError, match="is writing it; wait for it"):
-            job.check(tiny_adapter, tiny_model.spec.schema, resume=True)
-        with pytest.raises(UserError, match="is writing it; wait for it"):
-            SharedJob(job, Share(0, 2)).run(ReportEngine(tiny_model), made_by)
-    assert not job.output.exists()
-    with locked(job.output, shared=True):  # those who share the work
-        SharedJob(job, Share(0, 2)).run(ReportEngine(tiny_model), made_by)
-        with pytest.raises(UserError, match="is writing it; wait"):
-            job.run(ReportEngine(tiny_model), made_by)
-    SharedJob(job, Share(1, 2)).run(ReportEngine(tiny_model), made_by)
-    assert [json.loads(line)["row"] for line in job.output.read_text().splitlines()] == list(range(2, 26))
-    assert {file.name for file in job.output.parent.iterdir()} == {"drafts.jsonl", "drafts.jsonl.job.json"}
-
-
-def _hold(path: Path, ready, go_on) -> None:
-    with locked(path):
-        ready.set()
-        go_on.wait(20)
-
-
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready, go_on = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(tmp_path / "out", ready, go_on))
-    holder.start()
-    assert ready.wait(20)
-    with pytest.raises(UserError, match=f"out: process {holder.pid} on .* is writing it"), locked(tmp_path / "out"):
-        pass
-    holder.kill()
-    holder.join()
-    assert (tmp_path / ".out.lock").exists(), "a killed process leaves its file"
-    with locked(tmp_path / "out"):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("what", ["pack", "merge", "gguf", "evaluation"])
-def test_two_at_once_write_no_output_together(what: str, tiny_adapter, data, tmp_path, monkeypatch) -> None:
-    out = tmp_path / "out"
-
-    def write() -> None:
-        from vlm.adapter.export.gguf import write_lora
-        from vlm.adapter.export.merge import merge
-        from vlm.evaluation.run import test_adapter as evaluate
-
-        options = ["--data.image_size", "32", "--evaluation.ablation", "false", "--evaluation.bootstrap_draws", "2",
-                   "--data.table.id", "case", "--data.table.images", "images"]  # fmt: skip
-        {
-            "pack": lambda: pack(table_config(data), out, PackOptions()),
-            "merge": lambda: merge(str(tiny_adapter), out, most=1),
-            "gguf": lambda: write_lora(str(tiny_adapter), out),
-            "evaluation": lambda: evaluate(str(tiny_adapter), str(data / "cases.csv"), out, None, options),
-        }[what]()
-
-    with locked(out), pytest.raises(UserError, match=r"out: process \d+ on .* is writing it"):
-        write()
-    assert not out.exists()
+__all__ = ["data", "job"]  # fixtures
 
 
 # ------------------------------------------------------------------------------------ a disk that is full
@@ -442,8 +193,8 @@ def test_nothing_is_written_to_what_another_user_planted(planted: str, as_usual,
 @pytest.mark.parametrize("shared", [False, True])
 def test_drafts_are_their_owners_alone(shared: bool, as_usual, job, tiny_model, tiny_adapter) -> None:
     if shared:
-        made_by = job.check(tiny_adapter, tiny_model.spec.schema, False)
-        SharedJob(job, Share(0, 2)).run(ReportEngine(tiny_model), made_by)
+        metadata = job.check(tiny_adapter, tiny_model.spec.schema, False)
+        MultiProcessJob(job, RankShare(0, 2)).run(ReportEngine(tiny_model), metadata)
     else:
         draft(job, tiny_model, tiny_adapter)
     assert len(list(job.output.parent.rglob("*"))) >= 2 and wide(job.output.parent) == []
@@ -503,4 +254,4 @@ def test_all_is_imported_and_writes_on_another_system(missing: set[str], tmp_pat
 def test_a_lock_of_a_run_names_its_process(tiny_config: Config) -> None:
     folder = RunFolder(tiny_config)
     with folder.locked():
-        assert holder_of(folder.lock) is None, "one's own is none of another"
+        assert record_lock_holder(folder.lock) is None, "one's own is none of another"

@@ -44,7 +44,7 @@ def test_the_glossary_has_at_most_20_terms() -> None:
     assert 10 <= len(terms) <= 20
 
 
-def test_the_citation_names_this_version_and_licence() -> None:
+def test_the_citation_and_the_changelog_name_this_version() -> None:
     import yaml
 
     from vlm import __version__
@@ -52,4 +52,5 @@ def test_the_citation_names_this_version_and_licence() -> None:
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert citation["license"] == project["license"] and str(citation["version"]) == __version__
-    assert f"## {__version__}" in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## (\d\S*)", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert released[0] == __version__, "the newest version of the changelog; what is not released stands above it"

@@ -23,6 +23,8 @@ from vlm.config.parsing import PRESETS, load_config, parse_config
 from vlm.errors import EXTRAS, UserError, missing_extras, require
 
 PROJECT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""Without this tree, which a new environment must not see."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scripts = target / ("Scripts" if os.name == "nt" else "bin")
     (file,) = source.glob("*.whl")
     python = str(scripts / "python")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", str(file)], check=True)
+    install = [*pip, "--python", python, "install", "--no-deps", "--no-index", str(file)]
+    subprocess.run(install, env=ENVIRONMENT, check=True)
     place = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
                            check=True, capture_output=True, text=True).stdout.strip()  # fmt: skip
     (Path(place) / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -47,9 +50,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, folder: Path, *command: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [str(installed / command[0]), *command[1:]]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
 
 
 def test_the_wheel_trains_and_drafts_from_an_empty_folder(
@@ -60,8 +62,11 @@ def test_the_wheel_trains_and_drafts_from_an_empty_folder(
     empty.mkdir()
     shown = run(installed, empty, "clinical-vlm", "--help")
     assert shown.returncode == 0 and all(f"    {name}" in shown.stdout for name in COMMANDS)
-    inside = run(installed, empty, "python", "-c", "import vlm; print(vlm.__file__, vlm.load_config('demo').run.name)")
-    assert "environment" in inside.stdout and inside.stdout.split()[-1] == "demo", inside.stderr
+    assert run(installed, empty, "clinical-vlm", "--version").stdout == f"clinical-vlm {vlm.__version__}\n"
+    names = "vlm.__file__, version('clinical-vlm'), vlm.load_config('demo').run.name"
+    code = f"import vlm; from importlib.metadata import version; print({names})"
+    inside = run(installed, empty, "python", "-c", code)
+    assert "environment" in inside.stdout and inside.stdout.split()[1:] == [vlm.__version__, "demo"], inside.stderr
     trained = run(installed, empty, "clinical-vlm", "train", "--config", str(config))
     assert trained.returncode == 0, trained.stderr[-2000:]
     adapter = tmp_path / "runs" / "whole" / "adapter"

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import read_json
+from tests.fhir_bundles import of_type, validate
 from tests.hub_server import TOKEN, HubServer
-from tests.inference.test_fhir import of_type, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)

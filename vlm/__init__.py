@@ -22,18 +22,8 @@ if TYPE_CHECKING:
     from vlm.report import Report
     from vlm.training.run import train
 
-__all__ = [
-    "ClinicalVLM",
-    "Config",
-    "Report",
-    "Stopped",
-    "UserError",
-    "__version__",
-    "compare",
-    "evaluate",
-    "load_config",
-    "train",
-]
+__all__ = ["ClinicalVLM", "Config", "Report", "Stopped", "UserError", "__version__", "compare", "evaluate",
+           "load_config", "train"]  # fmt: skip
 _PLACES = {
     "ClinicalVLM": "vlm.pretrained:ClinicalVLM",
     "Config": "vlm.config:Config",

@@ -23,14 +23,14 @@ Result = TypeVar("Result")
 MANIFEST = "manifest.json"
 FORMAT = 1
 CHUNK = 16 * 2**20
-"""Chunk size of writing and hashing, bytes."""
+"""Bytes written at a time."""
 
 
 @contextmanager
-def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
+def staged(folder: Path, manifest: bool = True) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block ends, write its manifest and move it to `folder`.
 
-    An earlier folder of that name is replaced only then. If the block raises, nothing changes. Without `sealed` no
+    An earlier folder of that name is replaced only then. If the block raises, nothing changes. Without `manifest` no
     manifest is written, and the block flushes its files itself. Raises `UserError` where the disk is full or not
     writable.
     """
@@ -47,7 +47,7 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
         try:
             with private():
                 yield staging
-            seal(staging) if sealed else flush(staging)
+            write_manifest(staging) if manifest else flush(staging)
             if folder.exists():
                 os.rename(folder, earlier)
             os.rename(staging, folder)
@@ -61,7 +61,7 @@ def staged(folder: Path, sealed: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def made_once(folder: Path, sealed: bool = True) -> Iterator[Path]:
+def made_once(folder: Path, manifest: bool = True) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block ends, move it to `folder` unless another process was first.
 
     Each process writes to its own folder, which is removed if the block raises.
@@ -72,8 +72,8 @@ def made_once(folder: Path, sealed: bool = True) -> Iterator[Path]:
         staging.mkdir(mode=0o700)
         try:
             yield staging
-            if sealed:
-                seal(staging)
+            if manifest:
+                write_manifest(staging)
             try:
                 staging.rename(folder)
             except OSError:
@@ -83,7 +83,7 @@ def made_once(folder: Path, sealed: bool = True) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Flush every file of a folder and write its manifest, without an earlier manifest and hidden files."""
     found = (file for file in sorted(folder.glob("[!.]*")) if file.is_file())
     files = {file.name: file for file in found if file.name != MANIFEST}
@@ -93,8 +93,8 @@ def seal(folder: Path) -> None:
     flush(folder)
 
 
-def verify(folder: Path, required: Collection[str], editable: Collection[str] = ()) -> None:
-    """Compare every file of a sealed folder with its manifest, which must list the `required` ones.
+def verify_manifest(folder: Path, required: Collection[str], editable: Collection[str] = ()) -> None:
+    """Compare every file of a folder with its manifest, which must list the `required` ones.
 
     The `editable` ones may have changed. Raises `UserError` that names the first file that is missing or changed, and
     the reason.
@@ -198,7 +198,7 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(leaving)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove temporary folders left by crashed processes."""
     with writing(folder):
         for path in folder.glob(".*"):
@@ -238,12 +238,9 @@ def _hidden(path: Path, word: str) -> Path:
 
 def _entry(file: Path) -> dict[str, Any]:
     """Compute the size in bytes and SHA-256 of a file on the disk."""
-    hashed, size = hashlib.sha256(), 0
     with file.open("rb") as read:
-        while chunk := read.read(CHUNK):
-            hashed.update(chunk)
-            size += len(chunk)
-    return {"size": size, "sha256": hashed.hexdigest()}
+        digest = hashlib.file_digest(read, "sha256").hexdigest()
+        return {"size": read.tell(), "sha256": digest}
 
 
 def _manifest(files: dict[str, dict[str, Any]]) -> bytes:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vlm.atomic import MANIFEST, replace_file, seal, verify
+from vlm.atomic import MANIFEST, replace_file, verify_manifest, write_manifest
 from vlm.errors import UserError
 
-MOST_REMEMBERED = 256
+MOST_CACHED_HASHES = 256
 """Most cached hashes; the oldest are evicted first."""
 
 
@@ -49,12 +49,12 @@ def check_kept(folder: Path) -> None:
     for path in (folder, *files):
         check_owner(path)
     if not (folder / MANIFEST).is_file():
-        seal(folder)
+        write_manifest(folder)
         files.append(folder / MANIFEST)
 
     def whole() -> str:
         try:
-            verify(folder, ())
+            verify_manifest(folder, ())
         except UserError as error:
             raise UserError(f"{error}; remove {folder}, it is made anew") from None
         return "whole"
@@ -108,5 +108,5 @@ def _stamps(files: Sequence[Path]) -> list[list[str | int]]:
 def _keep(file: Path, content: str) -> None:
     with suppress(UserError, OSError):  # then it is recomputed
         replace_file(file, content)
-        for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_REMEMBERED]:
+        for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_CACHED_HASHES]:
             old.unlink(missing_ok=True)

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command. Those that take a config leave its options to `vlm.config.parsing`."""
     parser = argparse.ArgumentParser(prog="clinical-vlm", description="Reports from images and clinical values.")
     parser.add_argument("--version", action="version", version=f"clinical-vlm {__version__}")
-    parser.add_argument("--print-completion", choices=SHELLS, help="print a script that completes commands and options")
+    parser.add_argument("--print-completion", choices=SHELLS, help="print a shell completion script")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, add_options in COMMANDS.items():
         about = (add_options.__doc__ or "").splitlines()[0]
@@ -133,12 +133,11 @@ def run_draft(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 def draft_case(arguments: argparse.Namespace) -> None:
     """Print one draft and what its reader should know."""
-    from vlm.inference.command import FhirFile, draft_case  # after the arguments: --help need not wait for PyTorch
+    from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
 
     stream = None if arguments.json else sys.stdout
     case = arguments.adapter, arguments.image, arguments.vitals, arguments.max_new_tokens, stream
-    fhir = FhirFile.of(arguments.fhir, arguments.fhir_subject)
-    report = draft_case(*case, fhir=fhir, **engine_of(arguments))
+    report = draft_case(*case, arguments.fhir, arguments.fhir_subject, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -150,7 +149,8 @@ def draft_table(arguments: argparse.Namespace) -> None:
     from vlm.data.ingest.read import TableOptions, reading_notes
     from vlm.distributed import log_rank0
     from vlm.inference.command import draft_table
-    from vlm.inference.many import TableColumns, TableJob
+    from vlm.inference.many import TableJob
+    from vlm.inference.rows import TableColumns
 
     table = Path(arguments.input)
     images = Path(arguments.images) if arguments.images else table.parent

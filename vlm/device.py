@@ -17,12 +17,10 @@ class Choice(NamedTuple, Generic[Value]):
 
 def choose_device() -> Choice[torch.device]:
     """Choose the accelerator PyTorch sees, else the CPU."""
-    if torch.cuda.is_available():
-        index = int(os.environ.get("LOCAL_RANK", 0))
-        return Choice(torch.device("cuda", index), f"GPU found: {torch.cuda.get_device_name(index)}")
-    if torch.xpu.is_available():
-        index = int(os.environ.get("LOCAL_RANK", 0))
-        return Choice(torch.device("xpu", index), f"GPU found: {torch.xpu.get_device_name(index)}")
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    for kind, library in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        if library.is_available():
+            return Choice(torch.device(kind, index), f"GPU found: {library.get_device_name(index)}")
     if torch.backends.mps.is_available():
         return Choice(torch.device("mps"), "GPU found: Apple's")
     return Choice(torch.device("cpu"), "no GPU found")
@@ -36,9 +34,8 @@ def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
     """
     if wanted != "auto":
         return Choice(torch.bfloat16 if wanted == "bf16" else torch.float32, "set by train.precision")
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return Choice(torch.bfloat16, "the GPU computes in bf16")
-    if device.type == "xpu" and torch.xpu.is_bf16_supported():
+    cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if cuda or (device.type == "xpu" and torch.xpu.is_bf16_supported()):
         return Choice(torch.bfloat16, "the GPU computes in bf16")
     if device.type == "mps":
         return Choice(torch.float32, "exact on Apple's GPU; train.precision bf16 takes less memory")

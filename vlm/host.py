@@ -1,6 +1,8 @@
-"""Set environment variables of libraries for a command and its child processes, before the imports."""
+"""Set environment variables of libraries for a command and its child processes, and limit a child's resources."""
 
 import os
+import sys
+from pathlib import Path
 
 SETTINGS = {
     "OPENCV_FOR_THREADS_NUM": "1",  # image workers and PyTorch share the cores
@@ -15,3 +17,23 @@ def prepare_host() -> None:
     """Set the variables that the user has not set. Only commands call it; importing the package sets none."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def limit_process(memory: int, cpu_seconds: int | None = None, writes: bool = True) -> None:
+    """Limit this process to `memory` bytes beyond its current use, to CPU time, and to no file writes.
+
+    Linux enforces all of it, other systems a part, and Windows nothing.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limits = {resource.RLIMIT_CPU: cpu_seconds} if cpu_seconds else {}
+    limits |= {} if writes else {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + memory
+    for kind, most in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)  # no limit can be raised
+        resource.setrlimit(kind, (most, most))

@@ -32,31 +32,31 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
     """
     lock = path.with_name(f".{path.name}.lock")
     try:
-        file = hold(lock, lambda opened: take(opened, shared))
-    except Held as held:
+        file = acquire(lock, lambda opened: try_lock(opened, shared))
+    except LockHeld as held:
         raise UserError(f"{path}: {held} is writing it; wait for it, or name another place") from None
     try:
         yield
     finally:
         with suppress(OSError):  # Windows deletes no open file
-            if not shared or take(file):  # the last holder of a shared lock
+            if not shared or try_lock(file):  # the last holder of a shared lock
                 lock.unlink(missing_ok=True)
         file.close()
 
 
-class Held(Exception):
+class LockHeld(Exception):
     """Report that another process holds a lock; the text names it."""
 
 
-def hold(lock: Path, take: Callable[[IO[Any]], bool]) -> IO[Any]:
-    """Open or create a lock file and lock it; closing it releases the lock. Raises `Held`."""
+def acquire(lock: Path, try_lock: Callable[[IO[Any]], bool]) -> IO[Any]:
+    """Open or create a lock file and lock it; closing it releases the lock. Raises `LockHeld`."""
     while True:
         with writing(lock.parent):
             make_folder(lock.parent)
             file = open_private(lock, "a+")
-        if not take(file):
+        if not try_lock(file):
             file.seek(0)
-            raise Held(file.read(200).strip() or "another process")
+            raise LockHeld(file.read(200).strip() or "another process")
         if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
             break
         file.close()  # its last holder deleted it before we locked it
@@ -67,13 +67,13 @@ def hold(lock: Path, take: Callable[[IO[Any]], bool]) -> IO[Any]:
     return file
 
 
-def take(file: IO[Any], shared: bool = False, wait: bool = False) -> bool:
+def try_lock(file: IO[Any], shared: bool = False, wait: bool = False) -> bool:
     """Lock an open file, also for child processes; return False if another process holds it.
 
     Without locks (some file systems, and shared locks on Windows) it returns True.
     """
     if fcntl is None:
-        return shared or _take_on_windows(file)
+        return shared or _try_lock_on_windows(file)
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(file, kind)
@@ -82,7 +82,7 @@ def take(file: IO[Any], shared: bool = False, wait: bool = False) -> bool:
     return True
 
 
-def _take_on_windows(file: IO[Any]) -> bool:
+def _try_lock_on_windows(file: IO[Any]) -> bool:
     import msvcrt
 
     locking: Any = msvcrt
@@ -94,10 +94,10 @@ def _take_on_windows(file: IO[Any]) -> bool:
     return True
 
 
-def take_record(file: IO[Any]) -> bool:
+def try_record_lock(file: IO[Any]) -> bool:
     """Lock an open file for this process alone, not its children; raises `OSError` without such locks."""
     if fcntl is None:
-        return _take_on_windows(file)
+        return _try_lock_on_windows(file)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -107,7 +107,7 @@ def take_record(file: IO[Any]) -> bool:
     return True
 
 
-def holder_of(lock: Path) -> str | None:
+def record_lock_holder(lock: Path) -> str | None:
     """Read the holder of the record lock on a lock file; None if nobody holds it.
 
     Asks the system, since taking the lock for a moment could turn away a process that starts then.

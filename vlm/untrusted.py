@@ -22,20 +22,29 @@ LONGEST_KEY, LONGEST_PATH = 1000, 200
 """Most characters of an object's key, and of a value's path in a message."""
 LARGEST_YAML = 512 << 10
 """Most bytes of a YAML file; its parser is slow."""
-MOST_WRITTEN_OUT = 4 << 20
+LARGEST_EXPANDED_YAML = 4 << 20
 """Most characters of it with every alias expanded."""
 
 
 def read_json(file: Path, what: str, longest: int = LONGEST_LIST) -> Any:
     """Read a JSON file; `what` names it in the `UserError` for one that `parse_json` refuses."""
     try:
-        with file.open("rb") as read:
-            data = read.read(LARGEST_TEXT + 1)
-        if len(data) > LARGEST_TEXT:
-            raise ValueError(f"larger than {LARGEST_TEXT >> 20} MiB")
-        return parse_json(data, longest)
-    except (OSError, ValueError) as error:
+        return parse_json(_read(file, what, LARGEST_TEXT), longest)
+    except ValueError as error:
         raise UserError(f"{file}: cannot read {what}: {error}") from None
+
+
+def _read(file: Path, what: str, most: int) -> bytes:
+    """Read a file of at most `most` bytes."""
+    try:
+        with file.open("rb") as read:
+            data = read.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{file}: cannot read {what}: {error.strerror}") from None
+    if len(data) > most:
+        limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
+        raise UserError(f"{file}: cannot read {what}: larger than {limit}")
+    return data
 
 
 class JsonFault(ValueError):
@@ -81,14 +90,7 @@ def parse_json(
 
 def read_yaml(file: Path, what: str) -> Any:
     """Read plain values from a YAML file; raises `UserError` before its aliases take memory or time."""
-    try:
-        with file.open("rb") as read:
-            data = read.read(LARGEST_YAML + 1)
-    except OSError as error:
-        raise UserError(f"{file}: cannot read {what}: {error.strerror}") from None
-    if len(data) > LARGEST_YAML:
-        raise UserError(f"{file}: cannot read {what}: larger than {LARGEST_YAML >> 10} KiB")
-    return parse_yaml(data, str(file))
+    return parse_yaml(_read(file, what, LARGEST_YAML), str(file))
 
 
 def parse_yaml(data: str | bytes, where: str) -> Any:
@@ -96,15 +98,15 @@ def parse_yaml(data: str | bytes, where: str) -> Any:
     try:
         loader = yaml.SafeLoader(data)
         node = loader.get_single_node()
-        if node is not None and _written_out(node, {}) > MOST_WRITTEN_OUT:
-            raise ValueError(f"its aliases stand for more than {MOST_WRITTEN_OUT:,} characters")
+        if node is not None and _expanded_size(node, {}) > LARGEST_EXPANDED_YAML:
+            raise ValueError(f"its aliases stand for more than {LARGEST_EXPANDED_YAML:,} characters")
         return None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise UserError(f"{where}: not valid YAML: {said}") from None
 
 
-def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+def _expanded_size(node: yaml.Node, known: dict[int, float]) -> float:
     """Count the characters below a node with aliases expanded; infinite where an alias is in its own anchor."""
     if id(node) not in known:
         known[id(node)] = math.inf
@@ -116,7 +118,7 @@ def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
             parts = (
                 node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
             )
-            known[id(node)] = sum((_written_out(part, known) for part in parts), 1)
+            known[id(node)] = sum((_expanded_size(part, known) for part in parts), 1)
     return known[id(node)]
 
 

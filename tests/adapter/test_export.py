@@ -22,7 +22,7 @@ from vlm.adapter import load, save
 from vlm.adapter.export.gguf import write_lora
 from vlm.adapter.export.merge import merge
 from vlm.adapter.validate import read_header
-from vlm.atomic import seal
+from vlm.atomic import write_manifest
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -111,7 +111,7 @@ def test_a_base_that_stays_packed_is_not_merged(folder: Path, tmp_path: Path) ->
     config = read_json(packed / "config.json")
     config["model"]["llm"]["dequantize"] = "never"
     (packed / "config.json").write_text(json.dumps(config))
-    seal(packed)
+    write_manifest(packed)
     with pytest.raises(UserError, match="merge: the adapter's config keeps the base packed"):
         merge(str(packed), tmp_path / "merged")
 
@@ -142,7 +142,7 @@ def test_the_gguf_file_holds_what_peft_adds(model: ClinicalVLM, folder: Path, tm
 
 def test_llama_cpp_with_the_lora_beside_the_base_says_what_pytorch_says(model, folder, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    from tests.inference.test_llamacpp import write_gguf
+    from tests.gguf_files import write_gguf
     from vlm.inference.backends.llamacpp import LlamaCpp
 
     write_gguf(model, tmp_path / "base.gguf")

@@ -15,6 +15,8 @@ from vlm.training.run import train
 from vlm.training.run_folder import read_log
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+ADAPTERS = (".", "sparse", "0.2.0")  # with all options, and without those at their default
+RUNS = (".", "0.2.0")
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("written", [".", "sparse"])  # with all options, and without those at their default
+@pytest.mark.parametrize("written", ADAPTERS)
 def test_a_golden_adapter_drafts_what_it_drafted(written: str, golden: Path) -> None:
     folder, base = golden / written / "adapter", str(golden / "base")
     model = load(folder, base=base, device=torch.device("cpu"), dtype=torch.float32)
@@ -36,17 +38,21 @@ def test_a_golden_adapter_drafts_what_it_drafted(written: str, golden: Path) -> 
         assert report.probabilities == pytest.approx(case["probabilities"], abs=1e-4)
 
 
-def test_a_golden_run_goes_on_as_it_would_have(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cnn = {name.removeprefix("vision.cnn."): value for name, value in load_file("adapter/vlm.safetensors").items()
+@pytest.mark.parametrize("written", RUNS)
+def test_a_golden_run_goes_on_as_it_would_have(written: str, golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = golden / written
+    cnn = {name.removeprefix("vision.cnn."): value
+           for name, value in load_file(folder / "adapter" / "vlm.safetensors").items()
            if name.startswith("vision.cnn.")}  # fmt: skip
     save_file({name: value.float() if value.is_floating_point() else value for name, value in cnn.items()},
               "cnn.safetensors")  # fmt: skip
-    steps = read_json(golden / "expected.json")["steps"]
-    options = ["--config", "run/config.yaml", "--train.max_steps", str(steps[-1]["step"])]
+    steps = read_json(folder / "expected.json")["steps"]
+    options = ["--config", str(folder / "run" / "config.yaml"), "--train.max_steps", str(steps[-1]["step"])]
     config, resume = parse_config([*options, "--resume"])
     train(config, resume)
-    assert "begun by an earlier version; whether reports, labels, vitals and images are" in capsys.readouterr().err
-    rows = {row["step"]: row for row in read_log(Path("run/log.jsonl")) if "loss_ce" in row}
+    warned = "begun by an earlier version; whether reports, labels, vitals and images are" in capsys.readouterr().err
+    assert warned == (written == "."), "0.1 did not write the digests of its cases"
+    rows = {row["step"]: row for row in read_log(folder / "run" / "log.jsonl") if "loss_ce" in row}
     for step in steps:
         assert {name: rows[step["step"]][name] for name in step} == pytest.approx(step, abs=1e-4)
-    assert (golden / "run" / "adapter" / "manifest.json").is_file()
+    assert (folder / "run" / "adapter" / "manifest.json").is_file()

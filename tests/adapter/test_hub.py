@@ -13,39 +13,30 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import public, read_json, table_config, tiny_model_config
-from tests.hub_server import TOKEN, HubServer, Repo
+from tests.hub_server import (
+    TOKEN,
+    HubServer,
+    Repo,
+    hub,
+)
 from vlm import ClinicalVLM
 from vlm.adapter import FILES, load, resolve, save
 from vlm.adapter.checks import check_shareable
 from vlm.adapter.hub import fetch, push
 from vlm.adapter.metadata import CardDetails
-from vlm.atomic import seal
+from vlm.atomic import write_manifest
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.training.run import build_model
+
+__all__ = ["hub"]  # fixtures
 
 PROJECT = Path(__file__).resolve().parents[2]
 REPO = "user/ward-7"
 CASES = [(None, {"glucose": 5 + i, "systolic": 100 + 9 * i}) for i in range(4)]
 ESTIMATE = {"value": 0.8134, "low": 0.7012, "high": 0.9}
 METRICS = {"cases": 40, "patients": 31, "labels": {"pathology": {"auroc": ESTIMATE, "positives": 12}}}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch):
-    """A Hub on loopback, a token that it takes, and an empty cache."""
-    from huggingface_hub import constants
-
-    with HubServer() as server:
-        files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +70,7 @@ def edit(file: Path, change) -> None:
     values = read_json(file)
     change(values)
     file.write_text(json.dumps(values))
-    seal(file.parent)
+    write_manifest(file.parent)
 
 
 # ------------------------------------------------------------------------------------ there and back
@@ -203,7 +194,7 @@ def change_tensors(file: str, change):
         tensors = load_file(folder / file)
         change(tensors)
         save_file(tensors, folder / file)
-        seal(folder)
+        write_manifest(folder)
 
     return apply
 

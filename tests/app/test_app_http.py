@@ -216,7 +216,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(client: httpx.Client) ->
 def test_the_schema_says_what_can_be_sent(client: httpx.Client, adapter: Adapter) -> None:
     schema = client.get("/v1/schema").json()
     assert [vital["name"] for vital in schema["vitals"]] == ["glucose", "systolic", "diastolic", "sex"]
-    assert schema["labels"] == ["pathology", "effusion"] and schema["adapter_digest"] == adapter.made_by.adapter
+    assert schema["labels"] == ["pathology", "effusion"] and schema["adapter_digest"] == adapter.software.adapter
     assert schema["limits"]["upload"] == 1 << 20 and schema["limits"]["tokens"] == TOKENS
     assert client.get("/healthz").json() == {"status": "ok", "waiting": 0}
 
@@ -348,7 +348,7 @@ def test_what_a_client_left_is_swept(engine: ReportEngine) -> None:
         for file in (old, new):
             file.write_bytes(b"half an image")
         os.utime(old, (0, 0))
-        service.sweep()
+        service.remove_expired()
         assert new.exists() and not old.exists()
     assert not service.folder.exists()
 

@@ -83,7 +83,7 @@ def hostile(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> Adapter:
     object.__setattr__(spec, "schema", VitalsSchema((*plain, *made, chosen)))
     object.__setattr__(spec, "labels", ("pathology", WORDS[0]))
     monkeypatch.setattr(type(adapter.config), "spec", property(lambda _: spec))
-    return Adapter(adapter.config, adapter.made_by._replace(base="a/<img src=x onerror=document.title=1>"))
+    return Adapter(adapter.config, adapter.software._replace(base="a/<img src=x onerror=document.title=1>"))
 
 
 def test_a_hostile_adapters_words_stay_words(

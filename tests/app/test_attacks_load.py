@@ -182,7 +182,7 @@ def test_large_bodies_at_once_share_one_room(engine: ReportEngine, adapter: Adap
         def watch() -> None:
             nonlocal most
             while not done.wait(0.001):
-                most = max(most, room.held)
+                most = max(most, room.in_memory)
 
         with serving(app) as url:
             done = threading.Event()
@@ -198,7 +198,7 @@ def test_large_bodies_at_once_share_one_room(engine: ReportEngine, adapter: Adap
             done.set()
             watcher.join()
             assert set(codes) <= {200, 429} and codes[200] >= 1, codes
-            assert len(body) <= most <= room.total + (1 << 20) and room.held == 0
+            assert len(body) <= most <= room.total + (1 << 20) and room.in_memory == 0
             assert httpx.post(f"{url}/v1/report", json={}).status_code == 200
 
 
@@ -234,10 +234,10 @@ def test_uploads_have_a_total_an_end_and_one_place_a_session(monkeypatch: pytest
     claimed = uploads.claim("a", second)
     assert claimed and uploads.take(second) is None and uploads.take(claimed) == b"y" * 60
     assert uploads.take(claimed) is None and len(uploads) == 0
-    monkeypatch.setattr("vlm.app.uploads.LIFETIME", -1.0)
+    monkeypatch.setattr("vlm.app.uploads.UPLOAD_TTL_SECONDS", -1.0)
     uploads.add("b", b"z" * 100)
     assert len(uploads) == 1
-    uploads.sweep()
+    uploads.remove_expired()
     assert len(uploads) == 0
 
 
@@ -255,7 +255,7 @@ def test_a_defect_that_is_asked_for_a_hundred_times_is_one_line(
     engine: ReportEngine, adapter: Adapter, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In whatever part: the routes', the reader's, the model's."""
-    monkeypatch.setattr(failures, "_told", {})
+    monkeypatch.setattr(failures, "_last_reports", {})
     with Service(engine, Limits(tokens=2)) as service, serving(make_api(service, adapter)) as url:
         for owner, name in ((service, "check_room"), (service, "read_bytes")):
             with monkeypatch.context() as patch, httpx.Client(base_url=url, timeout=30) as client:

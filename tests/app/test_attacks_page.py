@@ -282,6 +282,7 @@ def test_cancelling_leaves_nothing_behind(url: str, app: Any, service: Service) 
         assert event in queue.server_app.iterators, "another browser ended it"
         assert own.client.post(CANCEL, json={**kept, "event_id": event}).status_code == 200
         assert event not in queue.server_app.iterators
+        assert not queue.server_app.iterators_to_reset, "no sweep clears it; Gradio ends the event before it answers"
         hold.set()
         own.results()
         assert own.join(writing, [None] * len(writing["inputs"])).status_code == 200

@@ -97,7 +97,7 @@ def test_json_means_one_thing_or_is_refused(
         as_json('{"a\\nb": 1, "a\\nb": 2}'),
     ],
 )
-def test_a_strangers_name_in_a_refusal_is_one_short_line(url: str, request_: dict[str, Any]) -> None:
+def test_an_untrusted_name_in_a_refusal_is_one_short_line(url: str, request_: dict[str, Any]) -> None:
     answer = httpx.post(f"{url}/v1/report", timeout=30, **request_)
     detail = answer.json()["detail"]
     assert answer.status_code in (400, 422) and detail.isprintable() and 0 < len(detail) <= 400, detail

@@ -56,7 +56,7 @@ def test_the_same_jpeg_inside_a_tiff_or_a_dicom_is_refused(tmp_path) -> None:
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEGBaseline8Bit
 
-    from tests.data.test_dicom import write
+    from tests.dicom_files import write
 
     bomb = many_scans(400, 300, 3000)
     strip = tiff(np.frombuffer(bomb, np.uint8)[None], more=[(256, 4, [400]), (257, 4, [300]), (259, 3, [7]),
@@ -92,7 +92,7 @@ def test_a_run_length_dicom_that_unpacks_without_bound_is_refused(tmp_path) -> N
     from pydicom.encaps import encapsulate
     from pydicom.uid import RLELossless
 
-    from tests.data.test_dicom import write
+    from tests.dicom_files import write
 
     file = write(tmp_path / "a.dcm", np.zeros((2000, 2000), np.uint8), 8)
     dataset = dcmread(file)

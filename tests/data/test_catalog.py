@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fhir_bundles import loinc_check_digit
 from vlm.config import VitalConfig
 from vlm.config.parsing import parse_config
 from vlm.config.strict import from_dict
@@ -11,12 +12,6 @@ from vlm.data.vitals.catalog import CATALOG, in_unit, resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.units import conversion
 from vlm.errors import UserError
-
-
-def loinc_check_digit(number: str) -> str:
-    """Mod 10 (Luhn), as LOINC codes end in it."""
-    digits = [int(d) * (2 if place % 2 == 0 else 1) for place, d in enumerate(reversed(number))]
-    return str(-sum(d // 10 + d % 10 for d in digits) % 10)
 
 
 @pytest.mark.parametrize("vital", CATALOG.values(), ids=lambda vital: vital.name)

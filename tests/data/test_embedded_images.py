@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import table_config
 from vlm.adapter import save
 from vlm.config import DataConfig, TableConfig
-from vlm.data.blank_images import glance
+from vlm.data.blank_images import check_sample
 from vlm.data.case import CaseSpec
 from vlm.data.dataset import CaseDataset, read_square
 from vlm.data.embedded import EmbeddedImage
@@ -82,7 +82,7 @@ def test_training_sees_the_picture_of_the_file(form: str, shards: int, table_roo
         np.testing.assert_array_equal(a["pixel_values"], b["pixel_values"])
         seen += bool(a["has_image"])
     assert seen == 21
-    assert glance(inside.dataset, ImageSpec(32)) == []
+    assert check_sample(inside.dataset, ImageSpec(32)) == []
 
 
 def test_the_fingerprint_holds_the_bytes_and_not_the_place(table_root: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.examples import same
 from vlm.config import AugmentConfig, Config, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec
 from vlm.data.dataset import CaseDataset, available_evidence, compose_report
@@ -44,15 +45,6 @@ def test_available_evidence() -> None:
 def dataset(tiny_config: Config) -> CaseDataset:
     cohort = load_cohort(tiny_config.data)
     return CaseDataset(cohort.dataset, CaseSpec.fit(cohort, ImageSpec(32), 3), cohort.sections)
-
-
-def same(a: dict, b: dict) -> bool:
-    return all(
-        torch.equal(torch.nan_to_num(a[k], -1), torch.nan_to_num(b[k], -1))
-        if isinstance(a[k], torch.Tensor)
-        else a[k] == b[k]
-        for k in a
-    )
 
 
 def test_draws_depend_on_seed_epoch_and_row_alone(dataset: CaseDataset) -> None:

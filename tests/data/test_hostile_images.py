@@ -19,7 +19,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
-from tests.data.test_dicom import lut, write
+from tests.dicom_files import lut, write
 from tests.picture_files import exif, saved, tiff
 from vlm.data.images.image import ImageSpec, read_image, to_square
 from vlm.errors import UserError

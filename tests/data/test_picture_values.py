@@ -323,8 +323,8 @@ def test_a_file_that_is_cut_anywhere_is_refused_as_cut(kind: str) -> None:
 
 
 def test_the_bytes_tell_the_kind_whatever_the_name_says(tmp_path: Path) -> None:
-    from tests.data.test_dicom import RAMP as STORED
-    from tests.data.test_dicom import write
+    from tests.dicom_files import RAMP as STORED
+    from tests.dicom_files import write
 
     dicom = write(tmp_path / "a.dcm").read_bytes()
     for name in ("scan.png", "scan", "1.2.840.113", "scan.dcm"):

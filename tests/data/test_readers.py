@@ -416,7 +416,7 @@ def test_weights_change_how_often_a_case_is_drawn_and_nothing_else(joined: DataC
 def test_a_resumed_run_on_weighted_sources_ends_bit_for_bit(tiny_config, joined: DataConfig) -> None:
     import torch
 
-    from tests.training.test_training import trained
+    from tests.training_jobs import trained
     from vlm.training.run_folder import RunFolder
 
     data = replace(tiny_config.data, sources=joined.sources, split=SplitConfig(0.2, 0.1))

@@ -5,29 +5,30 @@ import pytest
 
 from vlm.evaluation.agreement import NAMES, Agreement
 
-KINDS = ("right", "invented", "missed", "stated", "flipped", "sided", "side_flipped", "zoned", "zone_flipped")
+KINDS = ("true_positive", "hallucinated", "false_negative", "decided", "contradicted", "sided", "side_contradicted",
+         "zoned", "zone_contradicted")  # fmt: skip
 LEFT, RIGHT = "Opacity in the left lower zone.", "Opacity in the right lower zone."
 
 
 @pytest.mark.parametrize(
     ("draft", "reference", "kinds"),
     [
-        (LEFT, LEFT, "right stated sided zoned"),
-        (LEFT, RIGHT, "right stated sided side_flipped zoned"),
-        (LEFT, "Opacity in the left upper zone.", "right stated sided zoned zone_flipped"),
-        (LEFT, "Opacity in the left lung.", "right stated sided"),
-        ("Opacity.", LEFT, "right stated"),
-        (LEFT, "Opacity.", "right stated"),
-        (LEFT, "No opacity.", "invented stated flipped"),
-        ("No opacity.", LEFT, "missed stated flipped"),
-        ("No opacity.", "No opacity.", "stated"),
-        ("Possible opacity.", LEFT, "missed"),
+        (LEFT, LEFT, "true_positive decided sided zoned"),
+        (LEFT, RIGHT, "true_positive decided sided side_contradicted zoned"),
+        (LEFT, "Opacity in the left upper zone.", "true_positive decided sided zoned zone_contradicted"),
+        (LEFT, "Opacity in the left lung.", "true_positive decided sided"),
+        ("Opacity.", LEFT, "true_positive decided"),
+        (LEFT, "Opacity.", "true_positive decided"),
+        (LEFT, "No opacity.", "hallucinated decided contradicted"),
+        ("No opacity.", LEFT, "false_negative decided contradicted"),
+        ("No opacity.", "No opacity.", "decided"),
+        ("Possible opacity.", LEFT, "false_negative"),
         (LEFT, "Possible opacity.", ""),
-        (LEFT, "The heart is normal.", "invented"),
-        ("The heart is normal.", LEFT, "missed"),
+        (LEFT, "The heart is normal.", "hallucinated"),
+        ("The heart is normal.", LEFT, "false_negative"),
         ("The heart is normal.", "No opacity.", ""),
         ("No opacity.", "Possible opacity.", ""),
-        ("Opacity in both lungs.", LEFT, "right stated sided"),
+        ("Opacity in both lungs.", LEFT, "true_positive decided sided"),
     ],
 )
 def test_one_finding(draft: str, reference: str, kinds: str) -> None:

@@ -13,15 +13,16 @@ from sklearn.metrics import roc_auc_score
 
 from vlm.config import Config, DataConfig, PhantomConfig
 from vlm.data.case import CaseSpec
+from vlm.data.correlation import pairwise_correlation
 from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.phantom import load_phantom
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.agreement import Agreement
-from vlm.evaluation.arms import ARMS, ArmCases, all_right
+from vlm.evaluation.arms import ARMS, ArmCases, all_correct
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
-from vlm.evaluation.evaluate import Splits, evaluate
-from vlm.evaluation.figures import correlation_figure, loss_figure, pairwise_correlation
+from vlm.evaluation.evaluate import evaluate
+from vlm.evaluation.figures import correlation_figure, loss_figure
 from vlm.evaluation.measures import contradictions
 from vlm.evaluation.scoring import CaseScores
 
@@ -47,8 +48,8 @@ def test_an_arm_shows_what_its_facts_say(arm, phantom) -> None:
         assert example["report"] == dataset[index]["report"], "the reference stays the case's own"
         missing = bool(np.isnan(example["vitals"][0]))
         assert (wanted[index]["glucose"] == "not measured") == missing
-    image_kept = all_right(wanted, own, ["finding", "side", "zone"]).all()
-    vitals_kept = all_right(wanted, own, ["glucose", "pressure"]).all()
+    image_kept = all_correct(wanted, own, ["finding", "side", "zone"]).all()
+    vitals_kept = all_correct(wanted, own, ["glucose", "pressure"]).all()
     assert image_kept == (arm.image == "own") and vitals_kept == (arm.vitals == "own")
 
 
@@ -76,8 +77,8 @@ def test_nobody_is_shown_their_own_when_swapped(phantom) -> None:
 def test_a_report_is_right_only_if_every_fact_is() -> None:
     wanted = [{"a": "1", "b": "2"}] * 3
     stated = [{"a": "1", "b": "2"}, {"a": "1", "b": None}, {"a": "x", "b": "2"}]
-    assert all_right(stated, wanted, ["a", "b"]).tolist() == [True, False, False]
-    assert all_right(stated, wanted, ["a"]).tolist() == [True, True, False]
+    assert all_correct(stated, wanted, ["a", "b"]).tolist() == [True, False, False]
+    assert all_correct(stated, wanted, ["a"]).tolist() == [True, True, False]
 
 
 def perfect(rows: list[str], image_of: int, vitals_of: int) -> str:
@@ -129,8 +130,8 @@ def test_a_model_is_named_for_what_it_is(
     given = reader(None, ArmCases(ARMS[0], dataset), tiny_config, scores, {})
     scores = replace(scores, logits=given.logits, losses=given.losses)
     tiny_model.spec = dataset.spec
-    splits = Splits(dataset, dataset, dataset)
-    monkeypatch.setattr("vlm.evaluation.evaluate.Splits.of", lambda *_: splits)
+    splits = dict.fromkeys(("train", "validation", "test"), dataset)
+    monkeypatch.setattr("vlm.evaluation.evaluate.plain_splits", lambda *_: splits)
     monkeypatch.setattr("vlm.evaluation.evaluate.score_cases", lambda *_, **__: scores)
     monkeypatch.setattr("vlm.evaluation.evaluate.run_arm", reader)
     metrics = evaluate(tiny_model, cohort, tiny_config, tmp_path / "out")

@@ -167,7 +167,7 @@ def test_use_of_the_image_is_proved_or_not(given: dict, good: bool, text: str) -
     assert other == [(good, text.replace("the image", "the vitals"))]
 
 
-def test_a_model_is_held_against_what_costs_nothing() -> None:
+def test_a_model_is_compared_with_baselines() -> None:
     def baselines(constant, nearest, missing=None, vitals=None) -> dict:
         return {"constant": {"findings": {"f1": est(constant)}}, "nearest": {"findings": {"f1": est(nearest)}},
                 "missingness": {"a": est(missing)}, "vitals": {"a": est(vitals)}}  # fmt: skip

@@ -40,7 +40,7 @@ def test_the_parts_of_many_draws_are_one_bootstrap(monkeypatch) -> None:
     values = np.random.default_rng(0).normal(size=50)
     patients = [str(number) for number in range(50)]
     whole = patient_bootstrap(mean(values), patients, 500)
-    monkeypatch.setattr("vlm.evaluation.intervals.ROOM", 50 * 130)
+    monkeypatch.setattr("vlm.evaluation.intervals.MOST_WEIGHTS", 50 * 130)
     parted = patient_bootstrap(mean(values), patients, 500)
     assert parted.value == whole.value and parted.low == pytest.approx(whole.low, abs=0.05)
 

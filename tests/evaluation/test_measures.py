@@ -1,7 +1,6 @@
 """What is measured and what is not: swaps between patients, whole logits, cut drafts, and numbers of nothing."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.changed_tables import changed_table
 from vlm.config import Config
-from vlm.data.case import CaseSpec
 from vlm.data.dataset import CaseDataset
-from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
 from vlm.evaluation.arms import ARMS, Arm, ArmCases, _donors
@@ -40,21 +38,6 @@ def test_a_swap_shows_another_patient_s(cases: list[tuple[int, bool]], seed: int
     assert (patients[donors[has]] != patients[has]).all()
     if 2 * sizes.max() <= has.sum():
         assert sorted(donors[has]) == list(np.flatnonzero(has)), "each case's is shown once"
-
-
-def changed_table(tiny_config: Config, tmp_path: Path, edit) -> tuple[Config, CaseDataset]:
-    """The test's table with its cells changed, and all its cases as one split."""
-    import pandas as pd
-
-    source = Path(tiny_config.data.root)
-    frame = edit(pd.read_csv(source / "cases.csv", dtype=str, keep_default_na=False))
-    (tmp_path / "changed").mkdir()
-    frame.to_csv(tmp_path / "changed" / "cases.csv", index=False)
-    (tmp_path / "changed" / "images").symlink_to(source / "images")
-    config = replace(tiny_config, data=replace(tiny_config.data, root=str(tmp_path / "changed")))
-    cohort = load_cohort(config.data)
-    spec = CaseSpec.fit(cohort, ImageSpec(32), 3)
-    return config, CaseDataset(cohort.dataset, spec, cohort.sections)
 
 
 def arm(name: str):

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.evaluation.test_measures import changed_table
+from tests.changed_tables import changed_table
 from vlm.adapter.card import card
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.estimate import Estimate, undefined
-from vlm.evaluation.agreement import was_read, why_unread
+from vlm.evaluation.agreement import is_read, why_undefined
 from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.intervals import patient_bootstrap
 from vlm.evaluation.measures import (
@@ -67,11 +67,11 @@ def test_reports_that_the_labeller_cannot_read_give_no_rates(reports: list[str])
 
 
 def test_a_share_that_is_too_small_is_no_measure_either() -> None:
-    assert was_read("Cardiomegaly.") and was_read("Non displaced rib fracture.") and all(map(was_read, ENGLISH))
-    assert was_read("Sjögren's disease: the lungs are clear, no effusion.")
-    assert why_unread(RUSSIAN * 9 + ENGLISH[:1] * 2).endswith("found a finding in only 2 of 29 references")
-    assert why_unread(RUSSIAN * 9 + ENGLISH[:1] * 3) == ""
-    assert why_unread([]) == "no test case has a reference report"
+    assert is_read("Cardiomegaly.") and is_read("Non displaced rib fracture.") and all(map(is_read, ENGLISH))
+    assert is_read("Sjögren's disease: the lungs are clear, no effusion.")
+    assert why_undefined(RUSSIAN * 9 + ENGLISH[:1] * 2).endswith("found a finding in only 2 of 29 references")
+    assert why_undefined(RUSSIAN * 9 + ENGLISH[:1] * 3) == ""
+    assert why_undefined([]) == "no test case has a reference report"
     read = finding_measures(Reports(ENGLISH * 8, ENGLISH * 8), Bootstrap(np.arange(24), 20))
     assert read["f1"]["value"] == 1 and read["hallucination_rate"]["value"] == 0
 

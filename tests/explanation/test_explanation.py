@@ -28,8 +28,8 @@ from vlm.explanation.explain import explain
 from vlm.explanation.explained_draft import explain_case
 from vlm.explanation.phrases import decisive_spans, finding_spans, named_spans, token_spans, tokens_of
 from vlm.explanation.picture import draw
-from vlm.explanation.pointing_game import Case, check, find_cases, grown, points_at, shuffle_weights, table
-from vlm.explanation.result import Drawn, on_picture, overlay
+from vlm.explanation.pointing_game import Case, check, dilated, find_cases, points_at, shuffle_weights, table
+from vlm.explanation.result import Attribution, overlay, resample_to_image
 from vlm.inference.engine import ReportEngine
 from vlm.inference.options import check_draft_options
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -193,7 +193,7 @@ def test_the_heat_lies_where_a_hand_made_model_looks(
         model.joint.head = torch.nn.Linear(8, 2)
         model.joint.head.weight.abs_()
     explanation = explain(model, tmp_path / "spot.png", None, report(model), "opacities")
-    for heat in (explanation.heat_of("pathology"), on_picture(np.abs(explanation.passages[0].heat), spot.shape)):
+    for heat in (explanation.heat_of("pathology"), resample_to_image(np.abs(explanation.passages[0].heat), spot.shape)):
         hottest = np.unravel_index(heat.argmax(), spot.shape)
         assert np.hypot(hottest[0] - place[0], hottest[1] - place[1]) <= 8
     cells = np.abs(explanation.passages[0].cells)
@@ -211,7 +211,7 @@ def test_the_overlay_keeps_the_aspect_and_cuts_the_padding_away(model: ClinicalV
     cells = np.zeros((4, 4))
     cells[0] = 9.0  # the first row of cells is padding in a picture twice as wide as high
     cells[1, 2] = 1.0
-    shown = on_picture(cells, (100, 200))
+    shown = resample_to_image(cells, (100, 200))
     assert shown.shape == (100, 200) and abs(int(np.unravel_index(shown[25:].argmax(), (75, 200))[1]) - 125) <= 26
 
 
@@ -276,10 +276,10 @@ def test_tokens_and_pieces_are_the_whole_draft(model: ClinicalVLM) -> None:
 
 
 def test_shares_say_what_the_language_knew() -> None:
-    assert Drawn(0, 1, 0.0, 0.0, -1.0).shares == (0, 0, 1)
-    image, vitals, language = Drawn(0, 1, np.log(4), np.log(2), -3.0).shares
+    assert Attribution(0, 1, 0.0, 0.0, -1.0).shares == (0, 0, 1)
+    image, vitals, language = Attribution(0, 1, np.log(4), np.log(2), -3.0).shares
     assert language == pytest.approx(1 / 8) and image == pytest.approx(2 * vitals)
-    assert Drawn(0, 1, 3.0, -3.0, -1.0).shares[2] < 0.01, "what cancels was drawn on all the same"
+    assert Attribution(0, 1, 3.0, -3.0, -1.0).shares[2] < 0.01, "what cancels was drawn on all the same"
 
 
 # ------------------------------------------------------------------------------------- picture and command
@@ -422,9 +422,9 @@ def test_the_pointing_game() -> None:
     mask[150:170, 60:90] = True
     heat = np.zeros((7, 7))
     heat[4, 2] = 1  # its middle is at 144, 80
-    assert not points_at(heat, mask) and points_at(heat, grown(mask, 8))
-    assert not points_at(-heat, grown(mask, 300)), "what speaks against the words points nowhere"
-    assert grown(mask, 0).sum() == mask.sum() and grown(mask, 10)[140, 70] and not grown(mask, 10)[139, 70]
+    assert not points_at(heat, mask) and points_at(heat, dilated(mask, 8))
+    assert not points_at(-heat, dilated(mask, 300)), "what speaks against the words points nowhere"
+    assert dilated(mask, 0).sum() == mask.sum() and dilated(mask, 10)[140, 70] and not dilated(mask, 10)[139, 70]
     _, drawn = draw_chest("dense", "right", "lower", np.random.default_rng([7, 53]))
     assert drawn.shape == (SIZE, SIZE) and 0.01 < drawn.mean() < 0.15
 

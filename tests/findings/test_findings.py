@@ -181,7 +181,7 @@ def test_a_negation_that_is_lost_is_noticed(held_out: list[CodedReport]) -> None
                 before.append(sentence)
                 after.append(sentence[: denial.start()] + sentence[denial.end() :])
     agreement = Agreement.of(after, before)
-    noticed = (agreement.flipped | agreement.invented).any(axis=1)
+    noticed = (agreement.contradicted | agreement.hallucinated).any(axis=1)
     assert len(before) > 1000 and noticed.mean() >= 0.99, noticed.mean()
 
 
@@ -196,7 +196,7 @@ def test_a_side_that_is_swapped_is_noticed(held_out: list[CodedReport]) -> None:
     ]
     other = {"left": "right", "right": "left"}
     after = [SIDE.sub(lambda match: other[match.group().lower()], sentence) for sentence in before]
-    noticed = Agreement.of(after, before).side_flipped.any(axis=1)
+    noticed = Agreement.of(after, before).side_contradicted.any(axis=1)
     assert len(before) > 300 and noticed.mean() >= 0.95, noticed.mean()
 
 

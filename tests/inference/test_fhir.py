@@ -1,6 +1,5 @@
 """FHIR: what is written is valid in R4B and R5 and claims no more than it may; what is written can be read again."""
 
-import importlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ucumvert import PintUcumRegistry
 
+from tests.command_line import infer
 from tests.conftest import read_json
-from tests.data.test_catalog import loinc_check_digit
-from tests.inference.test_inference import infer
+from tests.fhir_bundles import loinc_check_digit, of_type, validate
 from vlm.adapter import digest, save
 from vlm.config import VitalConfig
 from vlm.data.ingest.phantom import VITALS as PHANTOM
@@ -22,12 +21,12 @@ from vlm.data.vitals.catalog import CATALOG, in_unit
 from vlm.data.vitals.schema import VitalsSchema, describe
 from vlm.data.vitals.units import ucum, ucum_conversion
 from vlm.errors import UserError
-from vlm.inference.fhir import About, from_fhir, to_fhir
+from vlm.inference.fhir import Software, from_fhir, to_fhir
 from vlm.inference.fhir.codes import LOINC
 from vlm.report import NOTICE, Report
 
 READY = VitalsSchema(tuple(CATALOG.values()))
-ABOUT = About("f" * 64, "pypi:llm==1/base.gguf", "0.1.0")
+ABOUT = Software("f" * 64, "pypi:llm==1/base.gguf", "0.1.0")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UNITS = PintUcumRegistry()
 
@@ -44,21 +43,8 @@ def bundle(vitals: dict[str, Any], schema: VitalsSchema = READY, **options: Any)
     return to_fhir(report(vitals, schema), schema, ABOUT, issued=NOW, **options)
 
 
-def of_type(made: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [entry["resource"] for entry in made["entry"] if entry["resource"]["resourceType"] == kind]
-
-
 def observed(made: dict[str, Any], text: str) -> dict[str, Any]:
     return next(resource for resource in of_type(made, "Observation") if resource["code"]["text"] == text)
-
-
-def validate(made: dict[str, Any]) -> None:
-    """Against the models of both releases: unknown elements, wrong types, wrong cardinality and missing ones fail."""
-    for release in ("R4B.", ""):
-        for resource in (made, *(entry["resource"] for entry in made["entry"])):
-            kind = resource["resourceType"]
-            model = getattr(importlib.import_module(f"fhir.resources.{release}{kind.lower()}"), kind)
-            model.model_validate_json(json.dumps(resource))
 
 
 # ------------------------------------------------------------------------------------------------ codes and units

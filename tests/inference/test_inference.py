@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.command_line import infer
 from tests.conftest import public
 from vlm import ClinicalVLM
 from vlm.adapter import save
@@ -129,11 +130,6 @@ def test_wrong_vitals_cost_no_wait(vitals: str, message: str, adapter: str, monk
     with pytest.raises(UserError) as error:
         draft_case(adapter, None, vitals, 4, None)
     assert message in str(error.value)
-
-
-def infer(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "infer.py", "--max_new_tokens", "6", *arguments]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_prints_report_probabilities_and_warnings(adapter: str, image: str) -> None:

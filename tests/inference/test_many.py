@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.inference.test_inference import infer
+from tests.command_line import infer
 from tests.picture_files import tiff
 from vlm.adapter import save
 from vlm.errors import UserError
 from vlm.inference import many
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import TableColumns, TableJob
-from vlm.inference.parts import Share, SharedJob
+from vlm.inference.parts import MultiProcessJob, RankShare
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -98,8 +98,8 @@ def test_whatever_is_raised_in_reading_a_row_costs_its_own_report_alone(
 
     monkeypatch.setattr(part, sometimes)
     if shared:
-        made_by = job.check(adapter, tiny_model.spec.schema, False)
-        SharedJob(job, Share()).run(ReportEngine(tiny_model), made_by)
+        metadata = job.check(adapter, tiny_model.spec.schema, False)
+        MultiProcessJob(job, RankShare()).run(ReportEngine(tiny_model), metadata)
         lines = [json.loads(line) for line in job.output.read_text().splitlines()]
     else:
         lines = run(job, tiny_model, adapter)
@@ -142,7 +142,7 @@ def test_a_table_of_every_odd_image_is_drafted_to_its_end(tiny_model, adapter, t
     assert lines[0]["text"] == lines[1]["text"] and "read from" not in said["real.tif"]
 
 
-def test_only_a_window_is_held(job, tiny_model, adapter, monkeypatch, tmp_path) -> None:
+def test_only_a_window_is_in_memory(job, tiny_model, adapter, monkeypatch, tmp_path) -> None:
     """A long table is never in memory: no more rows are read than two windows beyond what is written."""
     (tmp_path / "long.csv").write_text("id,glucose\n" + "".join(f"{i},{5 + i % 9}\n" for i in range(4000)))
     ahead, prepared = [], 0

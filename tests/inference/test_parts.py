@@ -20,7 +20,7 @@ from vlm.adapter import save
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import Counts, TableColumns, TableJob
-from vlm.inference.parts import Share, SharedJob
+from vlm.inference.parts import MultiProcessJob, RankShare
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -34,11 +34,11 @@ class Work:
 
     def draft(self, rank: int, of: int, resume: bool = False) -> Counts:
         """What one of the processes does."""
-        made_by = self.job.check(self.adapter, self.model.spec.schema, resume)
-        shared = SharedJob.needed(self.job, Share(rank, of))
+        metadata = self.job.check(self.adapter, self.model.spec.schema, resume)
+        shared = MultiProcessJob.needed(self.job, RankShare(rank, of))
         if shared:
             shared.check(resume)
-        return (shared or self.job).run(ReportEngine(self.model), made_by)
+        return (shared or self.job).run(ReportEngine(self.model), metadata)
 
     def to(self, output: Path) -> "Work":
         return replace(self, job=replace(self.job, output=output))
@@ -95,7 +95,7 @@ def test_another_number_of_processes_goes_on(work: Work, alone: list[dict]) -> N
     work.job.output.write_text("".join(json.dumps(line) + "\n" for line in alone[:5]) + '{"row": 7, "te')
     (work.job.metadata_file).write_text((work.job.output.parent.parent / "alone.jsonl.job.json").read_text())
     work.draft(1, 2, resume=True)
-    part = SharedJob(work.job, Share(1, 2)).part
+    part = MultiProcessJob(work.job, RankShare(1, 2)).part
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
     work.draft(2, 3, resume=True)
@@ -113,7 +113,7 @@ def test_what_is_there_is_not_written_over(work: Work, tmp_path: Path) -> None:
     other = replace(work, job=replace(work.job, max_new_tokens=6))
     with pytest.raises(UserError, match="was begun with another max_new_tokens"):
         other.draft(1, 2)
-    part = SharedJob(work.job, Share(0, 2)).part
+    part = MultiProcessJob(work.job, RankShare(0, 2)).part
     with part.open("a") as held, pytest.raises(UserError, match="another process is writing it"):
         fcntl.flock(held, fcntl.LOCK_EX)
         work.draft(0, 3, resume=True)

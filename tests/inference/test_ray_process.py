@@ -13,7 +13,7 @@ import pytest
 from tests import ray_drivers
 from tests.forks import PROJECT
 from vlm.errors import UserError
-from vlm.inference.on_ray import ATTEMPTS, Cluster, answers
+from vlm.inference.on_ray import ATTEMPTS, Cluster, run_driver
 
 WINDOWS = ["a", "b", "c", "d"]
 
@@ -21,24 +21,24 @@ WINDOWS = ["a", "b", "c", "d"]
 def test_a_process_that_dies_at_once_is_one_line() -> None:
     line = r"^--ray: core worker has already been shutdown; what was drafted is kept: go on with --resume$"
     with pytest.raises(UserError, match=line):
-        next(answers(ray_drivers.die_at_once, WINDOWS))
+        next(run_driver(ray_drivers.die_at_once, WINDOWS))
 
 
 def test_deaths_in_between_lose_and_repeat_nothing() -> None:
     """Four deaths, more than may be in a row: each had drafted something."""
     assert len(WINDOWS) > ATTEMPTS
-    assert list(answers(ray_drivers.die_after_each, WINDOWS)) == ["A", "B", "C", "D"]
+    assert list(run_driver(ray_drivers.die_after_each, WINDOWS)) == ["A", "B", "C", "D"]
 
 
 def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
-    assert list(answers(ray_drivers.raise_once, WINDOWS, str(tmp_path / "begun"))) == ["A", "B", "C", "D"]
+    assert list(run_driver(ray_drivers.raise_once, WINDOWS, str(tmp_path / "begun"))) == ["A", "B", "C", "D"]
 
 
 @pytest.mark.parametrize(("drive", "before"), [(ray_drivers.refuse, ["A"]), (ray_drivers.refuse_and_die, [])])
 def test_what_the_user_must_mend_is_not_tried_again(drive, before: list[str]) -> None:
     seen = []
     with pytest.raises(UserError, match=r"^--ray: /no/such/base: does not exist; go on with --resume$"):
-        seen.extend(answer for answer in _kept(answers(drive, WINDOWS), seen))
+        seen.extend(answer for answer in _kept(run_driver(drive, WINDOWS), seen))
     assert seen == before
 
 
@@ -51,7 +51,7 @@ def _kept(source, seen: list[str]):
 def test_nothing_is_left_when_the_work_is_stopped(tmp_path: Path) -> None:
     """As after Ctrl-C: whoever reads the answers goes, and the process goes too."""
     here = tmp_path / "pid"
-    stopped = answers(ray_drivers.wait, WINDOWS, str(here))
+    stopped = run_driver(ray_drivers.wait, WINDOWS, str(here))
     assert next(stopped) == "A"
     process = psutil.Process(int(here.read_text()))
     stopped.close()
@@ -62,10 +62,10 @@ STOPPED = """
 import sys, time
 from tests import ray_drivers
 from vlm.errors import run_program
-from vlm.inference.on_ray import answers
+from vlm.inference.on_ray import run_driver
 
 def main():
-    for answer in answers(ray_drivers.wait, ["a", "b"], sys.argv[1]):
+    for answer in run_driver(ray_drivers.wait, ["a", "b"], sys.argv[1]):
         print(answer, flush=True)
         if sys.argv[2] == "busy":
             time.sleep(600)
@@ -120,7 +120,7 @@ def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    assert list(answers(ray_drivers.wait, WINDOWS[:2], str(here))) == ["A", "B"]
+    assert list(run_driver(ray_drivers.wait, WINDOWS[:2], str(here))) == ["A", "B"]
     killer.join()
     assert len(set(found)) == 2
 

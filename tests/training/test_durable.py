@@ -17,7 +17,7 @@ import torch
 
 from tests.corruption import campaign
 from tests.faults import Died, Disk, die, install, refuse
-from vlm.atomic import MANIFEST, replace_file, seal, staged, verify, write_file
+from vlm.atomic import MANIFEST, replace_file, staged, verify_manifest, write_file, write_manifest
 from vlm.errors import UserError
 from vlm.training import checkpoints
 from vlm.training.run_folder import checkpoint_folder, newest_whole
@@ -249,7 +249,7 @@ def test_a_thousand_damages_to_a_checkpoint(folder: Path, tmp_path: Path) -> Non
     print(f"damaged {tried.total()} checkpoints, 0 loaded: {dict(tried)}")
 
 
-def test_a_manifest_is_believed_only_as_it_was_written(folder: Path) -> None:
+def test_a_manifest_is_accepted_only_as_it_was_written(folder: Path) -> None:
     file = folder / "checkpoint-2" / MANIFEST
     written = json.loads(file.read_text())
 
@@ -296,13 +296,13 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         if not (tmp_path / "adapter").exists():  # dead between two renames: the next writer puts it back first
             with pytest.raises(RuntimeError), staged(tmp_path / "adapter"):
                 raise RuntimeError
-        verify(tmp_path / "adapter", ["words"])
+        verify_manifest(tmp_path / "adapter", ["words"])
         assert (tmp_path / "adapter" / "words").read_text() in ("first", "second")
     write("third")
     (tmp_path / "adapter" / "words").write_text("edited")
     (tmp_path / "adapter" / "note").write_text("sealed again by hand")
-    seal(tmp_path / "adapter")
-    verify(tmp_path / "adapter", ["words", "note"])
+    write_manifest(tmp_path / "adapter")
+    verify_manifest(tmp_path / "adapter", ["words", "note"])
 
 
 def test_a_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import read_json
-from tests.training.test_training import trained, with_train
-from vlm.atomic import seal
+from tests.training_jobs import trained, with_train
+from vlm.atomic import write_manifest
 from vlm.config import Config, EvaluationConfig, RunConfig
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import Stopped, UserError, run_program
@@ -209,7 +209,7 @@ def test_a_lost_best_checkpoint_is_said(tiny_config: Config, capsys: pytest.Capt
     checkpoint = RunFolder(config).checkpoints / "checkpoint-4"
     state = read_json(checkpoint / "trainer_state.json") | {"best_global_step": 1}
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-    seal(checkpoint)
+    write_manifest(checkpoint)
     assert trained(config, str(checkpoint)).state.best_global_step == 6
     assert "warning: the best checkpoint so far is lost" in capsys.readouterr().err
 

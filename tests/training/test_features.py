@@ -49,7 +49,7 @@ def test_an_image_is_read_once(frozen: Config, made, monkeypatch) -> None:
     cohort, model = made
     dataset = case_dataset(frozen, model.spec, cohort, "train")
     keep_features(model, frozen, [dataset])
-    monkeypatch.setattr("vlm.data.dataset.read_source", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("vlm.data.dataset.read_image_bytes", lambda path: pytest.fail(f"{path} was read again"))
     for epoch in range(2):
         dataset.set_epoch(epoch)
         assert len([dataset[index] for index in range(len(dataset))]) == len(dataset.reports)

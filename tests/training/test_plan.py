@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import plan
-from benchmarks.plan import GPU, GPUS, PRESETS, Job, Tokens, Work, base_of, count_cnn, guess_tokens, main
+from benchmarks.plan import Job, Tokens, Work, guess_tokens, main
+from benchmarks.plan_inputs import GPU, GPUS, PRESETS, base_of, count_cnn
 from vlm.config import Config
 from vlm.config.parsing import parse_config
 from vlm.data.collate import Collator

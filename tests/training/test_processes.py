@@ -74,6 +74,17 @@ def test_the_frozen_base_is_split_alone(asked: dict, forks: Forks, config_file: 
     is_that_of(run, one)
 
 
+def test_packed_4_bit_layers_are_split(forks: Forks, tiny_llm: str, table_root: Path, tmp_path: Path) -> None:
+    """The recipe of several GPUs: QLoRA, with NF4 values in floating-point storage."""
+    file = write_config(tiny_llm, table_root, tmp_path, micro_batch_size=1)
+    packed = ("--model.llm.dequantize", "never")
+    one = Run(file, "packed").to_its_end(forks, *packed)
+    run = Run(file, "packed and split").to_its_end(forks, *packed, ranks=2, **FSDP)
+    held = re.search(r"are split, ([\d.]+) MiB on each of 2 processes in place of ([\d.]+);", run.said.read_text())
+    assert held and 0.4 < float(held[1]) / float(held[2]) < 0.6
+    is_that_of(run, one)
+
+
 @pytest.mark.parametrize(("before", "after"), [("2", "1"), ("2 fsdp", "4"), ("1", "2 fsdp")])
 def test_another_number_of_processes_goes_on(
     before: str, after: str, forks: Forks, config_file: Path, one: Run

@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import steady
+from tests.training_jobs import trained, with_train
 from vlm import ClinicalVLM
 from vlm.config import Config, LossConfig, VisionConfig
 from vlm.data.ingest.sources import load_cohort
@@ -19,26 +19,8 @@ from vlm.model.encoders.build import image_pictures
 from vlm.training.checkpoints import TRAINABLE
 from vlm.training.loop import TrainingLoop, split_batch
 from vlm.training.optimizer import parameter_groups, rate_factor
-from vlm.training.run import build_loop, build_model, case_dataset, train
+from vlm.training.run import build_model, case_dataset, train
 from vlm.training.run_folder import RunFolder, read_log
-
-
-def trained(config: Config, resume_from: str | None = None):
-    """Train without the test at the end; returns the loop."""
-    folder, cohort = RunFolder(config), load_cohort(config.data)
-    if resume_from is None:
-        folder.create(config, cohort.fingerprint)
-    model = build_model(config, cohort, torch.device("cpu"), torch.float32)
-    loop = build_loop(config, model, cohort, folder)
-    checkpoint = Path(resume_from) if resume_from else None
-    if checkpoint:
-        loop.resume(checkpoint)
-    loop.run(checkpoint)
-    return loop
-
-
-def with_train(config: Config, name: str, **options) -> Config:
-    return replace(config, run=replace(config.run, name=name), train=replace(config.train, **options))
 
 
 def test_accumulating_1_x_4_equals_4_x_1(tiny_config: Config) -> None:

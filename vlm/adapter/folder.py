@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm.adapter.bounds import check_lora, check_parts, compare, is_ours
+from vlm.adapter.bounds import check_lora, check_parts, compare, is_saved
 from vlm.adapter.hub import open_adapter
-from vlm.adapter.layout import FILES, AdapterConfig, describe, naming
-from vlm.adapter.validate import AdapterFolder, Shapes, check_sources
+from vlm.adapter.layout import FILES, AdapterConfig, describe, naming_file
+from vlm.adapter.validate import AdapterFolder, check_sources
 from vlm.atomic import staged, write_file
 from vlm.data.chat_template import prompt_ids
 from vlm.errors import UserError
+from vlm.finite import first_nonfinite
 from vlm.weights import is_wheel
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
@@ -55,16 +56,16 @@ def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | 
     return folder
 
 
-def split_state(model: "ClinicalVLM") -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def split_state(model: "ClinicalVLM") -> tuple[Tensors, Tensors]:
     """Get the tensors of an adapter on the CPU: the LoRA under PEFT's names, and the rest under ours."""
     from peft import get_peft_model_state_dict
 
     lora = get_peft_model_state_dict(model.llm, save_embedding_layers=False)
-    rest = {name: value for name, value in model.state_dict().items() if is_ours(name, model.model_config)}
+    rest = {name: value for name, value in model.state_dict().items() if is_saved(name, model.model_config)}
     return _to_cpu(lora), _to_cpu(rest)
 
 
-def _to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_cpu(state: Mapping[str, torch.Tensor]) -> Tensors:
     return {name: value.detach().to("cpu").contiguous() for name, value in state.items()}
 
 
@@ -90,7 +91,7 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     """
     opened = open_adapter(adapter)
     folder, config, spec = opened.path, opened.config.model, opened.config.spec
-    with naming(folder / "config.json"):
+    with naming_file(folder / "config.json"):
         hashes = model.base_fingerprint, model.base_sha256, model.base_settings_sha256
         check_base(opened.config, *hashes, folder, "train.start_from: it")
     lora, rest = read_tensors(opened)
@@ -100,7 +101,9 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     if config.vision.name != model.model_config.vision.name:
         strangers += ["vision."]
     wanted = model.state_dict()
-    tensors = {_lora_name(name): value for name, value in lora.items()} | rest
+    # PEFT leaves the name of its one adapter, "default", out of the names on disk.
+    lora = {".default.".join(f"llm.{name}".rsplit(".", 1)): value for name, value in lora.items()}
+    tensors = lora | rest
     fitting = {
         name: value
         for name, value in tensors.items()
@@ -109,12 +112,6 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     if not fitting:
         raise UserError(f"train.start_from: no tensor of {folder} fits this model")
     return fitting
-
-
-def _lora_name(name: str) -> str:
-    """Convert PEFT's name of a LoRA tensor on disk to its name in the model."""
-    stem, _, kind = name.rpartition(".")
-    return f"llm.{stem}.default.{kind}"
 
 
 def load(
@@ -141,7 +138,7 @@ def load(
     if base is not None:
         config = replace(config, llm=replace(config.llm, base=base, sha256=None, revision=None))
     device = device or choose_device().value
-    with naming(folder / "config.json"):
+    with naming_file(folder / "config.json"):
         llm, tokenizer = load_llm(config.llm, device, dtype or choose_precision("auto", device).value)
         sha256, merged = getattr(llm, "sha256", None), getattr(llm.config, MERGED, False)
         if not (merged and given.base_sha256 not in (None, sha256)):  # reported below, with its own message
@@ -151,7 +148,7 @@ def load(
         check_lora(opened, llm)
         check_parts(opened, embedding_space(llm, tokenizer), ids)
         build = model_class or ClinicalVLM
-        model = build(config, given.spec, llm, tokenizer, not is_ours("vision.cnn.", config), ids)
+        model = build(config, given.spec, llm, tokenizer, not is_saved("vision.cnn.", config), ids)
     lora, rest = read_tensors(opened, *split_state(model))
     adds = any(bool(value.any()) for name, value in lora.items() if "lora_B" in name)
     if merged and (adds or given.base_sha256 not in (None, sha256)):
@@ -176,9 +173,10 @@ def check_base(
     """
     pairs, pinned = [("fingerprint", given.base_fingerprint, fingerprint)], is_wheel(given.model.llm.base)
     if given.base_sha256 is None and not pinned:
-        _say(folder, "without the SHA-256 of its base; a sample of the base's weights is compared, not all of them")
+        what = "a sample of the base's weights is compared, not all of them"
+        _warn_old(folder, f"without the SHA-256 of its base; {what}")
     elif given.base_settings_sha256 is None and not pinned:
-        _say(folder, "without the SHA-256 of its base's config and tokenizer; they are not compared")
+        _warn_old(folder, "without the SHA-256 of its base's config and tokenizer; they are not compared")
     if given.base_sha256 is not None and not pinned:
         pairs.append(("SHA-256 of its weights", given.base_sha256, sha256 or "unknown"))
     if given.base_settings_sha256 is not None and not pinned:
@@ -190,7 +188,7 @@ def check_base(
 
 
 @cache
-def _say(folder: Path, what: str) -> None:
+def _warn_old(folder: Path, what: str) -> None:
     print(f"{folder}: saved by an earlier version, {what}", file=sys.stderr)
 
 
@@ -203,10 +201,10 @@ def load_evidence(opened: AdapterFolder, space: "EmbeddingSpace") -> "EvidenceEn
 
     folder, (config, spec, _, calibration, _, ids, _) = opened.path, opened.config
     check_sources(folder, config, given_base=True)
-    with naming(folder / "config.json"):
+    with naming_file(folder / "config.json"):
         ids = ids or prompt_ids(space.tokenizer, config.prompt.system, as_before=True)
         check_parts(opened, space, ids)
-        model = EvidenceEncoder(config, spec, space, not is_ours("vision.cnn.", config), ids)
+        model = EvidenceEncoder(config, spec, space, not is_saved("vision.cnn.", config), ids)
     model.load_state_dict(_read_file(folder / "vlm.safetensors"), strict=False)  # strict: compared in check_parts
     model.calibration = calibration
     return model.eval()
@@ -216,15 +214,11 @@ def read_tensors(
     opened: AdapterFolder, lora: Tensors | None = None, rest: Tensors | None = None
 ) -> tuple[Tensors, Tensors]:
     """Read the LoRA under PEFT's names and the rest under ours; names and shapes must match `lora` and `rest`."""
-    return (_read_checked(opened.path / "adapter_model.safetensors", opened.lora, lora),
-            _read_checked(opened.path / "vlm.safetensors", opened.rest, rest))  # fmt: skip
-
-
-def _read_checked(file: Path, given: Shapes, wanted: Tensors | None) -> Tensors:
-    """Read tensors if their names and shapes in the header match the wanted ones."""
-    if wanted is not None:
-        compare(given, wanted, str(file))
-    return _read_file(file)
+    lora_file, rest_file = opened.path / "adapter_model.safetensors", opened.path / "vlm.safetensors"
+    for file, given, wanted in ((lora_file, opened.lora, lora), (rest_file, opened.rest, rest)):
+        if wanted is not None:
+            compare(given, wanted, str(file))
+    return _read_file(lora_file), _read_file(rest_file)
 
 
 def _read_file(file: Path) -> Tensors:
@@ -235,9 +229,8 @@ def _read_file(file: Path) -> Tensors:
         tensors: Tensors = load_file(file)
     except Exception as error:  # safetensors raises its own bare exception type
         raise UserError(f"{file}: broken safetensors file: {error}") from None
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"{file}: tensor {name} holds a value that is no finite number")
+    if wrong := first_nonfinite(tensors):
+        raise UserError(f"{file}: tensor {wrong} holds a value that is no finite number")
     return tensors
 
 

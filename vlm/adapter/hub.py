@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
 
-STARTED = {".gitattributes", "README.md"}
+HUB_FILES = {".gitattributes", "README.md"}
 """Files that the Hub itself puts into a new repository."""
-ANSWERS = {
+STATUS_MESSAGES = {
     401: "the token was refused; log in again with `hf auth login`",
     403: "the token may not do this; it needs the right to write there",
     412: "it was changed in the meantime; look at it and push again",
@@ -72,7 +72,7 @@ def fetch(adapter: str, revision: str | None = None) -> Path:
     if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
         raise UserError(f"{adapter}: no such adapter folder")
     api = _client()
-    with _in_one_line(f"{adapter}: no such folder, and the Hub did not give it", revision):
+    with _hub_errors(f"{adapter}: no such folder, and the Hub did not give it", revision):
         commit = api.resolve_revision(adapter, revision=revision)
         reached = _check_sizes(api, adapter, commit)
         # If it was not reached nothing is fetched, even if it answers by now: no size was checked.
@@ -128,7 +128,7 @@ def push(
     if not get_token():
         raise UserError("the Hub wants a token to push; log in with `hf auth login`, or set HF_TOKEN")
     api = _client()
-    with _in_one_line(f"{repo}: nothing was pushed", revision):
+    with _hub_errors(f"{repo}: nothing was pushed", revision):
         before = _make_room(api, repo, private, revision)
         commit = api.create_commit(
             repo,
@@ -159,7 +159,7 @@ def _make_room(api: "HfApi", repo: str, private: bool, revision: str | None) -> 
         return None
     if private and not info.private:
         raise UserError(f"{repo}: is public already; make it private on its page, or push to another")
-    _refuse_strangers(api, repo, info)
+    _refuse_other_model(api, repo, info)
     if revision is None:
         return info.sha
     try:
@@ -167,17 +167,17 @@ def _make_room(api: "HfApi", repo: str, private: bool, revision: str | None) -> 
     except RevisionNotFoundError:
         api.create_branch(repo, branch=revision)
         return info.sha
-    _refuse_strangers(api, repo, branch)
+    _refuse_other_model(api, repo, branch)
     return branch.sha
 
 
-def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
+def _refuse_other_model(api: "HfApi", repo: str, info: "ModelInfo") -> None:
     """Raise `UserError` unless the repository is new or holds an adapter of ours."""
     names = {file.rfilename for file in info.siblings or ()}
     way_out = "push to a repository of its own"
-    if others := names - set(FILES) - STARTED:
+    if others := names - set(FILES) - HUB_FILES:
         raise UserError(f"{repo}: holds {min(others)}, which is no file of an adapter; {way_out}")
-    if names <= STARTED:
+    if names <= HUB_FILES:
         return
     config = None
     if "config.json" in names:
@@ -187,7 +187,7 @@ def _refuse_strangers(api: "HfApi", repo: str, info: "ModelInfo") -> None:
 
 
 @contextmanager
-def _in_one_line(what: str, revision: str | None) -> Iterator[None]:
+def _hub_errors(what: str, revision: str | None) -> Iterator[None]:
     """Turn the client's exceptions into one `UserError` with the reason and the way out."""
     from huggingface_hub.errors import RevisionResolutionError
 
@@ -211,8 +211,8 @@ def _reason(error: BaseException, revision: str | None) -> str:
     if isinstance(error, errors.RevisionResolutionError | errors.LocalEntryNotFoundError):
         return "it cannot be reached, and the cache does not hold the whole adapter"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
-    if status in ANSWERS:
-        return ANSWERS[status]
+    if status in STATUS_MESSAGES:
+        return STATUS_MESSAGES[status]
     if status >= 500:
         return f"the Hub is out of order ({status}); try again later"
     if isinstance(error, hub_http().TransportError):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlm.atomic import CHUNK, MANIFEST
+from vlm.atomic import MANIFEST
 from vlm.config import ModelConfig, VisionConfig, VitalConfig
 from vlm.config.limits import model_problems
 from vlm.config.renamed import rename_keys
@@ -113,7 +113,7 @@ def read_config(folder: Path) -> AdapterConfig:
         way_out = "a later version wrote it; pip install --upgrade clinical-vlm" if later else ""
         way_out = way_out or "is this an adapter of clinical-vlm?"
         raise UserError(f"{file}: format {found!r:.20}, this version reads {FORMAT}; {way_out}")
-    with naming(file), _needing(values.get("clinical_vlm_version")):
+    with naming_file(file), _naming_version(values.get("clinical_vlm_version")):
         try:
             rename_keys(values, str(file))
             return _parse(values, str(file))
@@ -122,7 +122,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 @contextmanager
-def _needing(version: Any) -> Iterator[None]:
+def _naming_version(version: Any) -> Iterator[None]:
     """Name the version that an adapter needs, in the `UserError` for a config of a later version."""
     try:
         yield
@@ -143,7 +143,7 @@ def _is_later(version: Any) -> bool:
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
+def naming_file(file: Path) -> Iterator[None]:
     """Prefix a `UserError` with the adapter's file that it comes from, and cut its length."""
     try:
         yield
@@ -229,6 +229,5 @@ def digest(folder: Path) -> str:
     hashed = hashlib.sha256()
     for name in REQUIRED:
         with (folder / name).open("rb") as read:
-            while chunk := read.read(CHUNK):
-                hashed.update(chunk)
+            hashlib.file_digest(read, lambda: hashed)
     return hashed.hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from vlm.adapter.layout import FILES, REQUIRED, AdapterConfig, read_config
-from vlm.atomic import MANIFEST, seal, verify
+from vlm.atomic import MANIFEST, verify_manifest, write_manifest
 from vlm.config import LLMConfig, ModelConfig
 from vlm.errors import UserError
 from vlm.plain import shortened
@@ -69,24 +69,24 @@ def check_manifest(folder: Path) -> None:
     It detects damage and mixed files of two adapters; after an intended change the folder can be sealed again.
     """
     if (folder / MANIFEST).is_file():
-        verify(folder, REQUIRED, editable=("README.md",))
+        verify_manifest(folder, REQUIRED, editable=("README.md",))
         return
     config = read_json(folder / "config.json", "the adapter's config")
     if isinstance(config, dict) and config.get("sealed"):
         raise UserError(f"{folder}: no {MANIFEST}, which was saved with it; not a complete adapter folder")
-    _say_unsealed(folder)
+    _warn_no_manifest(folder)
 
 
-def seal_folder(folder: Path) -> Path:
+def rewrite_manifest(folder: Path) -> Path:
     """Write the manifest of an adapter as it is now; raises `UserError` where it could not be loaded."""
     check_files(folder)
     read_folder(folder)
-    seal(folder)
+    write_manifest(folder)
     return folder / MANIFEST
 
 
 @cache  # once per folder
-def _say_unsealed(folder: Path) -> None:
+def _warn_no_manifest(folder: Path) -> None:
     what = f"{folder}: saved by an earlier version, without a {MANIFEST} to check it against"
     print(f"{what}; `clinical-vlm seal {folder}` writes one", file=sys.stderr)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.adapter import AdapterConfig, read_config
-from vlm.inference.fhir import About
+from vlm.inference.fhir import Software
 from vlm.report import NOTICE
 
 
@@ -14,25 +14,25 @@ class Adapter:
     """The config of an adapter folder, and the name and version that drafts carry."""
 
     config: AdapterConfig
-    made_by: About
+    software: Software
 
     @classmethod
     def of(cls, folder: Path) -> "Adapter":
         """Read the config in a folder; raises `UserError` as `read_config` does."""
-        return cls(read_config(folder), About.of(folder))
+        return cls(read_config(folder), Software.of(folder))
 
     @property
     def title(self) -> str:
         """Short title of the adapter."""
-        return f"adapter {self.made_by.adapter[:8]} on {self.made_by.base.rpartition('/')[2]}"
+        return f"adapter {self.software.adapter[:8]} on {self.software.base.rpartition('/')[2]}"
 
     def describe(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         spec = self.config.spec
         return {
-            "base": self.made_by.base,
+            "base": self.software.base,
             "base_fingerprint": self.config.base_fingerprint,
-            "adapter_digest": self.made_by.adapter,
+            "adapter_digest": self.software.adapter,
             "vitals": [asdict(vital) for vital in spec.schema.vitals],
             "labels": list(spec.labels),
             "image_size": spec.image.size,

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from vlm.app.about import Adapter
-from vlm.app.bodies import Bodies, form_of, is_whole, read_json
+from vlm.app.bodies import Bodies, form_of, is_encodable, read_json
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.guard import Access, Guard
 from vlm.app.service import Busy, Job, Service
@@ -124,16 +124,16 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
             with named_failures():
                 vitals, noted = _vitals_of(case, schema)
             prepared = await run_in_threadpool(service.prepare, picture, vitals, case.context)
-            drafted = await done(service.draft(prepared))
+            drafted = await result_of(service.draft(prepared))
             drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
             if case.format == "fhir":
-                bundle = to_fhir(drafted, schema, adapter.made_by, bool(prepared[0]["has_image"]))
+                bundle = to_fhir(drafted, schema, adapter.software, bool(prepared[0]["has_image"]))
                 return JSONResponse(bundle, media_type="application/fhir+json")
             return JSONResponse(drafted.to_dict())
         except UserError as error:
             raise HTTPException(422, str(error)) from None
         except Busy as error:
-            wait = str(max(1, math.ceil(service.seconds_a_batch)))
+            wait = str(max(1, math.ceil(service.batch_seconds)))
             raise HTTPException(429, str(error), headers={"Retry-After": wait}) from None
         except TooLate as error:
             raise HTTPException(503, str(error)) from None
@@ -158,7 +158,7 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
     return app
 
 
-async def done(job: Job[Any]) -> Any:
+async def result_of(job: Job[Any]) -> Any:
     """Await a job's result; raises what it raised, or `TooLate` at its deadline. Cancelled: the client disconnected."""
     coming = asyncio.wrap_future(job.result)
     coming.add_done_callback(lambda it: it.cancelled() or it.exception())  # retrieved even if nobody awaits it any more
@@ -167,7 +167,7 @@ async def done(job: Job[Any]) -> Any:
     except TimeoutError:
         raise TooLate from None
     finally:
-        job.left = True
+        job.cancelled = True
 
 
 # -------------------------------------------------------------------------------------------- reading
@@ -233,7 +233,7 @@ async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
             raise HTTPException(422, f"{name}: given twice")
         if isinstance(value, UploadFile) != (name == "image"):
             raise HTTPException(422, f"{name}: {'send it as a file' if name == 'image' else 'is no file field'}")
-        if isinstance(value, str) and name not in ("vitals", "observations") and not is_whole(value):
+        if isinstance(value, str) and name not in ("vitals", "observations") and not is_encodable(value):
             raise HTTPException(400, f"{name}: not UTF-8")
         fields[name] = value
     image: UploadFile | None = fields.pop("image", None)

@@ -22,7 +22,7 @@ IDLE_SECONDS = 10.0
 GRACE_SECONDS = 30.0
 SLOWEST = 32 << 10
 """Minimum average rate after the grace period, bytes a second."""
-MOST_WIDE = 1 << 20
+MOST_NON_ASCII = 1 << 20
 """Most non-ASCII bytes in a larger body."""
 MOST_VALUES = 100_000
 """Most commas, colons and brackets in a JSON body: parsed, each can take 100 times its bytes in memory."""
@@ -30,8 +30,8 @@ MOST_OPTIONS = 16
 """Most semicolons in a header: each costs the parser as much as a kilobyte of a file."""
 DEEPEST = 32
 LONGEST_NUMBER = 40
-_WIDE_BYTES = bytes(range(128, 256))
-_WIDE = re.compile(rb"[\x80-\xff]+")
+_NON_ASCII_BYTES = bytes(range(128, 256))
+_NON_ASCII = re.compile(rb"[\x80-\xff]+")
 _QUOTED = re.compile(rb'"(?:\\.|[^"\\])*"')
 
 
@@ -40,7 +40,7 @@ class Bodies:
 
     def __init__(self, most: int) -> None:
         self.most, self.total = most, 2 * most
-        self.held = 0
+        self.in_memory = 0
 
     @asynccontextmanager
     async def reading(self, request: Request, most: int | None = None) -> AsyncIterator[Request]:
@@ -61,17 +61,17 @@ class Bodies:
             except TimeoutError:
                 raise HTTPException(408, "the body did not come in time", {"connection": "close"}) from None
             size = len(message.get("body", b""))
-            mine, self.held = mine + size, self.held + size
+            mine, self.in_memory = mine + size, self.in_memory + size
             if mine > most:
                 raise HTTPException(413, f"larger than {_in_words(most)}")
-            if self.held > self.total:
+            if self.in_memory > self.total:
                 raise HTTPException(429, "too much is being sent at once; try again in a moment", {"retry-after": "1"})
             return message
 
         try:
             yield Request(request.scope, receive)
         finally:
-            self.held -= mine
+            self.in_memory -= mine
 
 
 class _Form(MultiPartParser):
@@ -135,10 +135,10 @@ def read_json(data: bytes | str) -> Any:
     """Parse strict JSON of few values; raises `ValueError` in one line that quotes no value of the text."""
     if sum(data.count(sign) if isinstance(data, str) else data.count(sign.encode()) for sign in ",:[{") > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values")
-    if isinstance(data, bytes) and len(data) > MOST_WIDE:
+    if isinstance(data, bytes) and len(data) > MOST_NON_ASCII:
         data = _with_escapes(data)
     try:
-        return parse_json(data, math.inf, DEEPEST, LONGEST_NUMBER, is_whole)
+        return parse_json(data, math.inf, DEEPEST, LONGEST_NUMBER, is_encodable)
     except JsonFault as fault:
         raise ValueError(fault.unquoted) from None
 
@@ -148,10 +148,10 @@ def _with_escapes(data: bytes) -> bytes:
 
     Raises `ValueError` for more of them than words need.
     """
-    if len(data) - len(data.translate(None, _WIDE_BYTES)) > MOST_WIDE:
-        raise ValueError(f"more than {_in_words(MOST_WIDE)} of letters beyond ASCII")
+    if len(data) - len(data.translate(None, _NON_ASCII_BYTES)) > MOST_NON_ASCII:
+        raise ValueError(f"more than {_in_words(MOST_NON_ASCII)} of letters beyond ASCII")
     try:
-        return _WIDE.sub(lambda found: json.dumps(found[0].decode())[1:-1].encode(), data)
+        return _NON_ASCII.sub(lambda found: json.dumps(found[0].decode())[1:-1].encode(), data)
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
 
@@ -163,7 +163,7 @@ def _has_option_twice(header: bytes) -> bool:
     return len(set(names)) < len(names)
 
 
-def is_whole(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Check whether a text has no lone surrogate, which cannot be encoded."""
     try:
         return text.isascii() or bool(text.encode())

@@ -11,19 +11,19 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     """Draft in a browser, and answer POST /v1/report."""
     add = parser.add_argument
     add("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
-    add("--base", help="base model in place of the one that the adapter names, such as a local copy")
+    add("--base", help="base model instead of the adapter's, such as a local copy")
     add("--engine", choices=["torch", "llamacpp"], default="torch",
-        help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`")  # fmt: skip
+        help="engine of the language model; llamacpp is quick on a CPU (extra `llamacpp`)")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, default=7860, help="port to listen on")
     add("--allowed_hosts", nargs="+", default=[], metavar="NAME",
-        help="names by which the server is asked, besides localhost and --host")  # fmt: skip
-    add("--token_file", type=Path, help="file of the token that clients must send; or set CLINICAL_VLM_TOKEN")
-    add("--max_new_tokens", type=int, default=96, help="longest draft")
+        help="host names to answer to, besides localhost and --host")  # fmt: skip
+    add("--token_file", type=Path, help="file with the token that clients must send; or set CLINICAL_VLM_TOKEN")
+    add("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
     add("--max_upload", type=int, default=64, help="largest image file, MiB")
-    add("--max_seconds", type=float, default=60, help="from asking to the last word")
-    add("--max_waiting", type=int, default=32, help="drafts in the queue; one more is refused")
-    add("--batch_size", type=int, default=16, help="drafts written together; torch only")
+    add("--max_seconds", type=float, default=60, help="time limit of a request")
+    add("--max_waiting", type=int, default=32, help="longest queue; further requests are refused")
+    add("--batch_size", type=int, default=16, help="cases drafted together; torch only")
     parser.set_defaults(run=run_serve)
 
 

@@ -9,7 +9,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vlm.app.headers import marked_headers
+from vlm.app.headers import with_security_headers
 
 MOST_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
@@ -103,7 +103,7 @@ class BoundedProtocol(H11Protocol):
         """Answer a malformed HTTP request, with the same headers as every other answer."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-            start = h11.Response(status_code=400, headers=marked_headers(headers), reason=b"Bad Request")
+            start = h11.Response(status_code=400, headers=with_security_headers(headers), reason=b"Bad Request")
             for event in (start, h11.Data(data=msg.encode("ascii", "replace")), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()

@@ -10,11 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vlm.app.view import png_link, render
+from vlm.app.view import png_link
 from vlm.explanation.explain import explain_example
 from vlm.explanation.result import Explanation, overlay
 from vlm.inference.engine import Engine, Prepared, ReportEngine, merged_lora
 from vlm.report import Report
+from vlm.resources import render
 
 MOST_MAPS = 6
 LIKELY = 0.5
@@ -23,7 +24,7 @@ FAINT = 0.3
 """Share below which a word is not tinted."""
 
 
-def why_not(engine: Engine) -> str:
+def why_unexplainable(engine: Engine) -> str:
     """Return why this engine's drafts cannot be explained; empty if they can."""
     if not isinstance(engine, ReportEngine):
         return "only PyTorch's engine has gradients; use --engine torch"
@@ -45,7 +46,7 @@ def explained(engine: Engine, prepared: Prepared, picture: np.ndarray | None, re
 def show(explanation: Explanation) -> str:
     """Render an explanation as HTML."""
     words = [_tinted(*word) for word in explanation.tinted_words()]
-    return render("explanation.html.j2", words=words, maps=_maps(explanation))
+    return render("vlm.app", "explanation.html.j2", words=words, maps=_maps(explanation))
 
 
 def _tinted(text: str, image: float, vitals: float, language: float) -> dict[str, Any]:

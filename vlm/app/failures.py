@@ -14,7 +14,7 @@ from vlm.errors import UserError
 SECONDS_BETWEEN = 60.0
 """Seconds between two lines about one place: a client that repeats a failing request must not fill the disk."""
 _lock = threading.Lock()
-_told: dict[str, tuple[float, int]] = {}
+_last_reports: dict[str, tuple[float, int]] = {}
 
 
 class TooLate(Exception):
@@ -37,11 +37,11 @@ def report_failure(error: BaseException) -> None:
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "no known place"
     line = f"{type(error).__name__} in {place}"
     with _lock:
-        last, repeats = _told.get(line, (-SECONDS_BETWEEN, 0))
+        last, repeats = _last_reports.get(line, (-SECONDS_BETWEEN, 0))
         if time.monotonic() - last < SECONDS_BETWEEN:
-            _told[line] = last, repeats + 1
+            _last_reports[line] = last, repeats + 1
             return
-        _told[line] = time.monotonic(), 0
+        _last_reports[line] = time.monotonic(), 0
     more = f" ({repeats:,} more like it before)" if repeats else ""
     print(f"error: {line}{more}", file=sys.stderr, flush=True)
 

@@ -27,7 +27,7 @@ LARGEST_EVENT = 1 << 18
 LONGEST_TEXT, LONGEST_PATH = 10_000, 200
 MOST_EVENTS, MOST_EVENTS_OF_ALL = 32, 512
 """Most events of one page, and of all pages, whose results are not fetched yet."""
-ABANDONED = 60.0
+RESULT_TTL_SECONDS = 60.0
 """Seconds after which such results are dropped."""
 _SESSION = re.compile(r"[\w-]{43}", re.ASCII)
 _HASH = re.compile(r"\w{1,64}", re.ASCII)
@@ -189,7 +189,7 @@ class Gate:
 
     async def _make_room(self, page: str) -> None:
         """Refuse more events than a page can need, and drop the results of the page that listened longest ago."""
-        await self.sweep()
+        await self.remove_expired()
         pending = self.blocks._queue.pending_event_ids_session
         if len(pending.get(page, ())) >= MOST_EVENTS:
             raise HTTPException(429, "this page asks faster than it listens", {"retry-after": "1"})
@@ -200,14 +200,11 @@ class Gate:
             await self._forget(oldest)
         self._active.setdefault(page, time.monotonic())
 
-    async def sweep(self) -> None:
-        """Drop results that no page fetched, and the remains of cancelled events."""
-        old = time.monotonic() - ABANDONED
+    async def remove_expired(self) -> None:
+        """Drop results that no page fetched; Gradio drops what a cancelled event leaves."""
+        old = time.monotonic() - RESULT_TTL_SECONDS
         for page in [page for page, when in self._active.items() if when < old]:
             await self._forget(page)
-        queue = self.blocks._queue  # Gradio keeps the id of each event that was cancelled while it ran
-        if queue.server_app is not None:  # before the first event
-            queue.server_app.iterators_to_reset.intersection_update(queue.event_ids_to_events)
 
     async def _forget(self, page: str) -> None:
         self._active.pop(page, None)

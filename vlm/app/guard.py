@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from vlm.app.failures import report_failure
-from vlm.app.headers import Marked
+from vlm.app.headers import HeaderSender
 from vlm.errors import UserError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -47,7 +47,7 @@ class Access:
             if not _NAME.fullmatch(name.lower()):
                 raise UserError(f"--allowed_hosts: {name[:80]!r} is no host name; without scheme, port or pattern")
             names.add(name.lower())
-        if host and not _is_wildcard(host):
+        if host and not getattr(_ip_address(host), "is_unspecified", False):
             names.add(f"[{host}]".lower() if ":" in host else host.lower())
         return cls(frozenset(names), token)
 
@@ -65,7 +65,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        marked = Marked(scope, send)
+        marked = HeaderSender(scope, send)
         if refusal := self._refusal(scope):
             await refusal(scope, receive, marked)
             return
@@ -130,19 +130,16 @@ def _refused(code: int, detail: str, headers: Mapping[str, str] | None = None) -
     return JSONResponse({"detail": detail}, code, headers)
 
 
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
 def is_loopback(address: str) -> bool:
     """Check whether only this machine can reach an address that is listened on."""
+    return getattr(_ip_address(address.partition("%")[0]), "is_loopback", False)
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def read_token(file: Path | None) -> bytes:

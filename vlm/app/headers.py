@@ -39,7 +39,7 @@ def content_policy(nonce: str = "") -> str:
     )
 
 
-class Marked:
+class HeaderSender:
     """ASGI `send` that adds the headers, and the nonce to the scripts of a page."""
 
     def __init__(self, scope: MutableMapping[str, Any], send: Any) -> None:
@@ -59,7 +59,7 @@ class Marked:
             if self._is_page and kind.startswith(b"text/html"):
                 self._start = message
                 return
-            await self._send({**message, "headers": self._marked(message["headers"], content_policy())})
+            await self._send({**message, "headers": self._with_headers(message["headers"], content_policy())})
         elif self._start is not None and message["type"] == "http.response.body":
             self._page.append(message.get("body", b""))
             if not message.get("more_body"):
@@ -75,16 +75,16 @@ class Marked:
         nonce = secrets.token_urlsafe(16)
         page = b"".join(self._page).replace(b"<script", f'<script nonce="{nonce}"'.encode())
         headers = [(b"content-length", str(len(page)).encode()) if name == b"content-length" else (name, value)
-                   for name, value in self._marked(start["headers"], content_policy(nonce))]  # fmt: skip
+                   for name, value in self._with_headers(start["headers"], content_policy(nonce))]  # fmt: skip
         await self._send({**start, "headers": headers})
         await self._send({"type": "http.response.body", "body": page})
 
-    def _marked(self, headers: Any, policy: str) -> list[tuple[bytes, bytes]]:
+    def _with_headers(self, headers: Any, policy: str) -> list[tuple[bytes, bytes]]:
         library = _LIBRARIES.match(self._path)
-        return marked_headers(headers, policy, b"private, max-age=86400" if library else b"no-store")
+        return with_security_headers(headers, policy, b"private, max-age=86400" if library else b"no-store")
 
 
-def marked_headers(headers: Any, policy: str = "", cache: bytes = b"no-store") -> list[tuple[bytes, bytes]]:
+def with_security_headers(headers: Any, policy: str = "", cache: bytes = b"no-store") -> list[tuple[bytes, bytes]]:
     """Return an answer's headers with those for browsers in place of its own."""
     own = {**_FIXED, b"content-security-policy": (policy or content_policy()).encode(), b"cache-control": cache}
     return [(name, value) for name, value in headers if name not in own and name not in _DROPPED] + [*own.items()]

@@ -13,9 +13,9 @@ from starlette.routing import Mount
 
 from vlm.app import view
 from vlm.app.about import Adapter
-from vlm.app.api import done
+from vlm.app.api import result_of
 from vlm.app.examples import SyntheticCase, synthetic_cases
-from vlm.app.explaining import explained, show, why_not
+from vlm.app.explaining import explained, show, why_unexplainable
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.form import Field, fields, given
 from vlm.app.gate import Gate
@@ -24,7 +24,7 @@ from vlm.app.service import Busy, Service
 from vlm.errors import UserError
 from vlm.report import NOTICE, Report
 
-LOOK = 0.08
+POLL_SECONDS = 0.08
 """Seconds between two updates of a growing draft: quicker than one reads."""
 NOT_GIVEN = ""
 """Value of an empty field, or of no choice."""
@@ -83,7 +83,7 @@ class Page:
         self.service, self.adapter = service, adapter
         self.spec = adapter.config.spec
         self.form = fields(self.spec.schema)
-        self.unexplained = why_not(service.engine)
+        self.unexplained = why_unexplainable(service.engine)
 
     def build(self) -> gr.Blocks:
         """Build the components, in the tab order of the keyboard."""
@@ -129,7 +129,7 @@ class Page:
         values = [*self.values, self.context]
         shown = [self.result, self.answer, self.draft, self.stop, self.explain, self.explanation]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        explaining = self.explain.click(self.say_why, self.answer, [self.explain, self.explanation], **quiet)
+        explaining = self.explain.click(self.explain_draft, self.answer, [self.explain, self.explanation], **quiet)
         asked = [self.picture, self.context, *self.values]
         writing = self.draft.click(self.write, asked, shown, cancels=[explaining], **quiet)
         quiet["cancels"] = [writing, explaining]  # an explanation of another case must not appear beside these inputs
@@ -168,28 +168,28 @@ class Page:
         ahead, before = self.service.waiting - 1, ""
         yield _shown(view.writing("", ahead), busy=True)
         try:
-            while not job.result.done() and not job.over:
+            while not job.result.done() and not job.is_expired:
                 if job.text != before:
                     before = job.text
                     yield [view.writing(before, 0), *[gr.skip()] * 5]
-                await asyncio.sleep(LOOK)
-            report = await done(job)
+                await asyncio.sleep(POLL_SECONDS)
+            report = await result_of(job)
         except (UserError, TooLate, Failed) as error:
             yield _shown(view.refused(str(error)))
             return
         finally:
-            job.left = True
+            job.cancelled = True
         page = view.finished(report, self.adapter, bool(prepared[0]["has_image"]))
         yield _shown(page, Answer(picture, vitals, context or "", report), explain=not self.unexplained)
 
-    async def say_why(self, answer: Answer) -> AsyncIterator[list[Any]]:
+    async def explain_draft(self, answer: Answer) -> AsyncIterator[list[Any]]:
         """Explain the draft that is shown."""
         yield [gr.Button(visible=False), view.waiting("looking at what the draft rests on …")]
         try:
             picture, vitals, context, report = answer
             prepared = await run_in_threadpool(self.service.prepare, picture, vitals, context)
             job = self.service.ask(lambda engine: show(explained(engine, prepared, picture, report)))
-            yield [gr.skip(), await done(job)]
+            yield [gr.skip(), await result_of(job)]
         except (UserError, Busy, TooLate, Failed) as error:
             yield [gr.Button(visible=True), view.refused(str(error), "No explanation")]
 

@@ -55,8 +55,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
-    from vlm.inference.command import prepare_libraries
-    from vlm.inference.open_engine import make_engine
+    from vlm.inference.open_engine import make_engine, prepare_libraries
 
     adapter = Adapter.of(folder)
     limits = Limits(
@@ -72,10 +71,10 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     app = make_api(service, adapter, access)
     app.router.lifespan_context = partial(lifetime, service)
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    from vlm.app.explaining import why_not
+    from vlm.app.explaining import why_unexplainable
     from vlm.app.page import add_page  # after the environment variables are set
 
-    if reason := why_not(service.engine):
+    if reason := why_unexplainable(service.engine):
         print(f"explanations: off, {reason}", flush=True)
     return add_page(app, service, adapter)
 
@@ -88,7 +87,7 @@ async def lifetime(service: "Service", app: Any) -> AsyncIterator[None]:
     async def sweep() -> None:
         while True:
             await asyncio.sleep(60)
-            await asyncio.to_thread(service.sweep)
+            await asyncio.to_thread(service.remove_expired)
 
     sweeping = asyncio.create_task(sweep())
     with service:

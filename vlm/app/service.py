@@ -35,7 +35,7 @@ LONGEST_PROMPT = 1024
 DECODERS = 2
 """Images decoded at once, each in a process of its own that is killed at a limit of time or memory."""
 SECONDS_AN_IMAGE = 10.0
-FORGOTTEN = 600
+LEFTOVER_SECONDS = 600
 """Age in seconds after which a file in the folder is a leftover."""
 
 
@@ -70,13 +70,13 @@ class Job(Generic[Result]):
     deadline: float
     """Deadline by `time.monotonic`."""
     result: "Future[Result]" = field(default_factory=Future)
-    left: bool = False
+    cancelled: bool = False
     """True if the client disconnected."""
 
     @property
-    def over(self) -> bool:
+    def is_expired(self) -> bool:
         """True if the result is no longer wanted."""
-        return self.left or time.monotonic() > self.deadline
+        return self.cancelled or time.monotonic() > self.deadline
 
     @property
     def seconds_left(self) -> float:
@@ -98,7 +98,7 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
         self.engine = engine
         self.limits = limits or Limits()
-        self.seconds_a_batch = 1.0
+        self.batch_seconds = 1.0
         """Seconds of the last batch: how long a client should wait before it retries."""
         self.uploads = Uploads(4 * self.limits.upload)
         self._folder = tempfile.TemporaryDirectory(prefix="clinical-vlm-app-")
@@ -127,9 +127,9 @@ class Service:
             waiting = list(self._jobs)
             self._jobs.clear()
             self._changed.notify_all()
-        _settle(waiting, Failed("the server is closing"))
+        _fail_pending(waiting, Failed("the server is closing"))
         for job in list(self._current):
-            job.left = True
+            job.cancelled = True
         self._worker.join(self.limits.seconds)
         self._decoder.close()
         self._folder.cleanup()
@@ -184,12 +184,12 @@ class Service:
             longer = str(error).startswith("the prompt has ")
             raise UserError(f"context: too long; {error}" if longer else str(error)) from None
 
-    def sweep(self) -> None:
+    def remove_expired(self) -> None:
         """Remove expired uploads, and files that a crash has left in the folder."""
-        self.uploads.sweep()
+        self.uploads.remove_expired()
         for file in self.folder.rglob("*"):
             with suppress(OSError):
-                if file.is_file() and time.time() - file.stat().st_mtime > FORGOTTEN:
+                if file.is_file() and time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:
                     file.unlink()
 
     # ---------------------------------------------------------------------------------------- asking
@@ -222,24 +222,26 @@ class Service:
                     with named_failures():
                         self._do(jobs)
                 except Exception as error:
-                    _settle(jobs, error)
+                    _fail_pending(jobs, error)
                 finally:
-                    _settle(jobs, TooLate())
+                    _fail_pending(jobs, TooLate())
                     self._current = []
-                self.seconds_a_batch = time.monotonic() - start
+                self.batch_seconds = time.monotonic() - start
 
     def _take(self) -> list[Job[Any]]:
         """Take the next jobs: one of another kind, or as many drafts as fit a batch; empty when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             jobs: list[Job[Any]] = []
-            while self._jobs and len(jobs) < self._batch and (not jobs or _go_together(jobs[0], self._jobs[0])):
+            while self._jobs and len(jobs) < self._batch and (not jobs or isinstance(self._jobs[0], Draft)):
                 jobs.append(self._jobs.popleft())
+                if not isinstance(jobs[0], Draft):
+                    break
             self._current = jobs
             return jobs
 
     def _do(self, jobs: Sequence[Job[Any]]) -> None:
-        wanted = [job for job in jobs if not job.over]
+        wanted = [job for job in jobs if not job.is_expired]
         drafts = [job for job in wanted if isinstance(job, Draft) and self._fits(job)]
         for job in wanted:
             if job.work is not None:
@@ -273,7 +275,7 @@ class TokenStreamer:
 
     def put(self, value: torch.Tensor) -> None:
         """Append the next token of each draft (B); the first call has the prompt's tokens, of which there are none."""
-        if all(draft.over for draft in self._drafts):
+        if all(draft.is_expired for draft in self._drafts):
             raise TooLate
         if value.numel() != len(self._drafts):
             return
@@ -288,11 +290,7 @@ class TokenStreamer:
         """Do nothing: no text is held back."""
 
 
-def _go_together(first: Job[Any], other: Job[Any]) -> bool:
-    return isinstance(first, Draft) and isinstance(other, Draft)
-
-
-def _settle(jobs: Sequence[Job[Any]], error: Exception) -> None:
+def _fail_pending(jobs: Sequence[Job[Any]], error: Exception) -> None:
     for job in jobs:
         if not job.result.done():
             job.result.set_exception(error)

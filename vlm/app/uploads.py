@@ -5,7 +5,7 @@ import threading
 import time
 from typing import NamedTuple
 
-LIFETIME = 60.0
+UPLOAD_TTL_SECONDS = 60.0
 """Seconds that an upload is kept: the page reads one as soon as it was sent."""
 
 
@@ -33,7 +33,7 @@ class Uploads:
         """Store an upload in place of the session's last one, and return its name; raises `Full`."""
         with self._lock:
             self._drop(session)
-            if self._size() + len(data) > self.total:
+            if sum(len(upload.data) for upload in self._kept.values()) + len(data) > self.total:
                 raise Full("too many uploads at once; try again in a moment")
             return self._keep(session, data)
 
@@ -54,7 +54,7 @@ class Uploads:
             found = self._kept.get(name)
             return self._kept.pop(name).data if found is not None and not found.session else None
 
-    def sweep(self) -> None:
+    def remove_expired(self) -> None:
         """Drop expired uploads."""
         with self._lock:
             self._drop()
@@ -64,11 +64,8 @@ class Uploads:
 
     def _keep(self, session: str, data: bytes) -> str:
         name = secrets.token_urlsafe(32)
-        self._kept[name] = _Upload(session, data, time.monotonic() + LIFETIME)
+        self._kept[name] = _Upload(session, data, time.monotonic() + UPLOAD_TTL_SECONDS)
         return name
-
-    def _size(self) -> int:
-        return sum(len(upload.data) for upload in self._kept.values())
 
     def _drop(self, session: str | None = None) -> None:
         now = time.monotonic()

@@ -1,14 +1,11 @@
 """Render a draft as HTML for the page; the template escapes all untrusted text."""
 
-import base64
 import json
-from functools import cache
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 import cv2
-import jinja2
 import numpy as np
 
 from vlm.app.about import Adapter
@@ -16,18 +13,12 @@ from vlm.data.vitals.schema import VitalsSchema
 from vlm.inference.fhir import to_fhir
 from vlm.model.calibration import Calibration
 from vlm.report import Report
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    made = jinja2.Environment(loader=jinja2.PackageLoader("vlm.app", "."), autoescape=True, trim_blocks=True)
-    made.filters["percent"] = percent
-    return made
+from vlm.resources import data_uri, render
 
 
 def head(adapter: Adapter) -> str:
     """Render the page's title and the adapter's."""
-    return render("head.html.j2", title=adapter.title)
+    return render("vlm.app", "head.html.j2", title=adapter.title)
 
 
 def idle() -> str:
@@ -54,7 +45,7 @@ def writing(text: str, ahead: int) -> str:
 def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
     """Render a finished draft with its probabilities, warnings and files."""
     schema = adapter.config.spec.schema
-    bundle = to_fhir(report, schema, adapter.made_by, has_image)
+    bundle = to_fhir(report, schema, adapter.software, has_image)
     return _result(
         state="done",
         text=report.text,
@@ -94,16 +85,11 @@ def picture(square: np.ndarray) -> str:
 
 def png_link(image: np.ndarray) -> str:
     """Encode an image as a link within the page itself: no file of it is left anywhere."""
-    return f"data:image/png;base64,{base64.b64encode(cv2.imencode('.png', image)[1].tobytes()).decode()}"
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill in one of this package's templates."""
-    return _templates().get_template(template).render(values)
+    return data_uri("image/png", cv2.imencode(".png", image)[1].tobytes())
 
 
 def _result(**values: Any) -> str:
-    return render("result.html.j2", **values)
+    return render("vlm.app", "result.html.j2", **{"report": None, "percent": percent, **values})
 
 
 def _values(report: Report, schema: VitalsSchema) -> list[str]:

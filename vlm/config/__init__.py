@@ -65,17 +65,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Config:
-    """A whole job."""
+    """All options of a job."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    """Name and place of the run."""
+    """Name and folder of the run."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Cases."""
+    """Tables, images, vitals, labels, split."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Model."""
+    """Parts of the model."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Loss."""
+    """Joint loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Training."""
+    """Optimizer, schedule, checkpoints."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Evaluation."""
+    """Test at the end of a run."""

@@ -1,4 +1,4 @@
-"""What is read: tables, images, vitals, labels, reports, and the split."""
+"""Options of tables, images, vitals, labels, reports and the split."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,80 +8,78 @@ from typing import Literal
 class VitalConfig:
     """One clinical value of the vector x = [x1 ... xm], equation (3).
 
-    Two are equal where their numbers mean the same; how tables spell or convert them does not count.
+    Two are equal if their numbers mean the same; spellings and conversions are not compared.
     """
 
     name: str = ""
-    """Name of the value, also its column in the table; empty with `ready`: the name of the ready-made entry."""
+    """Name of the value and of its column; empty with `ready`: the name of the ready-made entry."""
     unit: str = ""
-    """Unit in which the value is kept, and in which a bare number is given."""
+    """Unit of the value, also of a number without one."""
     aliases: list[str] = field(default_factory=list, compare=False)
-    """Other names that a table or a user may write."""
+    """Other names of the column."""
     categories: list[str] = field(default_factory=list)
-    """The allowed words of a categorical value; empty for a number."""
+    """Allowed words of a categorical value; empty for a number."""
     plausible: list[float] = field(default_factory=list)
-    """[lowest, highest] physically possible number; outside it a value counts as missing, with a warning."""
+    """[lowest, highest] possible number; outside it a value counts as missing, with a warning."""
     reference: list[float] = field(default_factory=list)
-    """[lowest, highest] normal number, as a laboratory prints it; beyond it the encoder sees a low or high flag."""
+    """[lowest, highest] normal number; beyond it the encoder sees a low or high flag."""
     accepts: dict[str, list[float]] = field(default_factory=dict, compare=False)
-    """Other unit → [factor, offset]: value in `unit` = factor × value + offset. Never guessed: the unit must be
-    written in the cell or in the header."""
+    """Other unit → [factor, offset]: value in `unit` = factor × value + offset, where cell or header name the unit."""
     loinc: str = field(default="", compare=False)
-    """LOINC code of the measurement in this unit, under which FHIR resources carry it."""
+    """LOINC code of the measurement in this unit, for FHIR."""
     also_loinc: list[str] = field(default_factory=list, compare=False)
-    """Further LOINC codes of the same measurement, in another unit, specimen or method: read, never written."""
+    """LOINC codes in other units, specimens or methods; read from FHIR, not written."""
     ready: str = field(default="", compare=False)
-    """Ready-made entry to start from (`vlm/data/vitals.yaml`); what else is given here replaces its part."""
+    """Ready-made entry to start from (`vlm/data/vitals.yaml`); the other keys replace its parts."""
 
 
 @dataclass(frozen=True)
 class SectionConfig:
-    """One part of the reference report, and the evidence without which nobody could write it."""
+    """One part of the reference report and the evidence it needs."""
 
     column: str
     """Column of the table that holds the text."""
     needs: list[str] = field(default_factory=lambda: ["image"])
-    """Evidence the text rests on: `image`, `vitals` (any of them) or names of vitals; [] for none."""
+    """Evidence the text needs: `image`, `vitals` (any of them) or names of vitals; [] for none."""
     otherwise: str = ""
-    """Text to write where that evidence is missing; empty: the part is left out."""
+    """Target text where that evidence is missing; empty leaves the part out."""
 
 
 @dataclass(frozen=True)
 class TableConfig:
-    """A user's own CSV or Parquet file, with a folder of images beside it."""
+    """A user's own table and folder of images."""
 
     file: str = "cases.csv"
     """Table, relative to `data.root`: `.csv`, `.tsv`, `.txt`, `.jsonl` (or gzipped), `.xlsx`, `.parquet` or a folder
     of these."""
     encoding: str | None = None
-    """Encoding of a text table, as Python names it: `cp1251`, `gb18030`; null finds it."""
+    """Encoding of a text table, as Python names it: `cp1251`, `gb18030`; null detects it."""
     sheet: str | None = None
-    """Sheet of a workbook; null takes the only one that holds anything."""
+    """Sheet of a workbook; null takes the only one with content."""
     images: str = "."
     """Folder of the images, relative to `data.root`."""
     image: str | None = "image"
-    """Column of the image's file name; null where there are no images."""
+    """Column of the image's file name; null without images."""
     id: str | None = None
     """Column of the case's id; null numbers the rows."""
     patient: str | None = None
-    """Column of the patient's id, by which the data are split; null makes every row a patient."""
+    """Column of the patient's id, by which data are split; null makes each row a patient."""
     split: str | None = None
     """Column with a fixed split (`train`, `validation`, `test`); null splits by a hash of the patient."""
     context: str | None = None
     """Column of free text to show in the prompt, such as an indication; null for none."""
     probability: str | None = None
-    """Column of a known probability of pathology, for the correlation figure; null: the first label stands in."""
+    """Column of a known probability of pathology, for the correlation figure; null takes the first label."""
     labels: list[str] = field(default_factory=list)
-    """Label columns of 0, 1 or nothing, or words such as yes and no; each becomes one output of the head."""
+    """Label columns (0, 1, yes, no, empty); each becomes one output of the head."""
     uncertain: Literal["ignore", "positive", "negative"] | None = None
     """What -1 and words such as `uncertain` mean in a label: unknown, 1 or 0; null: unknown, with a warning."""
     vitals: list[VitalConfig | str] = field(default_factory=list)
-    """Clinical values, each described or the name of a ready-made entry, such as glucose; order is kept."""
+    """Clinical values in order: a description, or the name of a ready-made entry such as glucose."""
     report: list[SectionConfig] = field(default_factory=list)
-    """Columns that make the reference report, in order."""
+    """Columns of the reference report, in order."""
     label_findings: dict[str, str] = field(default_factory=dict)
-    """Label → finding of the rule-based labeller that it stands for, to compare head and text; a label that is
-    named like a finding needs no entry."""
+    """Label → finding of the labeller, to compare head and text; a label named like a finding needs no entry."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,11 @@ class PhantomConfig:
     """The built-in synthetic cohort."""
 
     cases: int = 2000
-    """Number of cases to draw."""
+    """Cases to draw."""
     seed: int = 7
     """Seed of the cohort; the same seed draws the same cases."""
     missing: float = 0.04
-    """Probability that a case lacks its image, its glucose or its blood pressure (each on its own)."""
+    """Probability that a case lacks its image, glucose or blood pressure, each independently."""
 
 
 @dataclass(frozen=True)
@@ -101,35 +99,35 @@ class CovidCxrConfig:
     """The public COVID-19 chest X-ray collection, in its own layout."""
 
     report: Literal["image_sentences", "whole_note"] = "image_sentences"
-    """Target text: the sentences of the note that speak of the image, or the whole note."""
+    """Target text: the note's sentences about the image, or the whole note."""
 
 
 @dataclass(frozen=True)
 class ChexpertConfig:
-    """How the labels of the CheXpert labeller are taken; for `chexpert` and `mimic_cxr`."""
+    """Meaning of CheXpert labels, for `chexpert` and `mimic_cxr`."""
 
     uncertain: Literal["unknown", "positive", "negative"] = "unknown"
-    """What -1 means."""
+    """Meaning of -1."""
     blank: Literal["unknown", "positive", "negative"] = "negative"
-    """What an observation means that the report does not mention."""
+    """Meaning of a blank, an observation not mentioned."""
 
 
 @dataclass(frozen=True)
 class MimicCxrConfig:
-    """Where the parts of MIMIC are."""
+    """Folders and labeller of MIMIC-CXR."""
 
     reports: str | None = None
-    """Folder that holds the reports' `files/`; null: `data.root`."""
+    """Folder with the reports' `files/`; null: `data.root`."""
     ed: str | None = None
     """Folder of MIMIC-IV-ED's edstays, triage and vitalsign tables; null: no vitals."""
     labeller: Literal["chexpert", "negbio"] = "chexpert"
-    """Whose labels: the table `mimic-cxr-2.0.0-chexpert` or `-negbio`."""
+    """Labels to read: `mimic-cxr-2.0.0-chexpert` or `-negbio`."""
 
 
 Source = Literal[
     "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "image_folder", "table", "packed"
 ]  # fmt: skip
-"""The readers; `table` is your own data, `packed` what `clinical-vlm pack` made of any of them."""
+"""The readers; `table` is your own data, `packed` shards of `clinical-vlm pack`."""
 
 
 @dataclass(frozen=True)
@@ -137,54 +135,54 @@ class SourceConfig:
     """One of several sources."""
 
     source: Source = "table"
-    """Which reader."""
+    """Reader."""
     root: str = "."
-    """Folder of the data; of the source `packed` also an address such as `s3://bucket/folder`."""
+    """Folder of the data; for `packed` also an address such as `s3://bucket/folder`."""
     name: str = ""
-    """What marks its ids and patients; empty: the reader's name."""
+    """Prefix of its ids and patients; empty: the reader's name."""
     weight: float = 1.0
-    """How often a training case is drawn, against those of other sources."""
+    """Relative frequency of drawing its training cases."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Its label → what all sources call it."""
+    """Its label → the common name."""
     table: TableConfig = field(default_factory=TableConfig)
-    """Options of the source `table` and `image_folder`; its `labels` choose among those of other readers."""
+    """Options of `table` and `image_folder`; `labels` chooses among labels of any reader."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
-    """Options of the source `phantom`."""
+    """Options of `phantom`."""
     covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)
-    """Options of the source `covid_cxr`."""
+    """Options of `covid_cxr`."""
     chexpert: ChexpertConfig = field(default_factory=ChexpertConfig)
-    """Options of the sources `chexpert` and `mimic_cxr`."""
+    """Options of `chexpert` and `mimic_cxr`."""
     mimic_cxr: MimicCxrConfig = field(default_factory=MimicCxrConfig)
-    """Options of the source `mimic_cxr`."""
+    """Options of `mimic_cxr`."""
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Shares of the patients; a hash of the patient's id decides, so added rows move nobody."""
+    """Shares of the patients, divided by a hash of the patient's id: added rows move nobody."""
 
     validation: float = 0.1
     """Share of patients for validation."""
     test: float = 0.15
     """Share of patients for the final test."""
     seed: int = 0
-    """Another seed is another split."""
+    """Seed of the hash."""
 
 
 @dataclass(frozen=True)
 class DropoutConfig:
-    """Evidence withheld at random in training, so that a missing input is a known case."""
+    """Evidence withheld at random in training, so that the model learns missing inputs."""
 
     image: float = 0.1
     """Probability that a training case loses its image."""
     vitals: float = 0.05
     """Probability that a training case loses all its vitals."""
     value: float = 0.05
-    """Probability that one value is lost, for each value on its own."""
+    """Probability that a value is lost, each independently."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training images; never mirrored, a mirrored chest has its heart on the wrong side."""
+    """Random changes of training images; no mirroring, which would put the heart on the wrong side."""
 
     rotate: float = 0.0
     """Largest rotation, degrees."""
@@ -198,28 +196,28 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which cases are read, how they are split and what a training case goes through."""
+    """Source, split and augmentation of the cases."""
 
     source: Source = "phantom"
-    """Which reader; `table` is your own data, `packed` what `clinical-vlm pack` made of any of them."""
+    """Reader; `table` is your own data, `packed` shards of `clinical-vlm pack`."""
     root: str = "data/phantom"
-    """Folder of the data; of the source `packed` also an address such as `s3://bucket/folder`."""
+    """Folder of the data; for `packed` also an address such as `s3://bucket/folder`."""
     interleave_shards: int = 8
-    """Shards of packed data that training reads in parallel and mixes, 1 to 16; each process reads its share."""
+    """Packed shards that training interleaves, 1 to 16; each process reads its share."""
     image_size: int = 224
-    """Side of the square image given to the encoder, pixels, kept in aspect by padding; 0: that of its weights."""
+    """Side of the encoder's square image, pixels; padding keeps the aspect; 0: that of its weights."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
-    """Options of the source `phantom`."""
+    """Options of `phantom`."""
     covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)
-    """Options of the source `covid_cxr`."""
+    """Options of `covid_cxr`."""
     chexpert: ChexpertConfig = field(default_factory=ChexpertConfig)
-    """Options of the sources `chexpert` and `mimic_cxr`."""
+    """Options of `chexpert` and `mimic_cxr`."""
     mimic_cxr: MimicCxrConfig = field(default_factory=MimicCxrConfig)
-    """Options of the source `mimic_cxr`."""
+    """Options of `mimic_cxr`."""
     table: TableConfig = field(default_factory=TableConfig)
-    """Options of the source `table` and `image_folder`; its `labels` choose among those of other readers."""
+    """Options of `table` and `image_folder`; `labels` chooses among labels of any reader."""
     sources: list[SourceConfig] = field(default_factory=list)
-    """Several sources in place of the one above; labels that one of them does not have are unknown there."""
+    """Several sources, in place of `source`; a label that one lacks is unknown there."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Shares of the split."""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
@@ -227,6 +225,6 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of training images."""
     finding_labels: list[str] = field(default_factory=list)
-    """Findings of the reference reports, taught to the head as further labels: `pleural_effusion`, `left_opacity`."""
+    """Findings read from the reference reports as further labels, such as `pleural_effusion`, `left_opacity`."""
     withhold: list[Literal["image", "vitals"]] = field(default_factory=list)
-    """Evidence withheld from every case, training and test alike: a control run. Reports stay as they are."""
+    """Evidence withheld from every case, in training and test, for a control run; reports stay as they are."""

@@ -46,10 +46,10 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help=f"YAML file, or one of the presets {', '.join(PRESETS)}.")
+    parser.add_argument("--config", action="config", help=f"YAML file, or a preset: {', '.join(PRESETS)}.")
     parser.add_class_arguments(Config, None)
     parser.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint.")
-    parser.add_argument("--dry-run", action="store_true", help="Make one step, say what memory it takes, and end.")
+    parser.add_argument("--dry-run", action="store_true", help="Make one step, print its time and memory, and end.")
     arguments = list(rename_options(list(_with_preset_files(argv))))
     _check_options(arguments)
     for index, file in _config_files(arguments):
@@ -142,11 +142,12 @@ def _check_options(argv: Sequence[str]) -> None:
 def _check_values(config: Config) -> None:
     """Check ranges that the types do not express; each message names the key."""
     train, dropout, split = config.train, config.data.dropout, config.data.split
+    micro = train.micro_batch_size
     rules = [
         (0 <= config.loss.alpha <= 1, "loss.alpha", "between 0 and 1"),
-        (train.micro_batch_size > 0, "train.micro_batch_size", "at least 1"),
+        (micro == "auto" or micro > 0, "train.micro_batch_size", "auto or at least 1"),
         (
-            train.batch_size % max(train.micro_batch_size, 1) == 0,
+            micro == "auto" or train.batch_size % max(micro, 1) == 0,
             "train.batch_size",
             "a multiple of train.micro_batch_size",
         ),

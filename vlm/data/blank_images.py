@@ -16,7 +16,7 @@ MOST, SECONDS = 256, 10.0
 """Largest number of images to check, and the time limit in seconds."""
 
 
-def glance(rows: datasets.Dataset, spec: ImageSpec, most: int = MOST, seconds: float = SECONDS) -> list[str]:
+def check_sample(rows: datasets.Dataset, spec: ImageSpec, most: int = MOST, seconds: float = SECONDS) -> list[str]:
     """Read an evenly spread sample of the images and return a notice if some are blank.
 
     Images in shards are skipped: they were checked when packed, and a shard is fetched as a whole.

@@ -75,7 +75,7 @@ def make_example(
     }
 
 
-def made_up_cases(spec: CaseSpec, count: int) -> Iterator[Example]:
+def random_cases(spec: CaseSpec, count: int) -> Iterator[Example]:
     """Generate synthetic cases: vitals near the training median, pictures of soft shadows; every fourth has none."""
     rng = np.random.default_rng(0)
     centre, scale = np.array(spec.statistics.centre), np.array(spec.statistics.scale)

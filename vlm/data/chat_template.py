@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm.errors import UserError
+from vlm.host import limit_process
 from vlm.plain import shortened
 
 if TYPE_CHECKING:  # passed in by the caller; its library takes seconds to import
@@ -160,23 +160,12 @@ def _ask_child(method: str, *job: Any) -> bytes | None:
 def _render_and_send(sender: "Connection", template: str, system: str, special: dict[str, str]) -> None:
     """Render in the child and send JSON, so that the parent executes nothing of it."""
     try:
-        _limit_this_process()
+        random.seed(0)
+        limit_process(MEMORY, CPU_SECONDS)  # where it cannot, the parent waits no longer than `WAIT_SECONDS`
         answer = [_rendering(template, conversation, special) for conversation in _conversations(system)]
         sender.send_bytes(json.dumps(answer).encode())
     finally:
         os._exit(0)  # skip the parent's flushes and exit handlers, and print no traceback
-
-
-def _limit_this_process() -> None:
-    random.seed(0)
-    try:
-        import resource
-    except ImportError:  # Windows; the parent waits no longer than `WAIT_SECONDS`
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    if sys.platform == "linux":  # other systems do not enforce the limit
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
 
 
 def _rendering(template: str, conversation: list[dict[str, Any]], special: dict[str, str]) -> Rendering:

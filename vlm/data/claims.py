@@ -22,7 +22,7 @@ class Claim:
     """One statement of a report about one vital."""
 
     vital: str
-    said: str
+    stated: str
     """The number or word in the report."""
     given: str
     """The patient's value, or its level."""
@@ -62,9 +62,9 @@ def _claims(text: str, vitals: tuple[str, ...], values: Mapping[str, float], sch
     name = " and ".join(vitals)
     measured = [values[vital] for vital in vitals if vital in values]
     for number in _NUMBER.finditer(text):
-        said = [part for part in number.groups() if part is not None]
-        if len(said) == len(vitals):
-            right = len(measured) == len(said) and all(map(_equal, said, measured))
+        stated = [part for part in number.groups() if part is not None]
+        if len(stated) == len(vitals):
+            right = len(measured) == len(stated) and all(map(_equal, stated, measured))
             yield Claim(name, number.group(), "/".join(f"{value:g}" for value in measured) or "not measured", right)
     level = _level(vitals, values, schema)
     if level is None:
@@ -77,10 +77,10 @@ def _claims(text: str, vitals: tuple[str, ...], values: Mapping[str, float], sch
             return
 
 
-def _equal(said: str, value: float) -> bool:
+def _equal(stated: str, value: float) -> bool:
     """Check whether a number equals the value at its written precision: `8.7` is right for 8.72."""
-    digits = len(said.partition(".")[2])
-    return abs(float(said) - value) <= 0.5 * 10**-digits + 1e-6
+    digits = len(stated.partition(".")[2])
+    return abs(float(stated) - value) <= 0.5 * 10**-digits + 1e-6
 
 
 def _level(vitals: tuple[str, ...], values: Mapping[str, float], schema: VitalsSchema) -> str | None:

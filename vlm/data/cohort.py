@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from vlm.config import DataConfig, SectionConfig
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.images.find import ImageFolder, image_in
+from vlm.data.images.find import ImageFolder, image_cell
 from vlm.data.images.store import ImageStore
 from vlm.data.labels import LabelReader
 from vlm.data.splits import SPLITS, assign_splits
@@ -22,8 +23,10 @@ from vlm.data.vitals.values import LARGEST, suspected_unit
 from vlm.errors import UserError
 from vlm.faults import Faults
 
-Columns = dict[str, list]
+Columns = dict[str, list[Any]]
 """Name → one value for each row."""
+ImageCell = dict[str, Any]
+"""Value of `datasets.Image`: path and bytes, one of them None."""
 Facts = dict[str, str | None]
 """Fact name → statement of a report; None if it states nothing."""
 
@@ -136,16 +139,24 @@ def build_dataset(
     return dataset
 
 
-Doubts = dict[str, list[tuple[str, float]]]
+def selected_labels(data: DataConfig, known: Sequence[str]) -> tuple[str, ...]:
+    """Return `data.table.labels` if set, else all known labels; raises `UserError` for an unknown one."""
+    for name in data.table.labels:
+        if name not in known:
+            raise UserError(f"data.table.labels: {name} is none of {', '.join(known)}")
+    return tuple(data.table.labels) or tuple(known)
+
+
+Implausible = dict[str, list[tuple[str, float]]]
 """Vital name → location (file and row) and number of each implausible value, which counts as missing."""
 
 
 def read_vitals_columns(
     frame: pd.DataFrame, where: str, schema: VitalsSchema, columns: Sequence[str], faults: Faults
-) -> tuple[list[np.ndarray], Doubts]:
+) -> tuple[list[np.ndarray], Implausible]:
     """Read vitals (N × m) and collect implausible values; unreadable cells go to `faults`."""
     vitals: list[np.ndarray] = []
-    doubts: Doubts = {}
+    doubtful: Implausible = {}
     cells = [frame[name].astype(object) for name in columns]
     for name, values in zip(columns, cells, strict=True):
         _note_two_languages(schema, name, values, where, faults)
@@ -154,8 +165,8 @@ def read_vitals_columns(
         x, implausible = schema.parse(record, f"{where}: row {number}", faults)
         vitals.append(x)
         for name, value in implausible.items():
-            doubts.setdefault(name, []).append((f"{where}: row {number}", value))
-    return vitals, doubts
+            doubtful.setdefault(name, []).append((f"{where}: row {number}", value))
+    return vitals, doubtful
 
 
 def _note_two_languages(schema: VitalsSchema, name: str, cells: pd.Series, where: str, faults: Faults) -> None:
@@ -174,13 +185,14 @@ def read_label_columns(
     return np.column_stack(known).tolist() if known else [[] for _ in range(len(frame))]
 
 
-def doubt_warnings(where: str, schema: VitalsSchema, doubts: Doubts, dataset: datasets.Dataset) -> list[str]:
+def range_warnings(where: str, schema: VitalsSchema, doubtful: Implausible, dataset: datasets.Dataset) -> list[str]:
     """Format a warning for each vital with implausible values, beside the plausible ones of the `dataset`."""
     measured = np.isfinite(matrix(dataset, "vitals", len(schema))).sum(axis=0)
-    return [_doubt(where, schema, name, rows, int(measured[schema.position(name)])) for name, rows in doubts.items()]
+    counts = {name: int(measured[schema.position(name)]) for name in doubtful}
+    return [_warning(where, schema, name, rows, counts[name]) for name, rows in doubtful.items()]
 
 
-def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, float]], others: int) -> str:
+def _warning(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, float]], others: int) -> str:
     vital = schema.vitals[schema.position(name)]
     low, high = vital.plausible or (-LARGEST, LARGEST)
     values = [value for _, value in rows]
@@ -198,14 +210,14 @@ def _doubt(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, fl
     )
 
 
-def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[dict | None]:
+def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[ImageCell | None]:
     """Convert file names or embedded images to `Image` cells; an empty name is a case without an image.
 
     Embedded images are copied to the `store`. Raises `UserError` as it and `ImageFolder.find` do, with the row.
     """
-    cells: list[dict | None] = []
+    cells: list[ImageCell | None] = []
     for number, name in zip(names.index + 2, names, strict=True):
-        text = image_in(name, f"{where}: row {number}: column {names.name}")
+        text = image_cell(name, f"{where}: row {number}: column {names.name}")
         if isinstance(text, EmbeddedImage):
             cells.append({"path": store.keep(text, f"{where}: row {number}"), "bytes": None})
             continue

@@ -13,7 +13,7 @@ import torch
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec, Example, make_example
 from vlm.data.images.image import ImageSpec, augment, decode_image, is_blank, to_square
-from vlm.data.images.store import image_label, read_source
+from vlm.data.images.store import image_label, read_image_bytes
 from vlm.data.packed.shards import is_packed, read_packed
 from vlm.data.storage import column
 from vlm.distributed import log_rank0
@@ -53,7 +53,7 @@ def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray |
 def read_square(path: str, spec: ImageSpec) -> np.ndarray:
     """Read the image of a cell from any storage as S × S uint8; raises `UserError` that names it, for any fault."""
     try:
-        return to_square(read_packed(path) if is_packed(path) else decode_image(*read_source(path)), spec)
+        return to_square(read_packed(path) if is_packed(path) else decode_image(*read_image_bytes(path)), spec)
     except UserError:
         raise
     except Exception as error:
@@ -61,7 +61,7 @@ def read_square(path: str, spec: ImageSpec) -> np.ndarray:
 
 
 @dataclass
-class CaseDataset(torch.utils.data.Dataset):
+class CaseDataset(torch.utils.data.Dataset[Example]):
     """Dataset of the examples of one split.
 
     In training, dropout and augmentation are drawn from (seed, epoch, row): the same whatever the number of
@@ -81,7 +81,7 @@ class CaseDataset(torch.utils.data.Dataset):
     """Number of packed shards that training interleaves."""
     features: np.ndarray | None = None
     """Precomputed features of a frozen CNN, N × places × C; they replace the pixels, which are then not read."""
-    _said: bool = field(default=False, init=False, repr=False)
+    _warned_blank: bool = field(default=False, init=False, repr=False)
     """True once a blank image was reported."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -104,7 +104,7 @@ class CaseDataset(torch.utils.data.Dataset):
         picture = self._picture(int(index), row) if self.features is None else self._features(int(index))
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
-            picture, vitals = self._drop(picture, vitals, self.dropout, rng)
+            picture, vitals = self._apply_dropout(picture, vitals, self.dropout, rng)
             if picture is not None and self.features is None:
                 picture = augment(picture, self.augment, rng)
         # Evidence is withheld after its report is chosen: a control run has the targets of the run it is compared with.
@@ -160,8 +160,8 @@ class CaseDataset(torch.utils.data.Dataset):
     def _picture(self, index: int, row: Mapping[str, Any]) -> np.ndarray | None:
         picture = load_picture(row["image"], self.spec)
         self._shows[index] = picture is not None
-        if row["image"] and picture is None and not self._said:
-            self._said = True
+        if row["image"] and picture is None and not self._warned_blank:
+            self._warned_blank = True
             way = "shows one grey value alone and counts as no image; further ones are not named"
             log_rank0(f"warning: {image_label(row['image']['path'])}: {way}")
         return picture
@@ -181,7 +181,7 @@ class CaseDataset(torch.utils.data.Dataset):
         return [self.report(index) for index in range(len(self))]
 
     @staticmethod
-    def _drop(
+    def _apply_dropout(
         picture: np.ndarray | None, vitals: np.ndarray, dropout: DropoutConfig, rng: np.random.Generator
     ) -> tuple[np.ndarray | None, np.ndarray]:
         draws = rng.random(2 + len(vitals))  # drawn always, so that one option does not shift another's numbers

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vlm.data.vitals.synonyms import NO, UNCERTAIN, YES, is_missing_word, plain_word
-from vlm.data.vitals.values import clean
+from vlm.data.vitals.values import clean, quoted
 from vlm.faults import Faults
 
 WAY_OUT = "write 1, 0 or nothing for unknown"
@@ -37,7 +37,7 @@ class LabelReader:
         words = [_key(cell) for cell in different]
         meanings = [self._meaning(word) for word in words]
         for place in np.flatnonzero(np.array([meaning is None for meaning in meanings], dtype=bool)[places]).tolist():
-            cell = _shown(different[places[place]])
+            cell = quoted(different[places[place]])
             faults.add(f"{where}: row {cells.index[place] + 2}: {self.name}: {cell} is no label; {WAY_OUT}")
         for number, word in enumerate(words):
             if word in ("-", "-1") or word in UNCERTAIN:
@@ -106,8 +106,3 @@ def _key(cell: Any) -> str:
         bare = word.rstrip(".")
         return bare if bare in _WORDS else word
     return str(int(number)) if number in (0, 1, -1) else word
-
-
-def _shown(cell: Any) -> str:
-    text = repr(cell if isinstance(cell, str) else str(cell))
-    return text if len(text) <= 42 else f"{text[:40]}…'"

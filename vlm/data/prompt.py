@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vlm.config import PromptConfig
 from vlm.data.chat_template import PromptIds, prompt_ids
-from vlm.data.vitals.schema import VitalsSchema, in_words
+from vlm.data.vitals.schema import VitalsSchema, format_vitals
 from vlm.errors import UserError
 
 if TYPE_CHECKING:  # passed in by the caller; its library takes seconds to import
@@ -66,7 +66,7 @@ class Prompt:
     def ids(self, context: str = "", vitals: Sequence[float] = ()) -> tuple[list[int], list[int]]:
         """Build token ids before and after the evidence, for a case with this context and these vitals (m)."""
         if self.written is not None:
-            context = f"{in_words(self.written, vitals)}\n{context.strip()}"
+            context = f"{format_vitals(self.written, vitals)}\n{context.strip()}"
         words = f"{context.strip()}\n{self.config.instruction}" if context.strip() else self.config.instruction
         before, between, after = self.fixed_ids
         return list(before), [*between, *self.encode_text(words), *after]

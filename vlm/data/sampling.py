@@ -1,9 +1,9 @@
 """Sample the cases of a training epoch: one shuffle, or shard by shard so that each shard is fetched once.
 
-Shards are shuffled and interleaved in lanes, with their rows shuffled within each shard. Every optimizer step takes
-the same number of cases from each lane. A rank reads only its own lanes, but the cases of a step do not depend on the
-number of ranks. When the shortest lane ends, the rest of the others is split into new lanes: those shards, one or two
-for each lane, may be read by two ranks.
+Shards are shuffled and assigned to streams, which are interleaved; the rows are shuffled within each shard. Every
+optimizer step takes the same number of cases from each stream. A rank reads only its own streams, but the cases of a
+step do not depend on the number of ranks. When the shortest stream ends, the rest of the others is split into new
+streams: those shards, one or two for each stream, may be read by two ranks.
 """
 
 import heapq
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from vlm.data.dataset import CaseDataset
-from vlm.data.packed.shards import SCHEME, addresses
+from vlm.data.packed.shards import SCHEME, shard_addresses
 from vlm.data.storage import column
 from vlm.distributed import log_rank0
 
@@ -30,7 +30,7 @@ def shards_of(dataset: CaseDataset) -> np.ndarray | None:
     numbers, packed = [np.empty(0, np.int64)], False
     for cells in column(dataset.rows, "image").chunks:
         packed = packed or bool(pc.any(pc.starts_with(pc.struct_field(cells, "path"), SCHEME)).as_py())
-        encoded: pa.DictionaryArray = addresses(cells).dictionary_encode()
+        encoded: pa.DictionaryArray = shard_addresses(cells).dictionary_encode()
         own = [known.setdefault(address, len(known)) for address in encoded.dictionary.to_pylist()]
         numbers.append(np.array([*own, -1])[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
     if not packed:
@@ -76,10 +76,10 @@ class CaseSampler(torch.utils.data.Sampler[int]):
 
 
 class ShardSampler(torch.utils.data.Sampler[int]):
-    """Sample every case once an epoch, by lanes of shards; weighted cases with replacement, as many in all.
+    """Sample every case once an epoch, by streams of shards; weighted cases with replacement, as many in all.
 
     The order depends on (seed, epoch) alone, so that a resumed run repeats it. `processes` and the micro-batch size
-    `micro` change only the order within a step. Within a step each lane's cases are sorted by report length, as
+    `micro` change only the order within a step. Within a step each stream's cases are sorted by report length, as
     `CaseSampler` sorts the whole step.
     """
 
@@ -87,7 +87,7 @@ class ShardSampler(torch.utils.data.Sampler[int]):
         self, dataset: CaseDataset, shards: np.ndarray, batch_size: int, micro: int = 1, processes: int = 1
     ) -> None:
         self.dataset, self.batch_size, self.micro, self.processes = dataset, batch_size, micro, processes
-        self.lanes = math.gcd(dataset.interleave_shards, batch_size)
+        self.streams = math.gcd(dataset.interleave_shards, batch_size)
         self._rows = np.argsort(shards, kind="stable")
         self._ends = np.cumsum(np.bincount(shards))
 
@@ -96,23 +96,23 @@ class ShardSampler(torch.utils.data.Sampler[int]):
         wanted = f"data.interleave_shards {self.dataset.interleave_shards}"
         why = f"the most that divide {wanted} and train.batch_size {self.batch_size}"
         shared = f"; {self.processes} processes do not divide them, so some read the same shards"
-        return (f"packed: {len(self._ends)} shards, {self.lanes} interleaved ({why})"
-                f"{shared if self.lanes % self.processes else ''}")  # fmt: skip
+        return (f"packed: {len(self._ends)} shards, {self.streams} interleaved ({why})"
+                f"{shared if self.streams % self.processes else ''}")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.dataset.seed, self.dataset.epoch])
-        lanes = self._deal(self._drawn(rng), rng)
-        share = self.batch_size // self.lanes
-        even = min(map(len, lanes)) // share * share
-        rest = np.concatenate([rows[even:] for rows in lanes])
-        for part in ([rows[:even] for rows in lanes], np.array_split(rest, self.lanes)):
+        streams = self._assign_streams(self._shuffled_shards(rng), rng)
+        share = self.batch_size // self.streams
+        even = min(map(len, streams)) // share * share
+        rest = np.concatenate([rows[even:] for rows in streams])
+        for part in ([rows[:even] for rows in streams], np.array_split(rest, self.streams)):
             for start in range(0, max(map(len, part)), share):  # no list of a million numbers is made
-                yield from self._step([rows[start : start + share] for rows in part]).tolist()
+                yield from self._ordered_step([rows[start : start + share] for rows in part]).tolist()
 
-    def _drawn(self, rng: np.random.Generator) -> list[np.ndarray]:
+    def _shuffled_shards(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Shuffle the rows of each shard, each repeated as often as it is drawn.
 
         The counts are those of independent draws by weight; the rows of a shard stay together.
@@ -124,23 +124,23 @@ class ShardSampler(torch.utils.data.Sampler[int]):
             rows, ends = np.repeat(rows, times), np.cumsum(times)[self._ends - 1]
         return [rng.permutation(shard) for shard in np.split(rows, ends[:-1])]
 
-    def _deal(self, shards: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-        """Assign the shards in random order, each to the lane with the fewest rows; return the rows of each lane."""
-        lanes: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(self.lanes)]
-        shortest = [(0, lane) for lane in range(self.lanes)]
+    def _assign_streams(self, shards: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+        """Assign the shards in random order, each to the stream with the fewest rows; return the rows of each."""
+        streams: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in range(self.streams)]
+        shortest = [(0, stream) for stream in range(self.streams)]
         for number in rng.permutation(len(shards)):
-            size, lane = heapq.heappop(shortest)
-            lanes[lane].append(shards[number])
-            heapq.heappush(shortest, (size + len(shards[number]), lane))
-        return [np.concatenate(rows) for rows in lanes]
+            size, stream = heapq.heappop(shortest)
+            streams[stream].append(shards[number])
+            heapq.heappush(shortest, (size + len(shards[number]), stream))
+        return [np.concatenate(rows) for rows in streams]
 
-    def _step(self, lanes: list[np.ndarray]) -> np.ndarray:
-        """Order the cases of a step so that each rank gets those of its own lanes.
+    def _ordered_step(self, streams: list[np.ndarray]) -> np.ndarray:
+        """Order the cases of a step so that each rank gets those of its own streams.
 
         accelerate gives the batches of `micro` cases to the ranks in turn.
         """
         lengths = self.dataset.report_lengths
-        step = np.concatenate([rows[np.argsort(-lengths[rows], kind="stable")] for rows in lanes])
+        step = np.concatenate([rows[np.argsort(-lengths[rows], kind="stable")] for rows in streams])
         process = np.arange(len(step)) // self.micro % self.processes  # rank of each position
         placed = np.empty_like(step)
         placed[np.argsort(process, kind="stable")] = step

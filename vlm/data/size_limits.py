@@ -28,7 +28,7 @@ def open_bytes(path: Path) -> BinaryIO:
     return cast(BinaryIO, _Gunzip(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
-class _Packed(io.FileIO):
+class _CompressedFile(io.FileIO):
     """Compressed bytes; Python reads a gzip header's name and the zeros after the data one by one, for minutes."""
 
     ones = 0
@@ -44,13 +44,13 @@ class _Gunzip(gzip.GzipFile):
     """Gzip reader that stops beyond the compression limit."""
 
     def __init__(self, path: Path) -> None:
-        self._packed = _Packed(path)
-        super().__init__(fileobj=cast(BinaryIO, self._packed), mode="rb")
+        self._compressed = _CompressedFile(path)
+        super().__init__(fileobj=cast(BinaryIO, self._compressed), mode="rb")
         self._path = path
 
     def close(self) -> None:
         super().close()
-        self._packed.close()
+        self._compressed.close()
 
     def read(self, size: int | None = -1) -> bytes:
         return self._checked(super().read(size))
@@ -59,7 +59,7 @@ class _Gunzip(gzip.GzipFile):
         return self._checked(super().read1(size))
 
     def _checked(self, data: bytes) -> bytes:
-        if self.tell() > max(FREE_UNPACKED, MOST_RATIO * self._packed.tell()):
+        if self.tell() > max(FREE_UNPACKED, MOST_RATIO * self._compressed.tell()):
             raise UserError(f"{self._path}: unpacks to more than {MOST_RATIO} times its size; if it is what you mean, "
                             "unpack it first")  # fmt: skip
         return data
@@ -70,21 +70,21 @@ class Lines:
 
     def __init__(self, path: Path, encoding: str) -> None:
         self._path, self._file = path, io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
-        self.number, self.held, self.total, self.has_nul = 0, 0, 0, False
+        self.number, self.row_length, self.total, self.has_nul = 0, 0, 0, False
 
     def __iter__(self) -> Iterator[str]:
         while line := self._file.readline(LONGEST_ROW + 1):
             self.number += 1
-            self.held += len(line)
-            if self.held > LONGEST_ROW:
+            self.row_length += len(line)
+            if self.row_length > LONGEST_ROW:
                 raise UserError(f"{self._path}: line {self.number} {TOO_LONG}")
             self.has_nul = self.has_nul or "\0" in line
             yield line
 
     def row_ends(self) -> None:
         """Reset the count for the next row."""
-        self.total += self.held
-        self.held = 0
+        self.total += self.row_length
+        self.row_length = 0
 
     def __enter__(self) -> "Lines":
         return self

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm.estimate import undefined
 from vlm.evaluation import probability
-from vlm.evaluation.agreement import Agreement, why_unread
+from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.arms import ArmCases
 from vlm.evaluation.intervals import Statistic, mean, ratio
 from vlm.evaluation.measures import Bootstrap
@@ -43,7 +43,7 @@ def ablation_measures(
 
     An arm that cannot be applied to any case has no result. Its measures say why.
     """
-    given, unread = arms["as_given"], why_unread(list(filter(None, references)))
+    given, unread = arms["as_given"], why_undefined(list(filter(None, references)))
     measures: dict[str, Any] = {}
     for name, shown in cases.items():
         if name == "as_given":
@@ -101,38 +101,38 @@ def minus(a: Statistic, b: Statistic) -> Statistic:
 
 def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Summarize the metrics in a reviewer's sentences; `good` is false for a fault, null for a gap."""
-    said: list[dict[str, Any]] = []
+    sentences: list[dict[str, Any]] = []
 
-    def say(good: bool | None, text: str) -> None:
-        said.append({"good": good, "text": text})
+    def add(good: bool | None, text: str) -> None:
+        sentences.append({"good": good, "text": text})
 
     distinct, cases = metrics["distinct_reports"], metrics["cases"]
     if cases > 1 and distinct / cases <= 0.02:
-        say(False, f"Constant report: {distinct} distinct drafts for {cases} cases.")
+        add(False, f"Constant report: {distinct} distinct drafts for {cases} cases.")
     cut = metrics.get("cut_drafts", {})
     if cut.get("cases"):
-        say(False, f"{cut['cases']} of {cases} drafts were cut at {cut['max_new_tokens']} tokens "
+        add(False, f"{cut['cases']} of {cases} drafts were cut at {cut['max_new_tokens']} tokens "
                    "(evaluation.max_new_tokens): what they did not come to say counts as missing.")  # fmt: skip
     ablation = metrics.get("ablation", {})
     for kind, swapped in (("image", "image_swapped"), ("vitals", "vitals_swapped")):
         if swapped in ablation:
-            say(*_dependence(kind, ablation[swapped], cases))
+            add(*_dependence(kind, ablation[swapped], cases))
     baselines = metrics.get("baselines", {})
     ours = metrics.get("findings", {}).get("f1", {}).get("value")
     for name, title in (("constant", "a constant report"), ("nearest", "the nearest training case's report")):
         theirs = baselines.get(name, {}).get("findings", {}).get("f1", {}).get("value")
         if ours is not None and theirs is not None:
             relation = "above" if ours > theirs else "not above"
-            say(ours > theirs, f"Finding F1 {ours:.3f} is {relation} that of {title}, {theirs:.3f}.")
+            add(ours > theirs, f"Finding F1 {ours:.3f} is {relation} that of {title}, {theirs:.3f}.")
     for label, values in metrics.get("labels", {}).items():
         area = values["auroc"]["value"]
         for name, title in (("missingness", "which values are missing"), ("vitals", "the vitals alone")):
             theirs = baselines.get(name, {}).get(label, {}).get("value")
             if area is not None and theirs is not None and area <= theirs:
-                say(False, f"AUROC of {label}, {area:.3f}, is not above a classifier that sees {title}, {theirs:.3f}.")
+                add(False, f"AUROC of {label}, {area:.3f}, is not above a classifier that sees {title}, {theirs:.3f}.")
     for text in _gaps(metrics):
-        say(None, text)
-    return said
+        add(None, text)
+    return sentences
 
 
 def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from vlm.findings.vocabulary import FINDINGS
 
 NAMES = tuple(FINDINGS)
 NO_REFERENCE = "no test case has a reference report"
-LEAST_READ = 0.1
+LEAST_READABLE = 0.1
 """Minimum share of the references with a finding; below it, the labeller's counts mean nothing."""
 _ENGLISH = re.compile(r"\b(?:the|of|and|is|are|in|on|with|there|at|both|either|left|right|lungs?|heart|clear|seen)\b")
 _FOREIGN = re.compile(
@@ -29,55 +29,56 @@ _FOREIGN = re.compile(
 class Agreement:
     """Agreement of drafts and references on N cases and F findings; all arrays are N × F, bool."""
 
-    right: np.ndarray
+    true_positive: np.ndarray
     """True positive: asserted by both."""
-    invented: np.ndarray
+    hallucinated: np.ndarray
     """Hallucinated: asserted by the draft, and neither asserted nor left uncertain by the reference."""
-    missed: np.ndarray
+    false_negative: np.ndarray
     """False negative: asserted by the reference, not by the draft."""
-    stated: np.ndarray
+    decided: np.ndarray
     """Asserted or denied by both."""
-    flipped: np.ndarray
+    contradicted: np.ndarray
     """Contradicted: asserted by one and denied by the other."""
     sided: np.ndarray
     """Asserted by both, with a side in both."""
-    side_flipped: np.ndarray
+    side_contradicted: np.ndarray
     """The sides do not overlap, or each side's zone is the other's."""
     zoned: np.ndarray
     """Asserted by both, with a zone in both."""
-    zone_flipped: np.ndarray
+    zone_contradicted: np.ndarray
     """The zones do not overlap."""
 
     @classmethod
     def of(cls, drafts: Sequence[str], references: Sequence[str]) -> "Agreement":
         """Label the draft and reference of every case and compare them."""
-        rows = [_compare(label(draft), label(reference)) for draft, reference in zip(drafts, references, strict=True)]
+        pairs = ((label(draft), label(reference)) for draft, reference in zip(drafts, references, strict=True))
+        rows = [[_compare(ours.get(name), theirs.get(name)) for name in NAMES] for ours, theirs in pairs]
         counts = np.array(rows, dtype=bool).reshape(len(rows), len(NAMES), 9)
         return cls(*np.moveaxis(counts, 2, 0))
 
     def f1(self, finding: int | None = None) -> Statistic:
         """Build the F1 statistic of one finding, or the micro F1 of all findings."""
-        right, errors = self._sum(self.right, finding), self._sum(self.invented | self.missed, finding)
-        return ratio(2 * right, 2 * right + errors)
+        true = self._sum(self.true_positive, finding)
+        return ratio(2 * true, 2 * true + self._sum(self.hallucinated | self.false_negative, finding))
 
     def precision(self, finding: int | None = None) -> Statistic:
         """Build the precision statistic: the share of the draft's findings that the reference has."""
-        right = self._sum(self.right, finding)
-        return ratio(right, right + self._sum(self.invented, finding))
+        true = self._sum(self.true_positive, finding)
+        return ratio(true, true + self._sum(self.hallucinated, finding))
 
     def recall(self, finding: int | None = None) -> Statistic:
         """Build the recall statistic: the share of the reference's findings that the draft has."""
-        right = self._sum(self.right, finding)
-        return ratio(right, right + self._sum(self.missed, finding))
+        true = self._sum(self.true_positive, finding)
+        return ratio(true, true + self._sum(self.false_negative, finding))
 
     def rates(self) -> dict[str, Statistic]:
         """Build the statistics of the error rates, each over the cases or mentions where the error is possible."""
         return {
-            "hallucination_rate": mean(np.asarray(self.invented.any(axis=1))),  # of all drafts
-            "miss_rate": ratio(self._sum(self.missed), self._sum(self.missed | self.right)),
-            "negation_flip_rate": ratio(self._sum(self.flipped), self._sum(self.stated)),
-            "side_flip_rate": ratio(self._sum(self.side_flipped), self._sum(self.sided)),
-            "zone_flip_rate": ratio(self._sum(self.zone_flipped), self._sum(self.zoned)),
+            "hallucination_rate": mean(np.asarray(self.hallucinated.any(axis=1))),  # of all drafts
+            "miss_rate": ratio(self._sum(self.false_negative), self._sum(self.false_negative | self.true_positive)),
+            "negation_flip_rate": ratio(self._sum(self.contradicted), self._sum(self.decided)),
+            "side_flip_rate": ratio(self._sum(self.side_contradicted), self._sum(self.sided)),
+            "zone_flip_rate": ratio(self._sum(self.zone_contradicted), self._sum(self.zoned)),
         }
 
     @staticmethod
@@ -85,7 +86,7 @@ class Agreement:
         return (counts.sum(1) if finding is None else counts[:, finding]).astype(np.float64)
 
 
-def was_read(report: str) -> bool:
+def is_read(report: str) -> bool:
     """Check whether the labeller finds anything in a report that is not plainly in a language other than English.
 
     Its finding words also occur in other languages, whose negations it does not know.
@@ -94,22 +95,18 @@ def was_read(report: str) -> bool:
     return bool(label(report)) and len(_FOREIGN.findall(text)) <= len(_ENGLISH.findall(text))
 
 
-def why_unread(references: Sequence[str]) -> str:
+def why_undefined(references: Sequence[str]) -> str:
     """Explain why finding measures are undefined on these references; empty if they are defined."""
     if not references:
         return NO_REFERENCE
-    read = sum(map(was_read, references))
-    if read and read >= LEAST_READ * len(references):
+    read = sum(map(is_read, references))
+    if read and read >= LEAST_READABLE * len(references):
         return ""
     found = f"a finding in only {read} of" if read else "nothing in"
     return f"the labeller reads English chest reports and found {found} {len(references)} references"
 
 
-def _compare(draft: dict[str, Mention], reference: dict[str, Mention]) -> list[tuple[bool, ...]]:
-    return [_compare_one(draft.get(name), reference.get(name)) for name in NAMES]
-
-
-def _compare_one(draft: Mention | None, reference: Mention | None) -> tuple[bool, ...]:
+def _compare(draft: Mention | None, reference: Mention | None) -> tuple[bool, ...]:
     ours, theirs = draft.status if draft else None, reference.status if reference else None
     both = ours == theirs == "present"
     stated = ours in ("present", "absent") and theirs in ("present", "absent")

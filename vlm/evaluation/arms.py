@@ -12,7 +12,7 @@ from vlm.data.cohort import FactReader, Facts
 from vlm.data.dataset import CaseDataset, available_evidence, compose_report, load_picture
 from vlm.data.storage import matrix
 
-Shown = Literal["own", "swapped", "blank", "none"]
+Source = Literal["own", "swapped", "blank", "none"]
 """`blank` is an all-black image; `none` is a missing image, which the model was trained on."""
 
 
@@ -21,8 +21,8 @@ class Arm:
     """An ablation arm: the evidence that each case is shown."""
 
     name: str
-    image: Shown = "own"
-    vitals: Shown = "own"
+    image: Source = "own"
+    vitals: Source = "own"
 
 
 ARMS = (
@@ -39,7 +39,7 @@ ARMS = (
 _ONE = {"image": "an image", "vitals": "vitals"}
 
 
-class ArmCases(torch.utils.data.Dataset):
+class ArmCases(torch.utils.data.Dataset[Example]):
     """Dataset of a split's cases under one arm: the arm's evidence, and the case's own report and labels."""
 
     def __init__(self, arm: Arm, dataset: CaseDataset, seed: int = 0) -> None:
@@ -123,7 +123,7 @@ class ArmCases(torch.utils.data.Dataset):
         return self.vitals[donor]
 
 
-def _donors(has: np.ndarray, patients: np.ndarray, shown: Shown, seed: int) -> np.ndarray:
+def _donors(has: np.ndarray, patients: np.ndarray, shown: Source, seed: int) -> np.ndarray:
     """Choose the donor row of each row's evidence; -1 for none. `patients` is each row's patient, numbered from 0.
 
     When swapped, each row with evidence gets another patient's, and each row is a donor once. If one patient has
@@ -147,6 +147,6 @@ def _donors(has: np.ndarray, patients: np.ndarray, shown: Shown, seed: int) -> n
     return rows
 
 
-def all_right(stated: Sequence[Facts], wanted: Sequence[Facts], names: Sequence[str]) -> np.ndarray:
+def all_correct(stated: Sequence[Facts], wanted: Sequence[Facts], names: Sequence[str]) -> np.ndarray:
     """Check for each case whether its report states all of these facts correctly; N, bool."""
     return np.array([all(s[n] == w[n] for n in names) for s, w in zip(stated, wanted, strict=True)], dtype=bool)

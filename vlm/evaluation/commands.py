@@ -1,4 +1,4 @@
-"""The commands `evaluate` and `compare`."""
+"""Define the commands `evaluate` and `compare`."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from pathlib import Path
 def evaluate_options(parser: argparse.ArgumentParser) -> None:
     """Test an adapter on unseen cases."""
     parser.add_argument("adapter", help="adapter folder or Hub id")
-    parser.add_argument("--data", required=True, help="config that names the cases, or a table of test cases")
-    parser.add_argument("--output", required=True, help="folder to write, new or empty")
+    parser.add_argument("--data", required=True, help="config, or table of test cases")
+    parser.add_argument("--output", required=True, help="new or empty folder to write")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
-    parser.add_argument("--base", help="base model in place of the one that the adapter names")
+    parser.add_argument("--base", help="base model instead of the adapter's")
     parser.set_defaults(run=run_evaluate, takes_config=True)
 
 
@@ -25,7 +25,7 @@ def run_evaluate(arguments: argparse.Namespace, options: Sequence[str]) -> None:
 
 def compare_options(parser: argparse.ArgumentParser) -> None:
     """Compare runs, paired by case."""
-    parser.add_argument("runs", nargs="+", help="run folders; the first is what the others are compared with")
+    parser.add_argument("runs", nargs="+", help="run folders; the others are compared with the first")
     parser.set_defaults(run=run_compare)
 
 

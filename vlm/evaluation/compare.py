@@ -11,7 +11,7 @@ from vlm.errors import UserError
 from vlm.estimate import Estimate
 from vlm.evaluation import probability
 from vlm.evaluation.ablation import minus
-from vlm.evaluation.agreement import Agreement, why_unread
+from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.intervals import Statistic, patient_bootstrap, ratio
 from vlm.evaluation.text import RougeL
 from vlm.untrusted import read_yaml
@@ -80,7 +80,7 @@ def _measures(rows: list[dict[str, Any]]) -> dict[str, Statistic]:
     shown = [draft if has else "" for draft, has in zip(drafts, written, strict=True)]
     metric = RougeL()
     f1, rouge = Agreement.of(shown, references).f1(), metric.statistic(shown, references)
-    read = not why_unread([text for text in references if text]), metric.reads(references)
+    read = not why_undefined([text for text in references if text]), metric.reads(references)
     measures: dict[str, Statistic] = {
         "text loss per token": ratio(
             *(np.array([row[name] for row in rows], dtype=np.float64) for name in ("text_loss", "tokens"))

@@ -23,7 +23,8 @@ def probability_figure(
     scores: CaseScores, probabilities: np.ndarray, labels: Sequence[str], patients: np.ndarray, file: Path
 ) -> None:
     """Plot one row a label (the first six with both classes), with patient-bootstrap bands if there are enough."""
-    rows = [k for k in range(len(labels)) if len(np.unique(_known(scores.targets[:, k]))) == 2][:MOST_LABELS]
+    classes = [np.unique(column[~np.isnan(column)]) for column in scores.targets.T]
+    rows = [k for k in range(len(labels)) if len(classes[k]) == 2][:MOST_LABELS]
     if not rows:
         return
     with rc_context({**STYLE, "font.size": 10}):
@@ -38,10 +39,6 @@ def probability_figure(
             _decision(axes[3], y, p)
         figure.tight_layout()
         save_figure(figure, file)
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    return values[~np.isnan(values)]
 
 
 def _draws(patients: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -90,14 +87,14 @@ def _reliability(axes: Axes, y: np.ndarray, p: np.ndarray) -> None:
     bins = np.minimum((p * probability.BINS).astype(int), probability.BINS - 1)
     counts = np.bincount(bins, minlength=probability.BINS)
     filled = np.flatnonzero(counts)
-    said = [p[bins == b].mean() for b in filled]
-    seen = [y[bins == b].mean() for b in filled]
+    predicted = [p[bins == b].mean() for b in filled]
+    observed = [y[bins == b].mean() for b in filled]
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
     many = [place for place, b in enumerate(filled) if counts[b] >= FEW]
-    axes.plot([said[place] for place in many], [seen[place] for place in many], color=TRAIN, lw=1)
+    axes.plot([predicted[place] for place in many], [observed[place] for place in many], color=TRAIN, lw=1)
     sizes = 20 + 160 * counts[filled] / counts.max()
     colours = [TRAIN if counts[b] >= FEW else "white" for b in filled]  # hollow: too few cases for a frequency
-    axes.scatter(said, seen, s=sizes, c=colours, edgecolors=TRAIN, zorder=3, clip_on=False)
+    axes.scatter(predicted, observed, s=sizes, c=colours, edgecolors=TRAIN, zorder=3, clip_on=False)
     error = probability.expected_calibration_error(y, p)(np.ones((1, len(y))))[0]
     axes.set(title=f"ECE {error:.3f}, Brier {np.mean((p - y) ** 2):.3f}", xlabel="probability said",
              ylabel="frequency seen", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))  # fmt: skip

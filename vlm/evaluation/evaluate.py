@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from vlm.atomic import make_folder, replace_file, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
+from vlm.data.splits import SPLITS
 from vlm.data.storage import matrix
 from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
-from vlm.evaluation.agreement import NAMES, was_read
+from vlm.evaluation.agreement import NAMES, is_read
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.figures import draw_figures
@@ -44,22 +45,10 @@ from vlm.inference.engine import Draft, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The three splits of a cohort, without dropout and augmentation."""
-
-    train: CaseDataset
-    validation: CaseDataset
-    test: CaseDataset
-
-    @classmethod
-    def of(cls, model: ClinicalVLM, cohort: Cohort, config: Config) -> "Splits":
-        """Build the three splits with the model's case spec."""
-        withhold = tuple(config.data.withhold)
-        return cls(
-            *(CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in
-              ("train", "validation", "test"))
-        )  # fmt: skip
+def plain_splits(model: ClinicalVLM, cohort: Cohort, config: Config) -> dict[str, CaseDataset]:
+    """Build the three splits of a cohort with the model's case spec, without dropout and augmentation."""
+    withhold = tuple(config.data.withhold)
+    return {name: CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in SPLITS}
 
 
 def evaluate(
@@ -77,12 +66,12 @@ def evaluate(
     `learned` before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and
     the others return an empty dict after drafting.
     """
-    splits, options = Splits.of(model, cohort, config), config.evaluation
-    test = splits.test
+    splits, options = plain_splits(model, cohort, config), config.evaluation
+    test = splits["test"]
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
     arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
-    drafted: Drafted = {}
+    drafted: DraftCache = {}
     results = {
         name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
     }
@@ -100,11 +89,11 @@ def evaluate(
         "cases": len(test),
         "patients": len(set(test.rows["patient"])),
         "splits": {name: {"cases": len(split), "patients": len(set(split.rows["patient"]))}
-                   for name, split in (("train", splits.train), ("validation", splits.validation), ("test", test))},
+                   for name, split in splits.items()},
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
-        "references": {"cases": len(reports.rows), "read": sum(map(was_read, references))},
+        "references": {"cases": len(reports.rows), "read": sum(map(is_read, references))},
         "text": text_measures(reports, bootstrap, learned),
         "findings": finding_measures(reports, bootstrap),
         "numbers": number_measures(given.drafts, vitals, cohort.schema, bootstrap),
@@ -138,11 +127,11 @@ def _applies(arm: Arm, config: Config) -> bool:
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 
 
-Drafted = dict[tuple[int, int, str], Draft]
+DraftCache = dict[tuple[int, int, str], Draft]
 """Cache of drafts by input, shared by the arms, so that no input is drafted twice."""
 
 
-def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: Drafted) -> ArmResult:
+def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: DraftCache) -> ArmResult:
     """Draft and score the cases of an arm; the text loss covers the first `ablation_cases` of them."""
     options, name = config.evaluation, cases.arm.name.replace("_", " ")
     drafts = draft(model, cases, config, drafted)
@@ -154,7 +143,7 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
     return ArmResult(texts, logits, score_cases(model, first, options.batch_size, name).losses, cut)
 
 
-def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted) -> list[Draft]:
+def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: DraftCache) -> list[Draft]:
     """Draft the cases of an arm that are not yet in `drafted`, sharded over the ranks."""
     engine, options = ReportEngine(model), config.evaluation
     engine.max_seconds = math.inf  # bounded in tokens: the metrics must not depend on the machine's load
@@ -170,7 +159,7 @@ def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: Drafted)
 
 def baseline_measures(
     model: ClinicalVLM,
-    splits: Splits,
+    splits: Mapping[str, CaseDataset],
     references: Sequence[str],
     scores: CaseScores,
     bootstrap: Bootstrap,
@@ -178,12 +167,13 @@ def baseline_measures(
     learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
     """Measure the baselines: constant report, nearest training case, vitals alone, missingness alone."""
-    if not (len(splits.train) and len(splits.test)):
+    train, test = splits["train"], splits["test"]
+    if not (len(train) and len(test)):
         return {}
     reports = {}
     if any(references):
-        reports["constant"] = [constant_report(splits.train.reports)] * len(references)
-        reports["nearest"] = nearest_reports(model, splits.train, splits.test, batch_size)
+        reports["constant"] = [constant_report(train.reports)] * len(references)
+        reports["nearest"] = nearest_reports(model, train, test, batch_size)
     measures: dict[str, Any] = {
         name: {
             "text": text_measures(Reports(drafts, references), bootstrap, learned),
@@ -192,7 +182,7 @@ def baseline_measures(
         for name, drafts in reports.items()
     }
     for kind in ("vitals", "missingness"):
-        guesses = classifier_scores(splits.train, splits.test, kind)
+        guesses = classifier_scores(train, test, kind)
         measures[kind] = {
             label: auroc_of(guesses[:, k], scores.targets[:, k], bootstrap) for k, label in enumerate(model.spec.labels)
         }

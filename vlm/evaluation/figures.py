@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from vlm.atomic import make_folder, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
+from vlm.data.correlation import draw_matrix, pairwise_correlation
 from vlm.data.storage import matrix
 from vlm.evaluation.curves import probability_figure
 from vlm.evaluation.scoring import CaseScores
@@ -86,34 +87,10 @@ def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, tit
     with rc_context({**STYLE, "axes.grid": False}):
         side = 1.6 + 0.75 * len(names)
         figure, axes = new_figure(figsize=(side + 0.6, side))
-        image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
-        for row, column in np.ndindex(*matrix.shape):
-            value = matrix[row, column]
-            text = "–" if np.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
-            axes.text(column, row, text, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
-        axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
-        axes.set_yticks(range(len(names)), names)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
+        image = draw_matrix(axes, matrix, names, 11)
         axes.set_title(title)
         figure.colorbar(image, ax=axes, shrink=0.8, label="Pearson correlation")
         save_figure(figure, file)
-    return matrix
-
-
-FEWEST = 10
-"""Minimum rows with both values for a correlation: five pairs can give −0.98 by chance."""
-
-
-def pairwise_correlation(values: np.ndarray) -> np.ndarray:
-    """Compute pairwise Pearson correlations over the rows with both values; NaN under `FEWEST` of them."""
-    columns = values.shape[1]
-    matrix = np.full((columns, columns), np.nan)
-    for i, j in np.ndindex(columns, columns):
-        both = ~np.isnan(values[:, i]) & ~np.isnan(values[:, j])
-        a, b = values[both, i].astype(np.float64), values[both, j].astype(np.float64)
-        if len(a) >= FEWEST and a.std() > 0 and b.std() > 0:
-            matrix[i, j] = np.corrcoef(a, b)[0, 1]
     return matrix
 
 

@@ -1,12 +1,10 @@
 """Write report.html: one self-contained page for a reviewer, without scripts or network access."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from vlm.atomic import replace_file
@@ -14,8 +12,9 @@ from vlm.data.dataset import CaseDataset, load_picture
 from vlm.estimate import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
+from vlm.resources import data_uri, render
 
-SHOWN = 4
+CASES_IN_A_GROUP = 4
 """Number of cases shown in each group."""
 NAMES = {metric().key: name for metric, name in zip(METRICS, ("BLEU-4", "chrF", "ROUGE-L", "METEOR without synonyms",
                                                              "CIDEr-D"), strict=True)}  # fmt: skip
@@ -30,22 +29,19 @@ def write_page(
     folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], title: str
 ) -> None:
     """Write report.html from the metrics and figures of an evaluation."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     figures = {name: _data(folder / "figures" / f"{name}.png") for name in
                ("ablation", "probability", "losses", "correlation")}  # fmt: skip
-    page = environment.get_template("page.html.j2").render(
+    page = render(
+        "vlm.evaluation",
+        "page.html.j2",
         title=title,
         metrics=metrics,
         figures=figures,
         tiles=_tiles(metrics),
-        facts=_facts(metrics),
-        reports=_reports(metrics),
-        findings=_findings(metrics),
-        labels=_labels(metrics),
-        calibration=_calibration(metrics["calibration"]),
-        missingness=_missingness(metrics),
+        sources=[metrics, *(metrics.get("baselines", {}).get(name, {}) for name in ("constant", "nearest"))],
+        finding_rows=FINDING_ROWS,
+        text_rows={key: name for key, name in NAMES.items() if key in metrics.get("text", {}) or key not in LEARNED},
+        show=show,
         groups=_groups(test, rows),
     )
     replace_file(folder / "report.html", page)
@@ -79,71 +75,6 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     return named
 
 
-def _facts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"arm": arm.replace("_", " "), "cells": [show(measures[name]) for name in
-         ("image_facts_right", "vitals_facts_right", "finding_asserted_without_image")]}
-        for arm, measures in metrics.get("facts", {}).items()
-    ]  # fmt: skip
-
-
-def _reports(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tabulate the measures of the model, the constant report and the nearest case."""
-    sources = [metrics, *(metrics.get("baselines", {}).get(name, {}) for name in ("constant", "nearest"))]
-    rows = [
-        {"name": name, "cells": [show(source.get("findings", {}).get(key)) for source in sources]}
-        for key, name in FINDING_ROWS.items()
-    ]
-    return rows + [
-        {"name": name, "cells": [show(source.get("text", {}).get(key)) for source in sources]}
-        for key, name in NAMES.items()
-        if key in metrics.get("text", {}) or key not in LEARNED
-    ]
-
-
-def _findings(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    each = metrics.get("findings", {}).get("each", {})
-    rows = [{"name": name.replace("_", " "), **values, "f1": show(values["f1"])} for name, values in each.items()]
-    return sorted(rows, key=lambda row: -row["in_references"])
-
-
-def _labels(metrics: Mapping[str, Any]) -> list[list[str]]:
-    baselines = metrics.get("baselines", {})
-    return [
-        [
-            label.replace("_", " "), show(values["auroc"]), show(baselines.get("vitals", {}).get(label)),
-            show(baselines.get("missingness", {}).get(label)), show(values["auprc"]),
-            "–" if values["prevalence"] is None else f"{values['prevalence']:.2f}", show(values["brier"]),
-            show(values["ece"]), show(values["calibration_slope"]),
-            f"{values['positive_patients']}/{values['negative_patients']}",
-        ]
-        for label, values in metrics["labels"].items()
-    ]  # fmt: skip
-
-
-def _calibration(values: Mapping[str, Any]) -> str:
-    if not values["patients"]:
-        return "The probabilities are not calibrated: no validation patient had a known label."
-    return (
-        f"Calibrated by one temperature, {values['temperature']:.2f}, fitted on {values['cases']} cases of "
-        f"{values['patients']} validation patients."
-    )
-
-
-def _missingness(metrics: Mapping[str, Any]) -> str:
-    """Describe the labels that the pattern of missing values alone predicts."""
-    sentences = []
-    for label, values in metrics["labels"].items():
-        guess, ours = metrics["baselines"].get("missingness", {}).get(label, {}).get("value"), values["auroc"]["value"]
-        if guess is not None and ours is not None and guess >= 0.6:
-            sentences.append(
-                f"Which values were recorded already predicts {label.replace('_', ' ')} with an AUROC of {guess:.2f} "
-                f"(the model: {ours:.2f}): that part is how the data were collected, not what the patients have, and "
-                "will not hold elsewhere."
-            )
-    return " ".join(sentences)
-
-
 def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Select the best, the worst and the most contradictory cases."""
     written = [index for index, row in enumerate(rows) if row["reference"]]
@@ -155,10 +86,10 @@ def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
     doubts = [len(row["inconsistent_numbers"]) + bool(row["head_against_text"]) for row in rows]
     doubtful = sorted((index for index, count in enumerate(doubts) if count), key=lambda index: -doubts[index])
     groups = [
-        ("Worst drafts", "Least like their reference (ROUGE-L).", order[:SHOWN]),
-        ("Best drafts", "Most like their reference.", order[::-1][:SHOWN]),
+        ("Worst drafts", "Least like their reference (ROUGE-L).", order[:CASES_IN_A_GROUP]),
+        ("Best drafts", "Most like their reference.", order[::-1][:CASES_IN_A_GROUP]),
         ("Contradictions", "The draft says of the vitals what was not given, or denies what the head asserts.",
-         doubtful[:SHOWN]),
+         doubtful[:CASES_IN_A_GROUP]),
     ]  # fmt: skip
     return [
         {"title": title, "note": note, "cases": [_case(test, rows[index], index) for index in chosen]}
@@ -169,27 +100,21 @@ def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 def _case(test: CaseDataset, row: Mapping[str, Any], index: int) -> dict[str, Any]:
     picture = load_picture(test.rows[index]["image"], test.spec) if "image" not in test.withhold else None
+    truth = {1: " (true)", 0: "", None: " (unknown)"}
     return {
         **row,
         "image": _encode(picture) if picture is not None else "",
         "vitals": ", ".join(f"{name} {value}" for name, value in row["vitals"].items()),
-        "probabilities": ", ".join(f"{name.replace('_', ' ')} {value:.0%}{_truth(row['labels'][name])}"
+        "probabilities": ", ".join(f"{name.replace('_', ' ')} {value:.0%}{truth[row['labels'][name]]}"
                                    for name, value in row["probabilities"].items()),
         "wrong": [*row["inconsistent_numbers"], *(["head and text disagree"] if row["head_against_text"] else [])],
     }  # fmt: skip
 
 
-def _truth(label: int | None) -> str:
-    return {1: " (true)", 0: "", None: " (unknown)"}[label]
-
-
 def _encode(picture: np.ndarray) -> str:
     """Encode an image (S × S uint8) as a data URI."""
-    _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return data_uri("image/jpeg", cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
 
 
 def _data(file: Path) -> str:
-    if not file.is_file():
-        return ""
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+    return data_uri("image/png", file.read_bytes()) if file.is_file() else ""

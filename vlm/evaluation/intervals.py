@@ -11,7 +11,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 FEWEST_PATIENTS = 10
 """Minimum patients, in all and in each class, for an interval; with fewer, the bootstrap is not reliable."""
-ROOM = 20_000_000
+MOST_WEIGHTS = 20_000_000
 """Maximum weights in memory at once; more draws are split into batches."""
 
 
@@ -36,8 +36,9 @@ def patient_bootstrap(
         return Estimate(value)
     rng = np.random.default_rng(seed)
     values = []
-    for size in _parts(draws, max(1, ROOM // len(group))):
-        values.append(statistic(draw_weights(group, size, rng)))
+    most = max(1, MOST_WEIGHTS // len(group))
+    for start in range(0, draws, most):
+        values.append(statistic(draw_weights(group, min(most, draws - start), rng)))
     drawn = np.concatenate(values)
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < draws / 2:
@@ -50,10 +51,6 @@ def draw_weights(group: np.ndarray, draws: int, rng: np.random.Generator) -> np.
     """Draw the weights of N cases under resampled patients (D × N); `group` is each case's patient, from 0."""
     patients = int(group.max()) + 1
     return rng.multinomial(patients, np.full(patients, 1 / patients), draws)[:, group].astype(np.float64)
-
-
-def _parts(total: int, most: int) -> list[int]:
-    return [min(most, total - start) for start in range(0, total, most)]
 
 
 def smallest_class(group: np.ndarray, classes: np.ndarray | None) -> float:

@@ -1,6 +1,6 @@
 """Compute metrics with intervals from drafts and scores, as plain values for metrics.json."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,8 @@ from vlm.data.cohort import FactReader
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.estimate import undefined
 from vlm.evaluation import probability
-from vlm.evaluation.agreement import NAMES, NO_REFERENCE, Agreement, was_read, why_unread
-from vlm.evaluation.arms import ArmCases, all_right
+from vlm.evaluation.agreement import NAMES, NO_REFERENCE, Agreement, is_read, why_undefined
+from vlm.evaluation.arms import ArmCases, all_correct
 from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS, TextMetric
@@ -89,15 +89,15 @@ def finding_measures(reports: Reports, bootstrap: Bootstrap) -> dict[str, Any]:
     agreement, rows, (drafts, references) = reports.agreement, reports.rows, reports.pairs
     statistics = {"f1": agreement.f1(), "precision": agreement.precision(), "recall": agreement.recall()}
     statistics |= agreement.rates()
-    if why := why_unread(references):
+    if why := why_undefined(references):
         return {name: undefined(why) for name in statistics} | {"each": {}}
     over_all = {name: bootstrap(statistic, rows) for name, statistic in statistics.items()}
-    if not any(map(was_read, drafts)):
+    if not any(map(is_read, drafts)):
         over_all["hallucination_rate"] = undefined(f"the labeller found nothing in {len(drafts)} drafts")
     each = {}
     for k, name in enumerate(NAMES):
-        in_references = int((agreement.right[:, k] | agreement.missed[:, k]).sum())
-        in_drafts = int((agreement.right[:, k] | agreement.invented[:, k]).sum())
+        in_references = int((agreement.true_positive[:, k] | agreement.false_negative[:, k]).sum())
+        in_drafts = int((agreement.true_positive[:, k] | agreement.hallucinated[:, k]).sum())
         if in_references or in_drafts:
             f1 = bootstrap(agreement.f1(k), rows) if in_references >= 10 else undefined()
             each[name] = {"f1": f1, "in_references": in_references, "in_drafts": in_drafts}
@@ -194,14 +194,13 @@ def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bo
     names = {kind: [n for n, k in reader.evidence.items() if k == kind] for kind in ("image", "vitals")}
     shown, everyone = cases.image_donor >= 0, np.ones(len(cases), dtype=bool)
     asserted = np.array([any(fact[name] not in (None, "no image") for name in names["image"]) for fact in stated])
-    measures: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
-        "image_facts_right": lambda: (all_right(stated, wanted, names["image"]), shown),
-        "vitals_facts_right": lambda: (all_right(stated, wanted, names["vitals"]), everyone),
-        "finding_asserted_without_image": lambda: (asserted, ~shown),
+    measures = {
+        "image_facts_right": (all_correct(stated, wanted, names["image"]), shown),
+        "vitals_facts_right": (all_correct(stated, wanted, names["vitals"]), everyone),
+        "finding_asserted_without_image": (asserted, ~shown),
     }
     result = {}
-    for name, measure in measures.items():
-        hits, among = measure()
+    for name, (hits, among) in measures.items():
         rows = np.flatnonzero(among)
         estimate = bootstrap(mean(hits[rows]), rows) if len(rows) else undefined()
         result[name] = {**estimate, "cases": len(rows)}
@@ -220,11 +219,11 @@ def contradictions(
     result = np.full(len(drafts), np.nan)
     pairs = [(k, findings[name]) for k, name in enumerate(labels) if name in findings]
     for index, draft in enumerate(drafts):
-        said = label_report(draft)
+        found = label_report(draft)
         verdicts = [
-            (probabilities[index, k] >= 0.5) != (said[finding].status == "present")
+            (probabilities[index, k] >= 0.5) != (found[finding].status == "present")
             for k, finding in pairs
-            if finding in said and said[finding].status != "uncertain"
+            if finding in found and found[finding].status != "uncertain"
         ]
         if verdicts:
             result[index] = float(any(verdicts))

@@ -35,7 +35,7 @@ def write_predictions(
         vitals = np.array(row["vitals"], dtype=np.float64)
         known = [None if np.isnan(value) else int(value) for value in scores.targets[index]]
         shown, logits = ([_number(value) for value in values[index]] for values in (probabilities, scores.logits))
-        wrong = [f"{c.vital}: said {c.said}, given {c.given}" for c in claims_of(draft, vitals, test.spec.schema)
+        wrong = [f"{c.vital}: said {c.stated}, given {c.given}" for c in claims_of(draft, vitals, test.spec.schema)
                  if not c.consistent]  # fmt: skip
         rows.append(
             {

@@ -52,7 +52,7 @@ def test_adapter(
     print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
     model = load(opened, base=base)
     config = replace(config, run=replace(config.run, name=Path(adapter).name))
-    with locked(output), nullcontext(output) if output.exists() else staged(output, sealed=False) as place:
+    with locked(output), nullcontext(output) if output.exists() else staged(output, manifest=False) as place:
         metrics = evaluate(model, cohort, config, place, learned=learned)
     print(*summary_lines(metrics), f"page: {output / 'report.html'}", sep="\n")
     return metrics

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vlm.data.case import Example
 from vlm.data.collate import Collator
 from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.probability import auroc
@@ -40,7 +41,7 @@ class CaseScores:
 @torch.no_grad()
 def score_cases(
     model: ClinicalVLM,
-    dataset: torch.utils.data.Dataset,
+    dataset: torch.utils.data.Dataset[Example],
     batch_size: int,
     title: str,
     text: bool = True,

@@ -19,6 +19,7 @@ import numpy as np
 
 from vlm.evaluation.intervals import Statistic, mean
 
+Ngram = tuple[str, ...]
 _SIGN = r"\u3040-\u30ff\u3400-\u9fff"  # kana and CJK ideographs, written without spaces: each is a word
 _WORD = re.compile(rf"[{_SIGN}]|[^\W_{_SIGN}]+(?:[./][0-9]+)*")
 
@@ -130,7 +131,7 @@ class MeteorWithoutSynonyms(TextMetric):
         from nltk.translate.meteor_score import single_meteor_score
 
         class NoSynonyms:
-            def synsets(self, word: str) -> list:
+            def synsets(self, word: str) -> list[Any]:
                 return []
 
         pairs = zip(references, predictions, strict=True)
@@ -156,12 +157,14 @@ class CiderD(TextMetric):
         """Check that the references differ: an n-gram in all of them has an IDF of 0."""
         return len({tuple(words(reference)) for reference in references}) > 1
 
-    def _ngrams(self, tokens: list[str]) -> list[Counter]:
+    def _ngrams(self, tokens: list[str]) -> list[Counter[Ngram]]:
         return [
             Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)) for n in range(1, self.longest + 1)
         ]
 
-    def _similarity(self, draft: list[Counter], truth: list[Counter], idf: dict, unseen: float) -> float:
+    def _similarity(
+        self, draft: list[Counter[Ngram]], truth: list[Counter[Ngram]], idf: dict[Ngram, float], unseen: float
+    ) -> float:
         """Average the clipped TF-IDF cosine over n, with a penalty on the length difference."""
         gap = sum(draft[0].values()) - sum(truth[0].values())
         total = 0.0

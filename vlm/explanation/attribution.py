@@ -21,7 +21,6 @@ from torch import nn
 
 from vlm.data.case import Example
 from vlm.data.collate import Collator
-from vlm.errors import require
 from vlm.model.clinical_vlm import ClinicalVLM
 
 TOLERANCE = 0.01
@@ -53,11 +52,6 @@ class Parts:
     """Completeness error: |sum of attributions − (f(given) − f(missing))|, as a share of the latter."""
     steps: int
     """Number of points on the path."""
-
-
-def require_captum() -> None:
-    """Raise `UserError` where the library is missing."""
-    require("captum", "--explain: needs the package captum")
 
 
 class CaseScorer:
@@ -108,7 +102,7 @@ class CaseScorer:
             ids, mask = (row[:, : end - 1].expand(rows, -1) for row in (self.ids, self.mask))
             read = model.base.base_model(inputs_embeds=model.embed(ids, mask, shown), use_cache=False)
             states = read.last_hidden_state[:, start - 1 :]  # B × n × H; the state at t predicts the token at t + 1
-            logits = model.base.get_output_embeddings()(states).float()
+            logits = model.vocabulary_head(states.flatten(0, 1)).float().unflatten(0, states.shape[:2])
         return logits, self.ids[:, start:end, None].expand(rows, -1, -1)
 
     def _evidence_tokens(self, evidence: Evidence) -> torch.Tensor:
@@ -160,22 +154,22 @@ class CaseScorer:
         """
         path = _Path(lambda *evidence: self.log_probabilities(evidence, tokens).sum(dim=1), self.given, self.missing,
                      max(1, PASS_TOKENS // (self.prompt_length + tokens.stop)))  # fmt: skip
-        stretches = [path.stretch(*ends) for ends in pairwise(FIRST_ENDS)]
+        intervals = [path.integrate(*ends) for ends in pairwise(FIRST_ENDS)]
         change = max(abs(path.score(1) - path.score(0)), SMALLEST)
-        while abs(missed := sum(part.missed for part in stretches)) > TOLERANCE * change:
-            if (len(stretches) + 1) * POINTS > MOST_STEPS:
+        while abs(missed := sum(part.missed for part in intervals)) > TOLERANCE * change:
+            if (len(intervals) + 1) * POINTS > MOST_STEPS:
                 break
-            worst = max(stretches, key=lambda part: abs(part.missed))
-            stretches.remove(worst)
+            worst = max(intervals, key=lambda part: abs(part.missed))
+            intervals.remove(worst)
             middle = (worst.start * worst.end) ** 0.5 or worst.end / 8
-            stretches += [path.stretch(worst.start, middle), path.stretch(middle, worst.end)]
-        image, *vitals = [sum(parts).double().cpu() for parts in zip(*(s.added for s in stretches), strict=True)]
+            intervals += [path.integrate(worst.start, middle), path.integrate(middle, worst.end)]
+        image, *vitals = [sum(parts).double().cpu() for parts in zip(*(s.added for s in intervals), strict=True)]
         values = np.array([float(part.sum()) for part in vitals])
-        return Parts(image.sum(dim=(0, 1)).numpy(), values, abs(missed) / change, POINTS * len(stretches))
+        return Parts(image.sum(dim=(0, 1)).numpy(), values, abs(missed) / change, POINTS * len(intervals))
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Interval:
     """An interval of a path of integration."""
 
     start: float
@@ -198,14 +192,14 @@ class _Path:
         self.function, self.given, self.missing, self.rows = score, given, missing, rows
         self.scores: dict[float, float] = {}
 
-    def stretch(self, start: float, end: float) -> _Stretch:
+    def integrate(self, start: float, end: float) -> _Interval:
         """Integrate from one share of the path to another."""
         added = self.gradients.attribute(
             self._at(end), self._at(start), n_steps=POINTS, method="gausslegendre", internal_batch_size=self.rows
         )
         added = tuple(part.detach() for part in added)
         total = sum(float(part.double().sum()) for part in added)
-        return _Stretch(start, end, added, total - (self.score(end) - self.score(start)))
+        return _Interval(start, end, added, total - (self.score(end) - self.score(start)))
 
     def score(self, share: float) -> float:
         """Score the evidence at a share of the path."""

@@ -1,4 +1,4 @@
-"""The command `explain`: does the heat lie where the opacity is drawn?"""
+"""Define the command `explain`: the pointing game on drawn opacities."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ def explain_options(parser: argparse.ArgumentParser) -> None:
     """Measure whether explanations point at the opacities of the built-in cohort."""
     parser.add_argument("adapter", help="adapter folder or Hub id")
     parser.add_argument("--data", required=True, help="config of the built-in cohort, such as demo")
-    parser.add_argument("--split", default="test", choices=["test", "validation"], help="cases that are looked at")
-    parser.add_argument("--cases", type=int, help="at most so many; without it all")
-    parser.add_argument("--output", default="explanation.json", help="file of the rates, JSON")
-    parser.add_argument("--base", help="base model in place of the one that the adapter names")
+    parser.add_argument("--split", default="test", choices=["test", "validation"], help="split to measure on")
+    parser.add_argument("--cases", type=int, help="most cases to use; default: all")
+    parser.add_argument("--output", default="explanation.json", help="JSON file of hit rates to write")
+    parser.add_argument("--base", help="base model instead of the adapter's")
     parser.set_defaults(run=run_explain, takes_config=True)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from vlm.data.case import Example
 from vlm.data.images.image import Box, read_image, resize, stretch_contrast
-from vlm.errors import UserError
-from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats, require_captum
+from vlm.errors import UserError, require
+from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
 from vlm.explanation.phrases import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
-from vlm.explanation.result import Drawn, ExplainedLabel, ExplainedWords, Explanation
+from vlm.explanation.result import Attribution, ExplainedLabel, ExplainedWords, Explanation
 from vlm.inference.engine import Engine, ReportEngine, merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import Report
@@ -37,7 +37,7 @@ def explain(
     Raises `UserError` as `predict` does, for words that the draft does not say, for an engine that is not PyTorch's,
     and where captum is not installed.
     """
-    require_captum()
+    require("captum", "--explain: needs the package captum")
     if isinstance(engine, ClinicalVLM):
         engine = ReportEngine(engine)
     if not isinstance(engine, ReportEngine):
@@ -63,10 +63,10 @@ def explain_example(
         given = {name: float(v) for name, v in zip(names, example["vitals"], strict=True) if not np.isnan(v)}
         spans = decisive_spans(text, given, model.spec.schema)
     passages: tuple[ExplainedWords, ...] = ()
-    words: tuple[Drawn, ...] = ()
+    words: tuple[Attribution, ...] = ()
     if ids:
         scorer = CaseScorer(model, example, ids)
-        words = tuple(Drawn(*span, *scorer.shapley(tokens_of(span, places))) for span in word_spans(text))
+        words = tuple(Attribution(*span, *scorer.shapley(tokens_of(span, places))) for span in word_spans(text))
         passages = tuple(_passage(scorer, span, text, places, names) for span in spans)
     labels = _labels(model, example, report)
     return Explanation(report, picture, words, passages, labels, names, _notes(example, passages, names))

@@ -4,10 +4,10 @@ import argparse
 import json
 from typing import TextIO
 
-from vlm.explanation.attribution import require_captum
+from vlm.errors import require
 from vlm.explanation.explain import explain
 from vlm.explanation.picture import draw
-from vlm.inference.command import FhirFile, OpenedCase
+from vlm.inference.command import OpenedCase
 from vlm.inference.options import engine_of
 
 
@@ -16,10 +16,10 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
 
     Raises `UserError` as `draft_case`, `explain` and `draw` do.
     """
-    require_captum()
+    require("captum", "--explain: needs the package captum")
     case = OpenedCase.of(arguments.adapter, arguments.image, arguments.vitals, **engine_of(arguments))
     stream = None if arguments.json else out
-    report = case.draft(arguments.max_new_tokens, stream, FhirFile.of(arguments.fhir, arguments.fhir_subject))
+    report = case.draft(arguments.max_new_tokens, stream, arguments.fhir, arguments.fhir_subject)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
     explanation = explain(case.engine, case.image, case.values, report, arguments.explain_words)

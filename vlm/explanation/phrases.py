@@ -37,8 +37,8 @@ def named_spans(text: str, wanted: str) -> list[Span]:
         spelled = r"\s+".join(map(re.escape, words.split()))
         found = [match.span() for match in re.finditer(rf"(?<!\w){spelled}(?!\w)", text, re.IGNORECASE)]
         if not found:
-            said = ", ".join(dict.fromkeys(word.lower() for word in _WORD.findall(text) if word[0].isalnum()))
-            raise UserError(f"--explain_words: the draft does not say {words!r}; it says: {said or 'nothing'}")
+            stated = ", ".join(dict.fromkeys(word.lower() for word in _WORD.findall(text) if word[0].isalnum()))
+            raise UserError(f"--explain_words: the draft does not say {words!r}; it says: {stated or 'nothing'}")
         spans.extend(found)
     return sorted(set(spans))
 
@@ -83,8 +83,8 @@ def _places(sentence: str) -> Iterator[Span]:
 
 def _levels(sentence: str, values: Mapping[str, float], schema: VitalsSchema) -> Iterator[Span]:
     """Find the words and numbers that state a vital."""
-    for said in {claim.said for claim in check_numbers(sentence, values, schema)}:
-        yield from (match.span() for match in re.finditer(rf"(?<!\w){re.escape(said)}(?!\w)", sentence))
+    for stated in {claim.stated for claim in check_numbers(sentence, values, schema)}:
+        yield from (match.span() for match in re.finditer(rf"(?<!\w){re.escape(stated)}(?!\w)", sentence))
 
 
 def _joined(text: str, spans: Sequence[Span]) -> list[Span]:

@@ -198,8 +198,8 @@ def _draw_vitals(axes: Axes, explanation: Explanation) -> None:
     axes.set_title("Vitals: nats added to the chosen words", x=INDENT)
     names, passages = list(explanation.vitals), explanation.passages
     if not names or not passages:
-        said = "no words were chosen" if names else "the model reads none"
-        axes.text(INDENT, 0.5, said, transform=axes.transAxes, color=FAINT)
+        text = "no words were chosen" if names else "the model reads none"
+        axes.text(INDENT, 0.5, text, transform=axes.transAxes, color=FAINT)
         return
     sums = np.array([sum(words.by_vital[name] for words in passages) for name in names])
     axes.barh(range(len(names)), sums, color=[VITALS if value >= 0 else AGAINST for value in sums], height=0.62)

@@ -22,10 +22,10 @@ from vlm.config import DataConfig
 from vlm.data.case import Example
 from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.phantom import load_phantom, opacity_masks
-from vlm.errors import UserError
-from vlm.explanation.attribution import CaseScorer, label_heats, require_captum
+from vlm.errors import UserError, require
+from vlm.explanation.attribution import CaseScorer, label_heats
 from vlm.explanation.phrases import Span, finding_spans, token_spans, tokens_of
-from vlm.explanation.result import on_picture
+from vlm.explanation.result import resample_to_image
 from vlm.findings.labeller import label
 from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -82,8 +82,8 @@ def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | Non
     drafts = ReportEngine(model).draft(examples, max_new_tokens=max_new_tokens)
     cases = []
     for example, (draft, *_) in zip(examples, tqdm(drafts, total=len(examples), desc="drafting"), strict=True):
-        said = label(draft).get(FINDING)
-        if said is not None and said.status == "present":
+        found = label(draft).get(FINDING)
+        if found is not None and found.status == "present":
             size = (model.spec.image.size,) * 2
             mask = cv2.resize(masks[example["id"]].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
             cases.append(Case(example, mask, draft, finding_spans(draft)[0]))
@@ -104,11 +104,11 @@ def heats(model: ClinicalVLM, cases: Sequence[Case], title: str) -> dict[str, li
 
 def points_at(heat: np.ndarray, region: np.ndarray) -> bool:
     """Check whether a map's maximum (h × w) lies in a region (S × S); a map without positive values points nowhere."""
-    shown = on_picture(heat, region.shape)
+    shown = resample_to_image(heat, region.shape)
     return bool(shown.max() > 0 and region[np.unravel_index(int(shown.argmax()), shown.shape)])
 
 
-def grown(mask: np.ndarray, margin: int) -> np.ndarray:
+def dilated(mask: np.ndarray, margin: int) -> np.ndarray:
     """Dilate a region by `margin` pixels; S × S."""
     outside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.asarray(outside <= margin)
@@ -145,7 +145,7 @@ def check(model: ClinicalVLM, cases: Sequence[Case]) -> dict[str, Any]:
     shuffled = heats(model, cases, "with shuffled weights")
     results: dict[str, Any] = {}
     for margin, pixels in margins(model, trained["finding words"][0]).items():
-        regions = [grown(case.mask, pixels) for case in cases]
+        regions = [dilated(case.mask, pixels) for case in cases]
         results[margin] = {
             "pixels": pixels,
             "a random point": float(np.mean([region.mean() for region in regions])),
@@ -179,7 +179,7 @@ def check_adapter(
     from vlm.adapter import load
     from vlm.config.parsing import parse_config
 
-    require_captum()
+    require("captum", "--explain: needs the package captum")
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output: {output}: no such folder {output.parent}")
     config, _ = parse_config(["--config", data, *overrides])

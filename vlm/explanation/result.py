@@ -29,7 +29,7 @@ class TintedWord(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Attribution:
     """Attributions of a span of the draft."""
 
     start: int
@@ -56,7 +56,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class ExplainedWords(Drawn):
+class ExplainedWords(Attribution):
     """Chosen words with their attributions to places in the image and to vitals."""
 
     text: str
@@ -89,7 +89,7 @@ class Explanation:
     report: Report
     picture: np.ndarray | None
     """The shown image, H × W uint8, in its own aspect ratio; None where none was read."""
-    words: tuple[Drawn, ...]
+    words: tuple[Attribution, ...]
     """Every word and punctuation mark of the draft, in order."""
     passages: tuple[ExplainedWords, ...]
     """The chosen words."""
@@ -133,7 +133,7 @@ class Explanation:
         heat = known[key]
         if heat is None or self.picture is None:
             raise UserError("no image was read, so there is nothing to lay a heat over")
-        return on_picture(heat, self.picture.shape)
+        return resample_to_image(heat, self.picture.shape)
 
     def lines(self) -> list[str]:
         """Format one aligned line for each of the chosen words, the completeness error, and the notes."""
@@ -164,7 +164,7 @@ class Explanation:
         }  # fmt: skip
 
 
-def on_picture(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def resample_to_image(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Resample a map over the square (h × w cells) to the image inside it (H × W); scale positive values to 0 to 1.
 
     The padding that makes an image square is cropped, with its heat.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vlm.findings import vocabulary as words
+from vlm.findings import vocabulary
 
 Status = Literal["present", "uncertain", "absent"]
 STATUSES: tuple[Status, ...] = ("present", "uncertain", "absent")
@@ -45,21 +45,19 @@ class Mention:
         return frozenset(zone for _, zone in self.places if zone)
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+def _each(patterns: dict[str, str]) -> dict[str, re.Pattern[str]]:
+    return {name: re.compile(pattern) for name, pattern in patterns.items()}
 
 
-_FINDINGS = {name: _compile(rf"(?<![\w-])(?:{pattern})") for name, pattern in words.FINDINGS.items()}
-_NORMAL = {name: _compile(pattern) for name, pattern in words.NORMAL.items()}
-_BEFORE, _AFTER, _NOT = (_compile(p) for p in (words.NEGATION_BEFORE, words.NEGATION_AFTER, words.NOT_NEGATION))
-_DOUBT_BEFORE, _DOUBT_AFTER = _compile(words.UNCERTAIN_BEFORE), _compile(words.UNCERTAIN_AFTER)
-_END, _HISTORY = _compile(words.CLAUSE_END), _compile(words.HISTORY)
-_SIDES = {name: _compile(pattern) for name, pattern in words.SIDES.items()}
-_IMPLIED = {name: _compile(pattern) for name, pattern in words.IMPLIED_SIDES.items()}
-_SEPARATOR = _compile(r",|\band\b|\bwith\b|\bor\b")
-_PLACE_END = _compile(words.PLACE_END)
-_ZONES = {name: _compile(pattern) for name, pattern in words.ZONES.items()}
-_ANY = _compile("|".join(f"(?:{pattern})" for pattern in (*words.FINDINGS.values(), *words.NORMAL.values())))
+_FINDINGS = {name: re.compile(rf"(?<![\w-])(?:{pattern})") for name, pattern in vocabulary.FINDINGS.items()}
+_NORMAL, _SIDES, _ZONES = map(_each, (vocabulary.NORMAL, vocabulary.SIDES, vocabulary.ZONES))
+_IMPLIED_SIDES = _each(vocabulary.IMPLIED_SIDES)
+_PRE_NEGATION, _POST_NEGATION = re.compile(vocabulary.PRE_NEGATION), re.compile(vocabulary.POST_NEGATION)
+_PRE_UNCERTAINTY, _POST_UNCERTAINTY = re.compile(vocabulary.PRE_UNCERTAINTY), re.compile(vocabulary.POST_UNCERTAINTY)
+_PSEUDO_NEGATION, _HISTORY = re.compile(vocabulary.PSEUDO_NEGATION), re.compile(vocabulary.HISTORY)
+_TERMINATION, _LOCATION_END = re.compile(vocabulary.TERMINATION), re.compile(vocabulary.LOCATION_END)
+_SEPARATOR = re.compile(r",|\band\b|\bwith\b|\bor\b")
+_ANY = re.compile("|".join(f"(?:{p})" for p in (*vocabulary.FINDINGS.values(), *vocabulary.NORMAL.values())))
 
 
 def mentions(report: str) -> list[Mention]:
@@ -110,14 +108,14 @@ def _sentence_mentions(sentence: str) -> Iterator[Mention]:
     named = {name for name, _ in found}
     for name, pattern in _NORMAL.items():
         if name not in named and pattern.search(sentence):
-            for ruled_out in words.RULED_OUT_BY_CLEAR_LUNGS if name == "opacity" else (name,):
+            for ruled_out in vocabulary.RULED_OUT_BY_CLEAR_LUNGS if name == "opacity" else (name,):
                 yield Mention(ruled_out, "absent")
 
 
 def _clause(sentence: str, start: int, end: int) -> tuple[int, int]:
     """Find the clause of the sentence that contains the word at start:end."""
     first, last = 0, len(sentence)
-    for match in _END.finditer(sentence):
+    for match in _TERMINATION.finditer(sentence):
         if match.end() <= start:
             first = match.end()
         elif match.start() >= end:
@@ -127,24 +125,24 @@ def _clause(sentence: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _status(sentence: str, start: int, begin: int, finish: int, end: int) -> Status:
-    harmless = [match.span() for match in _NOT.finditer(sentence, start, end)]
+    pseudo = [match.span() for match in _PSEUDO_NEGATION.finditer(sentence, start, end)]
 
     def denies(pattern: re.Pattern[str], low: int, high: int) -> bool:
         return any(
-            not any(a <= match.start() < b for a, b in harmless) for match in pattern.finditer(sentence, low, high)
+            not any(a <= match.start() < b for a, b in pseudo) for match in pattern.finditer(sentence, low, high)
         )
 
-    if denies(_BEFORE, start, finish) or denies(_AFTER, finish, end):
+    if denies(_PRE_NEGATION, start, finish) or denies(_POST_NEGATION, finish, end):
         return "absent"
-    doubtful = _DOUBT_BEFORE.search(sentence, start, begin) or _DOUBT_AFTER.search(sentence, finish, end)
-    return "uncertain" if doubtful else "present"
+    uncertain = _PRE_UNCERTAINTY.search(sentence, start, begin) or _POST_UNCERTAINTY.search(sentence, finish, end)
+    return "uncertain" if uncertain else "present"
 
 
 def _places(sentence: str, begin: int, finish: int, others: list[tuple[int, int]]) -> frozenset[Place]:
     """Find a finding's sides and zones: between the previous finding and it, else up to the next finding."""
     before = max((end for start, end in others if end <= begin), default=0)
     after = min((start for start, end in others if start >= finish), default=len(sentence))
-    for match in _PLACE_END.finditer(sentence):
+    for match in _LOCATION_END.finditer(sentence):
         if before < match.end() <= begin:
             before = match.end()
         elif finish <= match.start() < after:
@@ -161,7 +159,7 @@ def _sides(text: str) -> set[str]:
     sides = {name for name, pattern in _SIDES.items() if pattern.search(text)}
     if "both" in sides:
         return {"left", "right"}
-    return sides or {name for name, pattern in _IMPLIED.items() if pattern.search(text)}
+    return sides or {name for name, pattern in _IMPLIED_SIDES.items() if pattern.search(text)}
 
 
 def _zones(text: str) -> set[str]:

@@ -9,7 +9,7 @@ from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
 from vlm.data.images.image import read_image
 from vlm.inference.engine import Engine
-from vlm.inference.fhir import About, from_fhir, is_fhir, to_fhir
+from vlm.inference.fhir import Software, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
 from vlm.inference.vitals_argument import ENDINGS, read_vitals
 from vlm.plain import printable
@@ -18,22 +18,6 @@ from vlm.report import Report
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
     from vlm.inference.many import Counts, TableJob
     from vlm.inference.on_ray import Cluster
-
-
-class FhirFile(NamedTuple):
-    """Output file of a draft as a FHIR Bundle, and its subject."""
-
-    path: Path
-    subject: str | None = None
-
-    @classmethod
-    def of(cls, path: str | None, subject: str | None) -> "FhirFile | None":
-        """Make it from the options `--fhir` and `--fhir_subject`."""
-        return cls(Path(path), subject) if path else None
-
-    def write(self, bundle: dict[str, Any]) -> None:
-        """Write the file atomically; raises `UserError` if the disk is full."""
-        replace_file(self.path, json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
 
 
 class OpenedCase(NamedTuple):
@@ -58,21 +42,28 @@ class OpenedCase(NamedTuple):
         opened = open_adapter(adapter, engine.get("revision"))
         schema = opened.config.spec.schema
         given = read_vitals(vitals)
-        values, noted = from_fhir(given, schema, _place(vitals)) if is_fhir(given) else (given, ())
+        where = vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
+        values, noted = from_fhir(given, schema, where) if is_fhir(given) else (given, ())
         schema.parse(values, "--vitals")
         if image is not None:
             read_image(image)
         drafter = open_engine(opened, **engine)
         return cls(drafter, opened.path, image, values, tuple(noted))
 
-    def draft(self, max_new_tokens: int, stream: TextIO | None, fhir: FhirFile | None = None) -> Report:
-        """Draft the report, streaming its words to `stream`, and write it to `fhir` as well."""
+    def draft(
+        self, max_new_tokens: int, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
+    ) -> Report:
+        """Draft the report, streaming its words to `stream`; write it as a FHIR Bundle to the file `fhir` as well.
+
+        `subject` is the Bundle's reference to a patient. Raises `UserError` if the disk is full.
+        """
         case = [(self.image, self.values)]
         report = self.engine.predict(case, max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
-        if fhir is not None:
+        if fhir:
             schema = self.engine.model.spec.schema
-            fhir.write(to_fhir(report, schema, About.of(self.folder), self.image is not None, fhir.subject))
+            bundle = to_fhir(report, schema, Software.of(self.folder), self.image is not None, subject)
+            replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
         return report
 
 
@@ -82,14 +73,12 @@ def draft_case(
     vitals: str,
     max_new_tokens: int,
     stream: TextIO | None,
-    fhir: FhirFile | None = None,
+    fhir: str | None = None,
+    subject: str | None = None,
     **engine: Any,
 ) -> Report:
-    """Draft one report, streaming its words to `stream`, and write it to `fhir` as well.
-
-    `engine` takes the arguments of `OpenedCase.of`; raises `UserError` as it does.
-    """
-    return OpenedCase.of(adapter, image, vitals, **engine).draft(max_new_tokens, stream, fhir)
+    """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `OpenedCase.of`."""
+    return OpenedCase.of(adapter, image, vitals, **engine).draft(max_new_tokens, stream, fhir, subject)
 
 
 def draft_table(
@@ -101,25 +90,20 @@ def draft_table(
     `cluster` as in `vlm.inference.on_ray`; `engine` takes the arguments of `open_engine`. The job is checked before a
     model is loaded. Raises `UserError` as `TableJob.check` and `load` do.
     """
-    from vlm.inference.parts import Share, SharedJob
+    from vlm.inference.parts import MultiProcessJob, RankShare
 
     prepare_libraries()
     opened = open_adapter(adapter, engine.get("revision"))
     schema = opened.config.spec.schema
-    made_by = job.check(opened.path, schema, resume)
-    shared = SharedJob(job, Share()) if cluster else SharedJob.needed(job, Share.of_environment())
+    metadata = job.check(opened.path, schema, resume)
+    shared = MultiProcessJob(job, RankShare()) if cluster else MultiProcessJob.needed(job, RankShare.of_environment())
     if shared:
         shared.check(resume)
     if cluster:
         from vlm.inference.on_ray import draft_on_ray
 
-        return draft_on_ray(job, adapter, schema, made_by, cluster, engine)
-    return (shared or job).run(open_engine(opened, **engine), made_by)
-
-
-def _place(vitals: str) -> str:
-    """Return the name of the vitals' source for errors about FHIR resources: the file, or the option."""
-    return vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
+        return draft_on_ray(job, adapter, schema, metadata, cluster, engine)
+    return (shared or job).run(open_engine(opened, **engine), metadata)
 
 
 def _streamer(engine: Engine, stream: TextIO | None) -> Any:

@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,11 +117,8 @@ class Engine(ABC):
         spec = self.model.spec
         x, implausible = spec.schema.parse(vitals or {})
         warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
-        missing = [
-            name
-            for name, value in zip(spec.schema.names, x, strict=True)
-            if np.isnan(value) and name not in implausible
-        ]
+        pairs = zip(spec.schema.names, x, strict=True)
+        missing = [name for name, value in pairs if np.isnan(value) and name not in implausible]
         if missing:
             warnings.append(f"not given: {', '.join(missing)}")
         if image is None:
@@ -142,9 +140,6 @@ class ReportEngine(Engine):
 
     model: "ClinicalVLM"
 
-    def __init__(self, model: "ClinicalVLM") -> None:
-        super().__init__(model)
-
     def drafting(self) -> AbstractContextManager[None]:
         return merged_lora(self.model)
 
@@ -154,16 +149,21 @@ class ReportEngine(Engine):
         with self.drafting():
             from transformers import StoppingCriteriaList  # other engines start without this library
 
+            from vlm.model.bases.prefix_reuse import drafts_together
+
             fixed = self.model.prefix_kv_cache()
             for batch in batches(examples, batch_size):
-                inputs = self.to_device(self.collate(batch))
-                longest = int(inputs["attention_mask"].sum(dim=1).max())
-                most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
-                limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
-                stop = StoppingCriteriaList([limit])
-                texts, logits = self.model.generate(inputs, most, fixed, streamer=streamer, stopping_criteria=stop)
-                for number, (text, row) in enumerate(zip(texts, logits.tolist(), strict=True)):
-                    yield Draft(text, row, limit.cut_at if number in limit.unfinished else "")
+                drafts: dict[int, Draft] = {}
+                for rows in drafts_together(self.model.prefix_reuse, batch, self.prompt_length):
+                    inputs = self.to_device(self.collate([batch[row] for row in rows]))
+                    longest = int(inputs["attention_mask"].sum(dim=1).max())
+                    most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
+                    limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
+                    stop = StoppingCriteriaList([limit])
+                    texts, logits = self.model.generate(inputs, most, fixed, streamer=streamer, stopping_criteria=stop)
+                    for number, (row, text, values) in enumerate(zip(rows, texts, logits.tolist(), strict=True)):
+                        drafts[row] = Draft(text, values, limit.cut_at if number in limit.unfinished else "")
+                yield from (drafts[row] for row in range(len(batch)))
 
 
 class _Limits:
@@ -224,11 +224,6 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
 
 def batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
     """Yield lists of at most `size`, in order."""
-    batch: list[Example] = []
-    for example in examples:
-        batch.append(example)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(examples)
+    while batch := list(islice(rest, size)):
         yield batch

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm.atomic import CHUNK
 from vlm.data.fingerprint import MOST_READ
 from vlm.data.images.find import ImageFolder
 from vlm.errors import UserError
@@ -51,12 +50,13 @@ def _table_digest(table: Path) -> str:
     hashed = hashlib.sha256()
     for file in sorted(path for path in table.rglob("*") if path.is_file()) if table.is_dir() else [table]:
         with file.open("rb") as read:
-            while chunk := read.read(CHUNK):
-                hashed.update(chunk)
+            hashlib.file_digest(read, lambda: hashed)
     return hashed.hexdigest()
 
 
-def compare_metadata(file: Path, output: Path, made_by: Mapping[str, Any], check_last_rows: Callable[[], None]) -> None:
+def compare_metadata(
+    file: Path, output: Path, metadata: Mapping[str, Any], check_last_rows: Callable[[], None]
+) -> None:
     """Raise `UserError` where the output was begun by a different job; note what an earlier version did not record.
 
     `check_last_rows` may raise a clearer one where the table changed.
@@ -64,7 +64,7 @@ def compare_metadata(file: Path, output: Path, made_by: Mapping[str, Any], check
     before = read_json(file, "what the drafts are made of") if file.is_file() else {}
     if not isinstance(before, dict):
         raise UserError(f"{file}: does not say what {output} is made of; name another --output")
-    changed = [name for name, value in made_by.items() if name not in CONTENTS and before.get(name) != value]
+    changed = [name for name, value in metadata.items() if name not in CONTENTS and before.get(name) != value]
     if changed:
         raise UserError(f"{output}: was begun with another {changed[0]}; name another --output")
     if not CONTENTS.keys() <= before.keys():
@@ -72,7 +72,7 @@ def compare_metadata(file: Path, output: Path, made_by: Mapping[str, Any], check
         print(f"warning: {output}: begun by an earlier version; {what}", file=sys.stderr)
         return
     for name, what in CONTENTS.items():
-        if before[name] != made_by.get(name, before[name]):
+        if before[name] != metadata.get(name, before[name]):
             check_last_rows()
             way_out = "put it back as it was, or name another --output"
             raise UserError(f"{output}: {what} changed since its first drafts; {way_out}")

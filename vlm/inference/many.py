@@ -21,7 +21,7 @@ from vlm.data.case import Example
 from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
 from vlm.data.images.image import decode_image, to_square
-from vlm.data.images.store import EmbeddedReader, place_of
+from vlm.data.images.store import EmbeddedReader, row_label
 from vlm.data.ingest.read import TableOptions, read_chunks
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.distributed import log_rank0, rank
@@ -97,7 +97,7 @@ class TableJob:
         if found.image not in columns and not any(schema.names_in(name) for name in columns):
             way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
-        made_by = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
+        metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
                    "max_new_tokens": self.max_new_tokens, **asdict(self.options),
                    **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
@@ -106,20 +106,20 @@ class TableJob:
         if self.output.exists() and not resume:
             raise UserError(f"{self.output}: is there already; go on with --resume, or name another --output")
         if self.output.exists() or self.parts.is_dir():
-            self.compare_metadata(schema, made_by)
-        return made_by
+            self.compare_metadata(schema, metadata)
+        return metadata
 
-    def run(self, engine: Engine, made_by: Mapping[str, Any]) -> "Counts":
+    def run(self, engine: Engine, metadata: Mapping[str, Any]) -> "Counts":
         """Draft every row that has no line yet; returns how many there are. Raises `UserError` if the table changed."""
         from tqdm import tqdm
 
         with locked(self.output):
             if self.output.exists():  # perhaps by another process since the check
-                self.compare_metadata(engine.model.spec.schema, made_by)
-            self.write_metadata(made_by)
+                self.compare_metadata(engine.model.spec.schema, metadata)
+            self.write_metadata(metadata)
             counts, last = cut_to_whole_lines(self.output)
             rows = self.rows(engine.model.spec.schema)
-            self._pass_over(rows, counts.lines, last)
+            self._skip_done(rows, counts.lines, last)
             bar = tqdm(initial=counts.lines, unit="report", desc=self.table.name)
             with writing(self.output), open_private(self.output, "a") as out, bar:
                 for lines in self.draft(engine, rows):
@@ -128,22 +128,22 @@ class TableJob:
                     bar.update(len(lines))
         return counts
 
-    def write_metadata(self, made_by: Mapping[str, Any]) -> None:
+    def write_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Write the metadata file atomically, since other processes may be reading it."""
         with writing(self.metadata_file):
             make_folder(self.output.parent)
         writer = f"{rank()}-{os.getpid()}"  # perhaps on several machines
-        replace_file(self.metadata_file, json.dumps(made_by, indent=2) + "\n", writer)
+        replace_file(self.metadata_file, json.dumps(metadata, indent=2) + "\n", writer)
 
-    def compare_metadata(self, schema: VitalsSchema, made_by: Mapping[str, Any]) -> None:
-        """Raise `UserError` where the output was begun with anything else than `made_by`."""
-        compare_metadata(self.metadata_file, self.output, made_by, partial(self.check_last_rows, schema))
+    def compare_metadata(self, schema: VitalsSchema, metadata: Mapping[str, Any]) -> None:
+        """Raise `UserError` where the output was begun with anything else than `metadata`."""
+        compare_metadata(self.metadata_file, self.output, metadata, partial(self.check_last_rows, schema))
 
     def check_last_rows(self, schema: VitalsSchema) -> None:
         """Raise `UserError` where the last whole line of the output, or of a part, belongs to another row now."""
         if self.output.is_file():
             counts, last, _ = _whole_lines(self.output)
-            self._pass_over(self.rows(schema), counts.lines, last)
+            self._skip_done(self.rows(schema), counts.lines, last)
         lasts = {part: _whole_lines(part)[1] for part in self.parts.glob("*.jsonl")}
         ids = {last["row"]: (part, last["id"]) for part, last in lasts.items() if last}
         for row in self.rows(schema) if ids else ():
@@ -157,11 +157,10 @@ class TableJob:
             for window in self._windows(engine, rows):
                 self._draft(engine, window)
                 yield [case.line() for case in window]
-        log_rank0(
-            *(f"note: {note}" for note in self.image_folder.notes(named=False))
-        )  # a name may be a patient's; the lines have them
+        # A name may be a patient's; the lines have them.
+        log_rank0(*(f"note: {note}" for note in self.image_folder.notes(named=False)))
 
-    def _pass_over(self, rows: Iterator[Row], lines: int, last: Mapping[str, Any]) -> None:
+    def _skip_done(self, rows: Iterator[Row], lines: int, last: Mapping[str, Any]) -> None:
         done = list(islice(rows, max(lines - 1, 0), lines))
         if lines and (not done or (done[0].number, done[0].id) != (last.get("row"), last.get("id"))):
             raise UserError(f"{self.output}: line {lines} is of row {last.get('row')}, where {self.table} has another")
@@ -175,10 +174,8 @@ class TableJob:
         """Yield windows; the next is prepared in another thread while this one is drafted."""
 
         def prepare() -> list[_Prepared]:
-            return [
-                _prepare(engine, row, self.image_folder, self.embedded)
-                for row in islice(rows, WINDOW * self.batch_size)
-            ]
+            window = islice(rows, WINDOW * self.batch_size)
+            return [_prepare(engine, row, self.image_folder, self.embedded) for row in window]
 
         with ThreadPoolExecutor(1) as reader:
             upcoming = reader.submit(prepare)
@@ -190,9 +187,8 @@ class TableJob:
         lengths = [_prompt_length(engine, case) for case in window]
         by_length = sorted(zip(lengths, window, strict=True), key=lambda pair: pair[0])
         ready = [(case, case.example) for _, case in by_length if case.example is not None]
-        reports = engine.reports(
-            [(example, case.warnings) for case, example in ready], self.batch_size, self.max_new_tokens
-        )
+        prepared = [(example, case.warnings) for case, example in ready]
+        reports = engine.reports(prepared, self.batch_size, self.max_new_tokens)
         for (case, _), report in zip(ready, reports, strict=True):
             case.report, case.example = report, None
 
@@ -224,7 +220,7 @@ def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedRe
     try:
         picture: Picture
         if isinstance(row.image, EmbeddedImage):
-            where = place_of(row.image, f"{row.image.file}: row {row.image.row + 2}")
+            where = row_label(row.image, f"{row.image.file}: row {row.image.row + 2}")
             data = (embedded or EmbeddedReader()).read(row.image, where)
             picture, note = to_square(decode_image(data, where), engine.model.spec.image), ""
         else:
@@ -232,7 +228,7 @@ def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedRe
         example, warnings = engine.prepare(picture, row.vitals, row.context)
         return _Prepared(row, example, (*warnings, note) if note else warnings)
     except Exception as error:
-        return _Prepared(row, error=_in_words(error))
+        return _Prepared(row, error=_error_text(error))
 
 
 def _prompt_length(engine: Engine, case: _Prepared) -> int:
@@ -240,11 +236,11 @@ def _prompt_length(engine: Engine, case: _Prepared) -> int:
     try:
         return engine.prompt_length(case.example) if case.example is not None else 0
     except Exception as error:
-        case.example, case.error = None, _in_words(error)
+        case.example, case.error = None, _error_text(error)
         return 0
 
 
-def _in_words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     return f"this row cannot be read: {type(error).__name__}"  # its message may be long, and quote the case

@@ -22,7 +22,7 @@ from typing import Any
 
 from vlm.errors import UserError, require
 from vlm.inference.many import WINDOW, Counts, TableJob
-from vlm.inference.parts import Lines, Share, SharedJob
+from vlm.inference.parts import Lines, MultiProcessJob, RankShare
 from vlm.inference.rows import Row
 
 WORKER_RESTARTS = 10
@@ -54,7 +54,7 @@ class Cluster:
 
 
 def draft_on_ray(
-    job: TableJob, adapter: str, schema: Any, made_by: Mapping[str, Any], cluster: Cluster, engine: Mapping[str, Any]
+    job: TableJob, adapter: str, schema: Any, metadata: Mapping[str, Any], cluster: Cluster, engine: Mapping[str, Any]
 ) -> Counts:
     """Draft the rows that have no line yet, for a checked job; `engine` takes the arguments of `draft_table`.
 
@@ -64,10 +64,11 @@ def draft_on_ray(
     cluster.check()
 
     def draft(rows: Iterator[Row]) -> Iterator[Lines]:
-        windows = [json.dumps(window) for window in _windows(rows, WINDOW * job.batch_size)]
-        return map(json.loads, answers(_drive, windows, job, adapter, cluster, dict(engine)))
+        size = WINDOW * job.batch_size
+        windows = [json.dumps([asdict(row) for row in window]) for window in iter(lambda: list(islice(rows, size)), [])]
+        return map(json.loads, run_driver(_drive, windows, job, adapter, cluster, dict(engine)))
 
-    return SharedJob(job, Share()).write(draft, schema, made_by)
+    return MultiProcessJob(job, RankShare()).write(draft, schema, metadata)
 
 
 def _drive(
@@ -93,11 +94,6 @@ def _drive(
         if window["refused"]:
             raise UserError(window["refused"])
         connection.send(("lines", window["lines"]))
-
-
-def _windows(rows: Iterator[Row], size: int) -> Iterator[list[dict[str, Any]]]:
-    while window := list(islice(rows, size)):
-        yield [asdict(row) for row in window]
 
 
 class Drafter:
@@ -150,7 +146,7 @@ def _connect(cluster: Cluster) -> Any:
 # ---------------------------------------------------------------------------------- Ray's own process
 
 
-def answers(drive: Callable[..., None], windows: list[str], *arguments: Any) -> Iterator[str]:
+def run_driver(drive: Callable[..., None], windows: list[str], *arguments: Any) -> Iterator[str]:
     """Call `drive(connection, windows, *arguments)` in a process of its own; yields an answer for each window.
 
     It sends (`lines`, answer), or (`error`, text) for a user's mistake. A process that fails or dies is restarted
@@ -175,7 +171,7 @@ def _messages(drive: Callable[..., None], log: str, *arguments: Any) -> Iterator
     """Yield the messages of one process until it exits, in whatever way; closing this generator ends the process."""
     context = multiprocessing.get_context("spawn")  # a fork would share the locks of PyTorch's threads
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_quietly, args=(drive, theirs, log, *arguments), daemon=True)
+    process = context.Process(target=_run_redirected, args=(drive, theirs, log, *arguments), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -191,7 +187,7 @@ def _messages(drive: Callable[..., None], log: str, *arguments: Any) -> Iterator
                 process.join(SHUTDOWN_SECONDS / 3)
 
 
-def _quietly(drive: Callable[..., None], connection: Connection, log: str, *arguments: Any) -> None:
+def _run_redirected(drive: Callable[..., None], connection: Connection, log: str, *arguments: Any) -> None:
     """Call `drive` with all output redirected to a file: the log of Ray's services is not for the user."""
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)

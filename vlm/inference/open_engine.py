@@ -85,9 +85,8 @@ class LlamaCppEngine(Engine):
             prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
             tokens, until, cut_at = [], time.monotonic() + self.max_seconds, ""
             most = model.prompt.most_new_tokens(prompt.shape[0], max_new_tokens)
-            for token in self.llama.generate(
-                prompt.float().numpy(), model.prompt.fixed_tokens, most, model.prompt.end_id
-            ):
+            fixed, end = model.prompt.fixed_tokens, model.prompt.end_id
+            for token in self.llama.generate(prompt.float().numpy(), fixed, most, end):
                 tokens.append(token)
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))

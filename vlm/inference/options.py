@@ -15,40 +15,40 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a case, or a table of them, and of the engine."""
     parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
-    parser.add_argument("--base", help="base model in place of the one that the adapter names, such as a local copy")
+    parser.add_argument("--base", help="base model instead of the adapter's, such as a local copy")
     parser.add_argument("--engine", choices=["torch", "llamacpp", "vllm"], default="torch",
-                        help="what runs the language model; llamacpp is quick on a CPU, extra `llamacpp`; vllm is a "
-                             "server of its own")  # fmt: skip
-    parser.add_argument("--vllm_url", metavar="URL", help="where vLLM serves, such as http://localhost:8000")
-    parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA, or of the merged model, there")
-    parser.add_argument("--image", help="image file; leave it away for a case without one")
+                        help="engine of the language model; llamacpp is quick on a CPU (extra `llamacpp`), vllm is a "
+                             "server")  # fmt: skip
+    parser.add_argument("--vllm_url", metavar="URL", help="address of vLLM, such as http://localhost:8000")
+    parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA or merged model on that server")
+    parser.add_argument("--image", help="image file; omit it for a case without one")
     parser.add_argument(
         "--vitals", default="", help='"glucose=8.7, bp=145/90", a JSON object of these or of FHIR, or a file of one'
     )
-    parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft")
-    parser.add_argument("--max_seconds", type=float, default=600, help="time for a draft, or for those of a batch")
+    parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
+    parser.add_argument("--max_seconds", type=float, default=600, help="time limit of a draft or a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--fhir", metavar="FILE", help="write the draft as a FHIR Bundle too; docs/fhir.md")
-    parser.add_argument("--fhir_subject", metavar="REFERENCE", help="whom the Bundle is of, such as Patient/123")
-    parser.add_argument("--explain", metavar="FILE", help="picture (.png) of what the draft rests on: image and heat, "
+    parser.add_argument("--fhir", metavar="FILE", help="also write a FHIR Bundle")
+    parser.add_argument("--fhir_subject", metavar="REFERENCE", help="subject of the Bundle, such as Patient/123")
+    parser.add_argument("--explain", metavar="FILE", help="write a picture (.png) of what the draft rests on: heat, "
                         "tinted words, a bar for each vital; extra `explain`")  # fmt: skip
-    parser.add_argument("--explain_words", default="", help='words of the draft to explain, as "opacity, lower zone"; '
-                        "without it the findings, places and levels in it")  # fmt: skip
-    many = parser.add_argument_group("many cases", "a table of them, whose columns of vitals are found by name")
+    parser.add_argument("--explain_words", default="", help='words to explain, as "opacity, lower zone"; '
+                        "default: findings, places and levels")  # fmt: skip
+    many = parser.add_argument_group("many cases", "columns of vitals are found by name")
     many.add_argument("--input", help="table: .csv, .tsv, .xlsx, .jsonl, .parquet or a folder of .parquet files")
-    many.add_argument("--encoding", metavar="NAME", help="encoding of the table's text, such as cp1251; else found")
-    many.add_argument("--sheet", metavar="NAME", help="sheet of a workbook; else the only one that holds anything")
-    many.add_argument("--output", default="reports.jsonl", help="file of the drafts, in the order of the table")
-    many.add_argument("--images", help="folder of the images; without it the table's own")
+    many.add_argument("--encoding", metavar="NAME", help="text encoding, such as cp1251; default: detect it")
+    many.add_argument("--sheet", metavar="NAME", help="sheet of a workbook; default: the only one with content")
+    many.add_argument("--output", default="reports.jsonl", help="JSON Lines file to write, in the order of the table")
+    many.add_argument("--images", help="folder of the images; default: the table's folder")
     many.add_argument("--image_column", default="image", help="column of the image's file name")
-    many.add_argument("--id_column", help="column of the case's id; without it the rows are numbered")
-    many.add_argument("--context_column", help="column of text to show in the prompt, as in training")
+    many.add_argument("--id_column", help="column of the case's id; default: number the rows")
+    many.add_argument("--context_column", help="column of text to show in the prompt")
     many.add_argument("--batch_size", type=int, default=64, help="cases drafted together")
     many.add_argument("--resume", action="store_true", help="go on after the last whole line of the output")
     many.add_argument("--ray", metavar="ADDRESS", nargs="?", const="local", help="draft on a Ray cluster: auto, "
                       "ray://HOST:10001, or local; extra `ray`. (`accelerate launch infer.py` needs none)")  # fmt: skip
-    many.add_argument("--ray_workers", type=int, default=1, help="engines at work there at the same time")
-    many.add_argument("--ray_gpus", type=float, default=0, help="GPUs of each; a share of one is possible")
+    many.add_argument("--ray_workers", type=int, default=1, help="engines to run at once")
+    many.add_argument("--ray_gpus", type=float, default=0, help="GPUs of each engine, also a fraction")
 
 
 def check_draft_options(arguments: argparse.Namespace) -> None:

@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple
 
 from vlm.atomic import open_private, private, replaced, writing
 from vlm.data.vitals.schema import VitalsSchema
@@ -23,33 +23,33 @@ from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.many import Counts, TableJob, cut_to_whole_lines, write_lines
 from vlm.inference.rows import Row
-from vlm.locks import locked, take
+from vlm.locks import locked, try_lock
 
 Lines = Sequence[Mapping[str, Any]]
 
 
-class Share(NamedTuple):
+class RankShare(NamedTuple):
     """Rank of this process, and the number of processes."""
 
     rank: int = 0
     of: int = 1
 
     @classmethod
-    def of_environment(cls) -> "Share":
+    def of_environment(cls) -> "RankShare":
         """Read rank and world size from the launcher's environment."""
         return cls(rank(), world_size())
 
-    def takes(self, row: Row, batch_size: int) -> bool:
+    def owns(self, row: Row, batch_size: int) -> bool:
         """Check whether a row is in this share: rows of a batch stay together, since neighbours are often similar."""
         return row.number // batch_size % self.of == self.rank
 
 
 @dataclass(frozen=True)
-class SharedJob:
+class MultiProcessJob:
     """A table that several processes draft."""
 
     job: TableJob
-    share: Share
+    share: RankShare
 
     @property
     def part(self) -> Path:
@@ -57,7 +57,7 @@ class SharedJob:
         return self.job.parts / f"{self.share.rank:05}-of-{self.share.of:05}.jsonl"
 
     @classmethod
-    def needed(cls, job: TableJob, share: Share) -> "SharedJob | None":
+    def needed(cls, job: TableJob, share: RankShare) -> "MultiProcessJob | None":
         """Return None where one process writes the output itself: it is alone, and there are no parts."""
         return cls(job, share) if share.of > 1 or job.parts.is_dir() else None
 
@@ -70,12 +70,12 @@ class SharedJob:
                 with part.open("rb") as file:
                     _lock(file, part)
 
-    def run(self, engine: Engine, made_by: Mapping[str, Any]) -> Counts:
+    def run(self, engine: Engine, metadata: Mapping[str, Any]) -> Counts:
         """Draft the rows of this share that have no line yet; see `write`."""
-        return self.write(partial(self.job.draft, engine), engine.model.spec.schema, made_by)
+        return self.write(partial(self.job.draft, engine), engine.model.spec.schema, metadata)
 
     def write(
-        self, draft: Callable[[Iterator[Row]], Iterator[Lines]], schema: VitalsSchema, made_by: Mapping[str, Any]
+        self, draft: Callable[[Iterator[Row]], Iterator[Lines]], schema: VitalsSchema, metadata: Mapping[str, Any]
     ) -> Counts:
         """Write the lines that `draft` makes of the rows left; then merge the parts, if no row is missing.
 
@@ -84,14 +84,15 @@ class SharedJob:
         from tqdm import tqdm
 
         with locked(self.job.output, shared=True), writing(self.job.parts):
-            self.job.write_metadata(made_by)  # before the folder exists, so that the folder always has its metadata
+            self.job.write_metadata(metadata)  # before the folder exists, so that the folder always has its metadata
             with private():
                 self.job.parts.mkdir(exist_ok=True)
-            with self._writing() as out:
+            with open_private(self.part, "a") as out:
+                _lock(out, self.part)
                 counts, _ = cut_to_whole_lines(self.part)
                 done = self._done()
-                rows = _Counted(self.job.rows(schema), done)
-                own = (row for row in rows if row.number not in done and self.share.takes(row, self.job.batch_size))
+                rows = _CountedRows(self.job.rows(schema), done)
+                own = (row for row in rows if row.number not in done and self.share.owns(row, self.job.batch_size))
                 title = f"{self.job.table.name} ({self.share.rank + 1} of {self.share.of})"
                 for lines in tqdm(draft(own), unit="window", desc=title, disable=self.share.rank > 0):
                     write_lines(out, lines)
@@ -108,7 +109,7 @@ class SharedJob:
         except FileNotFoundError:  # another process has merged them and removed the folder
             return cut_to_whole_lines(self.job.output)[0]
         with lock:
-            take(lock, wait=True)
+            try_lock(lock, wait=True)
             if not self.job.parts.is_dir():
                 return cut_to_whole_lines(self.job.output)[0]
             if len(self._done()) < rows:
@@ -131,8 +132,8 @@ class SharedJob:
         """Return the parts, and an output that one process alone began before."""
         return [*self._parts(), *([self.job.output] if self.job.output.is_file() else [])]
 
-    def _done(self) -> "_Rows":
-        done = _Rows()
+    def _done(self) -> "_RowSet":
+        done = _RowSet()
         for file in self._sources():
             last = b""
             with file.open("rb") as opened:
@@ -143,15 +144,8 @@ class SharedJob:
                 done.last[json.loads(last)["row"]] = file, json.loads(last)["id"]
         return done
 
-    @contextmanager
-    def _writing(self) -> Iterator[TextIO]:
-        """Open this share's part under a lock, so that no other process writes it at the same time."""
-        with open_private(self.part, "a") as out:
-            _lock(out, self.part)
-            yield out
 
-
-class _Rows:
+class _RowSet:
     """Set of row numbers, a byte each: a Python set would take 60."""
 
     def __init__(self) -> None:
@@ -171,10 +165,10 @@ class _Rows:
         return self._there.count(1)
 
 
-class _Counted:
+class _CountedRows:
     """Iterator that counts the rows of a table; raises `UserError` if the table does not match the lines done."""
 
-    def __init__(self, rows: Iterator[Row], done: _Rows) -> None:
+    def __init__(self, rows: Iterator[Row], done: _RowSet) -> None:
         self._rows, self._done, self.count = rows, done, 0
 
     def __iter__(self) -> Iterator[Row]:
@@ -194,5 +188,5 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _lock(file: Any, name: Path) -> None:
-    if not take(file):
+    if not try_lock(file):
         raise UserError(f"{name}: another process is writing it; wait for it, or stop it")

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.images.find import image_in, text_in
+from vlm.data.images.find import image_cell, text_cell
 from vlm.data.ingest.column_names import find_column, has_column
 from vlm.data.vitals.schema import VitalsSchema
 
@@ -33,10 +33,10 @@ class TableColumns:
         for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
             yield Row(
                 int(number),
-                text_in(cells[self.id]) if self.id else f"row-{number}",
-                image_in(cells.get(self.image), f"{table}: row {number}: column {self.image}"),
+                text_cell(cells[self.id]) if self.id else f"row-{number}",
+                image_cell(cells.get(self.image), f"{table}: row {number}: column {self.image}"),
                 {name: cells[name] for name in names},
-                text_in(cells[self.context]) if self.context else "",
+                text_cell(cells[self.context]) if self.context else "",
             )
 
 

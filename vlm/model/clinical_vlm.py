@@ -20,8 +20,10 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.collate import Batch
 from vlm.device import choose_device, choose_precision
 from vlm.errors import one_line
+from vlm.model.bases.prefix_reuse import EVERYWHERE, NOWHERE, choose_prefix_reuse
 from vlm.model.bases.quantization import refuse_unquantised
-from vlm.model.decoder import decoder_forward
+from vlm.model.bases.vocabulary_head import VocabularyHead
+from vlm.model.decoder import LONGEST_PACK, decoder_forward, packed_forward
 from vlm.model.evidence import EvidenceEncoder
 from vlm.model.llm import embedding_space, fingerprint, load_llm, word_embeddings
 from vlm.model.lora import add_lora, fit_targets
@@ -63,12 +65,16 @@ class ClinicalVLM(EvidenceEncoder):
             config = replace(config, llm=replace(config.llm, revision=commit))
         with one_line(f"model.llm.base: {config.llm.base} cannot be used"):
             space, sample = embedding_space(llm, tokenizer), fingerprint(llm)
+            reuse, head = choose_prefix_reuse(llm), VocabularyHead(llm)
         super().__init__(config, spec, space, load_vision_weights, prompt_ids)
         self.base_fingerprint, self.base_sha256 = sample, getattr(llm, "sha256", None)
         self.base_settings_sha256 = getattr(llm, "settings_sha256", None)
         self.llm = add_lora(llm, config.llm)
+        self.prefix_reuse, self.vocabulary_head = reuse, head
         self.sharded = False
         """True if the frozen base is sharded over processes: then all must run the same forward passes."""
+        self.packing = False
+        """True if training runs the cases of a batch in one sequence, without padding."""
 
     # ------------------------------------------------------------------------------------ building
 
@@ -133,7 +139,7 @@ class ClinicalVLM(EvidenceEncoder):
         rows, length = rows_with_text(labels, attention_mask)
         ids, mask, evidence = input_ids[rows, :length], attention_mask[rows, :length], evidence_mask[rows, :length]
         hidden = self.trunk(self.embed(ids, evidence, encoded.tokens[rows]), mask)
-        text, row_losses = text_loss(hidden, self.base.get_output_embeddings().weight, labels[rows, :length])
+        text, row_losses = text_loss(hidden, self.vocabulary_head, labels[rows, :length])
         case_losses = row_losses.new_zeros(len(labels)).index_copy(0, rows, row_losses)
         loss_ce = text.mean(token_count)
         return VLMOutput(
@@ -147,10 +153,18 @@ class ClinicalVLM(EvidenceEncoder):
 
     def trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Run the LLM without its output layer; B × T × H, right-padded → B × T × H."""
+        if self.training and self.packing:
+            return self.packed_trunk(embeddings, attention_mask)
         shared = self.prompt.fixed_tokens if self._can_reuse_prefix else 0
         # Smaller passes do not fill a GPU, and sharded parameters need the same number of passes on every process.
         one_pass = self.sharded or embeddings.device.type != "cpu"
         return decoder_forward(self.base.base_model, embeddings, attention_mask, shared, one_pass)
+
+    def packed_trunk(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Run the LLM as `trunk` does, without padding."""
+        varlen = "flash" in str(self.base.config.get_text_config()._attn_implementation)
+        longest = None if varlen or self.sharded else LONGEST_PACK
+        return packed_forward(self.base.base_model, embeddings, attention_mask, longest)
 
     @property
     def _can_reuse_prefix(self) -> bool:
@@ -158,8 +172,8 @@ class ClinicalVLM(EvidenceEncoder):
 
         Dropout must differ from case to case, checkpointing allows no cache, and shards need one pass.
         """
-        config = self.model_config.llm
-        return not self.sharded and not (self.training and (config.lora_dropout or config.activation_checkpointing))
+        config, possible = self.model_config.llm, self.prefix_reuse.value == EVERYWHERE and not self.sharded
+        return possible and not (self.training and (config.lora_dropout or config.activation_checkpointing))
 
     # ----------------------------------------------------------------------------------- inference
 
@@ -167,10 +181,10 @@ class ClinicalVLM(EvidenceEncoder):
     def prefix_kv_cache(self) -> Cache | None:
         """Compute the prefix KV cache of the tokens before the evidence, shared by all cases; None without any.
 
-        It is valid for the current weights only.
+        It is valid for the current weights only. None as well for a base whose cache cannot be shared.
         """
         before, _ = self.prompt.ids()
-        if not before:
+        if not before or self.prefix_reuse.value == NOWHERE:
             return None
         with self.autocast():
             words = torch.tensor([before], device=self.device)

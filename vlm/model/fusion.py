@@ -19,11 +19,12 @@ class JointVector(nn.Module):
         )
 
     def forward(self, summary: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map f (B × F) and x (B × X) to z (B × Z) and the label logits (B × K)."""
-        z = self.from_image(summary)
-        if self.from_vitals is not None:
-            z = z + self.from_vitals(x)
-        return z, self.head(z) if self.head is not None else z.new_zeros(len(z), 0)
+        """Map f (B × F) and x (B × X) to z (B × Z) and the label logits (B × K), in fp32 under autocast too."""
+        with torch.autocast(summary.device.type, enabled=False):
+            z = self.from_image(summary.float())
+            if self.from_vitals is not None:
+                z = z + self.from_vitals(x.float())
+            return z, self.head(z) if self.head is not None else z.new_zeros(len(z), 0)
 
 
 class EvidenceTokens(nn.Module):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -22,12 +21,10 @@ from vlm.cache import check_kept
 from vlm.config import LLMConfig
 from vlm.errors import UserError, one_line
 from vlm.model.bases.base_files import base_digest, settings_digest
+from vlm.model.bases.loading import load_causal_lm
 from vlm.model.bases.quantization import choose_dequantization, keep_packed_layout, nf4_config
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
-
-SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-"""Loading options of every base: no remote code, no pickle."""
 
 
 def load_llm(
@@ -55,7 +52,6 @@ def load_llm(
         llm.settings_sha256 = None if is_wheel(config.base) else settings_digest(folder, commit)  # type: ignore[assignment]
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.llm.base: the tokenizer of {config.base} has no end-of-text token")
-    _refuse_other_logits(llm, config.base)
     llm.config.use_cache = True
     llm.commit = commit  # type: ignore[assignment]
     # The base's own generation config, such as a repetition penalty, is not what was trained and measured.
@@ -88,10 +84,10 @@ def _refuse_foreign_code(folder: str, revision: str | None) -> None:
 def _load(
     config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, dequantize: bool
 ) -> PreTrainedModel:
-    options = {**SAFE, **_placement(device, dtype), "revision": config.revision}
+    options = {**_placement(device, dtype), "revision": config.revision}
     if config.quantization == "nf4":
-        options["quantization_config"] = nf4_config(config, device, dtype)
-    llm = AutoModelForCausalLM.from_pretrained(folder, **options)
+        options["quantization_config"] = nf4_config(config, dtype)
+    llm = load_causal_lm(folder, **options)
     packed = keep_packed_layout(llm)
     return llm.dequantize() if dequantize and packed else llm
 
@@ -105,7 +101,7 @@ def _load_dequantized(config: LLMConfig, folder: Path, device: torch.device, dty
         with made_once(kept) as staging:
             llm.save_pretrained(staging)
     check_kept(kept)
-    return AutoModelForCausalLM.from_pretrained(kept, **SAFE, **_placement(device, dtype))
+    return load_causal_lm(str(kept), **_placement(device, dtype))
 
 
 def _placement(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -114,19 +110,6 @@ def _placement(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     if device.type == "cpu" and dtype == torch.bfloat16:
         options["attn_implementation"] = "eager"
     return options
-
-
-def _refuse_other_logits(llm: PreTrainedModel, base: str) -> None:
-    """Raise `UserError` for a base whose logits are more than hidden states times the output weights."""
-    config = llm.config.get_text_config()
-    extras = {
-        "a bias": getattr(llm.get_output_embeddings(), "bias", None) is not None,
-        "soft-capping": getattr(config, "final_logit_softcapping", None) is not None,
-        "a scale": any(getattr(config, name, None) not in (None, 1, 1.0) for name in ("logit_scale", "logits_scaling")),
-    }
-    for extra, there in extras.items():
-        if there:
-            raise UserError(f"model.llm.base: {base} puts {extra} on its logits, which the text loss does not know")
 
 
 def word_embeddings(llm: PreTrainedModel) -> torch.Tensor:

@@ -1,12 +1,15 @@
 """Compute the loss of equation (5), L = alpha BCE + (1 - alpha) CE, as sums to divide by the counts of any batch."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vlm.data.collate import IGNORED
+from vlm.model.bases.vocabulary_head import VocabularyHead
 
 LARGEST_LOGITS = 256 << 20
 """Most bytes, in fp32, of the vocabulary logits in memory at once; with gradients three times as much."""
@@ -46,33 +49,46 @@ def rows_with_text(labels: torch.Tensor, attention_mask: torch.Tensor) -> tuple[
     return rows, int(attention_mask[rows].sum(dim=1).max())
 
 
-def text_loss(hidden: torch.Tensor, vocabulary: torch.Tensor, labels: torch.Tensor) -> tuple[LossSum, torch.Tensor]:
+def text_loss(
+    hidden: torch.Tensor, head: VocabularyHead | torch.Tensor, labels: torch.Tensor
+) -> tuple[LossSum, torch.Tensor]:
     """Compute the next-token cross-entropy over the supervised tokens.
 
-    `hidden` is B × T × H of the decoder, `vocabulary` V × H of the output layer, `labels` B × T. Returns the sum, and
-    the loss of each case (B, summed).
+    `hidden` is B × T × H of the decoder, `head` the base's own or the V × H weight of a plain one, `labels` B × T.
+    Returns the sum, and the loss of each case (B, summed).
     """
-    shifted = labels[:, 1:]  # the state at t predicts the token at t + 1
-    places = shifted != IGNORED  # B × (T - 1)
-    states, wanted = hidden[:, :-1][places], shifted[places]  # N × H, N
+    case, place = supervised(labels)
+    states, wanted = (
+        hidden[case, place],
+        labels[case, place + 1],
+    )  # N × H, N: the state at t predicts the token at t + 1
+    count = torch.tensor(len(wanted), device=labels.device)
     if not len(wanted):  # a mean over nothing would be NaN
-        return LossSum(hidden.sum() * 0.0, places.sum()), hidden.new_zeros(len(labels))
-    losses = token_losses(states, vocabulary.to(states.dtype), wanted)  # N
-    cases = torch.zeros(len(labels), device=losses.device).index_add(0, places.nonzero()[:, 0], losses)
-    return LossSum(losses.sum(), places.sum()), cases
+        return LossSum(hidden.sum() * 0.0, count), hidden.new_zeros(len(labels))
+    losses = token_losses(states, head, wanted)  # N
+    cases = torch.zeros(len(labels), device=losses.device).index_add(0, case, losses)
+    return LossSum(losses.sum(), count), cases
 
 
-def token_losses(states: torch.Tensor, vocabulary: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Compute the cross-entropy of each token, N in fp32; `states` are N × H, `vocabulary` V × H, `wanted` N.
+def supervised(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the states whose next token is supervised; labels are B × T → case and place of each, N and N."""
+    case, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return case, place
+
+
+def token_losses(states: torch.Tensor, head: VocabularyHead | torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Compute the cross-entropy of each token, N in fp32; `states` are N × H, `head` as in `text_loss`, `wanted` N.
 
     Logits are computed for supervised tokens only, at most `LARGEST_LOGITS` at once: beyond it they are recomputed in
     the backward pass (checkpointing). (PyTorch's own chunks take three times as long here.)
     """
+    weight = head.plain if isinstance(head, VocabularyHead) else head
+    logits_of: Any = head if weight is None else partial(F.linear, weight=weight.to(states.dtype))
 
     def of(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(F.linear(states, vocabulary), wanted, reduction="none").float()
+        return F.cross_entropy(logits_of(states), wanted, reduction="none").float()
 
-    size = max(1, LARGEST_LOGITS // (4 * len(vocabulary)))
+    size = max(1, LARGEST_LOGITS // (4 * len(head)))
     parts = list(zip(states.split(size), wanted.split(size), strict=True))
     if len(parts) == 1:
         return of(states, wanted)

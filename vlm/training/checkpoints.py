@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from vlm.atomic import remove_folder, staged, sweep, verify, write_file
+from vlm.atomic import remove_folder, remove_leftovers, staged, verify_manifest, write_file
 from vlm.errors import UserError
+from vlm.finite import first_nonfinite
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.training.gradients import all_finite
 from vlm.training.run_folder import CHECKPOINT_FILES, checkpoint_folder, checkpoints_of
 
 TRAINABLE, OPTIMIZER, OPTIMIZER_REST, SCHEDULER, PROCESSES, STATE = CHECKPOINT_FILES
@@ -44,8 +44,7 @@ def write_checkpoint(
     """
     tensors, rest = split_tensors(optimizer)
     for title, values in (("weights", weights), ("state of the optimizer", tensors)):
-        wrong = next((name for name, value in values.items() if not all_finite(value)), None)
-        if wrong:
+        if wrong := first_nonfinite(values):
             raise UserError(f"{folder}: not written: the {title} hold a value that is not finite, in {wrong}")
     with staged(folder) as staging:
         for name, part in ((TRAINABLE, weights), (OPTIMIZER, tensors), (PROCESSES, processes)):
@@ -57,7 +56,7 @@ def write_checkpoint(
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint; raises `UserError` unless every file matches the manifest."""
-    verify(checkpoint, CHECKPOINT_FILES)
+    verify_manifest(checkpoint, CHECKPOINT_FILES)
     return load_file(checkpoint / TRAINABLE)
 
 
@@ -93,7 +92,7 @@ def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
     steps = [number for number in checkpoints_of(checkpoints) if number <= step]
     for number in set(steps) - set(steps[: max(keep, 1)]) - {best}:
         remove_folder(checkpoint_folder(checkpoints, number))
-    sweep(checkpoints)
+    remove_leftovers(checkpoints)
 
 
 def split_tensors(values: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:

@@ -1,4 +1,4 @@
-"""The commands `train` and `watch`."""
+"""Define the commands `train` and `watch`."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from vlm.config.parsing import parse_config
 
 TRAIN = """Train an adapter: `clinical-vlm train --config demo`.
 
-With `--dry-run` it says what memory training will take, and trains nothing.
+`--dry-run` makes one step and prints its time and memory.
 """
 
 
@@ -29,9 +29,9 @@ def run_train(_: argparse.Namespace, options: Sequence[str]) -> None:
 
 def watch_options(parser: argparse.ArgumentParser) -> None:
     """Show a run in the terminal until it ends."""
-    parser.add_argument("run_folder", metavar="run", help="folder of the run, such as runs/demo, or its name in runs/")
-    parser.add_argument("--once", action="store_true", help="print one frame and end, as into a pipe")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time between frames (2)")
+    parser.add_argument("run_folder", metavar="run", help="run folder, such as runs/demo, or its name in runs/")
+    parser.add_argument("--once", action="store_true", help="print one frame and end")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds between frames; default: 2")
     parser.set_defaults(run=run_watch)
 
 

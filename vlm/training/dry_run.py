@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vlm.config import Config
-from vlm.data.collate import Batch, Collator
+from vlm.data.collate import Batch
 from vlm.data.dataset import CaseDataset
 from vlm.model.bases.quantization import values_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import word_embeddings
 from vlm.training.memory import CUDA_CONTEXT, GIB, MIB, TRAINED_BYTES, StepMemory, nf4_bytes
+from vlm.training.micro_batch import choose_micro_batch, longest_cases, one_step
 
 
 class Allocations(TorchDispatchMode):
@@ -71,25 +72,18 @@ def measure_step(model: ClinicalVLM, batch_of: Callable[[int], Batch], cases: in
 
 def step_peak(model: ClinicalVLM, batch: Batch) -> float:
     """Measure the peak bytes allocated by one forward and backward pass, gradients included."""
-    moved = {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
     model.zero_grad(set_to_none=True)
     if model.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        _step(model, moved)
+        one_step(model, batch)
         peak = torch.cuda.max_memory_allocated() - before
     else:
         with Allocations() as made:
-            _step(model, moved)
+            one_step(model, batch)
         peak = made.peak
     model.zero_grad(set_to_none=True)
     return peak
-
-
-def _step(model: ClinicalVLM, batch: dict[str, Any]) -> None:
-    with model.autocast():
-        loss = model(**batch, alpha=0.5).loss
-    loss.backward()
 
 
 def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepMemory:
@@ -114,26 +108,23 @@ def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepM
     return StepMemory(weights, here.training, here.fixed / halves + 2 * largest, here.case / halves)
 
 
-def longest_cases(model: ClinicalVLM, dataset: CaseDataset) -> Callable[[int], Batch]:
-    """Return a function that builds a batch of N copies of the training case with the longest report."""
-    collate = Collator(model.prompt)
-    example = dataset.plain()[int(dataset.report_lengths.argmax())]
-    return lambda cases: collate([example] * cases)
-
-
 def dry_run(model: ClinicalVLM, config: Config, dataset: CaseDataset) -> list[str]:
     """Run one step, and report in lines its time and memory and the memory of the whole batch."""
-    batch_of, cases = longest_cases(model, dataset), config.train.micro_batch_size
+    batch_of = longest_cases(model, dataset)
+    micro_batch = choose_micro_batch(model, config.train, batch_of)
+    cases = micro_batch.value
     model.train()
     here = measure_step(model, batch_of, cases)
     start = time.perf_counter()
-    _step(model, {name: value.to(model.device) for name, value in batch_of(2).items()})  # type: ignore[attr-defined]
+    one_step(model, batch_of(2))
     seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
     tokens = batch_of(1)["input_ids"].shape[1]
     shape = f"2 cases of {tokens} tokens, the longest of the training split"
     lines = [f"one forward and backward of {shape}: {seconds:.2f} s",
              f"memory on this {model.device.type}: {_in_words(here, cases)}"]  # fmt: skip
+    if config.train.micro_batch_size == "auto":
+        lines.insert(0, f"micro batch: {cases} ({micro_batch.reason})")
     if model.device.type != "cuda":
         there = _in_words(predicted_gpu(model, config, here), cases)
         lines.append(f"predicted on a GPU in bf16: {there}, and CUDA's own {CUDA_CONTEXT / GIB:.1f} GiB")

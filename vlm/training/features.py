@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vlm.config import Config
 from vlm.data.blank_images import blank_notice
+from vlm.data.case import Example
 from vlm.data.dataset import CaseDataset
 from vlm.data.images.store import image_label
 from vlm.data.storage import new_array
@@ -68,6 +69,6 @@ def blank_images(dataset: CaseDataset, shown: np.ndarray) -> list[str]:
     return [f"warning: {blank_notice(len(blank), images, blank[0])}"] if blank else []
 
 
-def _pixels_of(batch: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pixels_of(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = torch.stack([example["pixel_values"] for example in batch])
     return pixels, torch.tensor([example["has_image"] for example in batch])

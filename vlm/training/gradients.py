@@ -26,8 +26,3 @@ def sum_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) 
     *sums, count = total.split([*(parameter.numel() for parameter in parameters), len(parameters)])
     for parameter, gradient, holders in zip(parameters, sums, count.tolist(), strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if holders else None
-
-
-def all_finite(values: torch.Tensor) -> bool:
-    """Check whether a tensor holds no NaN and no infinity."""
-    return not values.is_floating_point() or bool(torch.isfinite(values).all())

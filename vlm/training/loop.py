@@ -22,10 +22,11 @@ from vlm.data.sampling import make_sampler
 from vlm.distributed import is_main, log_rank0
 from vlm.errors import Stopped, UserError
 from vlm.evaluation.scoring import score_cases, split_metrics
+from vlm.finite import all_finite
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
 from vlm.training import checkpoints
 from vlm.training.ending import StopAtSignal
-from vlm.training.gradients import all_finite, broadcast_weights, sum_gradients
+from vlm.training.gradients import broadcast_weights, sum_gradients
 from vlm.training.monitor.log import RunLog
 from vlm.training.monitor.throughput import Throughput, by_process, speeds
 from vlm.training.optimizer import make_optimizer, make_schedule, set_rates
@@ -50,7 +51,7 @@ class TrainingLoop:
         self.model, self.training, self.validation = model, training, validation
         self.config, self.folder, self.accelerator = config, folder, accelerator
         train, processes = config.train, accelerator.num_processes
-        micro, self.accumulation = split_batch(train.batch_size, train.micro_batch_size, processes)
+        micro, self.accumulation = split_batch(train.batch_size, int(train.micro_batch_size), processes)
         loader = torch.utils.data.DataLoader(
             training,
             micro,
@@ -126,6 +127,7 @@ class TrainingLoop:
             loader = self.loader
             if done:  # the skipped batches are not read
                 loader = self.accelerator.skip_first_batches(loader, passed)
+                loader.set_epoch(epoch)  # accelerate before 1.14 counts its epochs from 0
             elif checkpoint:
                 self.restore_random_state(checkpoint)
                 checkpoint = None

@@ -1,17 +1,19 @@
 """Run one training job from config to adapter: data, model, training, test, figures."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 
 from vlm.adapter import save, starting_weights
 from vlm.config import Config
-from vlm.data.blank_images import glance
+from vlm.data.blank_images import check_sample
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
@@ -32,8 +34,10 @@ from vlm.model.encoders.build import image_pictures
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
+from vlm.training.kernels import apply_kernels
 from vlm.training.lengths import check_lengths
 from vlm.training.loop import TrainingLoop
+from vlm.training.micro_batch import choose_micro_batch, longest_cases
 from vlm.training.monitor.log import check_trackers
 from vlm.training.optimizer import part_of
 from vlm.training.run_folder import RunFolder, read_log
@@ -60,10 +64,12 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     device, dtype = _choices(config)
     shard = asked_to_shard()  # before accelerate reads the environment
     processes = PartialState(cpu=device.type == "cpu")
+    if shard.value and processes.num_processes > 1 and config.train.micro_batch_size == "auto":
+        raise UserError("train.micro_batch_size: auto cannot try sizes with a base in shards; write a number")
     with processes.main_process_first():  # rank 0 draws the phantom cohort, the others read it
         cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    log_rank0(*(f"warning: {line}" for line in glance(cohort.dataset, ImageSpec(config.data.image_size))))
+    log_rank0(*(f"warning: {line}" for line in check_sample(cohort.dataset, ImageSpec(config.data.image_size))))
     contents = contents_fingerprint(cohort)
     checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # no process may write to the folder before all have checked it
@@ -73,6 +79,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     if checkpoint:
         folder.compare_base(base)
     log_rank0(describe_parameters(model), *_base_lines(model, config, cohort))
+    _log_choices(apply_kernels(model, config.train))
     start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
     loop = build_loop(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
@@ -121,10 +128,11 @@ def try_step(config: Config) -> None:
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
-    seen = glance(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
+    seen = check_sample(cohort.dataset, ImageSpec(config.data.image_size), MOST_IMAGES, MOST_SECONDS)
     log_rank0(*(f"warning: {line}" for line in seen))
     model = build_model(config, cohort, device, dtype)
     log_rank0(describe_parameters(model), *_base_lines(model, config, cohort))
+    _log_choices(apply_kernels(model, config.train))
     training = case_dataset(config, model.spec, cohort, "train")
     if not len(training):
         raise UserError("data.split: no case is left to train on")
@@ -138,6 +146,7 @@ def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]
     splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
     return [
         *(chosen if targets != config.model.llm.lora_targets else []),
+        f"prefix reuse: {model.prefix_reuse.value} ({model.prefix_reuse.reason})",
         *self_test(model),
         *check_lengths(model.prompt, splits, config.evaluation.max_new_tokens),
     ]
@@ -178,9 +187,15 @@ def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFo
     accelerator = Accelerator(
         cpu=model.device.type == "cpu",
         mixed_precision="no",  # the model sets its own autocast
+        dataloader_config=DataLoaderConfiguration(non_blocking=model.device.type == "cuda"),
         log_with=list(config.train.report_to) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder.path / "tensorboard")),
     )
+    batch_of, processes = longest_cases(model, training), accelerator.num_processes
+    micro_batch = choose_micro_batch(model, config.train, batch_of, processes)
+    if config.train.micro_batch_size == "auto":
+        _log_choices({"micro batch": micro_batch})
+        config = replace(config, train=replace(config.train, micro_batch_size=micro_batch.value))
     return TrainingLoop(model, training, validation, config, folder, accelerator)
 
 
@@ -198,11 +213,15 @@ def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     threads, device = choose_threads(config.train.threads), choose_device()
     torch.set_num_threads(threads.value)
     precision = choose_precision(config.train.precision, device.value)
-    choices: dict[str, Choice] = {"device": device, "precision": precision, "threads": threads}
+    choices: dict[str, Choice[Any]] = {"device": device, "precision": precision, "threads": threads}
     choices["dequantize 4-bit"] = choose_dequantization(config.model.llm, device.value)
+    _log_choices(choices)
+    return device.value, precision.value
+
+
+def _log_choices(choices: Mapping[str, Choice[Any]]) -> None:
     for name, choice in choices.items():
         log_rank0(f"{name}: {str(choice.value).removeprefix('torch.')} ({choice.reason})")
-    return device.value, precision.value
 
 
 def describe_parameters(model: ClinicalVLM) -> str:

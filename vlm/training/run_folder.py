@@ -10,12 +10,12 @@ from typing import IO, Any
 
 import yaml
 
-from vlm.atomic import make_folder, remove_folder, replace_file, sweep, verify, writing
+from vlm.atomic import make_folder, remove_folder, remove_leftovers, replace_file, verify_manifest, writing
 from vlm.config import Config
 from vlm.config.parsing import dotted, to_yaml
 from vlm.config.renamed import rename_keys
 from vlm.errors import UserError
-from vlm.locks import Held, hold, holder_of, take_record
+from vlm.locks import LockHeld, acquire, record_lock_holder, try_record_lock
 from vlm.untrusted import read_yaml
 
 CHECKPOINT_FILES = (
@@ -60,14 +60,14 @@ class RunFolder:
     def _hold(self) -> IO[Any]:
         """Lock the folder; closing the file releases the lock."""
         try:
-            return hold(self.lock, self._take)
-        except Held as held:
+            return acquire(self.lock, self._take)
+        except LockHeld as held:
             way_out = "wait for it, or name another run with --run.name"
             raise UserError(f"{self.path}: {held} is writing this run; {way_out}") from None
 
     def _take(self, file: IO[Any]) -> bool:
         try:
-            return take_record(file)
+            return try_record_lock(file)
         except OSError as error:
             self.warnings.append(f"{self.path}: cannot be locked ({error.strerror}); start no second run in it")
             return True
@@ -101,7 +101,7 @@ class RunFolder:
             replace_file(self.cases, f"{cases}\n{contents}\n{base}".rstrip() + "\n")
             for folder in (self.figures, self.checkpoints):
                 make_folder(folder)
-            sweep(self.checkpoints)
+            remove_leftovers(self.checkpoints)
 
     def _clear(self) -> None:
         """Delete an earlier run: first all its checkpoints at once, so that none of them is ever resumed."""
@@ -165,7 +165,7 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
     for step in checkpoints_of(checkpoints):
         checkpoint = checkpoint_folder(checkpoints, step)
         try:
-            verify(checkpoint, CHECKPOINT_FILES)
+            verify_manifest(checkpoint, CHECKPOINT_FILES)
             return checkpoint, broken
         except UserError as error:
             broken.append(str(error))
@@ -174,7 +174,7 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 def writer_of(lock: Path) -> str | None:
     """Describe the process that holds a run's lock file; None if none does."""
-    return holder_of(lock)
+    return record_lock_holder(lock)
 
 
 def checkpoints_of(folder: Path) -> list[int]:
@@ -191,7 +191,7 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 MAY_CHANGE = (
     "run.", "evaluation.", "train.max_steps", "train.epochs", "train.micro_batch_size", "train.workers",
     "train.threads", "train.log_steps", "train.eval_steps", "train.patience", "train.keep_checkpoints",
-    "train.report_to",
+    "train.report_to", "train.attention", "train.packing", "train.liger", "train.compile",
 )  # fmt: skip
 """Options that a resumed run may change: none affects the steps already made."""
 MAY_MOVE = re.compile(r"data\.(sources\.\d+\.)?(root|mimic_cxr\.(reports|ed))")

@@ -17,10 +17,12 @@ from transformers import LogitsProcessorList
 from vlm.adapter import load_state, open_adapter, save, split_state
 from vlm.adapter.folder import read_tensors
 from vlm.adapter.layout import portable_config
-from vlm.data.case import Example, made_up_cases
+from vlm.data.case import Example, random_cases
 from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line
-from vlm.inference.engine import merged_lora
+from vlm.finite import all_finite, first_nonfinite
+from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.model.bases.prefix_reuse import NOWHERE, drafts_together
 from vlm.model.bases.quantization import four_bit_share
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import word_embeddings
@@ -41,6 +43,7 @@ def self_test(model: ClinicalVLM) -> list[str]:
     cannot = f"model.llm.base: {model.model_config.llm.base} cannot be used"
     with _unchanged(model):
         with one_line(f"{cannot}: a training step fails"):
+            _check_causal(model)
             lines += _step(model)
         with one_line(f"{cannot}: a draft fails"):
             _draft(model)
@@ -84,13 +87,26 @@ def _unchanged(model: ClinicalVLM) -> Iterator[None]:
 
 def _examples(model: ClinicalVLM) -> list[Example]:
     """Make two cases of different lengths."""
-    examples = list(made_up_cases(model.spec, 2))
+    examples = list(random_cases(model.spec, 2))
     texts = (("", "Normal."), ("one two three four five six", "No image, and a longer report."))
     return [example | {"context": c, "report": r} for example, (c, r) in zip(examples, texts, strict=True)]
 
 
 def _moved(model: ClinicalVLM, batch: Batch) -> Any:
     return {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def _check_causal(model: ClinicalVLM) -> None:
+    """Raise `ValueError` if a token attends to later ones, as in PaliGemma: the loss would be read, not learned."""
+    words = word_embeddings(model.base)[:6].clone()[None]  # 1 × 6 × H
+    others = words.index_copy(1, torch.tensor([3, 4, 5], device=words.device), words[:, :3])
+    model.eval()
+    before, after = (
+        model.base.base_model(inputs_embeds=read).last_hidden_state[:, :3].float() for read in (words, others)
+    )
+    if not float((after - before).abs().max()) <= TOLERANCE[words.dtype] * float(before.std()):
+        raise ValueError("its tokens attend to later ones")
 
 
 def _step(model: ClinicalVLM) -> list[str]:
@@ -100,11 +116,9 @@ def _step(model: ClinicalVLM) -> list[str]:
         loss = model(**_moved(model, Collator(model.prompt)(_examples(model))), alpha=0.0).loss
     loss.backward()
     lora = {name: value.grad for name, value in model.trainable_parameters().items() if "lora_B" in name}
-    broken = [name for name, gradient in lora.items() if gradient is not None and not torch.isfinite(gradient).all()]
-    if broken or not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss.item():.3g}{f', a gradient of {broken[0]} is not finite' if broken else ''}"
-        )
+    broken = first_nonfinite({name: gradient for name, gradient in lora.items() if gradient is not None})
+    if broken or not all_finite(loss):
+        raise ValueError(f"the loss is {loss.item():.3g}{f', a gradient of {broken} is not finite' if broken else ''}")
     unreached = [name for name, gradient in lora.items() if gradient is None]
     if len(unreached) == len(lora):
         raise ValueError("no gradient reaches LoRA")
@@ -118,8 +132,15 @@ def _draft(model: ClinicalVLM) -> None:
     Raises `ValueError` if the next-token logits of the three differ by more than `TOLERANCE`.
     """
     collate, examples = Collator(model.prompt, generation=True), _examples(model)
+    if model.prefix_reuse.value == NOWHERE:  # batches have prompts of equal length
+        examples = [example | {"context": examples[1]["context"]} for example in examples]
     with merged_lora(model):
-        together = _logits(model, _moved(model, collate(examples)), model.prefix_kv_cache())
+        fixed, groups = (
+            model.prefix_kv_cache(),
+            drafts_together(model.prefix_reuse, examples, ReportEngine(model).prompt_length),
+        )
+        batches = (_moved(model, collate([examples[row] for row in rows])) for rows in groups)
+        together = torch.cat([_logits(model, batch, fixed) for batch in batches])
     model.eval()
     single = [_moved(model, collate([example])) for example in examples]
     alone = torch.cat([_logits(model, batch, None) for batch in single])
@@ -138,7 +159,7 @@ def _logits_of_the_loss(model: ClinicalVLM, batch: Any) -> torch.Tensor:
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
         hidden = model.trunk(embeddings, batch["attention_mask"])[:, -1]
-        logits = torch.nn.functional.linear(hidden, model.base.get_output_embeddings().weight)
+        logits = model.vocabulary_head(hidden)
     return logits.float().index_fill(1, torch.tensor([model.prompt.end_id], device=logits.device), 0)
 
 

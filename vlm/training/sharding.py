@@ -13,6 +13,7 @@ import torch
 from vlm.device import Choice
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.training.kernels import decoder_layers
 
 FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 """Environment variables in which `accelerate launch` passes on its config."""
@@ -50,11 +51,10 @@ def shard_base(model: ClinicalVLM, device: torch.device) -> str:
     from torch.distributed.tensor import DTensor
 
     trunk = model.base.base_model
-    layers = [module for module in trunk.modules() if type(module).__name__ in (model.base._no_split_modules or ())]
+    layers = decoder_layers(model)
     inside = {parameter for layer in layers for parameter in layer.parameters() if not parameter.requires_grad}
     if not all(parameter.is_floating_point() for parameter in inside):
-        way_out = "use precision bf16, or model.llm.dequantize: always"
-        raise UserError(f"FSDP: 4-bit values in bytes cannot be split; {way_out}")
+        raise UserError("FSDP: the base comes with 4-bit values in bytes, which cannot be split; take the original")
     processes = torch.distributed.get_world_size()
     before = sum(parameter.nbytes for parameter in inside)
     mesh = init_device_mesh(device.type, (processes,))

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm.atomic import verify
+from vlm.atomic import verify_manifest
 from vlm.distributed import log_rank0
 from vlm.errors import UserError
 from vlm.training.run_folder import CHECKPOINT_FILES, checkpoint_folder
@@ -49,7 +49,7 @@ class TrainState:
         """Forget a best checkpoint that is no longer valid, with a warning."""
         if self.best_global_step:
             try:
-                verify(checkpoint_folder(checkpoints, self.best_global_step), CHECKPOINT_FILES)
+                verify_manifest(checkpoint_folder(checkpoints, self.best_global_step), CHECKPOINT_FILES)
             except UserError as error:
                 log_rank0(f"warning: the best checkpoint so far is lost, and the best from here on is taken: {error}")
                 self.best_global_step = self.best_metric = None

@@ -8,7 +8,7 @@ import torch
 from vlm.adapter.hub import open_adapter
 from vlm.adapter.validate import AdapterFolder, check_sources
 from vlm.atomic import replaced
-from vlm.errors import UserError
+from vlm.errors import UserError, one_line
 from vlm.locks import locked
 from vlm.weights import language_model_folder
 
@@ -34,18 +34,22 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
         writer = gguf.GGUFWriter(partial, "llama")
         writer.add_type("adapter")
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(
-            gguf.Keys.Adapter.LORA_ALPHA, float(opened.config.model.llm.lora_alpha)
-        )  # its scale is alpha / rank
+        alpha = float(opened.config.model.llm.lora_alpha)
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)  # its scale is alpha / rank
         for name, value in sorted(tensors.items()):
             layer, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
             value = value.float() if side == "lora_A" else in_pairs(value.float(), layer, config)  # r × in, out × r
             writer.add_tensor(f"{gguf_name(layer, config)}.weight.{side.lower()}", value.numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer)
     return len(tensors) // 2
+
+
+def finish(writer: Any) -> None:
+    """Write what a `GGUFWriter` was given to its file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _base_config(opened: AdapterFolder, base: str | None) -> "PreTrainedConfig":
@@ -55,12 +59,9 @@ def _base_config(opened: AdapterFolder, base: str | None) -> "PreTrainedConfig":
     check_sources(opened.path, model, given_base=base is not None)
     llm = model.llm
     source = base or language_model_folder(llm.base, llm.sha256)
-    try:
-        config = AutoConfig.from_pretrained(
-            source, revision=llm.revision if base is None else None, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{llm.base}: cannot read the base's config: {str(error).splitlines()[0]}") from None
+    revision = llm.revision if base is None else None
+    with one_line(f"{llm.base}: cannot read the base's config"):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     if config.model_type != "llama":
         raise UserError(f"gguf: knows the layers of bases of type llama, not of {config.model_type}")
     return config  # type: ignore[no-any-return]

@@ -15,8 +15,8 @@ import torch
 from vlm.adapter.folder import MERGED, load
 from vlm.adapter.hub import open_adapter
 from vlm.adapter.layout import FILES
-from vlm.atomic import flush, make_folder, seal, staged
-from vlm.data.case import made_up_cases
+from vlm.atomic import flush, make_folder, staged, write_manifest
+from vlm.data.case import random_cases
 from vlm.errors import UserError
 from vlm.locks import locked
 
@@ -41,7 +41,7 @@ class Parity(NamedTuple):
     cases: int
 
 
-class _Watched(NamedTuple):
+class _Reference(NamedTuple):
     prompt: torch.Tensor
     """Embeddings of a prompt, T × H."""
     ids: torch.Tensor
@@ -55,9 +55,8 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
 
     Raises `UserError` as `load` does, for an existing folder, and for a base that stays in 4 bits.
     """
-    from transformers import AutoModelForCausalLM
-
     from vlm.model.bases.base_files import base_digest, settings_digest
+    from vlm.model.bases.loading import load_causal_lm
 
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
@@ -65,8 +64,8 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
     model = load(opened, base=base, device=torch.device("cpu"), dtype=torch.float32)
     refuse_packed(model, "merge")
     with torch.no_grad():
-        watched = [_watch(model.llm, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
-    with locked(out), staged(out, sealed=False) as staging:
+        references = [_generate(model.base, model, prompt, most) for prompt in _prompts(model)]  # type: ignore[arg-type]
+    with locked(out), staged(out, manifest=False) as staging:
         plain = model.llm.merge_and_unload()  # type: ignore[operator]
         plain.config.update({MERGED: True})
         plain.save_pretrained(staging)
@@ -74,9 +73,9 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
         written = str(staging)
         hashes = {"base_sha256": base_digest(written, None), "base_settings_sha256": settings_digest(written, None)}
         _write_evidence(opened.path, staging / "adapter", out, hashes)
-        merged = AutoModelForCausalLM.from_pretrained(staging, dtype=torch.float32)
+        merged = load_causal_lm(written, dtype=torch.float32)
         with torch.no_grad():
-            parity = _compare(merged, model, watched, most)
+            parity = _compare(merged, model, references, most)
         for file in staging.rglob("*"):
             flush(file)
     return parity
@@ -107,20 +106,20 @@ def _write_evidence(adapter: Path, folder: Path, base: Path, hashes: dict[str, s
         if name == "config.json":
             values |= hashes
         (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    seal(folder)
+    write_manifest(folder)
 
 
 def _prompts(model: "ClinicalVLM") -> Iterator[torch.Tensor]:
     """Yield the embeddings (T × H) of the adapter's prompts on made-up cases, so that no patient data is needed."""
     from vlm.data.collate import Collator
 
-    for example in made_up_cases(model.spec, CASES):
+    for example in random_cases(model.spec, CASES):
         batch = Collator(model.prompt, generation=True)([example])
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         yield model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]
 
 
-def _watch(llm: "PreTrainedModel", model: "ClinicalVLM", prompt: torch.Tensor, most: int) -> _Watched:
+def _generate(llm: "PreTrainedModel", model: "ClinicalVLM", prompt: torch.Tensor, most: int) -> _Reference:
     """Generate a greedy draft after a prompt, with the logits of every step."""
     ids = llm.generate(  # type: ignore[operator]
         inputs_embeds=prompt[None],
@@ -130,7 +129,7 @@ def _watch(llm: "PreTrainedModel", model: "ClinicalVLM", prompt: torch.Tensor, m
         eos_token_id=model.prompt.end_id,
         pad_token_id=model.prompt.pad_id,
     )[0]
-    return _Watched(prompt, ids, _logits(llm, prompt, ids))
+    return _Reference(prompt, ids, _logits(llm, prompt, ids))
 
 
 def _logits(llm: "PreTrainedModel", prompt: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -138,12 +137,12 @@ def _logits(llm: "PreTrainedModel", prompt: torch.Tensor, ids: torch.Tensor) -> 
     return llm(inputs_embeds=read, logits_to_keep=len(ids) + 1).logits[0]  # type: ignore[no-any-return]
 
 
-def _compare(merged: "PreTrainedModel", model: "ClinicalVLM", watched: list[_Watched], most: int) -> Parity:
-    logits = [_logits(merged, case.prompt, case.ids) for case in watched]
-    drafts = [_watch(merged, model, case.prompt, most).ids for case in watched]
+def _compare(merged: "PreTrainedModel", model: "ClinicalVLM", references: list[_Reference], most: int) -> Parity:
+    logits = [_logits(merged, case.prompt, case.ids) for case in references]
+    drafts = [_generate(merged, model, case.prompt, most).ids for case in references]
     return Parity(
-        difference=max(float((ours - case.logits).abs().max()) for ours, case in zip(logits, watched, strict=True)),
-        spread=float(torch.cat([case.logits.flatten() for case in watched]).std()),
-        same=sum(torch.equal(ours, case.ids) for ours, case in zip(drafts, watched, strict=True)),
-        cases=len(watched),
+        difference=max(float((ours - case.logits).abs().max()) for ours, case in zip(logits, references, strict=True)),
+        spread=float(torch.cat([case.logits.flatten() for case in references]).std()),
+        same=sum(torch.equal(ours, case.ids) for ours, case in zip(drafts, references, strict=True)),
+        cases=len(references),
     )

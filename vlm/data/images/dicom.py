@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlm.data.images.file_types import kind_of, why_no_image
+from vlm.data.images.file_types import describe_other_file, file_type
 from vlm.data.images.header import LARGEST_DECODED, LARGEST_IMAGE, read_header
 from vlm.errors import UserError, require
 
@@ -44,8 +44,8 @@ def read_dicom(where: str, data: bytes) -> np.ndarray:
     Raises `UserError` that begins with `where` for anything but a single-frame image in a known encoding.
     """
     if data[128:132] != b"DICM":
-        if kind_of(data) != "DICOM":
-            raise UserError(f"{where}: not a DICOM file: the mark DICM is missing; {why_no_image(data)}")
+        if file_type(data) != "DICOM":
+            raise UserError(f"{where}: not a DICOM file: the mark DICM is missing; {describe_other_file(data)}")
         data = PREAMBLE + data
     require("pydicom", f"{where}: DICOM files need pydicom")
     for name in ("pydicom", "pylibjpeg", "openjpeg"):
@@ -78,11 +78,11 @@ def _decode(where: str, data: bytes) -> np.ndarray:
     stored = pixel_array(dataset, decoding_plugin=plugin)  # H × W, or H × W × 3 as RGB
     shown = np.empty(stored.shape[:2], np.float32)
     for start in range(0, len(shown), BAND):  # mostly 64-bit: a large picture would take a gigabyte
-        shown[start : start + BAND] = _shown(stored[start : start + BAND], dataset)
+        shown[start : start + BAND] = _as_displayed(stored[start : start + BAND], dataset)
     return shown
 
 
-def _shown(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+def _as_displayed(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
     """Convert rows of stored values, H × W or H × W × 3, to the H × W values that a viewer shows."""
     if stored.ndim == 3:
         return stored[..., :3] @ np.array([0.299, 0.587, 0.114])

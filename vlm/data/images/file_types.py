@@ -48,7 +48,7 @@ _OTHERS = (
 )  # fmt: skip
 
 
-def kind_of(data: bytes) -> str:
+def file_type(data: bytes) -> str:
     """Detect `PNG`, `JPEG`, `TIFF`, `BMP`, `WebP`, `GIF`, `PNM` or `DICOM` by the first bytes; empty if none."""
     if data[128:132] == b"DICM":
         return "DICOM"
@@ -74,7 +74,7 @@ def _is_bare_dicom(data: bytes) -> bool:
     return group in (2, 8) and len(data) > 16 and (data[4:6] in _VR or (size <= 256 and not size % 2))
 
 
-def why_no_image(data: bytes) -> str:
+def describe_other_file(data: bytes) -> str:
     """Describe a file that is no supported image, and list the supported formats."""
     if not data:
         return "the file is empty"

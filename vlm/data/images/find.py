@@ -19,23 +19,10 @@ from vlm.data.embedded import EmbeddedImage
 from vlm.data.vitals.synonyms import is_missing_word
 from vlm.errors import UserError
 
-EXTENSIONS = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".webp",
-    ".gif",
-    ".dcm",
-    ".dicom",
-    ".pgm",
-    ".ppm",
-    ".pnm",
-)
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm", ".dicom", ".pgm", ".ppm",
+              ".pnm")  # fmt: skip
 """Extensions that a name may omit."""
-HELD, MOST_FOLDERS = 64, 100_000
+MOST_LISTED, MOST_FOLDERS = 64, 100_000
 """Largest number of cached folder listings, and of cached real paths."""
 LONGEST_NAME = 1000
 """Largest length of a name, characters."""
@@ -43,17 +30,17 @@ _OUTSIDE = re.compile(r"/|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]+:/|(?:file|https?|ftp
 """Prefixes of a name that is no relative path: a root, a drive, a share, an address."""
 
 
-def image_in(cell: object, where: str) -> str | EmbeddedImage:
+def image_cell(cell: object, where: str) -> str | EmbeddedImage:
     """Get a cell's image name, empty if none, or its embedded image; raises `UserError` for anything else."""
     if isinstance(cell, EmbeddedImage):
         return cell
     if isinstance(cell, bytes | list | dict):
         way_out = "write one a row, as {bytes, path} or bytes alone in Parquet, or the name of its file"
         raise UserError(f"{where} holds images, not names of files; {way_out}")
-    return text_in(cell)
+    return text_cell(cell)
 
 
-def text_in(cell: object) -> str:
+def text_cell(cell: object) -> str:
     """Strip the text of a cell; empty if there is none."""
     return "" if cell is None or cell != cell else str(cell).strip()
 
@@ -85,8 +72,8 @@ class ImageFolder:
             raise UserError(f"image {text[:60]!r} …: a name of {len(text):,} characters is no image file's")
         path = self._existing(text)
         if path is not None:
-            return self._checked(path, text), ""
-        path = self._checked(self._alike(text), text)
+            return self._validated(path, text), ""
+        path = self._validated(self._fuzzy_match(text), text)
         found = os.path.relpath(path, self._root)
         self._first = self._first or (text, found)
         self._otherwise += 1
@@ -128,13 +115,15 @@ class ImageFolder:
         except (OSError, ValueError):  # a name that no file can have
             return None
 
-    def _shown(self, text: str) -> str:
-        return _plain(str(self.folder / text))
+    def _missing(self, text: str) -> UserError:
+        return UserError(
+            f"no image file {_plain(str(self.folder / text))}: cannot read the image, nothing has this name"
+        )
 
     def _outside(self, text: str) -> UserError:
         return UserError(f"image {text!r:.200} leads outside {self.folder}; write the name of a file in it")
 
-    def _checked(self, path: str, text: str) -> str:
+    def _validated(self, path: str, text: str) -> str:
         """Return the path after checking that it is a nonempty file, and no link out of the folder."""
         try:
             status = os.lstat(path)
@@ -145,20 +134,18 @@ class ImageFolder:
             if stat.S_ISLNK(status.st_mode):
                 real, status = os.path.realpath(path), os.stat(path)
         except (OSError, ValueError):
-            raise UserError(
-                f"no image file {self._shown(text)}: cannot read the image, nothing has this name"
-            ) from None
+            raise self._missing(text) from None
         if not _is_below(real, self._root):
             raise UserError(
                 f"image {text!r:.200} is a link that leads outside {self.folder}; put the file itself there"
             )
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{self._shown(text)}: not a regular file")
+            raise UserError(f"{_plain(str(self.folder / text))}: not a regular file")
         if not status.st_size:
             self._empty.append(text)
         return path
 
-    def _alike(self, text: str) -> str:
+    def _fuzzy_match(self, text: str) -> str:
         """Find the one file with a similar name."""
         words = text.strip("\"'“”‘’«» \t\ufeff").replace("\\", "/")
         tried: list[list[str]] = []
@@ -169,7 +156,7 @@ class ImageFolder:
             tried += [parts, *self._below(parts)]
         found = dict.fromkeys(path for some in tried if some for path in self._walk(self._root, some))
         if not found:
-            raise UserError(f"no image file {self._shown(text)}: cannot read the image, nothing has this name")
+            raise self._missing(text)
         names = [os.path.relpath(path, self._root) for path in found]
         if len(found) > 1:
             several = " or ".join(map(_plain, names[:2]))
@@ -180,12 +167,12 @@ class ImageFolder:
         """Yield the name without leading parts that repeat the end of the folder's path."""
         for own in {self.folder.absolute().parts, PurePath(self._root).parts}:
             for count in range(1, min(len(own), len(parts))):
-                if [*map(_key, own[-count:])] == [*map(_key, parts[:count])]:
+                if [*map(_normal_name, own[-count:])] == [*map(_normal_name, parts[:count])]:
                     yield parts[count:]
 
     def _walk(self, folder: str, parts: list[str]) -> Iterator[str]:
         """Yield paths below a folder whose parts match these."""
-        first, rest = _key(parts[0]), parts[1:]
+        first, rest = _normal_name(parts[0]), parts[1:]
         for name in self._names(folder).get(first, []):
             path = os.path.join(folder, name)
             if rest and os.path.isdir(path):
@@ -201,15 +188,15 @@ class ImageFolder:
             with suppress(OSError):
                 for name in sorted(os.listdir(folder)):
                     stem, extension = os.path.splitext(name)
-                    for key in {_key(name), _key(stem if extension.lower() in EXTENSIONS else name)}:
+                    for key in {_normal_name(name), _normal_name(stem if extension.lower() in EXTENSIONS else name)}:
                         names.setdefault(key, []).append(name)
-            if len(self._listed) >= HELD:
+            if len(self._listed) >= MOST_LISTED:
                 self._listed = {}  # a new dict: another thread may be reading the old
             self._listed[folder] = names
         return names
 
 
-def _key(name: str) -> str:
+def _normal_name(name: str) -> str:
     """Normalize a name: case, Unicode form, surrounding spaces and trailing points do not matter."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name.strip().rstrip(".")).casefold())
 

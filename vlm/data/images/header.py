@@ -22,7 +22,7 @@ LARGEST_SCANNED = 1_000_000_000
 """Largest pixels × scans of a JPEG: each scan covers the whole picture."""
 
 
-class SeveralPictures(ValueError):
+class MultipleImages(ValueError):
     """Raised for a file of several pictures: silently reading the first would be a guess."""
 
 
@@ -61,15 +61,15 @@ class ImageHeader:
 
 
 def read_header(data: bytes, kind: str) -> ImageHeader:
-    """Read the header of an image of this kind (see `kind_of`).
+    """Read the header of an image of this kind (see `file_type`).
 
-    Raises `ValueError` with the reason: broken, cut off, too large or too slow; `SeveralPictures` for several.
+    Raises `ValueError` with the reason: broken, cut off, too large or too slow; `MultipleImages` for several.
     """
     readers = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _bmp, "WebP": _webp, "GIF": _gif, "PNM": _pnm}
     header = readers[kind](data).check()
     if header.frames > 1:
         which = ("pages", "page") if kind == "TIFF" else ("pictures", "picture")
-        raise SeveralPictures(f"a {kind} of several {which[0]}; export the {which[1]} to be read as a file of its own")
+        raise MultipleImages(f"a {kind} of several {which[0]}; export the {which[1]} to be read as a file of its own")
     return header
 
 
@@ -185,11 +185,11 @@ def _tiff(data: bytes) -> ImageHeader:
     header.frames += directory.following > 0
     if tiff.DNG_VERSION in directory.entries or directory.value(tiff.NEW_SUBFILE) & 1:
         raise ValueError("it seems to be a camera's raw file, with a preview in front; export the picture")
-    if photometric not in tiff.SHOWN:
+    if photometric not in tiff.SUPPORTED_PHOTOMETRIC:
         raise ValueError("its colours are neither grey, RGB, CMYK, YCbCr nor a palette; save it as RGB")
     compression = directory.value(tiff.COMPRESSION, 1)
-    if compression in tiff.UNKNOWN:
-        raise ValueError(f"a TIFF compressed by {tiff.UNKNOWN[compression]}; save it with LZW or uncompressed")
+    if compression in tiff.UNSUPPORTED:
+        raise ValueError(f"a TIFF compressed by {tiff.UNSUPPORTED[compression]}; save it with LZW or uncompressed")
     if samples == 2 and bits > 8:
         raise ValueError(f"a grey TIFF of {bits} bits with a second channel; save it without that channel")
     offsets, sizes, pixels = tiff.parts(directory, width, height)

@@ -11,9 +11,9 @@ import numpy as np
 from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
 from vlm.data.images.dicom import read_dicom
-from vlm.data.images.file_types import kind_of, why_no_image
-from vlm.data.images.header import ImageHeader, SeveralPictures, read_header
-from vlm.data.images.png import picture_alone
+from vlm.data.images.file_types import describe_other_file, file_type
+from vlm.data.images.header import ImageHeader, MultipleImages, read_header
+from vlm.data.images.png import strip_metadata
 from vlm.errors import UserError
 
 LARGEST_FILE = 512 << 20
@@ -65,17 +65,17 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     kept unchanged; NaN at padding. Raises `UserError` that begins with
     `where`, for whatever goes wrong: one bad file must not end the work on all.
     """
-    kind = kind_of(data) or ("DICOM" if PurePath(where).suffix.lower() in (".dcm", ".dicom") and data else "")
+    kind = file_type(data) or ("DICOM" if PurePath(where).suffix.lower() in (".dcm", ".dicom") and data else "")
     try:
         if kind == "DICOM":
             return read_dicom(where, data)
         if not kind:
-            raise ValueError(why_no_image(data))
+            raise ValueError(describe_other_file(data))
         header = read_header(data, kind)
-        return _shown(_decoded(picture_alone(data) if kind == "PNG" else data), header)
+        return _as_displayed(_decoded(strip_metadata(data) if kind == "PNG" else data), header)
     except UserError:
         raise
-    except SeveralPictures as error:
+    except MultipleImages as error:
         raise UserError(f"{where}: {error}") from None
     except ValueError as error:
         reason = str(error).split("\n")[0]
@@ -95,7 +95,7 @@ def _decoded(data: bytes) -> np.ndarray:
     return image
 
 
-def _shown(image: np.ndarray, header: ImageHeader) -> np.ndarray:
+def _as_displayed(image: np.ndarray, header: ImageHeader) -> np.ndarray:
     """Convert decoded pixels to H × W float32: colour to luminance, upright, bright as in a viewer."""
     transparent = None
     if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].any():  # all-zero alpha is meaningless

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm.data.embedded import EmbeddedImage
-from vlm.data.images.file_types import kind_of
+from vlm.data.images.file_types import file_type
 from vlm.data.images.parquet_pages import PREFIXES, PageHeaders
 from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW, MOST_CELLS, MOST_RATIO
 from vlm.errors import UserError
@@ -141,7 +141,7 @@ def _lengths(column: pa.Array) -> list[int | None]:
 
 def _as_text(value: bytes) -> str | None:
     """Decode bytes as text; None if they are no text, or an ASCII image."""
-    kind = kind_of(value)
+    kind = file_type(value)
     if len(value) > LONGEST_ROW or (kind and (kind != "PNM" or _PNM.match(value))):
         return None
     try:

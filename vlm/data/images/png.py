@@ -23,7 +23,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise ValueError(f"it has more than {MOST_PARTS:,} chunks")
 
 
-def picture_alone(data: bytes) -> bytes:
+def strip_metadata(data: bytes) -> bytes:
     """Remove a PNG's texts and profiles if any of them is compressed; else return it unchanged."""
     if not any(kind in _PACKED for kind, _, _ in chunks(data)):
         return data

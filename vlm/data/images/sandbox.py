@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from vlm.data.images.header import LARGEST_IMAGE
 from vlm.data.images.image import LARGEST_FILE, ImageSpec, decode_image, to_square
 from vlm.errors import UserError
-from vlm.host import SETTINGS
+from vlm.host import SETTINGS, limit_process
 
 LONGEST_LINE = 8192
 """Largest line of JSON in the protocol, bytes."""
@@ -58,9 +57,7 @@ class ImageDecoder:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:
@@ -241,23 +238,11 @@ def _answer(data: bytes, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], np.
         return {"error": "not a readable image: there is not enough memory for it"}, None
 
 
-def _limit(memory: int) -> None:
-    """Limit this process to `memory` bytes beyond its current use, and forbid file writes."""
-    with suppress(ImportError, ValueError, OSError):  # Windows has no such limits
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
 def main() -> None:
     """Run the worker; the answer pipe is kept separate from anything a library may print."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    _limit(int(sys.argv[1]))
+    limit_process(int(sys.argv[1]), writes=False)
     _serve(sys.stdin.buffer, answers)
 
 

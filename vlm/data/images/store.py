@@ -21,9 +21,9 @@ from vlm.data.images.parquet_file import batch_size, open_parquet
 from vlm.data.storage import new_path
 from vlm.errors import UserError
 
-IN_TABLE = r"(?s)^(embedded://[0-9a-f]{64})/.*"
+EMBEDDED_REFERENCE = r"(?s)^(embedded://[0-9a-f]{64})/.*"
 """Pattern of an embedded image's reference; its group identifies the content."""
-HELD = 4
+CACHED_BATCHES = 4
 """Number of cached row batches, so that threads may read rows in nearly their order."""
 _REFERENCE = re.compile(r"embedded://([0-9a-f]{64})/(\d+)\+(\d+)@(.+?)::(.*)", re.DOTALL)
 
@@ -36,7 +36,7 @@ class EmbeddedReader:
         self._path = self._column = ""
         self._group, self._next = 0, 0
         """Current row group, and the next row of the file."""
-        self._held: deque[tuple[int, pa.Array]] = deque(maxlen=HELD)
+        self._cached: deque[tuple[int, pa.Array]] = deque(maxlen=CACHED_BATCHES)
 
     def __reduce__(self) -> tuple[type["EmbeddedReader"], tuple[()]]:
         return EmbeddedReader, ()  # each process opens its own files
@@ -64,7 +64,7 @@ class EmbeddedReader:
         group = int(np.searchsorted(self._ends, image.row, side="right"))
         if group == len(self._ends):
             return None
-        first = self._held[0][0] if self._held else self._next
+        first = self._cached[0][0] if self._cached else self._next
         if (self._column, self._group) != (image.column, group) or image.row < first:
             self._start(image.column, group)
         while self._next <= image.row:
@@ -72,11 +72,11 @@ class EmbeddedReader:
             if batch is None:
                 return None
             cells = batch.column(0)
-            self._held.append(
+            self._cached.append(
                 (self._next, pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells)
             )
             self._next += len(cells)
-        cells, start = next((cells, start) for start, cells in reversed(self._held) if start <= image.row)
+        cells, start = next((cells, start) for start, cells in reversed(self._cached) if start <= image.row)
         return cells[image.row - start].as_py()
 
     def _start(self, column: str, group: int) -> None:
@@ -84,7 +84,7 @@ class EmbeddedReader:
         rows = batch_size(self._file.metadata, 1, 1000)
         self._batches = self._file.iter_batches(batch_size=rows, row_groups=[group], columns=[column])
         self._column, self._group, self._next = column, group, int(self._ends[group - 1]) if group else 0
-        self._held.clear()
+        self._cached.clear()
 
 
 class ImageStore:
@@ -110,16 +110,16 @@ class ImageStore:
                 raise UserError(f"{folder}: cannot keep the images there: {error.strerror}; set TMPDIR") from None
             self._places[digest] = f"embedded://{digest}/{self._size}+{len(data)}@{self._path}"
             self._size += len(data)
-        return f"{self._places[digest]}::{place_of(image, where)}"
+        return f"{self._places[digest]}::{row_label(image, where)}"
 
 
-def place_of(image: EmbeddedImage, where: str) -> str:
+def row_label(image: EmbeddedImage, where: str) -> str:
     """Format a row and its image's name, if it has one: `cases.parquet: row 2: scan.png`."""
     name = re.split(r"[/\\]", image.name)[-1][-100:]
     return f"{where}: {name}" if name and name.isprintable() else where
 
 
-def read_source(path: str) -> tuple[bytes, str]:
+def read_image_bytes(path: str) -> tuple[bytes, str]:
     """Read the bytes of an image, from a file or the store, and its name for messages."""
     stored = _REFERENCE.fullmatch(path)
     if not stored:

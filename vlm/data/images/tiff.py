@@ -9,11 +9,11 @@ NEW_SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258,
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS, DNG_VERSION = 322, 323, 324, 325, 50706
 WHITE_IS_ZERO = 0
-SHOWN = {WHITE_IS_ZERO: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
+SUPPORTED_PHOTOMETRIC = {WHITE_IS_ZERO: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 """Supported photometric interpretations, decoded as a viewer shows them."""
 JPEG = (6, 7)
 """Compression schemes whose strips and tiles are JPEG streams."""
-UNKNOWN = {34712: "JPEG 2000", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL"}
+UNSUPPORTED = {34712: "JPEG 2000", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL"}
 """Unsupported compression schemes."""
 MOST_ENTRIES, MOST_PARTS = 65_535, 1_000_000
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from vlm.errors import UserError
 
 
-def some_of(columns: Iterable[object], most: int = 20) -> str:
-    """Format column names for a message: the first `most`, then the number of the others."""
-    names = [str(column) for column in columns]
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Format names for a message: the first `most`, then the number of the others."""
+    words = [str(name) for name in names]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def tidy(name: object) -> str:
@@ -47,7 +46,7 @@ def find_column(columns: Iterable[object], wanted: str, where: str) -> str:
         return alike[0]
     if alike:
         raise UserError(f"{where}: column {wanted} can be {' or '.join(alike)}; write the one that you mean")
-    raise UserError(f"{where}: no column {wanted}; the table has {some_of(names)}")
+    raise UserError(f"{where}: no column {wanted}; the table has {listed(names)}")
 
 
 def has_column(columns: Iterable[object], wanted: str) -> bool:

@@ -32,17 +32,17 @@ _NO_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape")
 MOST_SAMPLE = 1 << 16
 """Bytes of distinct words to sample."""
 LONGEST_WORD = 4096
-SURE = 6.0
+LEAST_LOG_RATIO = 6.0
 """Smallest natural-log likelihood ratio of the best codec to any other: 400 times."""
-SURE_SHARE = 0.05
+LEAST_RATIO_SHARE = 0.05
 """The same threshold as a share of the log-likelihood of the words that two codecs decode differently."""
-USUAL = 3.0
+CP1252_PRIOR = 3.0
 """Log prior added for Windows-1252."""
 UTF8_SHARE = 0.2
 """Share of well-formed UTF-8 among the bytes of non-ASCII words that no other encoding reaches by chance."""
-GOOD_BYTE = -6.0
+PLAUSIBLE_BYTE = -6.0
 """Smallest mean log-likelihood, in another encoding, of words that are valid UTF-8 too."""
-WORST_BYTE = -9.0
+LEAST_PLAUSIBLE_BYTE = -9.0
 """Mean log-likelihood of a byte above 127 below which even the best decoding is not text."""
 _UNIT = re.compile(
     rb"[\d.,<>~(\[+-]*"
@@ -98,7 +98,7 @@ def find_encoding(path: Path, opened: Callable[[Path], BinaryIO], wanted: str | 
         raise UserError(f"{path}: line {fault} is not in {wanted}, which data.table.encoding (--encoding) names")
     if marked != "utf-8":
         raise UserError(f"{path}: not in the encoding that its byte order mark states; save it as UTF-8")
-    return _by_letters(path, opened, fault)
+    return _by_likelihood(path, opened, fault)
 
 
 def _first_fault(path: Path, opened: Callable[[Path], BinaryIO], codec: str) -> int | None:
@@ -116,42 +116,38 @@ def _first_fault(path: Path, opened: Callable[[Path], BinaryIO], codec: str) -> 
             lines += text.count("\n")
 
 
-def _by_letters(path: Path, opened: Callable[[Path], BinaryIO], fault: int) -> Encoding:
+def _by_likelihood(path: Path, opened: Callable[[Path], BinaryIO], fault: int) -> Encoding:
     words = _words(path, opened)
     readings = _readings(list(words))
     utf8 = [word for word, well_formed in words.items() if well_formed]
     many = sum(map(len, utf8)) > UTF8_SHARE * sum(map(len, words))
-    if many or (utf8 and not (readings and _is_plausible(utf8, readings[0][0], GOOD_BYTE))):
+    if many or (utf8 and not (readings and _is_plausible(utf8, readings[0][0], PLAUSIBLE_BYTE))):
         raise UserError(f"{path}: line {fault} is not UTF-8, though other lines are; mend it, or {_WAY_OUT}")
     if not readings or not _is_plausible(list(words), readings[0][0]):
         raise UserError(f"{path}: line {fault} is not UTF-8, and in no encoding that we know its words are a text; "
                         f"{_WAY_OUT}")  # fmt: skip
     (codec, best), *others = readings
-    near = [codec, *(other for other, score in others if not _is_surer(list(words), codec, other, best - score))]
+    near = [codec, *(other for other, score in others if not _is_likelier(list(words), codec, other, best - score))]
     if len(near) > 1:
-        raise UserError(f"{path}: line {fault} is not UTF-8, and its letters could be {_or(near)}; {_WAY_OUT} to one "
-                        f"of {', '.join(near)}")  # fmt: skip
+        *first, last = (CANDIDATES[codec] for codec in near)
+        raise UserError(f"{path}: line {fault} is not UTF-8, and its letters could be {', '.join(first)} or {last}; "
+                        f"{_WAY_OUT} to one of {', '.join(near)}")  # fmt: skip
     name = CANDIDATES[codec]
     return Encoding(codec, (f"{path}: not UTF-8 (line {fault}), so read as {name} (codec {codec}), in which its "
                             "letters make words; set data.table.encoding if they look wrong",))  # fmt: skip
 
 
-def _is_surer(words: list[bytes], codec: str, other: str, difference: float) -> bool:
-    """Check whether a codec is likelier than another by both thresholds, `SURE` and `SURE_SHARE`."""
-    if difference < SURE:
+def _is_likelier(words: list[bytes], codec: str, other: str, difference: float) -> bool:
+    """Check whether a codec is likelier than another by both thresholds, `LEAST_LOG_RATIO` and `LEAST_RATIO_SHARE`."""
+    if difference < LEAST_LOG_RATIO:
         return False
     odd = b" ".join(word for word in words if word.decode(codec) != word.decode(other, "replace"))
-    return difference >= SURE_SHARE * -log_likelihood(odd.decode(codec))
+    return difference >= LEAST_RATIO_SHARE * -log_likelihood(odd.decode(codec))
 
 
-def _is_plausible(words: list[bytes], codec: str, least: float = WORST_BYTE) -> bool:
+def _is_plausible(words: list[bytes], codec: str, least: float = LEAST_PLAUSIBLE_BYTE) -> bool:
     data = b" ".join(word for word in words if not _UNIT.fullmatch(word))
     return log_likelihood(data.decode(codec)) >= least * sum(byte > 127 for byte in data)
-
-
-def _or(codecs_: list[str]) -> str:
-    names = [CANDIDATES[codec] for codec in codecs_]
-    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _words(path: Path, opened: Callable[[Path], BinaryIO]) -> dict[bytes, bool]:
@@ -194,5 +190,5 @@ def _readings(words: list[bytes]) -> list[tuple[str, float]]:
         key = zlib.crc32(text.encode("utf-32", "surrogatepass"))
         if key not in seen:
             seen.add(key)
-            found.append((codec, log_likelihood(text) + (USUAL if codec == "cp1252" else 0)))
+            found.append((codec, log_likelihood(text) + (CP1252_PRIOR if codec == "cp1252" else 0)))
     return sorted(found, key=lambda one: -one[1])

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
+from itertools import repeat
 from typing import Any
 from xml.parsers import expat
 
@@ -74,17 +75,14 @@ def lines(path: str, wanted: str) -> Any:
 def values_of(sheet: Any, stored: Any) -> Iterator[tuple[int, dict[int, Any]]]:
     """Yield (row, column → value) of each row; formula values come from `stored`, the same sheet."""
     sheet.reset_dimensions()  # the dimensions in the file may be wrong
-    rows = enumerate(sheet.iter_rows(), start=1)
-    if stored is None:
-        for number, row in rows:
-            yield number, {column: plain(cell, cell.value) for column, cell in enumerate(row, 1) if holds(cell)}
-        return
-    stored.reset_dimensions()
-    for (number, row), values in zip(rows, stored.iter_rows(values_only=True), strict=False):
+    if stored is not None:
+        stored.reset_dimensions()
+    results = repeat(None) if stored is None else stored.iter_rows(values_only=True)
+    for number, (row, values) in enumerate(zip(sheet.iter_rows(), results, strict=False), start=1):
         found = {}
         for column, cell in enumerate(row, 1):
             if holds(cell):
-                value = values[column - 1]
+                value = values[column - 1] if values is not None else cell.value
                 if value is None:
                     raise Refusal(f"row {number}: {cell.coordinate} holds a formula without a stored value; open the "
                                   "workbook in Excel and save it, or save the sheet as CSV")  # fmt: skip

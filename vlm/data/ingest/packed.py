@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm.config import DataConfig
-from vlm.data.cohort import Cohort, build_dataset
+from vlm.data.cohort import Cohort, build_dataset, selected_labels
 from vlm.data.ingest import phantom
-from vlm.data.packed.manifest import Pack, address_of, opened, read_pack, split_of
-from vlm.data.packed.shards import check_columns, references
+from vlm.data.packed.manifest import Pack, join_address, open_address, read_pack, split_of
+from vlm.data.packed.shards import check_columns, image_references
 from vlm.errors import UserError
 
 FACT_READERS = {reader.name: reader for reader in (phantom.FACTS,)}
@@ -30,10 +30,7 @@ def load_packed(data: DataConfig) -> Cohort:
     """
     read_pack.cache_clear()  # the pack may have been replaced
     pack = read_pack(data.root)
-    labels = tuple(data.table.labels) or pack.labels
-    unknown = [name for name in labels if name not in pack.labels]
-    if unknown:
-        raise UserError(f"data.table.labels: {unknown[0]} is none of {', '.join(pack.labels)}")
+    labels = selected_labels(data, pack.labels)
     places = [pack.labels.index(name) for name in labels]
     parts = (_chosen(part, len(pack.labels), places) for part in _parts(data.root, pack))
     dataset = build_dataset(parts, pack.schema, len(labels), len(pack.sections))
@@ -64,9 +61,9 @@ def _parts(root: str, pack: Pack) -> Iterator[dict[str, Any]]:
 
 def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
     """Read all columns of a shard but the image; of the image read only whether there is one."""
-    address, shard = address_of(root, name), pack.shards[name]
+    address, shard = join_address(root, name), pack.shards[name]
     columns = [column for column in pack.features if column != "image"]
-    with opened(address) as file:
+    with open_address(address) as file:
         size = file.seek(0, 2)
         if size != shard.size:
             raise UserError(f"{address}: damaged: {size} bytes, {shard.size} when packed")
@@ -79,7 +76,7 @@ def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
             raise UserError(f"{address}: an empty cell in the column {column}, where we write none")
     if not pc.all(pc.equal(part["split"], split_of(name))).as_py():
         raise UserError(f"{address}: rows of another split than its name says")
-    part["image"] = references(table["image"].combine_chunks().is_valid(), address)
+    part["image"] = image_references(table["image"].combine_chunks().is_valid(), address)
     return part
 
 

@@ -21,7 +21,7 @@ from vlm.data.images.parquet_file import (
     open_parquet,
     struct_cells,
 )
-from vlm.data.ingest.column_names import some_of, unique_header
+from vlm.data.ingest.column_names import listed, unique_header
 from vlm.data.size_limits import FRAME_TEXT, FREE_UNPACKED, LONGEST_ROW
 from vlm.errors import UserError
 
@@ -41,7 +41,7 @@ def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
                 kept = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
                 names = unique_header(kept, range(len(kept)), str(path))
                 if columns is not None and set(names) != set(columns):
-                    odd = some_of(sorted(map(str, set(names) ^ set(columns))))
+                    odd = listed(sorted(map(str, set(names) ^ set(columns))))
                     raise UserError(f"{path}: its columns differ from those of {shards[0].name}: {odd}")
                 columns = columns or names
                 for cells, count in _batches(path, file, kept, rows):
@@ -56,15 +56,14 @@ def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
         yield empty
 
 
-def _may_hold_images(kind: pa.DataType) -> bool:
-    return is_bytes(kind) or is_image_struct(kind)
-
-
 def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
     """Yield batches of cells by column with their row count; the text of a batch is bounded."""
     kinds = column_types(file)
     flat = [name for name in kept if is_image_struct(kinds[name]) or not pa.types.is_nested(kinds[name])]
-    nested = {name: _stand_in(kinds[name]) for name in kept if name not in flat}
+    # A placeholder for an unread list or structure; only its type matters, for the error if the column is used.
+    nested: dict[str, object] = {
+        name: {} if pa.types.is_struct(kinds[name]) else [] for name in kept if name not in flat
+    }
     most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
     total = first = 0
     width = sum(fixed_width(kinds[name]) for name in flat)
@@ -73,7 +72,7 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
         batch = pa.record_batch(stored, names=flat)
         nothing = np.zeros(batch.num_rows, np.int64)
         lengths = {name: _text_sizes(column, name, path) for name, column in zip(flat, batch.columns, strict=True)}
-        texts = [length for name, length in lengths.items() if not _may_hold_images(kinds[name])]
+        texts = [x for name, x in lengths.items() if not (is_bytes(kinds[name]) or is_image_struct(kinds[name]))]
         if sum(texts, nothing).max(initial=0) > LONGEST_ROW:
             raise UserError(f"{path}: a row is longer than 8 million characters")
         sizes = sum(lengths.values(), nothing)
@@ -85,15 +84,10 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
             piece = batch.slice(start, end - start)
             columns = zip(flat, piece.columns, strict=True)
             cells = {name: _cells(column, str(path), name, first + start) for name, column in columns}
-            for name, stand_in in nested.items():  # the first row is enough to raise if the column is used
-                cells[name] = [stand_in, *[None] * (len(piece) - 1)]
+            for name, placeholder in nested.items():  # the first row is enough to raise if the column is used
+                cells[name] = [placeholder, *[None] * (len(piece) - 1)]
             yield [cells[name] for name in kept], len(piece)
         first += batch.num_rows
-
-
-def _stand_in(kind: pa.DataType) -> object:
-    """Return a placeholder for an unread list or structure; only its type matters, for the error if it is used."""
-    return {} if pa.types.is_struct(kind) else []
 
 
 def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:

@@ -9,11 +9,12 @@ ignores one of the two is therefore found out. It is not a model of any disease.
 import json
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,11 +41,8 @@ FINDINGS = {"none": None, "mild": "Mild infiltration", "patchy": "Patchy opaciti
 SIDES, ZONES = ("right", "left", "both"), ("upper", "middle", "lower")
 LABELS = ["pathology", *(f"{finding}_opacity" for finding in FINDINGS if finding != "none"), "right_lung", "left_lung",
           *(f"{zone}_zone" for zone in ZONES)]  # fmt: skip
-NO_IMAGE, NO_GLUCOSE, NO_PRESSURE = (
-    "No image was available.",
-    "Glucose was not measured.",
-    "Blood pressure was not measured.",
-)
+NO_IMAGE, NO_GLUCOSE = "No image was available.", "Glucose was not measured."
+NO_PRESSURE = "Blood pressure was not measured."
 TABLE = TableConfig(
     file="cases.csv",
     images="images",
@@ -73,7 +71,7 @@ def load_phantom(data: DataConfig) -> Cohort:
             raise UserError(f"{root}: not empty and no phantom cohort; set data.root to a folder that may be filled")
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
-        with made_once(root, sealed=False) as staging:
+        with made_once(root, manifest=False) as staging:
             write_cohort(data.phantom, staging)
             (staging / stamp.name).write_text(json.dumps(wanted))
             shutil.rmtree(root, ignore_errors=True)
@@ -169,13 +167,13 @@ def write_cohort(config: PhantomConfig, root: Path) -> None:
     frame.to_csv(root / "cases.csv", index=False)
 
 
-def _write_image(seed: int, folder: Path, case: dict, number: int) -> None:
+def _write_image(seed: int, folder: Path, case: Mapping[Any, Any], number: int) -> None:
     if case["image"]:
         picture, _ = _draw(seed, case, number)
         (folder / case["image"]).write_bytes(cv2.imencode(".png", picture)[1].tobytes())  # imwrite fails silently
 
 
-def _draw(seed: int, case: dict, number: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(seed: int, case: Mapping[Any, Any], number: int) -> tuple[np.ndarray, np.ndarray]:
     return draw_chest(case["finding"], case["side"], case["zone"], np.random.default_rng([seed, number]))
 
 

@@ -15,10 +15,11 @@ from vlm.config import DataConfig, TableConfig
 from vlm.data.cohort import (
     Cohort,
     Columns,
-    Doubts,
+    ImageCell,
+    Implausible,
     build_dataset,
-    doubt_warnings,
     image_cells,
+    range_warnings,
     read_label_columns,
     read_vitals_columns,
     splits_for,
@@ -26,7 +27,7 @@ from vlm.data.cohort import (
 from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
 from vlm.data.images.store import ImageStore
-from vlm.data.ingest.column_names import find_column, some_of
+from vlm.data.ingest.column_names import find_column, listed
 from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
 from vlm.data.labels import LabelReader
 from vlm.data.vitals.catalog import resolve_vitals
@@ -68,7 +69,8 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
     dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = [*reader.notes(path), *reader.images.notes(), *doubt_warnings(str(path), schema, reader.doubts, dataset)]
+    warnings = [*reader.notes(path), *reader.images.notes()]
+    warnings += range_warnings(str(path), schema, reader.doubtful, dataset)
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)
@@ -77,12 +79,12 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
 
 @dataclass
 class _Reader:
-    """Convert parts of a table to cohort columns, collecting doubts and faults."""
+    """Convert parts of a table to cohort columns, collecting doubtful and faults."""
 
     data: DataConfig
     table: TableConfig
     schema: VitalsSchema
-    doubts: Doubts = field(default_factory=dict)
+    doubtful: Implausible = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     renamed: dict[str, str] = field(default_factory=dict)
     """Name in the config → the differently spelled column that matched it."""
@@ -120,10 +122,10 @@ class _Reader:
         """Convert some rows of the file `path` to cohort columns."""
         table, where = self.table, str(path)
         column = self._columns_of(path, frame)
-        vitals, doubts = read_vitals_columns(frame, where, self.schema, _vitals_columns(frame, self.schema, path),
+        vitals, doubtful = read_vitals_columns(frame, where, self.schema, _vitals_columns(frame, self.schema, path),
                                              self.faults)  # fmt: skip
-        for name, rows in doubts.items():
-            self.doubts.setdefault(name, []).extend(rows)
+        for name, rows in doubtful.items():
+            self.doubtful.setdefault(name, []).extend(rows)
         labels = read_label_columns(frame, where, self.labels, [column[name] for name in table.labels], self.faults)
         ids = _cells(frame, column.get(table.id), where) or [f"row-{number}" for number in frame.index + 2]
         patients = _cells(frame, column.get(table.patient), where) or ids
@@ -157,13 +159,13 @@ class _Reader:
             self.no_reports.setdefault(name, []).extend(nothing)
         return ["" if is_missing_word(text) else text for text in texts]
 
-    def _images(self, names: pd.Series, where: str) -> list[dict | None]:
+    def _images(self, names: pd.Series, where: str) -> list[ImageCell | None]:
         """Read image cells; on a fault, row by row, so that all faults are named."""
         with suppress(UserError):
             return image_cells(names, self.images, where, self.store)
-        cells: list[dict | None] = []
+        cells: list[ImageCell | None] = []
         for place in range(len(names)):
-            cell: list[dict | None] = [None]
+            cell: list[ImageCell | None] = [None]
             with self.faults.gather():
                 cell = image_cells(names.iloc[place : place + 1], self.images, where, self.store)
             cells += cell
@@ -222,7 +224,7 @@ def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> li
     for vital in schema.names:
         if vital not in covered:
             _refuse_unit(frame, schema, vital, path)
-            raise UserError(f"{path}: no column for the vital {vital}; the table has {some_of(frame.columns)}")
+            raise UserError(f"{path}: no column for the vital {vital}; the table has {listed(frame.columns)}")
     return columns
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from vlm.data.cohort import Cohort
-from vlm.data.images.store import IN_TABLE
+from vlm.data.images.store import EMBEDDED_REFERENCE
 from vlm.data.splits import SPLITS
 from vlm.data.storage import column, matrix
 
@@ -16,28 +16,28 @@ FEWEST = 2
 
 
 def cohort_notes(cohort: Cohort) -> list[str]:
-    """Return the `substance_notes` of a cohort and a note on duplicate rows."""
+    """Return the `constant_notes` of a cohort and a note on duplicate rows."""
     rows, schema = cohort.dataset, cohort.schema
     if not len(rows):
         return []
     vitals, labels = matrix(rows, "vitals", len(schema)), matrix(rows, "labels", len(cohort.labels))
     reports = _hashed_reports(cohort)
-    notes = substance_notes(
+    notes = constant_notes(
         column(rows, "split").to_numpy(zero_copy_only=False),
         {name: labels[:, place] for place, name in enumerate(cohort.labels)},
         {vital.name: vitals[:, place] for place, vital in enumerate(schema.vitals)},
         reports,
     )
     paths = pc.fill_null(pc.struct_field(column(rows, "image").combine_chunks(), "path"), "")
-    paths = pc.replace_substring_regex(paths, IN_TABLE, r"\1")  # equal for images that are equal
+    paths = pc.replace_substring_regex(paths, EMBEDDED_REFERENCE, r"\1")  # equal for images that are equal
     images = pd.util.hash_array(paths.to_numpy(zero_copy_only=False).astype(object), categorize=False)
     shown = pc.not_equal(paths, "").to_numpy(zero_copy_only=False) | (reports != 0 if reports is not None else False)
     values = np.nan_to_num(np.concatenate([vitals, labels], axis=1), nan=-1e30)
     same = pd.DataFrame({"image": images, "report": 0 if reports is None else reports}).join(pd.DataFrame(values))
-    return [*notes, *repeated_note(same[np.asarray(shown, dtype=bool)].duplicated().to_numpy())]
+    return [*notes, *duplicate_note(same[np.asarray(shown, dtype=bool)].duplicated().to_numpy())]
 
 
-def repeated_note(repeated: np.ndarray) -> list[str]:
+def duplicate_note(repeated: np.ndarray) -> list[str]:
     """Return a note on the number of duplicate rows, if any."""
     count = int(repeated.sum())
     rows = "row repeats" if count == 1 else "rows repeat"
@@ -45,7 +45,7 @@ def repeated_note(repeated: np.ndarray) -> list[str]:
     return [f"{count:,} {rows} {what}"] if count else []
 
 
-def substance_notes(
+def constant_notes(
     splits: np.ndarray,
     labels: Mapping[str, np.ndarray],
     vitals: Mapping[str, np.ndarray],

@@ -101,13 +101,13 @@ def split_of(shard: str) -> str:
     return shard.split("-")[0]
 
 
-def address_of(root: str, name: str) -> str:
+def join_address(root: str, name: str) -> str:
     """Join a pack's root and a file name."""
     return f"{root.rstrip('/')}/{name}"
 
 
 @contextmanager
-def opened(address: str) -> Iterator[BinaryIO]:
+def open_address(address: str) -> Iterator[BinaryIO]:
     """Open a file at a path or at any address that fsspec opens.
 
     Raises `UserError` that names it for whatever keeps it from being read, within the block too.
@@ -132,8 +132,8 @@ def read_pack(root: str) -> Pack:
 
     Raises `UserError` that names what is missing, of another format, or not as we would write it.
     """
-    address = address_of(root, FILE)
-    with opened(address) as file:
+    address = join_address(root, FILE)
+    with open_address(address) as file:
         data = file.read(LARGEST_FILE + 1)
     try:
         if len(data) > LARGEST_FILE:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from vlm.data.images.image import decode_image
 from vlm.data.images.parquet_pages import DICTIONARY, PageHeaders
-from vlm.data.packed.manifest import Pack, Shard, opened, read_pack
+from vlm.data.packed.manifest import Pack, Shard, open_address, read_pack
 from vlm.errors import UserError
 
 SCHEME = "row://"
@@ -27,7 +27,7 @@ ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}
 """Allowed encodings of columns and their levels; others could repeat a long text in every row."""
 NUMBERS = {0, 3, 4}
 """Allowed encodings as numbers in a page header."""
-HELD = 2 << 30
+CAPACITY = 2 << 30
 """Capacity of the shard cache, bytes; more than 16 interleaved shards take. A fully read shard is evicted first."""
 
 
@@ -36,14 +36,14 @@ def is_packed(path: str) -> bool:
     return path.startswith(SCHEME)
 
 
-def references(there: pa.BooleanArray, address: str) -> pa.StructArray:
+def image_references(there: pa.BooleanArray, address: str) -> pa.StructArray:
     """Build the image cells of a shard's N rows; `there` marks rows with an image."""
     paths = pa.array([f"{SCHEME}{row}::{address}" for row in range(len(there))])
     nothing = pa.nulls(len(there), pa.binary())
     return pa.StructArray.from_arrays([nothing, paths], names=["bytes", "path"], mask=pc.invert(there))
 
 
-def addresses(cells: pa.StructArray) -> pa.StringArray:
+def shard_addresses(cells: pa.StructArray) -> pa.StringArray:
     """Get the shard of each of N image cells; the file path if it is in none, null if there is no image."""
     paths = pc.struct_field(cells, "path")  # of a null cell: null
     return pc.replace_substring_regex(paths, rf"^{SCHEME}\d+::", "")
@@ -54,7 +54,7 @@ def read_packed(reference: str) -> np.ndarray:
     match = _REFERENCE.fullmatch(reference)
     assert match, reference
     row, address = int(match[1]), match[2]
-    return decode_image(_held.image(address, row), f"{address}: row {row}")
+    return decode_image(_cached.image(address, row), f"{address}: row {row}")
 
 
 def check_columns(
@@ -91,7 +91,7 @@ class _OpenShard:
 class ShardCache:
     """LRU cache of open shards; a fully read shard is evicted at once."""
 
-    def __init__(self, most: int = HELD) -> None:
+    def __init__(self, most: int = CAPACITY) -> None:
         self.most = most
         self._shards: OrderedDict[str, _OpenShard] = OrderedDict()
 
@@ -109,7 +109,7 @@ class ShardCache:
         return data
 
 
-_held = ShardCache()
+_cached = ShardCache()
 
 
 def _fetch(address: str) -> _OpenShard:
@@ -117,7 +117,7 @@ def _fetch(address: str) -> _OpenShard:
     root, _, name = address.rpartition("/")
     pack = read_pack(root)
     shard = pack.shards[name]
-    with opened(address) as file:
+    with open_address(address) as file:
         data = file.read(shard.size + 1)
         if len(data) != shard.size:
             raise UserError(f"{address}: damaged: not the {shard.size} bytes that were packed")

@@ -16,10 +16,10 @@ from vlm.data.prepare.leaks import check_leaks, check_shares, check_splits, spli
 from vlm.data.prepare.notice import LEVELS, Level, Notice
 from vlm.data.prepare.pictures import Pair, Picture, check_pictures, find_pairs, read_pictures
 from vlm.data.prepare.row_checks import (
+    check_constants,
     check_ids,
     check_licences,
     check_numbers,
-    check_substance,
     check_words,
     count_labels,
     count_missing,
@@ -89,7 +89,7 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
         *_notices("error", "unreadable_label", roles.faults, table),
         *_notices("warning", "labels", roles.warnings, table),
         *check_splits(frame, roles, table),
-        *check_substance(frame, roles, numbers, splits),
+        *check_constants(frame, roles, numbers, splits),
         *count_labels(frame, roles, patients),
         *count_missing(frame, roles),
         *check_numbers(roles, numbers, broken),

@@ -1,22 +1,22 @@
 """Format a check result as text, JSON or an HTML page."""
 
-import base64
 import io
 import json
 import textwrap
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from vlm.atomic import make_folder, replace_file, writing
+from vlm.data.correlation import draw_matrix, pairwise_correlation
 from vlm.data.prepare.check import CheckResult
 from vlm.data.prepare.columns import missing
 from vlm.data.prepare.notice import LEVELS
 from vlm.data.prepare.pictures import Pair
 from vlm.plain import escaped
+from vlm.resources import data_uri, render
 
 SIGNS = {"error": "✗", "warning": "!", "note": "·"}
 INK, RANGE, PALE = "#1f5f8b", "#d7e8d4", "#c9d6df"
@@ -49,11 +49,10 @@ def as_json(result: CheckResult) -> str:
 
 def write_html(result: CheckResult, file: Path) -> None:
     """Write one HTML page without scripts or network access."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     thumbs = {picture.row: _jpeg(picture.thumb) for picture in result.pictures}
-    page = environment.get_template("page.html.j2").render(
+    page = render(
+        "vlm.data.prepare",
+        "page.html.j2",
         title=result.table.name,
         rows=len(result.frame),
         groups=[(level, [n for n in result.notices if n.level == level]) for level in LEVELS],
@@ -130,23 +129,10 @@ def _correlations(result: CheckResult) -> str:
     columns = {c: x for c, x in result.numbers.items() if np.isfinite(x).sum() >= 10} | result.roles.labels
     if len(columns) < 2:
         return ""
-    names, n = list(columns), len(columns)
-    r = np.full((n, n), np.nan)
-    for i, j in np.ndindex(n, n):
-        a, b = columns[names[i]], columns[names[j]]
-        both = np.isfinite(a) & np.isfinite(b)
-        if both.sum() >= 10 and a[both].std() > 0 and b[both].std() > 0:
-            r[i, j] = np.corrcoef(a[both], b[both])[0, 1]
+    n = len(columns)
     figure = Figure(figsize=(0.55 * n + 2.5, 0.5 * n + 1.5))
-    ax = figure.subplots()
-    ax.imshow(r, cmap="RdBu_r", vmin=-1, vmax=1)
-    ax.set_xticks(range(n), names, rotation=40, ha="right")
-    ax.set_yticks(range(n), names)
-    for i, j in np.ndindex(n, n):
-        if n <= 14 and np.isfinite(r[i, j]):
-            ax.text(j, i, f"{r[i, j]:.2f}", ha="center", va="center", fontsize=7,
-                    color="white" if abs(r[i, j]) > 0.6 else "black")  # fmt: skip
-    ax.spines[:].set_visible(False)
+    matrix = pairwise_correlation(np.column_stack(list(columns.values())))
+    draw_matrix(figure.subplots(), matrix, list(columns), 7, written=n <= 14)
     return _png(figure)
 
 
@@ -157,9 +143,9 @@ def _png(figure: Figure) -> str:
     figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return data_uri("image/png", stream.getvalue())
 
 
 def _jpeg(thumb: np.ndarray) -> str:
     large = cv2.resize(thumb, (128, 128), interpolation=cv2.INTER_CUBIC)
-    return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", large)[1].tobytes()).decode()
+    return data_uri("image/jpeg", cv2.imencode(".jpg", large)[1].tobytes())

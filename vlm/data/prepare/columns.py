@@ -178,21 +178,16 @@ def _labels(
 
 
 def _classes_of(frame: pd.DataFrame, column: str, patients: np.ndarray, reasons: list[str]) -> dict[str, np.ndarray]:
-    words = frame[column].fillna("").astype(str).str.strip().str.lower()
-    classes = _classes(words, frame[column].fillna("").astype(str), patients)
-    reasons.append(f"labels: the classes of {column} with at least {FEWEST_PATIENTS} patients, each against "
-                   f"the rest: {', '.join(classes) or 'none'}")  # fmt: skip
-    return classes
-
-
-def _classes(words: pd.Series, cells: pd.Series, patients: np.ndarray) -> dict[str, np.ndarray]:
     """Split a class column into labels; `A|B` and `a/b/c` name several classes each."""
+    cells = frame[column].fillna("").astype(str)
     parts = cells.str.split(r"[|/;]", regex=True).map(lambda names: {name.strip() for name in names})
-    unknown = missing(cells) | (words == "todo").to_numpy()
+    unknown = missing(cells) | (cells.str.strip().str.lower() == "todo").to_numpy()
     one_hot = pd.Series(["|".join(sorted(names)) for names in parts]).str.get_dummies("|")
     labels = {}
     for name in one_hot.columns:
         values = np.where(unknown, np.nan, one_hot[name].to_numpy(float))
         if all(len(set(patients[values == side])) >= FEWEST_PATIENTS for side in (0, 1)):
             labels[str(name)] = values
+    reasons.append(f"labels: the classes of {column} with at least {FEWEST_PATIENTS} patients, each against "
+                   f"the rest: {', '.join(labels) or 'none'}")  # fmt: skip
     return labels

@@ -11,7 +11,7 @@ import pandas as pd
 from vlm.config import DataConfig, SplitConfig
 from vlm.data.cohort import SPLIT_WORDS, splits_for
 from vlm.data.prepare.columns import Roles
-from vlm.data.prepare.notice import Level, Notice, counted, listed
+from vlm.data.prepare.notice import Level, Notice, counted, row_pairs
 from vlm.data.prepare.pictures import Pair
 from vlm.data.splits import assign_splits, deviations
 from vlm.data.vitals.synonyms import plain_word
@@ -40,14 +40,16 @@ def check_leaks(
         across = shared_texts(frame[column], splits)
         between = [] if across else shared_texts(frame[column], patients)
         if across:
-            message = f"{counted(len(across), 'text')} of {column} on both sides of {by}: rows {_rows(across)}"
+            message = f"{counted(len(across), 'text')} of {column} on both sides of {by}: rows {row_pairs(across)}"
             notices.append(Notice(level, "note_leak", message))
         if between:
-            message = f"{counted(len(between), 'text')} of {column} shared by different patients: rows {_rows(between)}"
+            message = (
+                f"{counted(len(between), 'text')} of {column} shared by different patients: rows {row_pairs(between)}"
+            )
             notices.append(Notice("note", "shared_notes", message))
     leaking = [pair for pair in pairs if splits[pair.first] != splits[pair.second]]
     if leaking:
-        rows = listed([f"{pair.first + 2} and {pair.second + 2}" for pair in leaking])
+        rows = row_pairs((pair.first, pair.second) for pair in leaking)
         message = f"{counted(len(leaking), 'picture')} on both sides of {by}: rows {rows}"
         notices.append(Notice(level, "image_leak", message))
     return notices
@@ -98,7 +100,3 @@ def check_splits(frame: pd.DataFrame, roles: Roles, table: Path) -> list[Notice]
     faults = Faults()
     splits_for([], DataConfig(), frame[roles.split], str(table), faults)
     return [Notice("error", "split", line.removeprefix(f"{table}: ")) for line in faults.lines()]
-
-
-def _rows(pairs: list[tuple[int, int]]) -> str:
-    return listed([f"{first + 2} and {second + 2}" for first, second in pairs])

@@ -1,10 +1,12 @@
 """Define a notice about a table and helpers to word it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from vlm.data.ingest.column_names import listed
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -32,7 +34,6 @@ def counted(count: int, singular: str, plural: str = "") -> str:
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
-def listed(names: Sequence[object], most: int = 3) -> str:
-    """Format the first `most` names and the number of the others."""
-    shown = ", ".join(map(str, names[:most]))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def row_pairs(pairs: Iterable[tuple[int, int]]) -> str:
+    """Format the spreadsheet numbers of the first pairs of rows (from 0), and the number of the other pairs."""
+    return listed((f"{first + 2} and {second + 2}" for first, second in pairs), 3)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from vlm.atomic import staged, write_file
 from vlm.config import DataConfig, SourceConfig
 from vlm.data.cohort import Cohort
-from vlm.data.images.file_types import kind_of
+from vlm.data.images.file_types import file_type
 from vlm.data.images.image import decode_image, shows_nothing
-from vlm.data.images.store import read_source
+from vlm.data.images.store import read_image_bytes
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.packed.manifest import FILE, Pack, Shard, shard_name
 from vlm.data.packed.shards import is_packed
@@ -60,19 +60,16 @@ def pack(data: DataConfig, output: Path, options: PackOptions) -> list[str]:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there already and not empty; name another folder or delete it")
     cohort = load_cohort(replace(data, finding_labels=[]))
-    with locked(output), staged(output, sealed=False) as folder:
+    with locked(output), staged(output, manifest=False) as folder:
         writer = _Writer(folder, options, _describe(cohort, data, options))
         with tqdm(total=len(cohort.dataset), desc="packing", unit="case") as progress:
             for seed, split in enumerate(SPLITS):
-                writer.write_split(split, _shuffled(cohort.split(split), seed), progress)
+                rows = cohort.split(split)  # shuffled, so that each shard is a random sample of it
+                order = np.random.default_rng(seed).permutation(len(rows))
+                writer.write_split(split, rows.select(order), progress)
         whole = replace(writer.pack, shards=writer.shards)
         write_file(folder / FILE, whole.to_json())
     return [cohort.describe(), *(f"warning: {warning}" for warning in whole.warnings), *writer.notices(output)]
-
-
-def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
-    """Shuffle the rows, so that each shard is a random sample of the split."""
-    return rows.select(np.random.default_rng(seed).permutation(len(rows)))
 
 
 def _describe(cohort: Cohort, data: DataConfig, options: PackOptions) -> Pack:
@@ -95,7 +92,7 @@ class _Writer:
         self.shards: dict[str, Shard] = {}
         self.dicom = self.blank = 0
 
-    def write_split(self, split: str, rows: datasets.Dataset, progress: tqdm) -> None:
+    def write_split(self, split: str, rows: datasets.Dataset, progress: "tqdm[Any]") -> None:
         """Write the shards of one split; they are renamed at the end, when their number is known."""
         shards = [self._write(table, f"{split}-{number}") for number, table in enumerate(self._tables(rows, progress))]
         for number, shard in enumerate(shards):
@@ -103,7 +100,7 @@ class _Writer:
             os.rename(self.folder / f"{split}-{number}", self.folder / name)
             self.shards[name] = shard
 
-    def _tables(self, rows: datasets.Dataset, progress: tqdm) -> Iterator[pa.Table]:
+    def _tables(self, rows: datasets.Dataset, progress: "tqdm[Any]") -> Iterator[pa.Table]:
         """Yield the rows of each shard with their images: equal row counts, fewer if the images are too large."""
         count = -(-len(rows) // self.options.rows)
         most = -(-len(rows) // max(count, 1))
@@ -166,10 +163,10 @@ def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool, 
     path = cell["path"]
     if is_packed(path):
         raise UserError("data.source: packed: shards are not packed again; pack the source that they were made of")
-    data, where = read_source(path)
+    data, where = read_image_bytes(path)
     image = decode_image(data, where)
     blank = shows_nothing(image)
-    return (reduced(image, side), False, blank) if side else (data, kind_of(data) == "DICOM", blank)
+    return (reduced(image, side), False, blank) if side else (data, file_type(data) == "DICOM", blank)
 
 
 def reduced(image: np.ndarray, side: int) -> bytes:

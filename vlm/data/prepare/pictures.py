@@ -14,16 +14,16 @@ from tqdm import tqdm
 from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
 from vlm.data.images.image import ImageSpec, decode_image, is_blank, read_file, to_square
-from vlm.data.images.store import EmbeddedReader, place_of
-from vlm.data.prepare.notice import Notice, counted, listed
+from vlm.data.images.store import EmbeddedReader, row_label
+from vlm.data.prepare.notice import Notice, counted, row_pairs
 from vlm.errors import UserError
 
 THUMB = 48
 NEAR_BITS = 12
 """Largest Hamming distance of two 64-bit perceptual hashes for a pair to be compared by thumbnail."""
-ROUGHLY = 0.8
+SMALLEST_ROUGH = 0.8
 """Smallest correlation of two unaligned thumbnails for a closer comparison; all chests look somewhat alike."""
-ALIKE = 0.97
+SAME_IMAGE = 0.97
 """Correlation of two aligned thumbnails above which they are one image."""
 SCALES = np.arange(0.92, 1.085, 0.01)
 BLOCK = 2048
@@ -72,7 +72,7 @@ def _read(row: int, name: str | EmbeddedImage, images: ImageFolder | None, embed
     path = ""
     try:
         if isinstance(name, EmbeddedImage):
-            path = place_of(name, f"row {row + 2}")
+            path = row_label(name, f"row {row + 2}")
             data = embedded.read(name, path)
         elif images is not None:
             path = images.find(name)
@@ -122,14 +122,14 @@ def _near(pictures: list[Picture]) -> set[tuple[int, int]]:
         block = bits[start : start + BLOCK]
         distance = np.bitwise_count(block[:, None] ^ bits[None, start:])  # block × the rest
         for i, j in zip(*np.nonzero(distance <= NEAR_BITS), strict=True):
-            if i < j and thumbs[start + i] @ thumbs[start + j] >= ROUGHLY:
+            if i < j and thumbs[start + i] @ thumbs[start + j] >= SMALLEST_ROUGH:
                 first, second = pictures[start + i], pictures[start + j]
-                if likeness(first.thumb, second.thumb) >= ALIKE:
+                if similarity(first.thumb, second.thumb) >= SAME_IMAGE:
                     pairs.add((first.row, second.row))
     return pairs
 
 
-def likeness(first: np.ndarray, second: np.ndarray) -> float:
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
     """Compute the highest correlation of one thumbnail's centre with a part of the other, at nearly the same scale.
 
     A cropped copy is slightly scaled and shifted, so it no longer correlates unaligned.
@@ -168,7 +168,7 @@ def check_pictures(pictures: list[Picture], broken: dict[int, str], pairs: list[
         for chosen, whose, level in ((other, "different patients", "warning"),
                                      ([p for p in some if p not in other], "one patient", "note")):  # fmt: skip
             if chosen:
-                rows = listed([f"{pair.first + 2} and {pair.second + 2}" for pair in chosen])
+                rows = row_pairs((pair.first, pair.second) for pair in chosen)
                 message = f"{counted(len(chosen), 'pair')} of rows of {whose} show {word}: rows {rows}"
                 notices.append(Notice(level, "copies" if exact else "near_copies", message))  # type: ignore[arg-type]
     return notices

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vlm.config import VitalConfig
-from vlm.data.ingest.uninformative import hash_texts, repeated_note, substance_notes
+from vlm.data.ingest.uninformative import constant_notes, duplicate_note, hash_texts
 from vlm.data.labels import factorized
 from vlm.data.prepare.columns import Roles, missing
 from vlm.data.prepare.notice import Level, Notice, counted, first_rows
@@ -162,7 +162,7 @@ def check_words(frame: pd.DataFrame, roles: Roles) -> list[Notice]:
     return notices
 
 
-def check_substance(
+def check_constants(
     frame: pd.DataFrame, roles: Roles, numbers: dict[str, np.ndarray], splits: np.ndarray
 ) -> list[Notice]:
     """Report empty splits, constant labels and vitals, and empty reports as training does, and duplicate rows."""
@@ -175,7 +175,7 @@ def check_substance(
     shown = ~missing(frame[roles.image]) if roles.image else np.zeros(len(frame), dtype=bool)
     shown |= reports != 0 if reports is not None else False
     same = frame.loc[shown, told].astype(str).duplicated().to_numpy() if told else np.zeros(0, dtype=bool)
-    notes = [*substance_notes(splits, roles.labels, vitals, reports), *repeated_note(same)]
+    notes = [*constant_notes(splits, roles.labels, vitals, reports), *duplicate_note(same)]
     return [Notice("warning", "substance", note) for note in notes]
 
 

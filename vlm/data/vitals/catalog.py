@@ -2,21 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from importlib.resources import files
-
-import yaml
 
 from vlm.config import VitalConfig
 from vlm.data.vitals.units import conversion, normal_unit, units_of
 from vlm.errors import UserError, nearest
+from vlm.resources import load_yaml
 
-
-def _load() -> dict[str, VitalConfig]:
-    text = files("vlm.data").joinpath("vitals.yaml").read_text(encoding="utf-8")
-    return {name: VitalConfig(name, **entry) for name, entry in yaml.safe_load(text).items()}
-
-
-CATALOG: dict[str, VitalConfig] = _load()
+CATALOG = {name: VitalConfig(name, **entry) for name, entry in load_yaml("vlm.data", "vitals.yaml").items()}
 """Name → ready-made entry."""
 
 

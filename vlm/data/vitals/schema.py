@@ -213,7 +213,7 @@ def _bin_edges(column: np.ndarray, bins: int) -> tuple[float, ...]:
     return tuple(float(edge) for edge in edges)
 
 
-def in_words(schema: VitalsSchema, x: Sequence[float]) -> str:
+def format_vitals(schema: VitalsSchema, x: Sequence[float]) -> str:
     """Format x for a prompt: `glucose 8.7 mmol/L, systolic 145 mmHg, sex not measured`."""
     shown = describe(schema, x)
     said = (f"{shown[v.name]} {v.unit}".strip() if v.name in shown else "not measured" for v in schema.vitals)

@@ -16,7 +16,7 @@ from vlm.errors import UserError
 
 LARGEST = (2 - 2**-23) * 2.0**127
 """Largest 32-bit float, the model's number type."""
-_SIDES = ((FEMALE, MALE), (YES, NO))
+_CATEGORY_PAIRS = ((FEMALE, MALE), (YES, NO))
 """Pairs of synonym sets, read if a vital has one category of each side; 0 and 1 alone mean nothing."""
 _PLAIN = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 _DIGITS = r"(?:\d+(?:[.,']\d+| \d{3}(?!\d))*[.,]?|[.,]\d+)(?:[eE][+-]?\d+)?"
@@ -65,15 +65,12 @@ def clean(text: str) -> str:
     """Normalize digits, points, dashes and spaces; strip Excel's text markers."""
     text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match.group()), text)
     text = unicodedata.normalize("NFKC", text.translate(_SAME)).translate(_SAME)
-    text = "".join(_ascii_digit(letter) for letter in text if unicodedata.category(letter) != "Cf")
+    letters = (letter for letter in text if unicodedata.category(letter) != "Cf")
+    text = "".join(str(unicodedata.decimal(letter)) if letter.isdecimal() else letter for letter in letters)
     text = " ".join(text.split())
     if text.startswith('="') and text.endswith('"'):
         text = text[2:-1]
     return text.removeprefix("'").strip()
-
-
-def _ascii_digit(letter: str) -> str:
-    return str(unicodedata.decimal(letter)) if letter.isdecimal() else letter
 
 
 def quoted(cell: Any) -> str:
@@ -92,7 +89,7 @@ def _read_category(vital: VitalConfig, cell: Any, where: str) -> float:
         return float(words.index(word))
     if is_missing(cell):
         return math.nan
-    for pair in _SIDES:
+    for pair in _CATEGORY_PAIRS:
         sides = [[index for index, name in enumerate(words) if name in side] for side in pair]
         if all(len(side) == 1 for side in sides):
             for names, side in zip(pair, sides, strict=True):

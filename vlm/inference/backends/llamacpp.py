@@ -17,7 +17,7 @@ import numpy as np
 
 from vlm.errors import UserError
 
-TRIED = ("2026.10.11549",)
+TESTED = ("2026.10.11549",)
 """Tested versions of the wheel, whose structures are those below."""
 
 
@@ -51,8 +51,8 @@ def _library() -> Any:
         found = version("xllamacpp")
     except PackageNotFoundError:
         raise UserError("--engine llamacpp: needs the package; pip install 'clinical-vlm[llamacpp]'") from None
-    if found not in TRIED:
-        raise UserError(f"--engine llamacpp: xllamacpp {found} was not tried; pip install xllamacpp=={TRIED[-1]}")
+    if found not in TESTED:
+        raise UserError(f"--engine llamacpp: xllamacpp {found} was not tried; pip install xllamacpp=={TESTED[-1]}")
     import xllamacpp.xllamacpp as module
 
     library = ctypes.CDLL(module.__file__)
@@ -81,7 +81,7 @@ def _library() -> Any:
     return library
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)  # type: ignore[untyped-decorator]
 def _silent(level: int, text: bytes, data: int) -> None:
     """Discard llama.cpp's log."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vlm.adapter import AdapterFolder, digest, load
-from vlm.adapter.export.gguf import gguf_name, in_pairs
+from vlm.adapter.export.gguf import finish, gguf_name, in_pairs
 from vlm.atomic import made_once
 from vlm.cache import check_kept, private_folder
 from vlm.errors import UserError
@@ -123,10 +123,7 @@ def _write(model: "ClinicalVLM", base: Path, file: Path) -> None:
                 writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     if ours:
         raise UserError(f"{base.name}: has no tensor {min(ours)}")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def _merged(model: "ClinicalVLM") -> Iterator[tuple[str, np.ndarray]]:

@@ -48,24 +48,13 @@ class VLLMServer:
         The base's own generation defaults, such as a repetition penalty, were neither trained nor measured: they are
         off. Raises `UserError` for all that the server refuses or does not answer.
         """
-        answer = self._ask(
-            "POST",
-            "completions",
-            {
-                "model": self.model,
-                "prompt_embeds": [encode(prompt) for prompt in prompts],
-                "max_tokens": most,
-                "temperature": 0.0,
-                "repetition_penalty": 1.0,
-                "stop_token_ids": [end],
-                "skip_special_tokens": True,
-            },
-        )
+        wanted = {"model": self.model, "prompt_embeds": [encode(prompt) for prompt in prompts], "max_tokens": most,
+                  "temperature": 0.0, "repetition_penalty": 1.0, "stop_token_ids": [end],
+                  "skip_special_tokens": True}  # fmt: skip
+        answer = self._ask("POST", "completions", wanted)
         try:
-            texts = {
-                int(choice["index"]): (str(choice["text"]), choice.get("finish_reason") == "length")
-                for choice in answer["choices"]
-            }
+            choices = answer["choices"]
+            texts = {int(one["index"]): (str(one["text"]), one.get("finish_reason") == "length") for one in choices}
             return [texts[index] for index in range(len(prompts))]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"--vllm_url: {self.url} did not answer with a text for each prompt") from None
@@ -85,7 +74,7 @@ class VLLMServer:
         if answer.status_code == 401:
             raise UserError(f"--vllm_url: {self.url} wants another key; set {KEY}")
         if answer.is_error or not isinstance(values, dict):
-            raise UserError(f"--vllm_url: {self.url} refuses ({answer.status_code}): {_said(values)}")
+            raise UserError(f"--vllm_url: {self.url} refuses ({answer.status_code}): {_error_message(values)}")
         return values
 
 
@@ -96,7 +85,7 @@ def encode(prompt: torch.Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _said(values: Any) -> str:
+def _error_message(values: Any) -> str:
     """Return the first line of the server's error message; older servers have it outside `error`."""
     error = values.get("error", values) if isinstance(values, dict) else values
     message = error.get("message", error) if isinstance(error, dict) else error

@@ -4,7 +4,7 @@ Only what R4, R4B and R5 have in common is written, so that a Bundle is valid in
 hospitals run. Plain JSON values go in and out: no FHIR library is needed to draft.
 """
 
-from vlm.inference.fhir.documents import About, to_fhir
+from vlm.inference.fhir.documents import Software, to_fhir
 from vlm.inference.fhir.observations import from_fhir, is_fhir
 
-__all__ = ["About", "from_fhir", "is_fhir", "to_fhir"]
+__all__ = ["Software", "from_fhir", "is_fhir", "to_fhir"]

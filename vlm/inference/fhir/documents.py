@@ -35,7 +35,7 @@ _BY_MACHINE = {
 }  # fmt: skip
 
 
-class About(NamedTuple):
+class Software(NamedTuple):
     """Software that made the draft."""
 
     adapter: str
@@ -46,7 +46,7 @@ class About(NamedTuple):
     """Version of clinical-vlm."""
 
     @classmethod
-    def of(cls, folder: Path) -> "About":
+    def of(cls, folder: Path) -> "Software":
         """Read it from the adapter in a folder; raises `UserError` if its config cannot be read."""
         from vlm.adapter import digest, read_config
         from vlm.weights import public_name
@@ -57,7 +57,7 @@ class About(NamedTuple):
 def to_fhir(
     report: Report,
     schema: VitalsSchema,
-    about: About,
+    about: Software,
     image: bool = True,
     subject: str | None = None,
     issued: datetime | None = None,
@@ -160,7 +160,7 @@ def _probability(label: str, value: float, report: Report, device: Resource, tim
     return _observation(content)
 
 
-def _device(about: About) -> Resource:
+def _device(about: Software) -> Resource:
     """Make a Device without its name and type, whose elements differ between R4 and R5."""
     versions = {"clinical-vlm": about.version, "adapter (SHA-256)": about.adapter, "base model": about.base}
     return {

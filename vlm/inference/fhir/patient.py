@@ -74,10 +74,9 @@ def _years(born: Any, day: date, place: str) -> float:
     """Compute the age in whole years, below two months as a fraction; a year or month alone counts as its middle."""
     if not isinstance(born, str) or not re.fullmatch(r"\d{4}(-\d\d(-\d\d)?)?", born):
         raise UserError(f"{place}: the birthDate of the Patient is not one that FHIR knows, such as 1956-04-30")
-    try:
-        birth = date.fromisoformat(born + _MIDDLE.get(len(born), ""))
-    except ValueError:
-        raise UserError(f"{place}: the birthDate of the Patient is no day of the calendar") from None
+    birth = _day(born)
+    if birth is None:
+        raise UserError(f"{place}: the birthDate of the Patient is no day of the calendar")
     months = 12 * (day.year - birth.year) + day.month - birth.month - (day.day < birth.day)
     if months < 0 and not day.isoformat().startswith(born):  # the middle of this year or month may be in the future
         raise UserError(f"{place}: the Patient is born after {day.isoformat()}")

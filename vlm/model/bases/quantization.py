@@ -25,14 +25,14 @@ def choose_dequantization(config: LLMConfig, device: torch.device) -> Choice[boo
     return Choice(False, "4-bit weights save GPU memory")
 
 
-def nf4_config(config: LLMConfig, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+def nf4_config(config: LLMConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
     """Configure bitsandbytes for QLoRA's 4-bit NormalFloat, with products in `dtype`."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=config.double_quantization,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype if device.type != "cpu" else torch.uint8,
+        bnb_4bit_quant_storage=dtype,  # floating point, so FSDP can shard it
     )
 
 

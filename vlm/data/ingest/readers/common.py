@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from vlm.config import DataConfig, TableConfig
-from vlm.data.cohort import Cohort
+from vlm.data.cohort import Cohort, selected_labels
+from vlm.data.images.find import EXTENSIONS
 from vlm.data.ingest.read import read_table, reading_notes
 from vlm.data.ingest.table import CHUNK, Part, load_frames
 from vlm.data.splits import unit_hash
@@ -21,7 +22,6 @@ CHEXPERT_LABELS = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity",
                    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
                    "Support Devices")  # fmt: skip
 """The observations of the CheXpert labeller, without `No Finding`, which is the absence of the others."""
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 
 
 def find_table(root: Path, *names: str, option: str = "data.root") -> Path:
@@ -64,10 +64,7 @@ def cohort_of(
     `read` are the tables that were read, for notes on their encodings.
     Raises `UserError` for a selected label that the collection does not have, and if no row is left.
     """
-    chosen = list(data.table.labels) or table.labels
-    unknown = [name for name in chosen if name not in table.labels]
-    if unknown:
-        raise UserError(f"data.table.labels: {unknown[0]} is none of {', '.join(table.labels)}")
+    chosen = list(selected_labels(data, table.labels))
     if all(frame.empty for _, frame in parts):
         raise UserError(f"{where}: no row is left with an image on disk")
     pieces = (
@@ -81,7 +78,7 @@ def cohort_of(
 
 def images_below(root: Path, pattern: str = "**/*") -> set[str]:
     """List the images on disk as paths relative to `root`, in one walk."""
-    return {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in IMAGES}
+    return {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in EXTENSIONS}
 
 
 def validation_of(patients: pd.Series, data: DataConfig) -> np.ndarray:

@@ -45,21 +45,15 @@ def load_covid_cxr(data: DataConfig) -> Cohort:
                 "without their image file": int((frontal & ~present).sum())}  # fmt: skip
     rows = rows[frontal & present].drop_duplicates("filename")
     frame = rows[["filename", "patientid"]].assign(**{name: _column(rows, names) for name, names in COLUMNS.items()})
-    frame[LABEL] = [_label(finding) for finding in rows["finding"]]
+    found = rows["finding"]
+    frame[LABEL] = ["" if text.strip().lower() in UNLABELLED else str(int(LABEL in text)) for text in found]
     read = image_sentences if data.covid_cxr.report == "image_sentences" else _clean
     frame["clinical_notes"] = [read(note) for note in rows["clinical_notes"]]
     return cohort_of([(path, frame)], TABLE, data, path, left_out, [path])
 
 
 def _column(frame: pd.DataFrame, headers: tuple[str, ...]) -> pd.Series:
-    for header in headers:
-        if header in frame.columns:
-            return frame[header]
-    return pd.Series([""] * len(frame), index=frame.index)
-
-
-def _label(finding: str) -> str:
-    return "" if finding.strip().lower() in UNLABELLED else str(int(LABEL in finding))
+    return next((frame[header] for header in headers if header in frame), pd.Series("", index=frame.index))
 
 
 # ------------------------------------------------------------------------------- sentences of a note

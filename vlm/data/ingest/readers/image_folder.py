@@ -7,8 +7,9 @@ import pandas as pd
 
 from vlm.config import DataConfig
 from vlm.data.cohort import Cohort
+from vlm.data.images.find import EXTENSIONS, text_cell
 from vlm.data.ingest.read import TableOptions, read_table, reading_notes
-from vlm.data.ingest.readers.common import IMAGES, cohort_of
+from vlm.data.ingest.readers.common import cohort_of
 from vlm.data.ingest.table import Part
 from vlm.errors import UserError
 
@@ -54,9 +55,9 @@ def _read(folder: Path, root: Path, options: TableOptions) -> Part:
             frame = read_table(file, options)
             if "file_name" not in frame.columns:
                 raise UserError(f"{file}: no column file_name")
-            names = [str(image).strip() if image == image and image is not None else "" for image in frame["file_name"]]
-            return file, _placed(frame, [str(here / image) if image else "" for image in names], here)
-    files = [file for file in sorted(folder.glob("*/*")) if file.suffix.lower() in IMAGES]
+            names = map(text_cell, frame["file_name"])
+            return file, _placed(frame, [str(here / name) if name else "" for name in names], here)
+    files = [file for file in sorted(folder.glob("*/*")) if file.suffix.lower() in EXTENSIONS]
     if not files:
         raise UserError(f"{folder}: neither {' nor '.join(METADATA)} nor folders of images")
     classes = pd.DataFrame({CLASS: [file.parent.name for file in files]})

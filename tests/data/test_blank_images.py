@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlm.config import Config
-from vlm.data.blank_images import glance
+from vlm.data.blank_images import check_sample
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prepare.check import CheckOptions, check_table
@@ -36,21 +36,21 @@ def blanks(tiny_config: Config, table_root: Path, tmp_path: Path) -> Config:
     return replace(tiny_config, data=replace(tiny_config.data, root=str(root)))
 
 
-def test_a_glance_counts_the_blank_and_names_the_first(blanks: Config) -> None:
+def test_the_sample_check_counts_the_blank_and_names_the_first(blanks: Config) -> None:
     rows = load_cohort(blanks.data).dataset
     images = sum(cell is not None for cell in rows["image"])
-    (line,) = glance(rows, SPEC)
+    (line,) = check_sample(rows, SPEC)
     assert line.startswith(f"2 of {images} images looked at show one grey value alone") and ".png" in line
-    assert glance(rows, SPEC, most=images) == [line] and len(glance(rows, SPEC, most=3)) <= 1
-    assert glance(rows, SPEC, seconds=-1) == [] and glance(rows.select([]), SPEC) == []
+    assert check_sample(rows, SPEC, most=images) == [line] and len(check_sample(rows, SPEC, most=3)) <= 1
+    assert check_sample(rows, SPEC, seconds=-1) == [] and check_sample(rows.select([]), SPEC) == []
 
 
-def test_a_glance_names_a_file_that_cannot_be_read(blanks: Config) -> None:
+def test_the_sample_check_names_a_file_that_cannot_be_read(blanks: Config) -> None:
     rows = load_cohort(blanks.data).dataset
     path = next(cell["path"] for cell in rows["image"] if cell)
     Path(path).write_bytes(Path(path).read_bytes()[:60])
     with pytest.raises(UserError, match=rf"{path}: not a readable image: it is cut off"):
-        glance(rows, SPEC)
+        check_sample(rows, SPEC)
 
 
 def test_an_empty_file_is_said_when_the_table_is_loaded(blanks: Config) -> None:
@@ -97,4 +97,4 @@ def test_whatever_goes_wrong_in_reading_names_the_file_in_one_line(error, blanks
 
     monkeypatch.setattr("vlm.data.dataset.to_square", fail)
     with pytest.raises(UserError, match=r"\.png: cannot read the image: \w+$"):
-        glance(rows, SPEC)
+        check_sample(rows, SPEC)
