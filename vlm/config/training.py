@@ -47,7 +47,9 @@ class TrainConfig:
     loraplus_lr_ratio: float = 1.0
     """Learning rate of LoRA's B over that of A (LoRA+); 1: the same, 16 in its paper."""
     vision_learning_rate: float = 3e-4
-    """Peak learning rate of the CNN."""
+    """Peak learning rate of the image encoder."""
+    vision_layer_decay: float = 1.0
+    """Factor on it for each layer of the encoder further from its end; 0.75 is usual for a transformer."""
     weight_decay: float = 0.01
     """Decoupled weight decay; none on biases and norms."""
     warmup_steps: int = 10

@@ -10,7 +10,7 @@ from torch import nn
 
 from vlm.compat import needs_bitsandbytes
 from vlm.config import TrainConfig
-from vlm.errors import UserError
+from vlm.errors import UserError, one_line
 from vlm.model.bases.lora_settings import DECOMPOSED
 from vlm.model.clinical_vlm import ClinicalVLM
 
@@ -41,23 +41,43 @@ def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, A
     rates = {"head": train.learning_rate, "tokens": train.learning_rate, "llm": train.lora_learning_rate,
              LORA_B: train.lora_learning_rate * train.loraplus_lr_ratio, "cnn": train.vision_learning_rate}  # fmt: skip
     decomposed = model.model_config.llm.init_lora_weights in DECOMPOSED  # decay would shrink the base's own weights
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
-        (part, decay): [] for part in rates for decay in (True, False)
+    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {
+        (part, decay, 1.0): [] for part in rates for decay in (True, False)
     }
+    scales = layer_scales(model, train.vision_layer_decay)
     for name, parameter in model.trainable_parameters().items():
-        part = LORA_B if train.loraplus_lr_ratio != 1 and ".lora_B." in name else part_of(name)
+        part = part_of(name)
+        if part == "llm" and train.loraplus_lr_ratio != 1 and ".lora_B." in name:
+            part = LORA_B
         decays = parameter.ndim > 1 and not (decomposed and part in ("llm", LORA_B))
-        groups[part, decays].append(parameter)  # biases, norms and single vectors do not decay
+        key = part, decays, scales.get(name, 1.0)  # biases, norms and single vectors do not decay
+        groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": rates[part],
+            "lr": rates[part] * scale,
             "weight_decay": train.weight_decay if decay else 0.0,
             "text": part in ("tokens", "llm", LORA_B),
         }
-        for (part, decay), parameters in groups.items()
+        for (part, decay, scale), parameters in groups.items()
         if parameters
     ]
+
+
+def layer_scales(model: ClinicalVLM, decay: float) -> dict[str, float]:
+    """Compute the factor on the rate of each parameter of the encoder: `decay` for each layer further from the end.
+
+    Layer-wise decay as in BEiT (Bao et al., 2021). Raises `UserError` for an encoder without layers.
+    """
+    if decay == 1 or not model.vision.config.train:
+        return {}
+    with one_line(f"train.vision_layer_decay: {model.vision.config.name} has no layers"):
+        layers = model.vision.encoder.layers(model.vision.cnn)
+    return {
+        f"vision.cnn.{name}": decay ** (len(layers) - 1 - number)
+        for number, layer in enumerate(layers)
+        for name in layer
+    }
 
 
 def part_of(name: str) -> str:

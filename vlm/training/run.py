@@ -31,6 +31,7 @@ from vlm.evaluation.temperature import fit_temperature
 from vlm.model.bases.lora_targets import describe_choice
 from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.encoders.build import image_pictures
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
@@ -53,6 +54,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises `Stopped` after Ctrl-C or SIGTERM, once the current step is saved.
     """
+    config = _sized(config)
     folder = RunFolder(config)
     with one_line_endings(folder), folder.locked() if is_main() else nullcontext():
         return _train(config, folder, resume)
@@ -123,6 +125,7 @@ def try_step(config: Config) -> None:
 
     Raises `UserError` as `train` does.
     """
+    config = _sized(config)
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
@@ -149,12 +152,29 @@ def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]
     ]
 
 
+def _sized(config: Config) -> Config:
+    """Write the size of the encoder's own pictures for `data.image_size: 0`."""
+    if config.data.image_size:
+        return config
+    size = image_pictures(config.model.vision, 0)[0].size
+    return replace(config, data=replace(config.data, image_size=size))
+
+
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
     """Build a fresh model for these data; the same seed gives the same initial weights."""
     set_seed(config.train.seed)
-    mean, std = _cnn_normalisation(config.model.vision.name)
-    spec = CaseSpec.fit(cohort, ImageSpec(config.data.image_size, mean, std), config.model.vitals.bins)
-    return ClinicalVLM.from_config(config.model, spec, device, dtype)
+    pictures, line = image_pictures(config.model.vision, config.data.image_size)
+    log_rank0(line)
+    image = ImageSpec(
+        pictures.size, pictures.mean, pictures.std, interpolation=pictures.interpolation, channels=pictures.channels
+    )
+    spec = CaseSpec.fit(cohort, image, config.model.vitals.bins)
+    model = ClinicalVLM.from_config(config.model, spec, device, dtype)
+    if model.vision.lora_line:
+        log_rank0(model.vision.lora_line)
+    if (weights := model.model_config.vision.weights).startswith("hf-hub:"):
+        log_rank0(f"weights of the image encoder in the adapter: False (they are frozen, and {weights} has them)")
+    return model
 
 
 def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> TrainingLoop:
@@ -186,15 +206,6 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
         return make()
     data, seed = config.data, config.train.seed
     return make(dropout=data.dropout, augment=data.augment, seed=seed, interleave_shards=data.interleave_shards)
-
-
-def _cnn_normalisation(name: str) -> tuple[float, float]:
-    """Look up the mean and standard deviation of a timm model's training, averaged to one grey value each."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    mean, std = (config.mean, config.std) if config else ((0.5,), (0.5,))
-    return round(sum(mean) / len(mean), 6), round(sum(std) / len(std), 6)
 
 
 def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
