@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.models import register_model
 
+from tests.conftest import public
 from vlm.config import Config, FusionConfig, VisionConfig
 from vlm.data.case import make_example
 from vlm.data.collate import IGNORED, Collator
@@ -17,6 +18,7 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
+from vlm.training.self_test import self_test
 
 
 def rebuild(config: Config, **parts) -> ClinicalVLM:
@@ -306,6 +308,14 @@ def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wa
     states = [encode(torch.tensor([value]))[1] for encode, value in zip(parts, (systolic, diastolic), strict=True)]
     state = pressure_state(*states)
     assert state.sum() == 1 and PRESSURE_STATES[int(state.argmax())] == f"blood pressure {wanted}"
+
+
+@pytest.mark.parametrize("injection", ["text", "none"])
+def test_vitals_in_words_or_in_z_alone_are_tried_and_drafted(injection: str, tiny_config: Config) -> None:
+    model = rebuild(tiny_config, vitals=replace(tiny_config.model.vitals, injection=injection))
+    assert self_test(model)[-1].startswith("self-test: a step, a draft")
+    reports = public(model).predict_many([(None, {"glucose": 9}), (None, {})], max_new_tokens=3)
+    assert len(reports) == 2
 
 
 @pytest.mark.parametrize("injection", ["tokens", "text", "none"])

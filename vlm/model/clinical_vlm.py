@@ -184,7 +184,7 @@ class ClinicalVLM(EvidenceEncoder):
 
         It is valid for the current weights only. None as well for a base whose cache cannot be shared.
         """
-        before, _ = self.prompt.ids()
+        before = self.prompt.fixed_ids.before
         if not before or self.prefix_reuse.value == NOWHERE:
             return None
         with self.autocast():
