@@ -36,8 +36,10 @@ CPU = torch.device("cpu")
 REPORTS, CONTEXTS = ("Normal.", "No opacity.", "A longer report."), ("", "one two", "one two three four five")
 SECONDS = 5.0
 """Of the processor, in which a refusal comes."""
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+"""The default, which means the projections of attention whatever their names."""
 CHOICES: dict[str, list[Any]] = {
-    "lora_targets": [["q_proj", "k_proj", "v_proj", "o_proj"], ["all-linear"], ["q_proj", "v_proj"], ["qkv_proj"]],
+    "lora_targets": [QKVO, QKVO, QKVO, ["all-linear"], ["all-linear"], ["q_proj", "v_proj"], ["qkv_proj"]],
     "quantization": ["nf4", "nf4", "fp4", "int8", "none", "none", "none"],
     "dequantize": ["auto", "always", "never"],
     "double_quantization": [True, False],
@@ -54,12 +56,13 @@ def draw(seed: int) -> dict[str, Any]:
     """Draw a combination: family, encoder, and one of each option."""
     rng = random.Random(seed)
     encoder = rng.choice([("timm", name) for name in TIMM] + [("transformers", name) for name in TRANSFORMERS])
+    train = rng.random() < 0.5
     return {
         "family": rng.choice(sorted(FAMILIES)),
         "encoder": encoder,
         "llm": {name: rng.choice(values) for name, values in CHOICES.items()},
-        "vision": {"grid": rng.choice([1, 2, 3]), "summary_grid": rng.choice([1, 2]), "train": rng.random() < 0.5,
-                   "lora_rank": rng.choice([0, 0, 2])},
+        "vision": {"grid": rng.choice([1, 2, 3]), "summary_grid": rng.choice([1, 2]), "train": train,
+                   "lora_rank": rng.choice([0, 0, 2]) if train else 0},
         "vitals": {"injection": rng.choice(["tokens", "text", "none"]), "tokens": rng.choice([1, 3])},
         "fusion": {"z_token": rng.random() < 0.5, "label_token": rng.random() < 0.5},
     }  # fmt: skip

@@ -24,7 +24,7 @@ from vlm.finite import all_finite, first_nonfinite
 from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.model.bases.lora_targets import describe_lora
 from vlm.model.bases.prefix_reuse import NOWHERE, drafts_together
-from vlm.model.bases.quantization import bits, comes_quantised, quantised_share
+from vlm.model.bases.quantization import bits, comes_quantised, quantised_share, wrongly_dequantised
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import word_embeddings
 
@@ -63,7 +63,18 @@ def describe_base(model: ClinicalVLM) -> list[str]:
         rest = f"; the largest that is not: {left}" if left else ""
         width = bits(model.model_config.llm)
         lines.append(f"weights in {width} bits: {share:.1%} of the language model's linear weights{rest}")
+        if width == 4 and model.device.type == "cpu":
+            lines += _wrong_values(model)
     return lines + describe_lora(model.llm, getattr(model.base.config.get_text_config(), "num_hidden_layers", 0))
+
+
+def _wrong_values(model: ClinicalVLM) -> list[str]:
+    """Warn of layers whose 4-bit values this CPU computes otherwise than a GPU."""
+    layers = wrongly_dequantised(model.base, model.model_config.llm.quantization)
+    if not layers:
+        return []
+    what = f"{len(layers)} layers, such as {layers[0].removesuffix('.base_layer')}"
+    return [f"warning: bitsandbytes computes the 4-bit values of {what}, wrongly on a CPU; a GPU's differ"]
 
 
 @contextmanager

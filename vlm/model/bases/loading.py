@@ -41,6 +41,8 @@ def load_causal_lm(folder: str, revision: str | None = None, **options: Any) -> 
     config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
     text = text_config(config)
     if text is not config:
+        if getattr(config, "quantization_config", None):
+            raise ValueError("the language half of an image-text model that comes quantised cannot be read apart")
         options |= {"config": text, "key_mapping": _key_mapping(text, _tensor_names(folder, revision))}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, revision=revision, output_loading_info=True, **SAFE, **options

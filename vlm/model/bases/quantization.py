@@ -72,6 +72,27 @@ def keep_packed_layout(llm: PreTrainedModel, dtype: torch.dtype) -> bool:
     return bool(packed)
 
 
+def wrongly_dequantised(llm: PreTrainedModel, quantization: str) -> list[str]:
+    """List the frozen linear layers whose 4-bit values bitsandbytes computes wrongly on this CPU.
+
+    bitsandbytes 0.50 does so for rows that are no multiple of its blocks of 64 values, such as Mamba's `dt_proj`. Each
+    length of a row is tried on random values: the same values in rows of 64 must give the same.
+    """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    layers = [(path, m) for path, m in llm.named_modules() if type(m) is nn.Linear or type(m).__name__ == FOUR_BITS]
+    wrong: dict[int, bool] = {}
+    for length in {int(layer.in_features) for _, layer in layers}:
+        values = torch.randn(64, length, generator=torch.Generator().manual_seed(0))
+        rows, blocks = (
+            dequantize_4bit(*quantize_4bit(shaped, quant_type=quantization)).flatten()
+            for shaped in (values, values.view(-1, 64))
+        )
+        wrong[length] = not torch.allclose(rows, blocks, atol=1e-3)
+    head = llm.get_output_embeddings()
+    return [path for path, m in layers if wrong[int(m.in_features)] and not m.weight.requires_grad and m is not head]
+
+
 def refuse_wrong_gradients(llm: PreTrainedModel) -> None:
     """Raise `UserError` for packed 8-bit weights on a CPU where bitsandbytes has wrong gradients for them, silently."""
     packed = any(is_packed_int8(module) and module.weight.device.type == "cpu" for module in llm.modules())  # type: ignore[union-attr]
