@@ -83,7 +83,13 @@ def with_encoder(config: Config, name: str, folder: str, steps: int, seed: int) 
     """Set a frozen encoder, the head alone to learn, and the seed."""
     size, weights, sha256 = ENCODERS[name]
     vision = replace(
-        config.model.vision, name=name, weights=weights, sha256=sha256, train=False, frozen_stages=0, grid=1
+        config.model.vision,
+        name=name,
+        weights=weights,
+        sha256=sha256,
+        train=False,
+        frozen_stages=0,
+        grid=1,
     )
     augment = replace(config.data.augment, rotate=0, shift=0, scale=0, contrast=0)
     train = replace(config.train, max_steps=steps, eval_steps=steps // 10, micro_batch_size=32, seed=seed)
@@ -129,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     config, flat = config_of(arguments.data, arguments.root, overrides), {}
     with tempfile.TemporaryDirectory() as work:
         for name in arguments.encoders:
+            kept: list[np.ndarray | None] = []
             for seed in arguments.seeds:
                 job = with_encoder(config, name, work, arguments.steps, seed)
                 cohort = load_cohort(job.data)
@@ -137,7 +144,12 @@ def main(argv: list[str] | None = None) -> None:
                 folder.path.mkdir(parents=True)
                 loop = build_loop(job, model, cohort, folder)
                 test = case_dataset(job, model.spec, cohort, "test")
-                keep_features(model, job, [loop.training, loop.validation, test])
+                datasets = [loop.training, loop.validation, test]
+                if not kept:  # a frozen encoder's features are the same for all seeds
+                    keep_features(model, job, datasets)
+                    kept = [dataset.features for dataset in datasets]
+                for dataset, features in zip(datasets, kept, strict=True):
+                    dataset.features = features
                 loop.run()
                 scores = score_cases(model, test, 64, "test", text=False)
                 patients, truth = list(test.rows["patient"]), targets_of(test)

@@ -27,8 +27,8 @@ from vlm.data.collate import IGNORED, Batch, Collator
 from vlm.data.images.image import ImageSpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.device import choose_device
+from vlm.model.bases.lora_targets import fit_targets
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.lora import fit_targets
 from vlm.model.loss import joint_loss, label_loss
 from vlm.training.kernels import apply_kernels
 from vlm.training.optimizer import make_optimizer

@@ -16,7 +16,7 @@ from benchmarks.plan_inputs import GPU, GPUS, PRESETS, Base, Stage, base_of, cou
 from vlm.config import Config
 from vlm.config.parsing import parse_config
 from vlm.errors import UserError, run_program
-from vlm.training.memory import CUDA_CONTEXT, TRAINED_BYTES, StepMemory, nf4_bytes
+from vlm.training.memory import CUDA_CONTEXT, TRAINED_BYTES, StepMemory, packed_bytes
 
 MFU, ATTENTION_MFU, MBU, LAUNCH_S = 0.5, 0.2, 0.7, 1e-5
 """Assumed: shares of the published peak in products, in attention and of the memory's bandwidth; seconds a launch."""
@@ -142,13 +142,13 @@ class Job:
 
     @property
     def packed(self) -> bool:
-        """Whether the base is held in 4 bits."""
-        return self.config.model.llm.quantization == "nf4"
+        """Whether the base is held quantised."""
+        return self.config.model.llm.quantization != "none"
 
     @property
     def weight_bytes(self) -> float:
         """Bytes of a weight of the linear layers."""
-        return nf4_bytes(self.config.model.llm.double_quantization) if self.packed else self.gpu.value_bytes
+        return packed_bytes(self.config.model.llm) if self.packed else self.gpu.value_bytes
 
     def image(self, images: float, learns: bool = True) -> Work:
         """Forward pass of the CNN, and backward through the stages that train."""

@@ -63,7 +63,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "helium": {"head_dim": 16},
     "internvl": {"model_type": "qwen2"},
-    "jamba": {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "jamba": {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
     "llama": {},
     "llava": {"model_type": "llama"},
@@ -122,6 +122,13 @@ IMAGE_TEXT: dict[str, dict[str, Any]] = {
     "smolvlm": VISION,
 }
 """Families of image-text models → the config of their image encoder, which is left out."""
+
+
+def is_known(name: str) -> bool:
+    """Check whether the installed Transformers has the family: Nemotron-H and Qwen3.5 came after 5.0."""
+    from transformers import CONFIG_MAPPING
+
+    return name in CONFIG_MAPPING
 
 
 def write_base(name: str, folder: Path, tokenizer: str, **changes: Any) -> str:

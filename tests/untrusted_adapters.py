@@ -33,6 +33,7 @@ SECONDS, ROOM = 20.0, 300 << 20
 MARK = Path(tempfile.gettempdir()) / f"clinical-vlm-{os.getpid()}-was-run"
 """What the code of strangers would leave."""
 LORA, REST = "adapter_model.safetensors", "vlm.safetensors"
+NORMS = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
 Spoil = Callable[[Path], None]
 
 seen: list[tuple[str, Any]] | None = None
@@ -97,6 +98,16 @@ def lora(**values: Any) -> Spoil:
 def part(name: str, /, **values: Any) -> Spoil:
     """A change of one part of the model's options."""
     return config(lambda c: c["model"][name].update(values))
+
+
+def pattern(boolean: bool = False, **ranks: int) -> Spoil:
+    """Ranks by layer in both configs; in PEFT's as truth values, which are no numbers."""
+
+    def spoil(folder: Path) -> None:
+        part("llm", rank_pattern=ranks)(folder)
+        lora(rank_pattern={name: True if boolean else rank for name, rank in ranks.items()})(folder)
+
+    return spoil
 
 
 def vital(**values: Any) -> Spoil:

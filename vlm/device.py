@@ -62,3 +62,8 @@ def choose_threads(wanted: int) -> Choice[int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return Choice(max(1, cores // processes), f"{cores} cores, {processes} process{'es' * (processes > 1)}")
+
+
+def memory_of(device: torch.device) -> int:
+    """Get the memory of a CUDA device, bytes; 0 for any other."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0

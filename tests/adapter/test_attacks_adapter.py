@@ -1,5 +1,6 @@
 """Adapters and configs that would cost time, memory or a visit elsewhere: each ends in one line, within bounds."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -74,7 +75,10 @@ WRONG_TYPES: dict[str, tuple[Spoil, str]] = {
     "nothing for a number": (part("llm", lora_rank=None), "llm.lora_rank: must be a whole number, not 'None'"),
     "number for a text": (part("prompt", system=7), "prompt.system: must be a text, not '7'"),
     "number for a text or nothing": (part("llm", revision=7), "llm.revision: must be a text or null, not '7'"),
-    "list for a choice": (part("llm", quantization=["nf4"]), "llm.quantization: must be nf4 or none, not a list"),
+    "list for a choice": (
+        part("llm", quantization=["nf4"]),
+        "must be nf4 or fp4 or int8 or none, not a list",
+    ),
     "mapping for a list": (vital(aliases={"a": 1}), "aliases: must be a list, not a mapping of keys"),
     "number in a list": (vital(categories=["F", 1]), r"categories\[1\]: must be a text, not '1'"),
     "list for a number": (vital(reference=[[1], 2]), r"reference\[0\]: must be a number, not a list"),
@@ -86,6 +90,19 @@ REPOSITORIES = ["hf_hub:evil/cnn", "hf-hub:evil/cnn", "local-dir:/etc", "file://
 GIANTS: dict[str, tuple[Spoil, str]] = {
     "cnn of a billion": (part("vision", name="vit_giant_patch14_dinov2"), "vision.name: .* takes no images of 32"),
     "cnn of four billion": (part("vision", name="eva02_enormous_patch14_clip_224"), "takes no images of 32"),
+    "transformer of a billion": (part("vision", name="vit_giant_patch16_gap_224"), "vlm.safetensors: tensor "),
+    "layers of an encoder": (
+        part("vision", name="transformers:vit", options='{"num_hidden_layers": 1000000}'),
+        "num_hidden_layers: must be at most 128, not 1000000",
+    ),
+    "width of an encoder": (
+        part("vision", name="transformers:vit", options='{"hidden_size": 49152, "patch_size": 16}'),
+        "vlm.safetensors: tensor ",
+    ),
+    "depths of an encoder": (
+        part("vision", name="transformers:swin", options='{"depths": [128, 128, 128, 128, 128]}'),
+        "depths: must be at most 512 in all",
+    ),
     "larger cnn": (part("vision", name="convnext_xxlarge"), "vlm.safetensors: tensor "),
     "vector times grid": (part("vision", summary_grid=16), "tensor joint.from_image.weight has another shape"),
     "image tokens": (part("vision", grid=32), "tensor vision.position has another shape"),
@@ -123,6 +140,30 @@ def test_no_part_is_built_that_the_file_does_not_hold(name: str, folder: Path) -
     write_manifest(folder)
     said = refusal(folder)
     assert re.search(message, said), said
+
+
+PINS = {
+    "no commit": ({"weights": "hf-hub:user/cnn", "sha256": "0" * 64}, "write hf-hub:ORG/NAME@COMMIT"),
+    "a branch": ({"weights": "hf-hub:user/cnn@main", "sha256": "0" * 64}, "write hf-hub:ORG/NAME@COMMIT"),
+    "no hash": ({"weights": f"hf-hub:user/cnn@{'a' * 40}"}, "sha256: is 64 digits"),
+    "another file": ({"weights": f"hf-hub:user/cnn@{'a' * 40}/model.pth", "sha256": "0" * 64}, "write hf-hub:"),
+    "code": ({"options": '{"auto_map": {"AutoModel": "evil--x.y"}}'}, "auto_map' is no option of an architecture"),
+    "a kernel": ({"options": '{"attn_implementation": "evil/kernel"}'}, "is no option of an architecture"),
+    "a file": ({"options": '{"act_layer": "../../etc"}'}, "is no option of an architecture"),
+    "a checkpoint": ({"options": '{"checkpoint_path": "x.pth"}'}, "is no option of an architecture"),
+    "no JSON": ({"options": "{"}, "model.vision.options: is no JSON"),
+    "a list": ({"options": "[1]"}, "must be a JSON object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PINS)
+def test_an_encoder_is_pinned_and_its_options_are_of_an_architecture(name: str, folder: Path, monkeypatch) -> None:  # noqa: F811
+    changes, message = PINS[name]
+    monkeypatch.setattr("vlm.model.encoders.locate.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
+    part("vision", train=False, **changes)(folder)
+    write_manifest(folder)
+    said = refusal(folder)
+    assert message in said, said
 
 
 def test_a_cnn_that_would_be_fetched_is_bounded(folder: Path, monkeypatch) -> None:  # noqa: F811
@@ -254,33 +295,41 @@ def test_nothing_is_fetched_where_no_size_was_told(hub, folder: Path, monkeypatc
 # ------------------------------------------------------------------------------------ a CNN of a repository, one's own
 
 
-def test_ones_own_config_may_take_a_cnn_of_a_repository_and_its_adapter_names_none(
-    tiny_config: Config, tiny_llm: str, tmp_path: Path, monkeypatch
+def test_an_adapter_carries_a_small_cnn_of_a_repository_and_names_the_architecture_alone(
+    tiny_config: Config, tmp_path: Path, monkeypatch
 ) -> None:
     from vlm.data.ingest.sources import load_cohort
     from vlm.training.run import build_model
 
-    options: dict[str, Any] = {}
-    known = {"architecture": "test_efficientnet", "num_classes": 0, "input_size": [3, 32, 32], "mean": [0.5] * 3}
-    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf",
-                        lambda *a, **k: ({**known}, "test_efficientnet", options))  # fmt: skip
-    vision = replace(tiny_config.model.vision, name="hf_hub:user/cnn", train=False)
-    own = replace(tiny_config, model=replace(tiny_config.model, vision=vision))
-    device = torch.device("cpu")
-    monkeypatch.setattr("vlm.training.run._cnn_normalisation", lambda name: (0.5, 0.5))
-    model = build_model(own, load_cohort(own.data), device, torch.float32).eval()
-    adapter = save(model, tmp_path / "adapter")
-    named = read_config(adapter).model.vision
-    assert (named.name, named.weights) == ("test_efficientnet", "random")
-    monkeypatch.undo()
-    again = load(adapter, device=device, dtype=torch.float32)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
-    options["in_chans"] = 1
-    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf",
-                        lambda *a, **k: ({**known}, "test_efficientnet", options))  # fmt: skip
-    monkeypatch.setattr("vlm.training.run._cnn_normalisation", lambda name: (0.5, 0.5))
-    with pytest.raises(UserError, match="hf_hub:user/cnn is no plain test_efficientnet"):
-        build_model(own, load_cohort(own.data), device, torch.float32)
+    def adapter_of(options: dict[str, Any], name: str) -> tuple[Any, Path]:
+        place = tmp_path / name / "snapshots" / ("a" * 40)
+        place.mkdir(parents=True)
+        own = {"input_size": [options.get("in_chans", 3), 32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}
+        written = {"architecture": "test_efficientnet", "model_args": options, "pretrained_cfg": own}
+        (place / "config.json").write_text(json.dumps(written))
+        cnn = timm.create_model("test_efficientnet", num_classes=0, **options)
+        save_file(cnn.state_dict(), place / "model.safetensors")
+
+        def fetch(_: str, file: str, **__: Any) -> str | None:
+            return str(place / file) if (place / file).exists() else None
+
+        monkeypatch.setattr("vlm.model.encoders.locate.cached_file", fetch)
+        vision = replace(tiny_config.model.vision, name="hf_hub:user/cnn", weights="pretrained", train=False)
+        config = replace(tiny_config, model=replace(tiny_config.model, vision=vision))
+        model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32).eval()
+        adapter = save(model, tmp_path / f"adapter of {name}")
+        monkeypatch.setattr("vlm.model.encoders.locate.cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
+        return model, adapter
+
+    for options, name in (({}, "plain"), ({"in_chans": 1}, "grey")):
+        model, adapter = adapter_of(options, name)
+        read = read_config(adapter)
+        named = read.model.vision
+        assert (named.name, named.weights, named.sha256) == ("test_efficientnet", "random", None)
+        assert named.options == ('{"in_chans":1}' if options else "")
+        assert (read.spec.image.mean, read.spec.image.channels) == (0.5, options.get("in_chans", 3))
+        again = load(adapter, device=torch.device("cpu"), dtype=torch.float32)
+        assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------ a config of a colleague

@@ -30,7 +30,7 @@ class Pictures:
 
 
 PLAIN = SimpleNamespace(
-    device=torch.device("cpu"), eval=lambda: None, autocast=nullcontext, vision=SimpleNamespace(cnn=lambda x: x)
+    device=torch.device("cpu"), eval=lambda: None, autocast=nullcontext, vision=SimpleNamespace(grid=lambda x: x)
 )
 
 

@@ -8,10 +8,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from tests.families import FAMILIES, SIZES, write_base
+from vlm.config import FusionConfig
 from vlm.model import loss as terms
 from vlm.model.bases.loading import load_causal_lm, text_config
 from vlm.model.bases.prefix_reuse import NOWHERE, choose_prefix_reuse, drafts_together
 from vlm.model.bases.vocabulary_head import VocabularyHead
+from vlm.model.fusion import JointVector
 
 
 def model_of(family: str, **changes) -> PreTrainedModel:
@@ -76,6 +78,16 @@ def test_the_gradient_of_a_capped_logit_reaches_the_states() -> None:
     capped = 0.5 * torch.tanh(torch.nn.functional.linear(states, model.lm_head.weight) / 0.5)
     (wanted,) = torch.autograd.grad(capped.square().sum(), states)
     torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("labels", [0, 3])
+def test_label_logits_are_in_fp32_under_autocast(labels: int) -> None:
+    joint = JointVector(FusionConfig(size=8), 16, 4, labels)
+    f, x = torch.randn(5, 16), torch.randn(5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, logits = joint(f.bfloat16(), x)
+    assert z.dtype == logits.dtype == torch.float32
+    torch.testing.assert_close(logits, joint(f.bfloat16().float(), x)[1], rtol=0, atol=0)
 
 
 # ------------------------------------------------------------------------------------------- caches

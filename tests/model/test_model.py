@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.models import register_model
 
+from tests.conftest import public
 from vlm.config import Config, FusionConfig, VisionConfig
 from vlm.data.case import make_example
 from vlm.data.collate import IGNORED, Collator
@@ -15,6 +18,7 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
+from vlm.training.self_test import self_test
 
 
 def rebuild(config: Config, **parts) -> ClinicalVLM:
@@ -193,21 +197,27 @@ def test_batched_left_padded_generation_equals_single(tiny_model: ClinicalVLM) -
     assert len(set(together)) > 1
 
 
+@register_model
+def tokens_alone(pretrained: bool = False, **options: Any) -> torch.nn.Module:
+    """A model of timm that gives tokens and does not tell where in the image they are."""
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16, 16), torch.nn.Flatten(2))
+
+
 @pytest.mark.parametrize(
     ("vision", "message"),
     [
         (VisionConfig(name="no_such_cnn", weights="random"), "timm has no model no_such_cnn"),
-        (VisionConfig(name="test_vit", weights="random"), "not a grid; choose a CNN"),
+        (VisionConfig(name="tokens_alone", weights="random"), "gives no grid of features"),
         (VisionConfig(name="test_efficientnet", weights="/no/file.safetensors"), "does not exist"),
-        (VisionConfig(name="swin_tiny_patch4_window7_224", weights="random"), "takes no images of 160 pixels: Input h"),
         (
-            VisionConfig(name="crossvit_tiny_240", weights="random"),
-            "cannot build crossvit_tiny_240: (Only token or avg|AssertionError)",
+            VisionConfig(name="vit_small_patch14_dinov2", weights="random"),
+            "takes no images of 160 pixels: .* patches of 14; set data.image_size 154 or 168",
         ),
+        (VisionConfig(name="crossvit_tiny_240", weights="random"), "takes no images of 160 pixels .*image_size 240"),
         (VisionConfig(name="poolformer_s12", weights="random", frozen_stages=1), "poolformer_s12 has no stages"),
     ],
 )
-def test_a_wrong_cnn_is_one_clear_line(vision: VisionConfig, message: str, tiny_config: Config) -> None:
+def test_a_wrong_encoder_is_one_clear_line(vision: VisionConfig, message: str, tiny_config: Config) -> None:
     config = replace(tiny_config, data=replace(tiny_config.data, image_size=160))
     with pytest.raises(UserError, match=message):
         rebuild(config, vision=vision)
@@ -298,6 +308,14 @@ def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wa
     states = [encode(torch.tensor([value]))[1] for encode, value in zip(parts, (systolic, diastolic), strict=True)]
     state = pressure_state(*states)
     assert state.sum() == 1 and PRESSURE_STATES[int(state.argmax())] == f"blood pressure {wanted}"
+
+
+@pytest.mark.parametrize("injection", ["text", "none"])
+def test_vitals_in_words_or_in_z_alone_are_tried_and_drafted(injection: str, tiny_config: Config) -> None:
+    model = rebuild(tiny_config, vitals=replace(tiny_config.model.vitals, injection=injection))
+    assert self_test(model)[-1].startswith("self-test: a step, a draft")
+    reports = public(model).predict_many([(None, {"glucose": 9}), (None, {})], max_new_tokens=3)
+    assert len(reports) == 2
 
 
 @pytest.mark.parametrize("injection", ["tokens", "text", "none"])

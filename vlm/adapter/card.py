@@ -21,6 +21,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     base = model.model_config.llm.base
     head = metadata(base, metrics).to_yaml()
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
+    weights = model.model_config.vision.weights
     text = render(
         "vlm.adapter",
         "card.md.j2",
@@ -30,8 +31,10 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         rank=model.model_config.llm.lora_rank,
         metrics=metrics,
         base=public_name(base),
+        precision=_precision(model),
         example=EXAMPLE,
         cnn=model.model_config.vision.name,
+        encoder_weights=weights if weights.startswith("hf-hub:") else "",
         vitals=", ".join(vitals),
         splits=metrics.get("splits", {}),
         verdicts=metrics.get("verdicts", []),
@@ -40,6 +43,11 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         calibration=model.calibration,
     )
     return f"---\n{head}\n---\n\n{text}"
+
+
+def _precision(model: "ClinicalVLM") -> str:
+    method = getattr(model.base, "came_quantised", "")
+    return method or {"none": "unquantised", "int8": "8-bit"}.get(model.model_config.llm.quantization, "4-bit")
 
 
 NOT_A_MEASURE = ("splits", "verdicts")

@@ -51,7 +51,7 @@ def _check_sources(folder: Path, config: AdapterConfig) -> None:
             f"model.llm.base there and as base_model_name_or_path in adapter_config.json, {seal}; other weights than "
             "those trained on are refused when it is loaded"
         )
-    if cnn not in ("pretrained", "random") and not is_wheel(cnn):
+    if cnn not in ("pretrained", "random") and not is_wheel(cnn) and not cnn.startswith("hf-hub:"):
         raise UserError(
             f"{file}: model.vision.weights, {cnn}, is a file of this machine; write random in its place, {seal}: "
             "the CNN that was trained is in vlm.safetensors"

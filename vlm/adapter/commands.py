@@ -46,8 +46,10 @@ def _add_export_options(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def run_push(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vlm.adapter.export.serving_limits import vllm_notes
     from vlm.adapter.hub import push
     from vlm.adapter.metadata import CardDetails
+    from vlm.adapter.validate import read_folder
 
     details = CardDetails(arguments.license, tuple(arguments.dataset), arguments.language, arguments.base_model)
     pushed = push(arguments.folder, arguments.repo, arguments.private, arguments.revision, arguments.message, details)
@@ -58,6 +60,8 @@ def run_push(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         print(f"commit {pushed.commit}" + (f", after {pushed.before}" if pushed.before else ""))
     if pushed.license is None:
         print("its card names no licence, so nobody else may use it; say which with --license")
+    for note in vllm_notes(read_folder(arguments.folder)):
+        print(note)
 
 
 def run_seal(arguments: argparse.Namespace, _: Sequence[str]) -> None:

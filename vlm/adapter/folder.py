@@ -18,6 +18,7 @@ from vlm.atomic import staged, write_file
 from vlm.data.chat_template import prompt_ids
 from vlm.errors import UserError
 from vlm.finite import first_nonfinite
+from vlm.model.bases.lora_settings import layer_of, saved_settings, scale_of
 from vlm.weights import is_wheel
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
@@ -86,8 +87,9 @@ def load_state(
 def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, torch.Tensor]:
     """Return the weights of an earlier adapter that fit this model; the rest of the model starts fresh.
 
-    Layers that depend on the vitals or the labels are left out where the schema or the labels differ, and so is
-    every tensor of another shape. Raises `UserError` for another base model and where nothing fits.
+    Layers that depend on the vitals or the labels are left out where the schema or the labels differ, and so are
+    every tensor of another shape and a LoRA where only one of the two is a DoRA. Where its scale differs, B is changed
+    so that it adds the same. Raises `UserError` for another base model and where nothing fits.
     """
     opened = open_adapter(adapter)
     folder, config, spec = opened.path, opened.config.model, opened.config.spec
@@ -100,10 +102,15 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
         strangers += ["vitals.", "joint.from_vitals."]
     if config.vision.name != model.model_config.vision.name:
         strangers += ["vision."]
+    ours = saved_settings(model.model_config.llm)
+    if config.llm.use_dora != ours.use_dora:
+        strangers += ["llm."]
+    for name, value in lora.items():
+        theirs, wished = (scale_of(llm, layer_of(name)) for llm in (config.llm, ours))
+        if "lora_B" in name and theirs != wished:
+            lora[name] = value * (theirs / wished)
     wanted = model.state_dict()
-    # PEFT leaves the name of its one adapter, "default", out of the names on disk.
-    lora = {".default.".join(f"llm.{name}".rsplit(".", 1)): value for name, value in lora.items()}
-    tensors = lora | rest
+    tensors = {_lora_name(name): value for name, value in lora.items()} | rest
     fitting = {
         name: value
         for name, value in tensors.items()
@@ -112,6 +119,14 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     if not fitting:
         raise UserError(f"train.start_from: no tensor of {folder} fits this model")
     return fitting
+
+
+def _lora_name(name: str) -> str:
+    """Convert PEFT's name of a LoRA tensor on disk, without its one adapter's "default", to its name in the model."""
+    stem, _, kind = name.rpartition(".")
+    if kind == "lora_magnitude_vector":  # of DoRA
+        stem, kind = name, "weight"
+    return f"llm.{stem}.default.{kind}"
 
 
 def load(

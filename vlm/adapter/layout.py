@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm.atomic import MANIFEST
-from vlm.config import ModelConfig, VitalConfig
+from vlm.config import ModelConfig, VisionConfig, VitalConfig
 from vlm.config.limits import model_problems
 from vlm.config.renamed import rename_keys
 from vlm.config.strict import UnknownKey, from_dict, to_dict
@@ -18,7 +18,9 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.images.image import ImageSpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
+from vlm.model.bases.lora_settings import saved_settings
 from vlm.model.calibration import Calibration
+from vlm.model.encoders.encoder_options import parse_options
 from vlm.plain import escaped, shortened
 from vlm.untrusted import read_json
 from vlm.version import __version__
@@ -80,13 +82,8 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
 
 
 def portable_config(model: "ClinicalVLM") -> ModelConfig:
-    """Get the config that rebuilds a model from its adapter alone, with a CNN of another repository saved in it."""
-    from vlm.model.vision import architecture  # timm is not needed to read a config
-
-    config = model.model_config
-    if ":" not in config.vision.name:
-        return config
-    return replace(config, vision=replace(config.vision, name=architecture(model.vision.cnn), weights="random"))
+    """Get the config that rebuilds a model from its adapter alone: the image encoder by its architecture."""
+    return replace(model.model_config, llm=saved_settings(model.model_config.llm))
 
 
 class AdapterConfig(NamedTuple):
@@ -164,8 +161,9 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
     model = from_dict(ModelConfig, values["model"], where)
     for key, meaning in model_problems(model):
         raise UserError(f"{key}: must be {meaning}")
-    if not re.fullmatch(r"[\w.-]+", model.vision.name):  # such as hf_hub:OWNER/NAME, whose options may change
-        raise UserError(f"model.vision.name: timm has no model {shortened(model.vision.name)} of its own")
+    if model.llm.init_lora_weights != "default":
+        raise UserError("model.llm.init_lora_weights: has no place in an adapter, whose LoRA is trained")
+    _check_encoder(model.vision)
     if sum(len(vital["categories"]) for vital in values["vitals"] if "categories" in vital) > MOST_CATEGORIES:
         raise UserError(f"vitals: more than {MOST_CATEGORIES:,} categories")
     if is_wheel(model.llm.base):
@@ -192,6 +190,19 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         if value is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
             raise UserError(f"{key}: is {digits} digits from 0 to f, not {value:.40}")
     return AdapterConfig(model, spec, sampled, calibration, whole, None if ids is None else _prompt_ids(ids), settings)
+
+
+def _check_encoder(vision: VisionConfig) -> None:
+    """Raise `UserError` unless an encoder is an architecture with bounded options, and its weights are pinned."""
+    if not re.fullmatch(r"(transformers:)?[\w.-]+", vision.name):  # such as hf-hub:OWNER/NAME, whose options may change
+        raise UserError(f"model.vision.name: timm has no model {shortened(vision.name)} of its own")
+    parse_options(vision.options)
+    if not vision.weights.startswith(("hf-hub:", "hf_hub:")):
+        return
+    if not re.fullmatch(r"hf-hub:[\w.-]+/[\w.-]+@[0-9a-f]{40}(/[\w.-]+\.safetensors)?", vision.weights):
+        raise UserError(f"model.vision.weights: {shortened(vision.weights)}: write hf-hub:ORG/NAME@COMMIT")
+    if not re.fullmatch("[0-9a-f]{64}", vision.sha256 or ""):
+        raise UserError("model.vision.sha256: is 64 digits from 0 to f, so that nobody can change the weights")
 
 
 def _prompt_ids(values: Any) -> PromptIds:

@@ -15,6 +15,7 @@ from vlm.adapter.layout import FILES, REQUIRED, AdapterConfig, read_config
 from vlm.atomic import MANIFEST, verify_manifest, write_manifest
 from vlm.config import LLMConfig, ModelConfig
 from vlm.errors import UserError
+from vlm.model.bases.lora_settings import layer_of, rank_of
 from vlm.plain import shortened
 from vlm.untrusted import LARGEST_TEXT, read_json
 from vlm.weights import is_wheel
@@ -94,7 +95,7 @@ def _warn_no_manifest(folder: Path) -> None:
 def check_sources(folder: Path, config: ModelConfig, given_base: bool = False) -> None:
     """Raise `UserError` if a fetched adapter names local files as base or CNN."""
     sources = {} if given_base else {"model.llm.base": config.llm.base}
-    if config.vision.weights not in ("pretrained", "random"):
+    if config.vision.weights not in ("pretrained", "random") and not config.vision.weights.startswith("hf-hub:"):
         sources["model.vision.weights"] = config.vision.weights
     for key, source in sources.items():
         on_hub = key == "model.llm.base" and HUB_ID.fullmatch(source)
@@ -142,21 +143,27 @@ def read_folder(folder: Path, config: AdapterConfig | None = None) -> AdapterFol
     for file, shapes in ((lora_file, opened.lora), (rest_file, opened.rest)):
         if not shapes:
             raise UserError(f"{file}: holds no tensor")
-    _check_lora(lora_file, opened.lora, config.model.llm.lora_rank)
+    _check_lora(lora_file, opened.lora, config.model.llm)
     for name in opened.rest:
         if not name.startswith(PARTS):
             raise UserError(f"{rest_file}: {name} is no part of an adapter")
     return opened
 
 
-def _check_lora(file: Path, shapes: Shapes, rank: int) -> None:
-    """Raise `UserError` unless the tensors are the two halves of LoRA layers of this rank."""
+def _check_lora(file: Path, shapes: Shapes, llm: LLMConfig) -> None:
+    """Raise `UserError` unless the tensors are A and B of LoRA layers, each of its rank, with DoRA's norms if it is."""
     for name, shape in shapes.items():
-        layer, _, side = name.removesuffix(".weight").rpartition(".")
-        other = f"{layer}.lora_{'B' if side == 'lora_A' else 'A'}.weight"
-        if not layer.startswith("base_model.model.") or side not in ("lora_A", "lora_B") or other not in shapes:
+        layer, side = layer_of(name), name.removesuffix(".weight").rpartition(".")[2]
+        start = f"base_model.model.{layer}"
+        sides = {"lora_A": f"{start}.lora_A.weight", "lora_B": f"{start}.lora_B.weight"}
+        sides |= {"lora_magnitude_vector": f"{start}.lora_magnitude_vector"} if llm.use_dora else {}
+        if sides.get(side) != name or not all(tensor in shapes for tensor in sides.values()):
             raise UserError(f"{file}: {name} is no part of a LoRA, or its other half is missing")
-        if len(shape) != 2 or shape[0 if side == "lora_A" else 1] != rank:
+        rank = rank_of(llm, layer)
+        if side == "lora_magnitude_vector":
+            if len(shape) != 1:
+                raise UserError(f"{file}: {name} is {' × '.join(map(str, shape))}, not one number a row")
+        elif len(shape) != 2 or shape[0 if side == "lora_A" else 1] != rank:
             raise UserError(f"{file}: {name} is {' × '.join(map(str, shape))}, not of the rank {rank} of the config")
 
 
@@ -198,7 +205,7 @@ def check_lora_config(file: Path, llm: LLMConfig) -> None:
         given = values.get(key)
         if key == "target_modules" and _are_names(given):
             given = sorted(given)
-        if given != wanted:
+        if not _same(given, wanted):
             raise UserError(f"{file}: {key}: {shortened(str(given))} is not what config.json says, {wanted}")
     for key in sorted(values.keys() - written.keys()):
         if not _is_default(key, values[key]):
@@ -217,7 +224,16 @@ def _written(llm: LLMConfig) -> dict[str, Any]:
         "lora_dropout": llm.lora_dropout,
         "bias": "none",
     }
+    variant = {name: getattr(llm, name) for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")}
+    written |= {name: value for name, value in variant.items() if value}
     return written if llm.lora_targets == ["all-linear"] else written | {"target_modules": sorted(llm.lora_targets)}
+
+
+def _same(given: Any, wanted: Any) -> bool:
+    """Compare JSON values; true is not 1."""
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        return given.keys() == wanted.keys() and all(_same(given[key], wanted[key]) for key in wanted)
+    return bool(given == wanted) and isinstance(given, bool) == isinstance(wanted, bool)
 
 
 def _are_names(values: Any) -> TypeGuard[list[str]]:

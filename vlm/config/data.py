@@ -205,7 +205,7 @@ class DataConfig:
     interleave_shards: int = 8
     """Packed shards that training interleaves, 1 to 16; each process reads its share."""
     image_size: int = 224
-    """Side of the CNN's square image, pixels; padding keeps the aspect."""
+    """Side of the encoder's square image, pixels; padding keeps the aspect; 0: that of its weights."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     """Options of `phantom`."""
     covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)

@@ -24,6 +24,12 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
     for key, value, most in counts:
         if not 1 <= value <= most:
             yield f"model.{key}", f"at least 1 and at most {most:,}, not {value}"
+    if not 0 <= vision.lora_rank <= 256:
+        yield "model.vision.lora_rank", f"at least 0 and at most 256, not {vision.lora_rank}"
+    if vision.lora_rank and not vision.train:
+        yield "model.vision.lora_rank", "0 where model.vision.train is false"
+    if vision.channels not in (0, 1, 3):
+        yield "model.vision.channels", f"0, 1 or 3, not {vision.channels}"
     if not 0 <= vision.frozen_stages <= 1024:
         yield "model.vision.frozen_stages", f"at least 0 and at most 1,024, not {vision.frozen_stages}"
     if not 0 <= llm.lora_dropout < 1:
@@ -35,6 +41,7 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
         ("llm.revision", llm.revision or "", 200),
         ("vision.name", vision.name, 200),
         ("vision.weights", vision.weights, 1000),
+        ("vision.options", vision.options, 20_000),
         ("prompt.system", config.prompt.system, 20_000),
         ("prompt.instruction", config.prompt.instruction, 20_000),
     ):
@@ -42,6 +49,25 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield f"model.{key}", f"at most {longest:,} characters long"
     if not llm.lora_targets or len(llm.lora_targets) > 64:
         yield "model.llm.lora_targets", "1 to 64 names of layers"
+    if len(vision.frozen_layers) > 1024 or any(len(name) > 200 for name in vision.frozen_layers):
+        yield "model.vision.frozen_layers", "at most 1,024 names of modules"
+    if llm.init_lora_weights in ("pissa", "olora") and max(llm.lora_rank, *llm.rank_pattern.values(), 0) > 512:
+        yield "model.llm.lora_rank", f"at most 512 with {llm.init_lora_weights}, which doubles it"
+    if llm.init_lora_weights in ("pissa", "olora") and max(llm.lora_alpha, *llm.alpha_pattern.values(), 0) > 32_768:
+        yield "model.llm.lora_alpha", f"at most 32,768 with {llm.init_lora_weights}, which doubles it"
+    for key, pattern, most in (("rank_pattern", llm.rank_pattern, 1024), ("alpha_pattern", llm.alpha_pattern, 65_536)):
+        if len(pattern) > 250:  # more would not stay compiled: Python keeps 512 regular expressions
+            yield f"model.llm.{key}", "at most 250 names of layers"
+        for name, value in pattern.items():
+            if not _is_layer_name(name):
+                yield f"model.llm.{key}", f"names of layers with numbers, not {name!a:.60}"
+            elif not 1 <= value <= most:
+                yield f"model.llm.{key}.{name}", f"at least 1 and at most {most:,}, not {value}"
     for name in llm.lora_targets:
-        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or len(name) > 100:
+        if not _is_layer_name(name):
             yield "model.llm.lora_targets", f"names of layers, not {name!a:.60}"
+
+
+def _is_layer_name(name: str) -> bool:
+    """Check for letters, digits and `_-.`, since PEFT takes names as regular expressions."""
+    return name.replace("_", "").replace("-", "").replace(".", "").isalnum() and len(name) <= 100

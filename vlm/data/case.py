@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # inference needs no tables, and their libraries take a secon
     from vlm.data.cohort import Cohort
 
 Example = dict[str, Any]
-"""id, pixel_values (3 × S × S), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
+"""id, pixel_values (3 or 1 × S × S), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,11 @@ def make_example(
     if picture is not None and is_blank(picture):
         picture = None
     size = spec.image.size
-    pixels = np.zeros((3, size, size), np.float32) if picture is None else to_pixel_values(picture, spec.image)
+    pixels = (
+        np.zeros((spec.image.channels, size, size), np.float32)
+        if picture is None
+        else to_pixel_values(picture, spec.image)
+    )
     return {
         "id": id,
         "pixel_values": torch.from_numpy(pixels),

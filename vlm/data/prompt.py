@@ -64,8 +64,11 @@ class Prompt:
         self.pieces = self.pieces or prompt_ids(self.tokenizer, self.config.system)
 
     def ids(self, context: str = "", vitals: Sequence[float] = ()) -> tuple[list[int], list[int]]:
-        """Build token ids before and after the evidence, for a case with this context and these vitals (m)."""
-        if self.written is not None:
+        """Build token ids before and after the evidence, for a case with this context and these vitals (m).
+
+        Without `vitals` none are written: the ids are those that every case has.
+        """
+        if self.written is not None and len(vitals):
             context = f"{format_vitals(self.written, vitals)}\n{context.strip()}"
         words = f"{context.strip()}\n{self.config.instruction}" if context.strip() else self.config.instruction
         before, between, after = self.fixed_ids

@@ -41,7 +41,7 @@ def constant_report(reports: Sequence[str]) -> str:
 
 @torch.no_grad()
 def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) -> np.ndarray:
-    """Compute the L2-normalized pooled CNN features of each case, N × C; zeros for a case without an image."""
+    """Compute the L2-normalized pooled encoder features of each case, N × C; zeros for a case without an image."""
     model.eval()
     rows = []
     loader = torch.utils.data.DataLoader(
@@ -50,7 +50,7 @@ def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) ->
     for batch in tqdm(loader, desc="features for retrieval", unit="batch", leave=False):
         pixels = torch.stack([pixels for pixels, _ in batch]).to(model.device)
         with model.autocast():
-            grid = model.vision.cnn(pixels)  # B × C × h × w
+            grid = model.vision.grid(pixels)  # B × C × h × w
         features = grid.float().mean(dim=(2, 3)).cpu().numpy()
         rows.append(features * np.array([[has] for _, has in batch]))
     features = np.concatenate(rows)

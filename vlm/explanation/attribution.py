@@ -235,6 +235,9 @@ def grid_heat(model: ClinicalVLM, pixels: torch.Tensor, slope: torch.Tensor) -> 
     the last stage of twice the last grid's resolution. The last grid itself is coarse: its cells see nearly the whole
     image, and their heat lies beside the region that causes it (see docs/explanation.md).
     """
+    if not model.vision.encoder.halves:  # a transformer's grid is fine: a cell is a patch of the image
+        with model.autocast(), torch.no_grad():
+            return (model.vision.grid(pixels) * slope)[0].sum(dim=0).double().cpu().numpy()
     from captum.attr import LayerGradientXActivation
 
     def score(image: torch.Tensor) -> torch.Tensor:

@@ -117,8 +117,8 @@ def dilated(mask: np.ndarray, margin: int) -> np.ndarray:
 @torch.no_grad()
 def margins(model: ClinicalVLM, heat: np.ndarray) -> dict[str, int]:
     """Map names to margins in pixels: none, a cell of the map, of the CNN's last grid, of the image tokens."""
-    size = model.spec.image.size
-    last = model.vision.grid(torch.zeros(1, 3, size, size, device=model.device)).shape[-1]
+    size, channels = model.spec.image.size, model.spec.image.channels
+    last = model.vision.grid(torch.zeros(1, channels, size, size, device=model.device)).shape[-1]
     cells = {"map cell": len(heat), "last cell": last, "token cell": model.model_config.vision.grid}
     return {"as drawn": 0, **{name: size // count for name, count in cells.items()}}
 

@@ -17,7 +17,7 @@ from vlm.data.collate import Batch, Collator
 from vlm.data.images.image import read_image, to_square
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
-from vlm.errors import UserError
+from vlm.errors import UserError, one_line
 from vlm.plain import printable
 from vlm.report import Report
 
@@ -207,6 +207,10 @@ def merged_lora(model: "ClinicalVLM") -> Iterator[None]:
     kept = [weight.data for weight in weights]
     try:
         for layer, weight in zip(layers, weights, strict=True):
+            if layer.lora_variant:  # DoRA; a safe merge of PEFT leaves the old weight as it was
+                with one_line("the adapter's DoRA cannot be merged"):  # values of a stranger may overflow
+                    layer.merge(safe_merge=True)
+                continue
             for name in layer.active_adapters:
                 a, b = (layer.get_parameter(f"lora_{side}.{name}.weight").detach() for side in "AB")  # r × in, out × r
                 # PEFT's own merge adds in place; one product beside the old weight is quicker and needs no copy of it.

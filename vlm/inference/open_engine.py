@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import AdapterFolder, check_base, load, load_evidence, open_adapter
+from vlm.adapter.export.serving_limits import refuse_unserved
 from vlm.data.case import Example
 from vlm.device import choose_threads
 from vlm.errors import UserError
@@ -55,8 +56,10 @@ def make_engine(
     if name == "vllm":
         if server is None:
             raise UserError("--engine vllm: needs --vllm_url and --vllm_model")
+        opened = open_adapter(adapter)
+        refuse_unserved(opened)
         server.check()
-        return VLLMEngine(_evidence_of(open_adapter(adapter), base), server)
+        return VLLMEngine(_evidence_of(opened, base), server)
     if name == "llamacpp":
         if base is not None:
             raise UserError("--base: --engine llamacpp takes the base that the adapter names; leave one of them away")

@@ -20,13 +20,14 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.collate import Batch
 from vlm.device import choose_device, choose_precision
 from vlm.errors import one_line
+from vlm.model.bases.lora_targets import fit_targets
 from vlm.model.bases.prefix_reuse import EVERYWHERE, NOWHERE, choose_prefix_reuse
 from vlm.model.bases.quantization import refuse_unquantised
 from vlm.model.bases.vocabulary_head import VocabularyHead
 from vlm.model.decoder import LONGEST_PACK, decoder_forward, packed_forward
 from vlm.model.evidence import EvidenceEncoder
 from vlm.model.llm import embedding_space, fingerprint, load_llm, word_embeddings
-from vlm.model.lora import add_lora, fit_targets
+from vlm.model.lora import add_lora
 from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
 
 
@@ -183,7 +184,7 @@ class ClinicalVLM(EvidenceEncoder):
 
         It is valid for the current weights only. None as well for a base whose cache cannot be shared.
         """
-        before, _ = self.prompt.ids()
+        before = self.prompt.fixed_ids.before
         if not before or self.prefix_reuse.value == NOWHERE:
             return None
         with self.autocast():

@@ -3,7 +3,7 @@
 It can be used alone where another engine runs the language model, and loads in a fraction of the time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -44,9 +44,12 @@ class EvidenceEncoder(nn.Module):
         prompt_ids: PromptIds | None = None,
     ) -> None:
         super().__init__()
-        self.model_config, self.spec, self.tokenizer, self.space = config, spec, space.tokenizer, space
+        self.spec, self.tokenizer, self.space = spec, space.tokenizer, space
         self.calibration = Calibration()
-        self.vision = ImageEncoder(config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights)
+        self.vision = ImageEncoder(
+            config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights, spec.image.channels
+        )
+        self.model_config = replace(config, vision=self.vision.config)  # a repository's encoder by its architecture
         self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms)
         self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
         self.evidence = EvidenceTokens(config.fusion, space.embed_names(spec.labels), space.rms)

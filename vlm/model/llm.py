@@ -22,7 +22,14 @@ from vlm.config import LLMConfig
 from vlm.errors import UserError, one_line
 from vlm.model.bases.base_files import base_digest, settings_digest
 from vlm.model.bases.loading import load_causal_lm
-from vlm.model.bases.quantization import choose_dequantization, keep_packed_layout, nf4_config
+from vlm.model.bases.prequantised import check_method, forget_quantisation, loading_options, method_of
+from vlm.model.bases.quantization import (
+    choose_dequantization,
+    keep_packed_layout,
+    quantised_name,
+    quantization_config,
+    refuse_wrong_gradients,
+)
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
 
@@ -42,12 +49,14 @@ def load_llm(
     with one_line(f"model.llm.base: cannot load {config.base}"):
         commit = _commit(folder, config.revision)
         config = replace(config, revision=commit)
-        _refuse_foreign_code(folder, config.revision)
+        method = _refuse_foreign_code(folder, config.revision)
+        if method:
+            check_method(method, config)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
         if dequantize and is_wheel(config.base):
             llm = _load_dequantized(config, Path(folder), device, dtype)
         else:
-            llm = _load(config, folder, device, dtype, dequantize)
+            llm = _load(config, folder, device, dtype, dequantize, method)
         llm.sha256 = base_digest(folder, commit)  # type: ignore[assignment]
         llm.settings_sha256 = None if is_wheel(config.base) else settings_digest(folder, commit)  # type: ignore[assignment]
     if tokenizer.eos_token_id is None:
@@ -69,8 +78,11 @@ def _commit(base: str, revision: str | None) -> str | None:
     return Path(str(file)).parent.name
 
 
-def _refuse_foreign_code(folder: str, revision: str | None) -> None:
-    """Raise `ValueError` for a base whose config names code on the Hub: such kernels are fetched and run."""
+def _refuse_foreign_code(folder: str, revision: str | None) -> str:
+    """Raise `ValueError` for a base whose config names code on the Hub: such kernels are fetched and run.
+
+    Returns the method by which the base comes quantised; empty if it does not.
+    """
     config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
     for part in (config, config.get_text_config()):
         for key in ("_attn_implementation", "_experts_implementation"):
@@ -79,23 +91,29 @@ def _refuse_foreign_code(folder: str, revision: str | None) -> None:
                 raise ValueError(f"{key.removeprefix('_')} names code on the Hub, {value}")
     if getattr(config, "transformers_weights", None):
         raise ValueError("its config names another file of weights, transformers_weights")
+    return method_of(config)
 
 
 def _load(
-    config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, dequantize: bool
+    config: LLMConfig, folder: str, device: torch.device, dtype: torch.dtype, dequantize: bool, method: str = ""
 ) -> PreTrainedModel:
-    options = {**_placement(device, dtype), "revision": config.revision}
-    if config.quantization == "nf4":
-        options["quantization_config"] = nf4_config(config, dtype)
+    options = {**_placement(device, dtype), **loading_options(method), "revision": config.revision}
+    if config.quantization != "none" and not method:
+        options["quantization_config"] = quantization_config(config, device, dtype)
     llm = load_causal_lm(folder, **options)
-    packed = keep_packed_layout(llm)
-    return llm.dequantize() if dequantize and packed else llm
+    unpack = keep_packed_layout(llm, dtype) and dequantize
+    llm = llm.dequantize() if unpack else llm
+    refuse_wrong_gradients(llm)
+    if method == "compressed-tensors" or (method and unpack):
+        forget_quantisation(llm)
+    llm.came_quantised = method  # type: ignore[assignment]
+    return llm
 
 
 def _load_dequantized(config: LLMConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Load the dequantised weights, cached beside the converted ones so that a later start skips quantisation."""
     precision = str(dtype).removeprefix("torch.")
-    kept = folder / f"nf4{'-double' * config.double_quantization}-{precision}"
+    kept = folder / f"{quantised_name(config)}-{precision}"
     if not kept.is_dir():
         llm = _load(config, str(folder), device, dtype, dequantize=True)
         with made_once(kept) as staging:

@@ -1,106 +1,76 @@
-"""Choose the LoRA target layers of the frozen language model, and wrap it by PEFT."""
+"""Wrap the frozen language model by PEFT: LoRA on the chosen layers, in the chosen variant."""
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from vlm.compat import enable_activation_checkpointing
 from vlm.config import LLMConfig
 from vlm.errors import UserError, one_line
-
-MIXER = re.compile(r"attn|attention|conv")
-"""Pattern in the path of a layer that mixes tokens, as attention does; the others work on each token alone."""
-OTHER_TOWER = re.compile(r"vision|visual|image|audio")
-
-
-def fit_targets(llm: PreTrainedModel, config: LLMConfig) -> LLMConfig:
-    """Replace the LoRA targets of the config by names of layers that this base has, for a fresh LoRA.
-
-    The default means the projections of attention, whatever their names. `all-linear` leaves out fused experts: PEFT
-    would save them in a form other than plain LoRA. Raises `UserError` for a name that no linear layer has.
-    """
-    paths = list(linear_layers(llm))
-    leaves, usual = list(dict.fromkeys(path.rpartition(".")[2] for path in paths)), LLMConfig().lora_targets
-    if config.lora_targets == ["all-linear"]:
-        return replace(config, lora_targets=leaves) if _has_fused_experts(llm) else config
-    if config.lora_targets == usual:
-        own = (path for path in paths if not OTHER_TOWER.search(path))
-        found = {leaf for path in own if (leaf := path.rpartition(".")[2]) in usual or MIXER.search(path)}
-        if found - set(config.lora_targets) or not found:
-            config = replace(config, lora_targets=[leaf for leaf in leaves if leaf in found])
-    if not config.lora_targets:
-        raise UserError(
-            f"model.llm.lora_targets: {config.base} has no linear layers of attention; name some of {', '.join(leaves)}"
-        )
-    for name in config.lora_targets:
-        if not any(matches(path, name) for path in paths):
-            raise UserError(
-                f"model.llm.lora_targets: {config.base} has no linear layer named {name}; it has {', '.join(leaves)}"
-            )
-    return config
-
-
-def linear_layers(llm: nn.Module) -> Iterator[str]:
-    """Yield the paths of the linear layers that may have LoRA: all but the output layer."""
-    vocabulary = llm.get_output_embeddings() if isinstance(llm, PreTrainedModel) else None
-    for path, module in llm.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not vocabulary:
-            yield path
-
-
-def matches(path: str, target: str) -> bool:
-    """Check whether PEFT matches a layer to a target."""
-    return path == target or path.endswith(f".{target}")
-
-
-def _has_fused_experts(llm: nn.Module) -> bool:
-    return any(parameter.ndim == 3 and ".experts." in name for name, parameter in llm.named_parameters())
-
-
-def describe_lora(llm: nn.Module, layers: int) -> list[str]:
-    """Describe the layers with LoRA, counted by name, and the decoder layers without."""
-    paths = [path for path, module in llm.named_modules() if hasattr(module, "lora_A")]
-    counts = Counter(path.rpartition(".")[2] for path in paths)
-    lines = [f"LoRA on {len(paths)} layers: {', '.join(f'{name} {count}' for name, count in counts.items())}"]
-    with_lora = {int(match[1]) for path in paths if (match := re.search(r"\.(\d+)\.", path))}
-    if bare := sorted(set(range(layers)) - with_lora):
-        lines.append(f"warning: {len(bare)} of {layers} decoder layers carry no LoRA, such as layer {bare[0]}")
-    if len(set(counts.values())) > 1:
-        lines.append("warning: LoRA is not on equally many layers of each name; model.llm.lora_targets names them")
-    return lines
+from vlm.model.bases.lora_init import start_from_weights
+from vlm.model.bases.lora_settings import DECOMPOSED, names_layer, saved_settings
+from vlm.model.bases.lora_targets import ALL_LINEAR
+from vlm.model.bases.quantization import is_packed_int8
 
 
 def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
-    """Wrap the LLM by PEFT: h = W x + (alpha / r) B A x with A and B trainable (Hu et al., 2021).
+    """Wrap the LLM by PEFT: h = W x + s B A x with A and B trainable, s = alpha / r (Hu et al., 2021).
 
     `modules_to_save` stays empty, since it matches by suffix and would capture the output layer; so the folder stays
-    a plain LoRA that vLLM and llama.cpp accept.
+    a plain LoRA that vLLM and llama.cpp accept. Raises `UserError` that names the option.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    targets: Sequence[str] = config.lora_targets
+    saved, targets = saved_settings(config), config.lora_targets
+    if config.use_dora and any(is_packed_int8(module) and _on_cpu(module) for module in llm.modules()):
+        raise UserError("model.llm.use_dora: not beside packed 8-bit weights on a CPU; write dequantize: auto")
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        r=saved.lora_rank,
+        lora_alpha=saved.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else list(targets),
+        target_modules="all-linear" if targets == ALL_LINEAR else list(targets),
         bias="none",
+        init_lora_weights="gaussian" if config.init_lora_weights == "gaussian" else True,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        rank_pattern=dict(saved.rank_pattern),
+        alpha_pattern=dict(saved.alpha_pattern),
     )
     with one_line(f"model.llm.lora_targets: {config.base} cannot carry LoRA there"):
         if config.activation_checkpointing:
             enable_activation_checkpointing(llm)
         peft_model = get_peft_model(llm, lora)
-    if experts := getattr(peft_model.peft_config["default"], "target_parameters", None):
+    settings: Any = peft_model.peft_config["default"]
+    if experts := getattr(settings, "target_parameters", None):
         raise UserError(
             f"model.llm.lora_targets: would put LoRA into fused experts ({min(experts)}), which is no plain LoRA; "
             "name layers outside of them"
         )
-    peft_model.peft_config["default"].base_model_name_or_path = config.base
-    peft_model.peft_config["default"].revision = config.revision
+    _check_patterns(peft_model.get_base_model(), config)
+    if config.init_lora_weights in DECOMPOSED:
+        start_from_weights(peft_model, config.init_lora_weights)
+    settings.init_lora_weights = True  # what a trained LoRA began with is nothing to load
+    settings.base_model_name_or_path, settings.revision = config.base, config.revision
     return peft_model
+
+
+def _on_cpu(module: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in module.parameters(recurse=False))
+
+
+def _check_patterns(llm: nn.Module, config: LLMConfig) -> None:
+    """Raise `UserError` for a name in a pattern that no layer with LoRA has."""
+    layers = [path for path, module in llm.named_modules() if hasattr(module, "lora_A")]
+    patterns: dict[str, Sequence[Any]] = {
+        "rank_pattern": list(config.rank_pattern), "alpha_pattern": list(config.alpha_pattern)
+    }  # fmt: skip
+    for key, names in patterns.items():
+        for name in names:
+            if not any(names_layer(name, layer) for layer in layers):
+                raise UserError(
+                    f"model.llm.{key}: no layer of {config.base} with LoRA is named {name}; a name is the end of a "
+                    f"path such as {layers[0]}"
+                )

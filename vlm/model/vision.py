@@ -1,90 +1,45 @@
-"""Encode images into image tokens and a summary vector by a timm CNN: equation (1), f = CNN(I)."""
+"""Encode images into image tokens and a summary vector: equation (1), f = CNN(I), by a CNN or any other encoder."""
 
-from collections.abc import Iterable
-
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from vlm.config import VisionConfig
-from vlm.errors import UserError, one_line
+from vlm.errors import UserError, nearest, one_line
+from vlm.model.encoders.build import build_encoder, check_cells
+from vlm.model.encoders.encoder import memory_format
+from vlm.model.encoders.encoder_lora import add_encoder_lora, freeze_unused
 from vlm.model.projection import TokenProjector
-from vlm.weights import vision_weights_file
-
-
-def build_cnn(config: VisionConfig, load_weights: bool = True) -> nn.Module:
-    """Build the timm model without classifier and pooling, so that it returns a feature map.
-
-    Raises `UserError` for an unknown name or weights that do not fit.
-    """
-    if not timm.is_model(config.name.removeprefix("hf_hub:").split(".")[0]) and not config.name.startswith("hf_hub:"):
-        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:3]
-        raise UserError(f"model.vision.name: timm has no model {config.name}{f'; try {near[0]}' if near else ''}")
-    pretrained = load_weights and config.weights == "pretrained"
-    with one_line(f"model.vision: cannot build {config.name}"):
-        cnn = timm.create_model(config.name, pretrained=pretrained, num_classes=0, global_pool="")
-    if config.name.startswith("hf_hub:"):
-        _refuse_options(cnn, config.name)
-    if load_weights and config.weights not in ("pretrained", "random"):
-        _load_weights(cnn, config)
-    return cnn
-
-
-def architecture(cnn: nn.Module) -> str:
-    """Get timm's name of the architecture, whatever repository its options came from."""
-    return str(cnn.pretrained_cfg["architecture"])  # type: ignore[index]
-
-
-def _refuse_options(cnn: nn.Module, name: str) -> None:
-    """Raise `UserError` where a repository's options change the architecture that it names.
-
-    An adapter names the architecture alone: loading it must not need that repository.
-    """
-    with torch.device("meta"):
-        plain = timm.create_model(architecture(cnn), num_classes=0, global_pool="").state_dict()
-    given = {tensor: value.shape for tensor, value in cnn.state_dict().items()}
-    if given != {tensor: value.shape for tensor, value in plain.items()}:
-        raise UserError(f"model.vision.name: {name} is no plain {architecture(cnn)}, so no adapter could name it")
-
-
-def _load_weights(cnn: nn.Module, config: VisionConfig) -> None:
-    """Load all tensors of the CNN from a file; only a classifier may be left over."""
-    from safetensors.torch import load_file
-
-    file = vision_weights_file(config.weights, config.sha256, config.name)
-    try:
-        given = load_file(file)
-    except Exception as error:  # safetensors raises its own bare exception type
-        raise UserError(f"model.vision.weights: {file} is no safetensors file: {error}") from None
-    wanted = cnn.state_dict()
-    missing = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
-    if missing:
-        raise UserError(
-            f"model.vision.weights: {file} does not fit {config.name}: {len(missing)} tensors, first {missing[0]}"
-        )
-    cnn.load_state_dict({name: given[name] for name in wanted})
 
 
 class ImageEncoder(nn.Module):
     """Encode an image into a feature map, g·g image tokens and the vector f of equation (4).
 
-    BatchNorm keeps its running statistics, and a frozen CNN stays in eval mode even after `train()`: statistics
+    BatchNorm keeps its running statistics, and a frozen encoder stays in eval mode even after `train()`: statistics
     that drift with small batches cost more than they give.
     """
 
     def __init__(
-        self, config: VisionConfig, image_size: int, hidden_size: int, token_rms: float, load_weights: bool
+        self,
+        config: VisionConfig,
+        image_size: int,
+        hidden_size: int,
+        token_rms: float,
+        load_weights: bool,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.config = config
-        self.cnn = build_cnn(config, load_weights)
-        self.channels = _grid_channels(self.cnn, config.name, image_size)
+        self.cnn, self.encoder, self.config = build_encoder(config, image_size, image_channels, load_weights)
+        self.memory_format = memory_format(self.cnn)
+        sample = torch.zeros(1, image_channels, image_size, image_size)
+        self.channels = self._count_channels(sample)
         tokens = config.grid**2
         self.missing = nn.Parameter(torch.zeros(self.channels))
         self.position = nn.Parameter(0.02 * torch.randn(tokens, self.channels))
         self.projector = TokenProjector(self.channels, hidden_size, token_rms)
-        self._freeze()
+        self.lora_line = ""
+        """What LoRA reaches, to print."""
+        self._choose_trained(sample)
 
     @property
     def summary_size(self) -> int:
@@ -101,9 +56,9 @@ class ImageEncoder(nn.Module):
         return self.pool(self.grid(pixel_values))
 
     def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Compute the CNN's last feature map; B × 3 × S × S → B × C × h × w."""
+        """Compute the encoder's last feature map; B × 3 × S × S, or one channel → B × C × h × w."""
         with torch.autocast("cpu", enabled=False):  # on a CPU bf16 convolutions take three times as long backwards
-            return self.cnn(pixel_values.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+            return self.encoder.grid(self.cnn, pixel_values.contiguous(memory_format=self.memory_format))
 
     def pool(self, grid: torch.Tensor) -> torch.Tensor:
         """Pool the feature map to the positions of the tokens and of f; B × C × h × w → B × (g·g + s·s) × C."""
@@ -130,31 +85,49 @@ class ImageEncoder(nn.Module):
                 module.eval()
         return self
 
-    def _freeze(self) -> None:
-        self.cnn.to(memory_format=torch.channels_last)
-        if not self.config.train:
+    # ------------------------------------------------------------------------------------ building
+
+    def _count_channels(self, sample: torch.Tensor) -> int:
+        """Count the channels of the feature map by one forward pass; raises `UserError` if there is no feature map."""
+        name, size = self.config.name, sample.shape[-1]
+        with one_line(f"model.vision.name: {name} takes no images of {size} pixels"), torch.no_grad():
+            grid = self.encoder.grid(self.cnn.eval(), sample)  # some models accept one size only
+        check_cells(grid, name, size)
+        return int(grid.shape[1])
+
+    def _choose_trained(self, sample: torch.Tensor) -> None:
+        """Choose which parameters of the encoder train: none, all but frozen stages and layers, or its LoRA."""
+        self.cnn.to(memory_format=self.memory_format)
+        config = self.config
+        if not config.train:
             self.cnn.requires_grad_(False)
+        elif config.lora_rank:
+            self.lora_line = add_encoder_lora(self.cnn, self.encoder, config.lora_rank, config.name, sample)
+        if not config.train:
             return
-        if not self.config.frozen_stages:
-            return
-        with one_line(f"model.vision.frozen_stages: {self.config.name} has no stages"):
-            stages = timm.models.group_parameters(self.cnn, self.cnn.group_matcher(coarse=True))  # type: ignore[operator]
-        if self.config.frozen_stages >= len(stages):
-            way_out = "set model.vision.train false to freeze all"
-            raise UserError(f"model.vision.frozen_stages: {self.config.name} has {len(stages)} stages; {way_out}")
-        frozen: Iterable[str] = (name for stage in range(self.config.frozen_stages) for name in stages[stage])
-        for name in frozen:
+        for name in [*self._frozen_stages(), *self._frozen_layers()]:
             self.cnn.get_parameter(name).requires_grad_(False)
+        freeze_unused(self.cnn, self.encoder, sample)
 
+    def _frozen_stages(self) -> list[str]:
+        """List the parameters of the first `frozen_stages` stages."""
+        count, name = self.config.frozen_stages, self.config.name
+        if not count:
+            return []
+        with one_line(f"model.vision.frozen_stages: {name} has no stages"):
+            stages = self.encoder.stages(self.cnn)
+        if count >= len(stages):
+            way_out = "set model.vision.train false to freeze all"
+            raise UserError(f"model.vision.frozen_stages: {name} has {len(stages)} stages; {way_out}")
+        return [parameter for stage in stages[:count] for parameter in stage]
 
-def _grid_channels(cnn: nn.Module, name: str, image_size: int) -> int:
-    """Count the channels of the feature map by one forward pass; raises `UserError` if there is no feature map."""
-    with one_line(f"model.vision.name: {name} takes no images of {image_size} pixels"), torch.no_grad():
-        grid = cnn.eval()(torch.zeros(1, 3, image_size, image_size))  # some models accept one size only
-    if not isinstance(grid, torch.Tensor):
-        raise UserError(f"model.vision.name: {name} gives several features, not a grid; choose a CNN")
-    if grid.ndim != 4 or grid.shape[1] != getattr(cnn, "num_features", grid.shape[1]):
-        raise UserError(
-            f"model.vision.name: {name} gives features of shape {tuple(grid.shape)}, not a grid; choose a CNN"
-        )
-    return int(grid.shape[1])
+    def _frozen_layers(self) -> list[str]:
+        """List the parameters of the modules named in `frozen_layers`."""
+        names, frozen = [name for name, _ in self.cnn.named_parameters()], []
+        for layer in self.config.frozen_layers:
+            found = [name for name in names if f"{name}.".startswith(f"{layer}.")]
+            if not found:
+                near = nearest(layer, (path for path, _ in self.cnn.named_modules() if path), cutoff=0.0)
+                raise UserError(f"model.vision.frozen_layers: {self.config.name} has no {layer}; try {near}")
+            frozen += found
+        return frozen

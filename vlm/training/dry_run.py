@@ -8,6 +8,7 @@ measured at a quarter and a half of the batch, of the training split's longest c
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 from vlm.config import Config
 from vlm.data.collate import Batch
 from vlm.data.dataset import CaseDataset
-from vlm.model.bases.quantization import values_of
+from vlm.model.bases.quantization import comes_quantised, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import word_embeddings
-from vlm.training.memory import CUDA_CONTEXT, GIB, MIB, TRAINED_BYTES, StepMemory, nf4_bytes
+from vlm.training.memory import CUDA_CONTEXT, GIB, MIB, TRAINED_BYTES, StepMemory, packed_bytes
 from vlm.training.micro_batch import choose_micro_batch, longest_cases, one_step
 
 
@@ -89,10 +90,10 @@ def step_peak(model: ClinicalVLM, batch: Batch) -> float:
 def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepMemory:
     """Predict the memory of the same step on a GPU in bf16, with the language model in the config's precision.
 
-    Activations and the language model take two bytes a value, NF4 half a byte and its constants. Trainable weights
-    stay fp32. A 4-bit layer is dequantized on use, so one dequantized layer is added.
+    Activations and the language model take two bytes a value, quantised ones as `packed_bytes` says. Trainable weights
+    stay fp32. A quantised layer is dequantized on use, so one dequantized layer is added.
     """
-    quantised = config.model.llm.quantization == "nf4" and config.model.llm.dequantize != "always"
+    quantised = config.model.llm.quantization != "none" and config.model.llm.dequantize != "always"
     vocabulary = {id(layer.weight) for layer in (model.base.get_input_embeddings(), model.base.get_output_embeddings())}
     weights, largest = 0.0, 0
     for name, value in model.named_parameters():
@@ -100,7 +101,7 @@ def predicted_gpu(model: ClinicalVLM, config: Config, here: StepMemory) -> StepM
         if value.requires_grad:
             weights += 4 * count
         elif name.startswith("llm.") and quantised and value.ndim == 2 and id(value) not in vocabulary:
-            weights += count * nf4_bytes(config.model.llm.double_quantization)
+            weights += count * packed_bytes(config.model.llm)
             largest = max(largest, count)
         else:
             weights += (2 if name.startswith("llm.") else 4) * count
@@ -128,6 +129,10 @@ def dry_run(model: ClinicalVLM, config: Config, dataset: CaseDataset) -> list[st
     if model.device.type != "cuda":
         there = _in_words(predicted_gpu(model, config, here), cases)
         lines.append(f"predicted on a GPU in bf16: {there}, and CUDA's own {CUDA_CONTEXT / GIB:.1f} GiB")
+        if config.model.llm.quantization != "none" and not comes_quantised(model.base):
+            exact = replace(config, model=replace(config.model, llm=replace(config.model.llm, quantization="none")))
+            peak = predicted_gpu(model, exact, here).peak(cases)
+            lines.append(f"the same beside unquantised weights (model.llm.quantization: none): {peak / GIB:.2f} GiB")
     return lines
 
 

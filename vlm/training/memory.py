@@ -5,6 +5,8 @@
 
 from dataclasses import dataclass
 
+from vlm.config import LLMConfig
+
 MIB, GIB = 2**20, 2**30
 CUDA_CONTEXT = 0.5 * GIB
 """Bytes of CUDA and its libraries before the first tensor; varies a little with the driver."""
@@ -30,8 +32,13 @@ class StepMemory:
         return self.weights + self.training + self.fixed + cases * self.case
 
 
-def nf4_bytes(double_quantization: bool) -> float:
-    """Compute the bytes of a value packed in NF4 (QLoRA): half a byte and its constants.
+def packed_bytes(llm: LLMConfig) -> float:
+    """Compute the bytes of a quantised value: one for int8, whose constants are one a row, half a byte for 4 bits."""
+    return 1.0 if llm.quantization == "int8" else four_bit_bytes(llm.double_quantization)
+
+
+def four_bit_bytes(double_quantization: bool) -> float:
+    """Compute the bytes of a value packed in 4 bits (QLoRA): half a byte and its constants.
 
     32 bits for 64 values, or 8 bits and 32 for 64 · 256 where the constants are quantised too.
     """

@@ -8,15 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.compat import needs_bitsandbytes
 from vlm.config import TrainConfig
+from vlm.errors import UserError, one_line
+from vlm.model.bases.lora_settings import DECOMPOSED
 from vlm.model.clinical_vlm import ClinicalVLM
+
+LORA_B = "llm B"
+"""Part of its own under LoRA+ (Hayou et al., 2024): LoRA's B, at a multiple of the learning rate of A."""
 
 
 def make_optimizer(model: ClinicalVLM, train: TrainConfig) -> torch.optim.Optimizer:
-    """Build AdamW of PyTorch, or the paged 8-bit AdamW of bitsandbytes."""
+    """Build AdamW of PyTorch, or the paged 8-bit AdamW of bitsandbytes.
+
+    Raises `UserError` on a CPU for a bitsandbytes that has it on GPUs alone.
+    """
     groups = parameter_groups(model, train)
     if train.optimizer == "adamw_torch":
         return torch.optim.AdamW(groups, lr=train.learning_rate)
+    if model.device.type == "cpu" and (way_out := needs_bitsandbytes("0.50")):
+        raise UserError(f"train.optimizer: {train.optimizer} on a CPU {way_out}")
     from bitsandbytes.optim import PagedAdamW8bit
 
     return PagedAdamW8bit(groups, lr=train.learning_rate)
@@ -28,22 +39,45 @@ def parameter_groups(model: ClinicalVLM, train: TrainConfig) -> list[dict[str, A
     A group is `text` if it gets gradients from the text loss only, so it does not learn in the head-only steps.
     """
     rates = {"head": train.learning_rate, "tokens": train.learning_rate, "llm": train.lora_learning_rate,
-             "cnn": train.vision_learning_rate}  # fmt: skip
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
-        (part, decay): [] for part in rates for decay in (True, False)
+             LORA_B: train.lora_learning_rate * train.loraplus_lr_ratio, "cnn": train.vision_learning_rate}  # fmt: skip
+    decomposed = model.model_config.llm.init_lora_weights in DECOMPOSED  # decay would shrink the base's own weights
+    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {
+        (part, decay, 1.0): [] for part in rates for decay in (True, False)
     }
+    scales = layer_scales(model, train.vision_layer_decay)
     for name, parameter in model.trainable_parameters().items():
-        groups[part_of(name), parameter.ndim > 1].append(parameter)  # biases, norms and single vectors do not decay
+        part = part_of(name)
+        if part == "llm" and train.loraplus_lr_ratio != 1 and ".lora_B." in name:
+            part = LORA_B
+        decays = parameter.ndim > 1 and not (decomposed and part in ("llm", LORA_B))
+        key = part, decays, scales.get(name, 1.0)  # biases, norms and single vectors do not decay
+        groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": rates[part],
+            "lr": rates[part] * scale,
             "weight_decay": train.weight_decay if decay else 0.0,
-            "text": part in ("tokens", "llm"),
+            "text": part in ("tokens", "llm", LORA_B),
         }
-        for (part, decay), parameters in groups.items()
+        for (part, decay, scale), parameters in groups.items()
         if parameters
     ]
+
+
+def layer_scales(model: ClinicalVLM, decay: float) -> dict[str, float]:
+    """Compute the factor on the rate of each parameter of the encoder: `decay` for each layer further from the end.
+
+    Layer-wise decay as in BEiT (Bao et al., 2021). Raises `UserError` for an encoder without layers.
+    """
+    if decay == 1 or not model.vision.config.train:
+        return {}
+    with one_line(f"train.vision_layer_decay: {model.vision.config.name} has no layers"):
+        layers = model.vision.encoder.layers(model.vision.cnn)
+    return {
+        f"vision.cnn.{name}": decay ** (len(layers) - 1 - number)
+        for number, layer in enumerate(layers)
+        for name in layer
+    }
 
 
 def part_of(name: str) -> str:

@@ -20,7 +20,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
-from vlm.device import Choice, choose_device, choose_precision, choose_threads
+from vlm.device import Choice, choose_device, choose_precision, choose_threads, memory_of
 from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
@@ -28,8 +28,10 @@ from vlm.evaluation.learned import load_learned
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
-from vlm.model.bases.quantization import choose_dequantization, values_of
+from vlm.model.bases.lora_targets import describe_choice
+from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.encoders.build import image_pictures
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
@@ -52,6 +54,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises `Stopped` after Ctrl-C or SIGTERM, once the current step is saved.
     """
+    config = _sized(config)
     folder = RunFolder(config)
     with one_line_endings(folder), folder.locked() if is_main() else nullcontext():
         return _train(config, folder, resume)
@@ -122,6 +125,7 @@ def try_step(config: Config) -> None:
 
     Raises `UserError` as `train` does.
     """
+    config = _sized(config)
     device, dtype = _choices(config)
     cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
@@ -138,23 +142,39 @@ def try_step(config: Config) -> None:
 
 def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
     """Run the self-test of the base and check for texts beyond its context; returns the lines to print."""
-    targets = model.model_config.llm.lora_targets
-    chosen = [f"LoRA targets: {', '.join(targets)} (so this base names its layers)"]
     splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
     return [
-        *(chosen if targets != config.model.llm.lora_targets else []),
+        *describe_choice(model.base, config.model.llm, model.model_config.llm),
         f"prefix reuse: {model.prefix_reuse.value} ({model.prefix_reuse.reason})",
         *self_test(model),
+        *advise_bf16(model.base, config.model.llm, memory_of(model.device)),
         *check_lengths(model.prompt, splits, config.evaluation.max_new_tokens),
     ]
+
+
+def _sized(config: Config) -> Config:
+    """Write the size of the encoder's own pictures for `data.image_size: 0`."""
+    if config.data.image_size:
+        return config
+    size = image_pictures(config.model.vision, 0)[0].size
+    return replace(config, data=replace(config.data, image_size=size))
 
 
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
     """Build a fresh model for these data; the same seed gives the same initial weights."""
     set_seed(config.train.seed)
-    mean, std = _cnn_normalisation(config.model.vision.name)
-    spec = CaseSpec.fit(cohort, ImageSpec(config.data.image_size, mean, std), config.model.vitals.bins)
-    return ClinicalVLM.from_config(config.model, spec, device, dtype)
+    pictures, line = image_pictures(config.model.vision, config.data.image_size)
+    log_rank0(line)
+    image = ImageSpec(
+        pictures.size, pictures.mean, pictures.std, interpolation=pictures.interpolation, channels=pictures.channels
+    )
+    spec = CaseSpec.fit(cohort, image, config.model.vitals.bins)
+    model = ClinicalVLM.from_config(config.model, spec, device, dtype)
+    if model.vision.lora_line:
+        log_rank0(model.vision.lora_line)
+    if (weights := model.model_config.vision.weights).startswith("hf-hub:"):
+        log_rank0(f"weights of the image encoder in the adapter: False (they are frozen, and {weights} has them)")
+    return model
 
 
 def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFolder) -> TrainingLoop:
@@ -188,22 +208,14 @@ def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> 
     return make(dropout=data.dropout, augment=data.augment, seed=seed, interleave_shards=data.interleave_shards)
 
 
-def _cnn_normalisation(name: str) -> tuple[float, float]:
-    """Look up the mean and standard deviation of a timm model's training, averaged to one grey value each."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    mean, std = (config.mean, config.std) if config else ((0.5,), (0.5,))
-    return round(sum(mean) / len(mean), 6), round(sum(std) / len(std), 6)
-
-
 def _choices(config: Config) -> tuple[torch.device, torch.dtype]:
     """Make and print every automatic choice with its reason."""
     threads, device = choose_threads(config.train.threads), choose_device()
     torch.set_num_threads(threads.value)
     precision = choose_precision(config.train.precision, device.value)
     choices: dict[str, Choice[Any]] = {"device": device, "precision": precision, "threads": threads}
-    choices["dequantize 4-bit"] = choose_dequantization(config.model.llm, device.value)
+    width = 8 if config.model.llm.quantization == "int8" else 4
+    choices[f"dequantize {width}-bit"] = choose_dequantization(config.model.llm, device.value)
     _log_choices(choices)
     return device.value, precision.value
 

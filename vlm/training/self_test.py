@@ -22,11 +22,11 @@ from vlm.data.collate import Batch, Collator
 from vlm.errors import UserError, one_line
 from vlm.finite import all_finite, first_nonfinite
 from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.model.bases.lora_targets import describe_lora
 from vlm.model.bases.prefix_reuse import NOWHERE, drafts_together
-from vlm.model.bases.quantization import four_bit_share
+from vlm.model.bases.quantization import bits, comes_quantised, quantised_share
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.llm import word_embeddings
-from vlm.model.lora import describe_lora
 
 DRAFTED = 2
 """Number of tokens drafted."""
@@ -56,10 +56,13 @@ def self_test(model: ClinicalVLM) -> list[str]:
 def describe_base(model: ClinicalVLM) -> list[str]:
     """Describe the share of the weights in 4 bits and the layers with LoRA."""
     lines = []
-    if model.model_config.llm.quantization == "nf4":
-        share, left = four_bit_share(model.base)
+    if method := comes_quantised(model.base):
+        lines.append(f"quantization: {method} (the base comes so)")
+    elif model.model_config.llm.quantization != "none":
+        share, left = quantised_share(model.base)
         rest = f"; the largest that is not: {left}" if left else ""
-        lines.append(f"weights in 4 bits: {share:.1%} of the language model's linear weights{rest}")
+        width = bits(model.model_config.llm)
+        lines.append(f"weights in {width} bits: {share:.1%} of the language model's linear weights{rest}")
     return lines + describe_lora(model.llm, getattr(model.base.config.get_text_config(), "num_hidden_layers", 0))
 
 

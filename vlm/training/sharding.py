@@ -43,7 +43,7 @@ def asked_to_shard() -> Choice[bool]:
 def shard_base(model: ClinicalVLM, device: torch.device) -> str:
     """Shard each layer of the frozen base over all processes; trainable weights and word embeddings stay whole.
 
-    Returns a description of each process's share. Raises `UserError` for a base whose 4-bit values are stored as
+    Returns a description of each process's share. Raises `UserError` for a base whose quantised values are stored as
     integers, which cannot be sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -54,7 +54,7 @@ def shard_base(model: ClinicalVLM, device: torch.device) -> str:
     layers = decoder_layers(model)
     inside = {parameter for layer in layers for parameter in layer.parameters() if not parameter.requires_grad}
     if not all(parameter.is_floating_point() for parameter in inside):
-        raise UserError("FSDP: the base comes with 4-bit values in bytes, which cannot be split; take the original")
+        raise UserError("FSDP: the base comes with quantised values in bytes, which cannot be split; take the original")
     processes = torch.distributed.get_world_size()
     before = sum(parameter.nbytes for parameter in inside)
     mesh = init_device_mesh(device.type, (processes,))

@@ -8,8 +8,10 @@ import torch
 from vlm.adapter.hub import open_adapter
 from vlm.adapter.validate import AdapterFolder, check_sources
 from vlm.atomic import replaced
+from vlm.config import LLMConfig
 from vlm.errors import UserError, one_line
 from vlm.locks import locked
+from vlm.model.bases.lora_settings import layer_of, rank_of, scale_of
 from vlm.weights import language_model_folder
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     """Write an adapter's LoRA to a GGUF file, in full precision; returns the number of its layers.
 
     llama.cpp applies it to any GGUF file of the same base. Only the base's config is read, none of its weights.
-    Raises `UserError` as `open_adapter` does, for a base that is no Llama, and for an existing file.
+    The file has one alpha, so the scales of rsLoRA and of patterns are put into B. Raises `UserError` as
+    `open_adapter` does, for a base that is no Llama, for DoRA, and for an existing file.
     """
     import gguf
     from safetensors.torch import load_file
@@ -28,6 +31,8 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
     if file.exists():
         raise UserError(f"{file}: is there already; name a new file")
     opened = open_adapter(adapter, revision)
+    if opened.config.model.llm.use_dora:
+        raise UserError("gguf: llama.cpp has no DoRA; write the merged model with `clinical-vlm merge`")
     config = _base_config(opened, base)
     tensors = load_file(opened.path / "adapter_model.safetensors")
     with locked(file), replaced(file) as partial:
@@ -37,8 +42,9 @@ def write_lora(adapter: str, file: Path, base: str | None = None, revision: str 
         alpha = float(opened.config.model.llm.lora_alpha)
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)  # its scale is alpha / rank
         for name, value in sorted(tensors.items()):
-            layer, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-            value = value.float() if side == "lora_A" else in_pairs(value.float(), layer, config)  # r × in, out × r
+            layer, side, value = layer_of(name), name.removesuffix(".weight")[-6:], value.float()
+            if side == "lora_B":  # out × r; lora_A is r × in
+                value = in_pairs(value * _scale_left(opened.config.model.llm, layer), layer, config)
             writer.add_tensor(f"{gguf_name(layer, config)}.weight.{side.lower()}", value.numpy())
         finish(writer)
     return len(tensors) // 2
@@ -50,6 +56,11 @@ def finish(writer: Any) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _scale_left(llm: LLMConfig, layer: str) -> float:
+    """Compute what a layer's scale is over the one that llama.cpp gives it, the file's alpha / the layer's rank."""
+    return scale_of(llm, layer) * rank_of(llm, layer) / llm.lora_alpha
 
 
 def _base_config(opened: AdapterFolder, base: str | None) -> "PreTrainedConfig":

@@ -19,6 +19,7 @@ from vlm.atomic import flush, make_folder, staged, write_manifest
 from vlm.data.case import random_cases
 from vlm.errors import UserError
 from vlm.locks import locked
+from vlm.model.bases.quantization import comes_quantised, is_packed_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 CASES = 8
 """Number of made-up cases on which the merged model is compared with the base and its LoRA."""
+
+CONFIGS = ("config.json", "adapter_config.json")
 
 
 class Parity(NamedTuple):
@@ -82,29 +85,34 @@ def merge(adapter: str, out: Path, base: str | None = None, revision: str | None
 
 
 def refuse_packed(model: "ClinicalVLM", what: str) -> None:
-    """Raise `UserError` if the base was not dequantised, as the adapter's config may ask."""
-    if any(type(parameter).__name__ == "Params4bit" for parameter in model.llm.parameters()):
-        raise UserError(f"{what}: the adapter's config keeps the base packed (dequantize: never)")
+    """Raise `UserError` if the base was not dequantised, as the adapter's config may ask or the base may come."""
+    if any(is_packed_value(parameter) for parameter in model.llm.parameters()) or any(
+        hasattr(module, "qweight") for module in model.llm.modules()
+    ):
+        method = comes_quantised(model.base)
+        why = f"the base comes quantised by {method}" if method else "the adapter's config keeps the base packed"
+        raise UserError(f"{what}: {why}{'' if method else ' (dequantize: never)'}")
 
 
 def _write_evidence(adapter: Path, folder: Path, base: Path, hashes: dict[str, str]) -> None:
-    """Write the adapter with a zero LoRA for the merged base, which is loaded without quantisation."""
+    """Write the adapter with a plain LoRA of rank 1 and zeros, for the merged base, which is loaded as it is."""
     from safetensors.torch import load_file, save_file
 
     make_folder(folder)
     for name in set(FILES) & {path.name for path in adapter.iterdir()}:
         shutil.copyfile(adapter / name, folder / name)
     lora = load_file(folder / "adapter_model.safetensors")
-    nothing = {name: torch.zeros_like(value) if "lora_B" in name else value for name, value in lora.items()}
+    first = {name: value[:1] if "lora_A" in name else value[:, :1] for name, value in lora.items() if value.ndim == 2}
+    nothing = {name: torch.zeros_like(value, memory_format=torch.contiguous_format) for name, value in first.items()}
     save_file(nothing, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    for name, change in (
-        ("config.json", {"base": str(base.resolve()), "sha256": None, "revision": None, "quantization": "none"}),
-        ("adapter_config.json", {"base_model_name_or_path": str(base.resolve()), "revision": None}),
-    ):
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
-        (values["model"]["llm"] if name == "config.json" else values).update(change)
-        if name == "config.json":
-            values |= hashes
+    ours, peft = (json.loads((folder / name).read_text(encoding="utf-8")) for name in CONFIGS)
+    llm, place = ours["model"]["llm"], str(base.resolve())
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):  # plain from here on
+        llm.pop(key, None)
+        peft[key] = {} if key.endswith("pattern") else False
+    llm |= {"base": place, "sha256": None, "revision": None, "quantization": "none", "lora_rank": 1}
+    peft |= {"base_model_name_or_path": place, "revision": None, "r": 1}
+    for name, values in zip(CONFIGS, (ours | hashes, peft), strict=True):
         (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_manifest(folder)
 

@@ -3,6 +3,7 @@
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -33,6 +34,10 @@ class ImageSpec:
     """Percentile of grey values shown as black."""
     high_percentile: float = 99.5
     """Percentile of grey values shown as white."""
+    interpolation: Literal["area", "bilinear", "bicubic"] = "area"
+    """Resizing: area averaging (linear to enlarge), or a filter that is widened to shrink, as encoders are trained."""
+    channels: int = 3
+    """Channels that the encoder's first layer takes, all alike."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -40,6 +45,7 @@ class ImageSpec:
             (-1e3 <= self.mean <= 1e3, "mean", "a number"),
             (1e-6 <= self.std <= 1e6, "std", "a number above 0"),
             (0 <= self.low_percentile < self.high_percentile <= 100, "low_percentile", "below high_percentile"),
+            (self.channels in (1, 3), "channels", "1 or 3"),
         )  # fmt: skip
         for holds, key, meaning in rules:  # NaN fails every comparison
             if not holds:
@@ -140,7 +146,7 @@ def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
     """
     box = Box.of(image.shape, spec.size)
     square = np.zeros((spec.size, spec.size), dtype=np.uint8)
-    square[box.rows, box.columns] = resize(stretch_contrast(image, spec), box.height, box.width)
+    square[box.rows, box.columns] = resize(stretch_contrast(image, spec), box.height, box.width, spec.interpolation)
     return square
 
 
@@ -160,8 +166,14 @@ def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
     return shown
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
     """Resize H × W of 0 to 255 → height × width, uint8."""
+    if interpolation != "area":
+        from PIL import Image  # its filters are those of the encoders' own image processors
+
+        resampling = Image.Resampling[interpolation.upper()]
+        filtered = Image.fromarray(image.astype(np.float32)).resize((width, height), resampling)
+        return np.clip(np.round(np.asarray(filtered)), 0, 255).astype(np.uint8)
     # Area averaging keeps fine opacities when shrinking; it would be blocky when enlarging.
     shrinks = max(height, width) < max(image.shape)
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -218,6 +230,6 @@ def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator)
 
 
 def to_pixel_values(square: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """Normalize S × S uint8 → 3 × S × S float32 for the CNN."""
+    """Normalize S × S uint8 → 3 × S × S float32 for the encoder, or one channel."""
     scaled = (square.astype(np.float32) / 255 - spec.mean) / spec.std
-    return np.ascontiguousarray(np.broadcast_to(scaled, (3, *scaled.shape)))
+    return np.ascontiguousarray(np.broadcast_to(scaled, (spec.channels, *scaled.shape)))

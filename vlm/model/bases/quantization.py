@@ -1,61 +1,93 @@
-"""Quantise the frozen weights of a base model, and measure what share of them is in 4 bits."""
+"""Quantise the frozen weights of a base model, accept those that come quantised, and measure their share."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from vlm.compat import needs_bitsandbytes
 from vlm.config import LLMConfig
 from vlm.device import Choice
 from vlm.errors import UserError
 
 LEAST_SHARE = 0.5
-"""Least share of the linear weights in 4 bits where the config asks for them."""
+"""Least share of the linear weights that is quantised where the config asks for it."""
+FOUR_BITS, EIGHT_BITS = "Linear4bit", "Linear8bitLt"
+"""bitsandbytes' layers, by name: the import takes a second."""
 
 
 def choose_dequantization(config: LLMConfig, device: torch.device) -> Choice[bool]:
-    """Choose whether the 4-bit weights are dequantised once, at load."""
+    """Choose whether the quantised weights are dequantised once, at load."""
     if config.quantization == "none":
         return Choice(False, "not quantised")
     if config.dequantize != "auto":
         return Choice(config.dequantize == "always", "set by model.llm.dequantize")
     if device.type == "cpu":
-        return Choice(True, "on a CPU the dequantised NF4 values give the same numbers in faster steps")
-    return Choice(False, "4-bit weights save GPU memory")
+        values = config.quantization.upper()
+        return Choice(True, f"on a CPU the dequantised {values} values give the same numbers in faster steps")
+    return Choice(False, f"{bits(config)}-bit weights save GPU memory")
 
 
-def nf4_config(config: LLMConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Configure bitsandbytes for QLoRA's 4-bit NormalFloat, with products in `dtype`."""
+def bits(config: LLMConfig) -> int:
+    """Get the bits of a quantised value; raises `KeyError` where nothing is quantised."""
+    return {"nf4": 4, "fp4": 4, "int8": 8}[config.quantization]
+
+
+def quantization_config(config: LLMConfig, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Configure bitsandbytes: QLoRA's 4-bit NormalFloat or 4-bit floats, with products in `dtype`, or LLM.int8().
+
+    Raises `UserError` on a CPU where bitsandbytes is older than its 4-bit floats there.
+    """
+    if device.type == "cpu" and config.quantization == "fp4" and (way_out := needs_bitsandbytes("0.47")):
+        raise UserError(f"model.llm.quantization: fp4 on a CPU {way_out}")
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=config.quantization,
         bnb_4bit_use_double_quant=config.double_quantization,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,  # floating point, so FSDP can shard it
     )
 
 
-def keep_packed_layout(llm: PreTrainedModel) -> bool:
+def quantised_name(config: LLMConfig) -> str:
+    """Name the quantisation for a folder of dequantised weights: `nf4-double`."""
+    double = config.double_quantization and config.quantization != "int8"
+    return f"{config.quantization}{'-double' * double}"
+
+
+def keep_packed_layout(llm: PreTrainedModel, dtype: torch.dtype) -> bool:
     """Forbid bitsandbytes to repack its layers for inference on a CPU; returns whether there are any.
 
-    Their first no-grad pass would repack them, and later gradients would be wrong.
+    Their first no-grad pass would repack them, and later gradients would be wrong. Products are in `dtype`, whatever
+    the config of a base that comes quantised says.
     """
     packed = [module for module in llm.modules() if is_packed(module)]
     for module in packed:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = dtype  # type: ignore[assignment]
     return bool(packed)
 
 
-class FourBitShare(NamedTuple):
-    """Hold the share of the linear weights that is in 4 bits."""
+def refuse_wrong_gradients(llm: PreTrainedModel) -> None:
+    """Raise `UserError` for packed 8-bit weights on a CPU where bitsandbytes has wrong gradients for them, silently."""
+    packed = any(is_packed_int8(module) and module.weight.device.type == "cpu" for module in llm.modules())  # type: ignore[union-attr]
+    if packed and (way_out := needs_bitsandbytes("0.47")):
+        raise UserError(f"model.llm.dequantize: packed 8-bit weights on a CPU {way_out}; or write always")
+
+
+class QuantisedShare(NamedTuple):
+    """Hold the share of the linear weights that is quantised."""
 
     share: float
     left: str
-    """Name of the largest parameter not in 4 bits; empty if all are."""
+    """Name of the largest parameter not quantised; empty if all are."""
 
 
-def four_bit_share(llm: PreTrainedModel) -> FourBitShare:
+def quantised_share(llm: PreTrainedModel) -> QuantisedShare:
     """Compute the share of frozen matrix values that are or were quantised, without embeddings and output layer."""
     packed = any(is_packed(module) for module in llm.modules())
     tables = {id(layer.weight) for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()) if layer}
@@ -69,12 +101,17 @@ def four_bit_share(llm: PreTrainedModel) -> FourBitShare:
             else:
                 left[f"{path}.{name}"] = values_of(value)
     total = inside + sum(left.values())
-    return FourBitShare(inside / total if total else 0.0, max(left, key=lambda name: left[name]))
+    return QuantisedShare(inside / total if total else 0.0, max(left, key=lambda name: left[name]))
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Check whether a layer is bitsandbytes' `Linear4bit`, by name: the import takes a second."""
-    return type(module).__name__ == "Linear4bit"
+    """Check whether a layer is one of bitsandbytes."""
+    return type(module).__name__ in (FOUR_BITS, EIGHT_BITS)
+
+
+def is_packed_int8(module: nn.Module) -> bool:
+    """Check whether a layer is bitsandbytes' of 8-bit integers."""
+    return type(module).__name__ == EIGHT_BITS
 
 
 def values_of(parameter: torch.Tensor) -> int:
@@ -83,11 +120,35 @@ def values_of(parameter: torch.Tensor) -> int:
     return parameter.numel() * parameter.element_size() * 2 if packed else parameter.numel()
 
 
+def is_packed_value(parameter: torch.Tensor) -> bool:
+    """Check whether a tensor holds quantised values of bitsandbytes or torchao."""
+    kind = type(parameter)
+    return kind.__name__ in ("Params4bit", "Int8Params") or kind.__module__.startswith("torchao.")
+
+
 def refuse_unquantised(llm: PreTrainedModel, config: LLMConfig) -> None:
-    """Raise `UserError` if the config asks for 4 bits and most of the linear weights cannot be quantised."""
-    share, left = four_bit_share(llm)
-    if config.quantization == "nf4" and share < LEAST_SHARE:
+    """Raise `UserError` if the config asks for quantised weights and most of the linear ones cannot be."""
+    if config.quantization == "none" or comes_quantised(llm):
+        return
+    share, left = quantised_share(llm)
+    if share < LEAST_SHARE:
         raise UserError(
-            f"model.llm.quantization: {share:.0%} of the linear weights of {config.base} can be put in 4 bits, {left} "
-            "among others cannot; write model.llm.quantization: none, or take another base"
+            f"model.llm.quantization: {share:.0%} of the linear weights of {config.base} can be put in {bits(config)} "
+            f"bits, {left} among others cannot; write model.llm.quantization: none, or take another base"
         )
+
+
+def advise_bf16(llm: PreTrainedModel, config: LLMConfig, memory: int) -> list[str]:
+    """Advise LoRA beside bf16 weights where they take at most half of a GPU's memory in bytes; 0 for a CPU."""
+    size = sum(2 * values_of(parameter) for parameter in llm.parameters() if not parameter.requires_grad)
+    if config.quantization == "none" or comes_quantised(llm) or size > memory / 2:
+        return []
+    return [
+        f"advice: in bf16 the base takes {size / 2**30:.1f} of this GPU's {memory / 2**30:.0f} GiB; "
+        "model.llm.quantization: none trains LoRA beside its exact weights, in faster steps"
+    ]
+
+
+def comes_quantised(llm: Any) -> str:
+    """Get the method by which a base came quantised, as `note_method` found it; empty if it did not."""
+    return str(getattr(llm, "came_quantised", ""))

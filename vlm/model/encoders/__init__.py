@@ -1,0 +1,1 @@
+"""Image encoders: one file for each library, behind `Encoder`."""
