@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-.PHONY: help install demo test test-lowest soak lint
+.PHONY: help install demo test coverage test-lowest soak lint
 
 help:
 	@echo "make demo   install, train on the built-in cohort, test it, draft the report of an unseen case"
 	@echo "make test   install and run the whole test suite"
+	@echo "make coverage   the same, and which lines no test runs; it takes longer"
 	@echo "make test-lowest   install the oldest supported versions into .venv-lowest and run the test suite on them"
 	@echo "make soak   the long statistical checks that make test samples"
 	@echo "make docs   build the documentation in build/site; any warning is an error"
@@ -37,13 +38,16 @@ demo: install
 	@echo "  runs/demo/figures           correlations and losses"
 
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov=vlm --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov=vlm --cov-report=term:skip-covered
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --disable-pip-version-check 'uv>=0.13'
 	.venv-lowest/bin/uv pip install --system-certs --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 soak: install
 	$(BIN)/python -m pytest -m soak

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,10 @@ from vlm.config import (
     VitalsConfig,
 )
 
+LONGEST = ["test_end_to_end", "test_quality", "test_training", "test_kills", "test_processes", "test_durable",
+           "test_self_test", "test_parts", "test_package", "test_hub"]  # fmt: skip
+"""Files of minutes, of however few tests: they begin first, so that none is left to one worker at the end."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -50,6 +55,13 @@ SENTENCES = [
     "Blood pressure is normal.",
     "No image was available.",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files: the longest, then those of most tests; `--no-loadscope-reorder` keeps that order."""
+    tests = Counter(item.path for item in items)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.stem, len(LONGEST)), -tests[item.path], item.path))
 
 
 @pytest.fixture(scope="session")
@@ -129,8 +141,13 @@ def table_config(root: Path) -> DataConfig:
 @pytest.fixture
 def tiny_config(tiny_llm: str, table_root: Path, tmp_path: Path) -> Config:
     """A whole job on `table_root` that trains in a second."""
+    return tiny_job(tiny_llm, table_root, tmp_path)
+
+
+def tiny_job(tiny_llm: str, table_root: Path, folder: Path) -> Config:
+    """That job, whose runs are under `folder`."""
     return Config(
-        run=RunConfig(name="tiny", folder=str(tmp_path / "runs")),
+        run=RunConfig(name="tiny", folder=str(folder / "runs")),
         data=replace(table_config(table_root), dropout=DropoutConfig(0.2, 0.2, 0.1)),
         model=tiny_model_config(tiny_llm),
         loss=LossConfig(alpha=0.4),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import public, read_json, table_config, tiny_model_config
+from tests.forks import PROJECT, Forks
 from tests.hub_server import (
     TOKEN,
     HubServer,
@@ -32,7 +33,6 @@ from vlm.training.run import build_model
 
 __all__ = ["hub"]  # fixtures
 
-PROJECT = Path(__file__).resolve().parents[2]
 REPO = "user/ward-7"
 CASES = [(None, {"glucose": 5 + i, "systolic": 100 + 9 * i}) for i in range(4)]
 ESTIMATE = {"value": 0.8134, "low": 0.7012, "high": 0.9}
@@ -399,9 +399,9 @@ def run(hub: HubServer, home: Path, *command: str, **variables: str) -> subproce
 
 
 def test_push_and_draft_from_the_command_line(
-    hub, folder: Path, trained: ClinicalVLM, tiny_llm, tmp_path: Path
+    hub, folder: Path, trained: ClinicalVLM, tiny_llm, tmp_path: Path, forks: Forks
 ) -> None:
-    """In programs of their own: nothing of the client is patched."""
+    """In programs of their own: nothing of the client is patched. The last is refused before the client is asked."""
     pushed = run(hub, tmp_path / "a", "-m", "vlm.cli", "push", str(folder), REPO, "--message", "first")
     commit = hub.repos[REPO].branches["main"]
     assert pushed.returncode == 0, pushed.stderr
@@ -426,6 +426,6 @@ def test_push_and_draft_from_the_command_line(
         assert json.loads(drafted.stdout)["text"] == wanted.text and f"{REPO}: commit {commit}" in drafted.stderr
     assert "Could not reach the Hub" in offline.stderr and "Could not reach" not in first.stderr
     (folder / "notes.txt").write_text("")
-    refused = run(hub, tmp_path / "a", "-m", "vlm.cli", "push", str(folder), REPO)
+    refused = forks.command("push", str(folder), REPO, program="vlm.cli")
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "notes.txt" in refused.stderr
     assert "Traceback" not in refused.stderr

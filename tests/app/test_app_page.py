@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
+from tests.forks import Forks
 from vlm.report import NOTICE
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -297,8 +298,7 @@ def test_nothing_of_a_patient_stays(server: Server) -> None:
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:7860"),
     ],
 )
-def test_a_wrong_option_is_one_line(arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "vlm.cli", "serve", *arguments]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+def test_a_wrong_option_is_one_line(arguments: list[str], message: str, forks: Forks) -> None:
+    result = forks.command("serve", *arguments, program="vlm.cli")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1

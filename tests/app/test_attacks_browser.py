@@ -3,8 +3,6 @@
 import copy
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.forks import Forks
 from tests.serving import serving
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
@@ -167,11 +166,10 @@ def test_a_browser_sends_the_token_as_a_password(browser: Browser, engine: Repor
         (["--allowed_hosts", "http://a"], "--allowed_hosts: 'http://a' is no host name"),
     ],
 )
-def test_a_door_is_not_opened_unasked(arguments: list[str], message: str) -> None:
+def test_a_door_is_not_opened_unasked(arguments: list[str], message: str, forks: Forks) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vlm.cli", "serve", *arguments, "--port", str(port)]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    result = forks.command("serve", *arguments, "--port", str(port), program="vlm.cli")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1

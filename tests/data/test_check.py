@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.forks import PROJECT, Forks
 from vlm.config import PhantomConfig, SplitConfig
 from vlm.data.ingest.phantom import draw_cases
 from vlm.data.ingest.phantom_image import draw_chest
@@ -266,13 +267,7 @@ def test_a_seed_is_found_that_divides_the_labels_evenly() -> None:
 # --------------------------------------------------------------------------------- the command itself
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run([sys.executable, "-m", "vlm.cli", "check", *arguments], capture_output=True, text=True,
-                          env=environment)  # fmt: skip
-
-
-def test_exit_codes_json_and_page(tmp_path: Path) -> None:
+def test_exit_codes_json_and_page(tmp_path: Path, forks: Forks) -> None:
     frame = clean(24)
     frame["image"] = write_images(tmp_path / "images", chests(24))
     frame.to_csv(tmp_path / "cases.csv", index=False)
@@ -286,7 +281,9 @@ def test_exit_codes_json_and_page(tmp_path: Path) -> None:
         "--json",
         str(machine),
     ]
-    done = command(*whole)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "vlm.cli", "check", *whole]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "24 rows, 24 patients" in done.stdout and "patient: column patient (by its name)" in done.stdout
     found = json.loads(machine.read_text())
@@ -295,8 +292,8 @@ def test_exit_codes_json_and_page(tmp_path: Path) -> None:
     html = page.read_text()
     assert "http" not in html.replace("http-equiv", "") and "<script" not in html and html.count("data:image/png") == 3
     (tmp_path / "images" / "3.png").unlink()
-    assert command(*whole).returncode == 1
-    wrong = command(str(tmp_path / "none.csv"))
+    assert forks.command("check", *whole, program="vlm.cli").returncode == 1
+    wrong = forks.command("check", str(tmp_path / "none.csv"), program="vlm.cli")
     assert wrong.returncode == 2 and "none.csv" in wrong.stderr and "Traceback" not in wrong.stderr
     assert all(text not in done.stdout for text in frame["report"])
 

@@ -1,7 +1,5 @@
 """The check reads a table as training does, and both say what cannot be learned from it."""
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.fhir_bundles import PATIENT
+from tests.forks import Forks
 from tests.tables import HEAD, NAN, table_of
 from vlm.config import DataConfig, SectionConfig, TableConfig, VitalConfig
 from vlm.data.ingest.read import TableOptions, read_table, reading_notes
@@ -61,7 +60,7 @@ def test_what_cannot_be_learned_is_said_by_training_and_check_alike(rows: str, m
     assert [notice.message for notice in notices if notice.check == "substance"] == [message]
 
 
-def test_check_says_what_training_says(tmp_path: Path) -> None:
+def test_check_says_what_training_says(tmp_path: Path, forks: Forks) -> None:
     path = tmp_path / "t.csv"
     rows = "".join(f"{n},{n % 2 if n else 'maybe'},Größe normal - Übersicht,train\n" for n in range(30))
     path.write_bytes(("id,edema,report,split\n" + rows.replace("29,1", "29,-1")).encode("cp1252"))
@@ -72,8 +71,7 @@ def test_check_says_what_training_says(tmp_path: Path) -> None:
     said = {notice.check: f"{path}: {notice.message}" for notice in notices}
     assert said["unreadable_label"] == str(error.value)
     assert (said["reading"],) == reading_notes(path) and "Windows-1252" in said["reading"]
-    command = [sys.executable, "-m", "vlm.cli", "check", str(path), "--encoding", "utf-8"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forks.command("check", str(path), "--encoding", "utf-8", program="vlm.cli")
     assert done.returncode == 2 and "line 2 is not in utf-8, which data.table.encoding" in done.stderr
 
 

@@ -1,31 +1,36 @@
 """Runs side by side, and the evaluation of an adapter from the command line."""
 
 import json
-import subprocess
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vlm.config import Config
+from tests.conftest import tiny_job
+from tests.forks import Forks
 from vlm.errors import UserError
 from vlm.evaluation.compare import compare
 from vlm.evaluation.run import test_adapter as evaluate_adapter
 from vlm.training.run import train
 
-PROJECT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture(scope="module")
+def finished(tiny_llm: str, table_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two finished runs on the same cases, the second without vitals tokens; for reading."""
+    config = tiny_job(tiny_llm, table_root, tmp_path_factory.mktemp("finished"))
+    without = replace(
+        config,
+        run=replace(config.run, name="without"),
+        model=replace(config.model, vitals=replace(config.model.vitals, injection="none")),
+    )
+    return [train(one) for one in (config, without)]
 
 
 @pytest.fixture
-def runs(tiny_config: Config) -> list[str]:
-    """Two finished runs on the same cases, the second without vitals tokens."""
-    without = replace(
-        tiny_config,
-        run=replace(tiny_config.run, name="without"),
-        model=replace(tiny_config.model, vitals=replace(tiny_config.model.vitals, injection="none")),
-    )
-    return [str(train(config)) for config in (tiny_config, without)]
+def runs(finished: list[Path], tmp_path: Path) -> list[str]:
+    """Copies of them, which a test may change."""
+    return [str(shutil.copytree(run, tmp_path / "runs" / run.name)) for run in finished]
 
 
 def test_a_comparison_is_paired_and_names_what_changed(runs: list[str]) -> None:
@@ -100,7 +105,6 @@ def test_data_that_do_not_fit_the_adapter_are_refused(runs: list[str], table_roo
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_ends_in_one_line_for_a_mistake() -> None:
-    command = [sys.executable, "-m", "vlm.cli", "compare", "/no/a", "/no/b"]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+def test_the_command_ends_in_one_line_for_a_mistake(forks: Forks) -> None:
+    result = forks.command("compare", "/no/a", "/no/b", program="vlm.cli")
     assert result.returncode == 2 and result.stderr.startswith("error: /no/a") and result.stderr.count("\n") == 1

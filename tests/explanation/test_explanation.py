@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import timm
 import torch
 
+from tests.forks import PROJECT, Forks
 from vlm.adapter import load, save
 from vlm.cli import build_parser
 from vlm.config import Config, DataConfig, PhantomConfig
@@ -36,7 +36,6 @@ from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import NOTICE, Report
 from vlm.training.run import build_model
 
-PROJECT = Path(__file__).resolve().parents[2]
 DRAFT = "Patchy opacities in the left lower zone. Glucose is elevated."
 VITALS = {"glucose": 9, "bp": "150/80"}
 
@@ -304,15 +303,10 @@ def test_the_picture_names_no_patient(model: ClinicalVLM, image: Path, tmp_path:
         draw(explanation, tmp_path / "no" / "out.png")
 
 
-def infer(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "infer.py", "--max_new_tokens", "6", *arguments]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-
-
-def test_the_command_drafts_and_draws(tiny_model: ClinicalVLM, image: Path, tmp_path: Path) -> None:
+def test_the_command_drafts_and_draws(tiny_model: ClinicalVLM, image: Path, tmp_path: Path, forks: Forks) -> None:
     adapter, file = str(save(tiny_model, tmp_path / "adapter")), tmp_path / "out.png"
     case = ("--adapter", adapter, "--image", str(image), "--explain", str(file))
-    result = infer(*case)
+    result = forks.command("--max_new_tokens", "6", *case)
     assert result.returncode == 0 and result.stderr == "" and file.stat().st_size > 10_000
     assert NOTICE in result.stdout and f"picture: {file}" in result.stdout
     arguments = build_parser().parse_args(["draft", "--max_new_tokens", "6", *case, "--explain_words", "qqq"])

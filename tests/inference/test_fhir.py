@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ucumvert import PintUcumRegistry
 
-from tests.command_line import infer
 from tests.conftest import read_json
 from tests.fhir_bundles import loinc_check_digit, of_type, validate
+from tests.forks import Forks
 from vlm.adapter import digest, save
 from vlm.config import VitalConfig
 from vlm.data.ingest.phantom import VITALS as PHANTOM
@@ -305,7 +305,7 @@ def test_nothing_but_a_clear_line_comes_of_hostile_values(broken: Any, key: str)
 # -------------------------------------------------------------------------------------------------------- command
 
 
-def test_the_command_reads_and_writes_fhir(tiny_model, tmp_path: Path) -> None:
+def test_the_command_reads_and_writes_fhir(tiny_model, tmp_path: Path, forks: Forks) -> None:
     coded = [
         replace(vital, loinc=ready.loinc, also_loinc=ready.also_loinc, accepts=ready.accepts)
         for vital in tiny_model.spec.schema.vitals
@@ -315,8 +315,8 @@ def test_the_command_reads_and_writes_fhir(tiny_model, tmp_path: Path) -> None:
     adapter = save(tiny_model, tmp_path / "adapter")
     given_file, made_file = tmp_path / "obs.json", tmp_path / "out.json"
     given_file.write_text(json.dumps([quantity("2345-7", 156, "mg/dL"), quantity("2085-9", 1)]))
-    options = ("--adapter", str(adapter), "--vitals", str(given_file))
-    result = infer(*options, "--fhir", str(made_file), "--fhir_subject", "Patient/123", "--json")
+    options = ("--max_new_tokens", "6", "--adapter", str(adapter), "--vitals", str(given_file))
+    result = forks.command(*options, "--fhir", str(made_file), "--fhir_subject", "Patient/123", "--json")
     assert result.returncode == 0, result.stderr
     drafted, made = json.loads(result.stdout), read_json(made_file)
     validate(made)
@@ -326,7 +326,7 @@ def test_the_command_reads_and_writes_fhir(tiny_model, tmp_path: Path) -> None:
     versions = [version["value"] for version in of_type(made, "Device")[0]["version"]]
     assert versions[1] == digest(adapter) and "/" not in versions[2], "no path of this machine is given away"
     given_file.write_text(made_file.read_text())
-    again = infer(*options, "--json")
+    again = forks.command(*options, "--json")
     assert json.loads(again.stdout)["text"] == drafted["text"], "its own Bundle drafts the same report"
 
 
@@ -339,6 +339,6 @@ def test_the_command_reads_and_writes_fhir(tiny_model, tmp_path: Path) -> None:
         (["--fhir", "out.json", "--input", "cases.csv"], "--fhir: is for one case"),
     ],
 )
-def test_a_wrong_option_costs_no_wait(arguments: list[str], message: str) -> None:
-    result = infer(*arguments)
+def test_a_wrong_option_costs_no_wait(arguments: list[str], message: str, forks: Forks) -> None:
+    result = forks.command(*arguments)
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.command_line import infer
 from tests.conftest import public
+from tests.forks import PROJECT, Forks
 from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.data.ingest.sources import load_cohort
@@ -20,8 +20,6 @@ from vlm.inference.command import draft_case, read_vitals
 from vlm.inference.engine import merged_lora
 from vlm.report import NOTICE
 from vlm.training.run import build_model
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -132,12 +130,14 @@ def test_wrong_vitals_cost_no_wait(vitals: str, message: str, adapter: str, monk
     assert message in str(error.value)
 
 
-def test_the_command_prints_report_probabilities_and_warnings(adapter: str, image: str) -> None:
-    result = infer("--adapter", adapter, "--image", image, "--vitals", "glucose=8.7, bp=145/90")
+def test_the_command_prints_report_probabilities_and_warnings(adapter: str, image: str, forks: Forks) -> None:
+    case = ("--max_new_tokens", "6", "--adapter", adapter, "--image", image, "--vitals", "glucose=8.7, bp=145/90")
+    command = [sys.executable, "infer.py", *case]  # from its start, which may say something as well
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr == ""
     assert "pathology" in result.stdout and "%" in result.stdout and NOTICE in result.stdout
     assert "warning: not given: sex" in result.stdout
-    as_json = infer("--adapter", adapter, "--image", image, "--vitals", "glucose=8.7, bp=145/90", "--json")
+    as_json = forks.command(*case, "--json")
     report = json.loads(as_json.stdout)
     assert result.stdout.startswith(report["text"]) and set(report["probabilities"]) == {"pathology", "effusion"}
 
@@ -161,7 +161,9 @@ def test_a_reader_that_has_enough_ends_it_quietly(adapter: str) -> None:
         (["--base", "/no/base"], "/no/base does not exist"),
     ],
 )
-def test_a_wrong_input_is_one_line_and_no_traceback(arguments: list[str], message: str, adapter: str) -> None:
-    result = infer("--adapter", adapter, *arguments)
+def test_a_wrong_input_is_one_line_and_no_traceback(
+    arguments: list[str], message: str, adapter: str, forks: Forks
+) -> None:
+    result = forks.command("--max_new_tokens", "6", "--adapter", adapter, *arguments)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1

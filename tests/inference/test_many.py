@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.command_line import infer
+from tests.forks import Forks
 from tests.picture_files import tiff
 from vlm.adapter import save
 from vlm.errors import UserError
@@ -207,16 +207,16 @@ def test_no_run_goes_on_with_what_another_began(job, tiny_model, adapter, tmp_pa
         replace(job, table=tmp_path / "plain.csv", columns=TableColumns()).check(adapter, schema, resume=False)
 
 
-def test_the_command(adapter: Path, table_root: Path, tmp_path: Path) -> None:
+def test_the_command(adapter: Path, table_root: Path, tmp_path: Path, forks: Forks) -> None:
     table, output = tmp_path / "cases.csv", tmp_path / "reports.jsonl"
     table.write_text("id,image,glucose\n1,0.png,7\n2,,high\n")
     options = ("--adapter", str(adapter), "--input", str(table), "--images", str(table_root / "images"),
                "--output", str(output))  # fmt: skip
-    result = infer(*options)
+    result = forks.command("--max_new_tokens", "6", *options)
     assert result.returncode == 2, "a caller must notice that a row has no report"
     assert "2 lines" in result.stderr and "1 rows could not be read" in result.stderr
     assert "Traceback" not in result.stderr and "high" not in result.stderr, "no patient's value in a log"
     first, second = map(json.loads, output.read_text().splitlines())
     assert first["vitals"] == {"glucose": 7.0} and "'high' is not a number" in second["error"]
-    refused = infer("--input", str(table), "--vitals", "glucose=7")
+    refused = forks.command("--input", str(table), "--vitals", "glucose=7")
     assert refused.returncode == 2 and "leave --image and --vitals away" in refused.stderr

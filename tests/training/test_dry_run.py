@@ -1,14 +1,13 @@
 """The dry run: its memory is that of a real step, and nothing is written."""
 
 import gc
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.forks import Forks
 from vlm.config import Config
 from vlm.config.parsing import to_yaml
 from vlm.data.ingest.sources import load_cohort
@@ -72,10 +71,9 @@ def _training(config: Config, model):
     return case_dataset(config, model.spec, load_cohort(config.data), "train")
 
 
-def test_the_command_writes_nothing(tiny_config: Config, tmp_path: Path) -> None:
+def test_the_command_writes_nothing(tiny_config: Config, tmp_path: Path, forks: Forks) -> None:
     (tmp_path / "job.yaml").write_text(to_yaml(tiny_config))
-    command = [sys.executable, "train_lora.py", "--config", str(tmp_path / "job.yaml"), "--dry-run"]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=200)
+    result = forks.command("--config", str(tmp_path / "job.yaml"), "--dry-run", program="train_lora")
     assert result.returncode == 0, result.stderr
     assert "parameters: trained" in result.stderr and "with 4 cases at once" in result.stderr
     assert "predicted on a GPU in bf16" in result.stderr
