@@ -55,6 +55,7 @@ def load_causal_lm(folder: str, revision: str | None = None, **options: Any) -> 
     if text is not config:
         llm._weight_conversions = None  # it is saved under the text decoder's own names
     _pass_embeddings(llm)
+    _keep_scale(llm)
     return llm  # type: ignore[no-any-return]
 
 
@@ -128,3 +129,13 @@ def _pass_embeddings(llm: Any) -> None:
         return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     llm.prepare_inputs_for_generation = named
+
+
+def _keep_scale(llm: PreTrainedModel) -> None:
+    """Let RWKV leave its weights as they are between training and drafts.
+
+    It halves hidden states and two weights every few layers in drafts, against the overflow of fp16, which is never
+    used here. That is the same function, but it misses LoRA beside those weights and breaks packed ones.
+    """
+    if hasattr(llm.config, "rescale_every"):
+        llm.config.rescale_every = 0

@@ -62,9 +62,13 @@ def keep_packed_layout(llm: PreTrainedModel, dtype: torch.dtype) -> bool:
     """Forbid bitsandbytes to repack its layers for inference on a CPU; returns whether there are any.
 
     Their first no-grad pass would repack them, and later gradients would be wrong. Products are in `dtype`, whatever
-    the config of a base that comes quantised says.
+    the config of a base that comes quantised says. Layers of 8-bit integers keep their scales (`packed_int8`).
     """
     packed = [module for module in llm.modules() if is_packed(module)]
+    for module in filter(is_packed_int8, packed):
+        from vlm.model.bases.packed_int8 import mend_int8  # imports bitsandbytes, which takes a second
+
+        mend_int8(module)
     for module in packed:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         if hasattr(module, "compute_dtype"):
