@@ -12,7 +12,6 @@ from vlm.errors import UserError, one_line
 from vlm.model.bases.lora_init import start_from_weights
 from vlm.model.bases.lora_settings import DECOMPOSED, names_layer, saved_settings
 from vlm.model.bases.lora_targets import ALL_LINEAR
-from vlm.model.bases.quantization import is_packed_int8
 
 
 def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
@@ -24,8 +23,6 @@ def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
     from peft import LoraConfig, TaskType, get_peft_model
 
     saved, targets = saved_settings(config), config.lora_targets
-    if config.use_dora and any(is_packed_int8(module) and _on_cpu(module) for module in llm.modules()):
-        raise UserError("model.llm.use_dora: not beside packed 8-bit weights on a CPU; write dequantize: auto")
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=saved.lora_rank,
@@ -55,10 +52,6 @@ def add_lora(llm: PreTrainedModel, config: LLMConfig) -> nn.Module:
     settings.init_lora_weights = True  # what a trained LoRA began with is nothing to load
     settings.base_model_name_or_path, settings.revision = config.base, config.revision
     return peft_model
-
-
-def _on_cpu(module: nn.Module) -> bool:
-    return all(parameter.device.type == "cpu" for parameter in module.parameters(recurse=False))
 
 
 def _check_patterns(llm: nn.Module, config: LLMConfig) -> None:

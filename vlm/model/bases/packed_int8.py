@@ -1,5 +1,7 @@
 """Let bitsandbytes' layers of 8-bit integers be read by PEFT at any time, and take inputs of any shape."""
 
+from typing import Any
+
 import torch
 from bitsandbytes.nn import Linear8bitLt as _Linear8bitLt
 from torch import nn
@@ -12,6 +14,9 @@ class Linear8bitLt(_Linear8bitLt):
     the values for PiSSA, OLoRA and DoRA, then puts a weight without scales in its place, and the next pass fails. And
     its products take at most 3 dimensions, where DeepSeek V3's latent keys have 4.
     """
+
+    weight: Any
+    """Integers with their scales, as `Int8Params`."""
 
     def init_8bit_state(self) -> None:
         """Hand integers and scales to the state of the products, and keep the scales beside the weight."""
