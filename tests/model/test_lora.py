@@ -229,6 +229,21 @@ def test_packed_8_bit_weights_take_inputs_of_four_dimensions(build: Build, tiny_
         assert torch.equal(layer(states), layer(states.flatten(0, 1)).unflatten(0, (2, 1)))
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_packed_mamba_has_the_values_of_the_dequantised_one(
+    quantization: str, build: Build, tiny_llm: str, tmp_path: Path
+) -> None:
+    """Transformers reads the weights of its `dt_proj` without calling the layer."""
+    require_bitsandbytes("0.47" if quantization == "int8" else "0")
+    base = write_base("mamba", tmp_path / "mamba", tiny_llm)
+    packed, plain = (build(base=base, quantization=quantization, dequantize=d) for d in ("never", "always"))
+    for of in (packed, plain):
+        self_test(of)
+    weight = "layers.0.mixer.dt_proj.base_layer.weight"
+    assert torch.equal(packed.base.base_model.get_parameter(weight), plain.base.base_model.get_parameter(weight))
+    assert (logits_of(packed) - logits_of(plain)).abs().mean() < 0.05 * logits_of(plain).std()
+
+
 @pytest.mark.parametrize("quantisation", ["none", "nf4 packed", "int8 packed"])
 def test_rwkv_is_the_same_function_in_training_and_in_drafts(
     quantisation: str, build: Build, tiny_llm: str, tmp_path: Path

@@ -29,6 +29,7 @@ from vlm.model.bases.quantization import (
     quantised_name,
     quantization_config,
     refuse_wrong_gradients,
+    unpack_bypassed,
 )
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import is_wheel, language_model_folder
@@ -101,8 +102,12 @@ def _load(
     if config.quantization != "none" and not method:
         options["quantization_config"] = quantization_config(config, device, dtype)
     llm = load_causal_lm(folder, **options)
-    unpack = keep_packed_layout(llm, dtype) and dequantize
-    llm = llm.dequantize() if unpack else llm
+    packed = keep_packed_layout(llm, dtype)
+    unpack = packed and dequantize
+    if unpack:
+        llm = llm.dequantize()
+    elif packed:
+        unpack_bypassed(llm, dtype)
     refuse_wrong_gradients(llm)
     if method == "compressed-tensors" or (method and unpack):
         forget_quantisation(llm)

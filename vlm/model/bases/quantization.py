@@ -76,6 +76,19 @@ def keep_packed_layout(llm: PreTrainedModel, dtype: torch.dtype) -> bool:
     return bool(packed)
 
 
+def unpack_bypassed(llm: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Dequantise the packed layers whose weights Transformers reads without calling them: Mamba's `dt_proj`."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    paths = [path for path, m in llm.named_modules() if is_packed(m) and path.endswith(".dt_proj")]
+    for path in paths if llm.config.model_type == "mamba" else ():
+        layer: Any = llm.get_submodule(path)
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(dequantize_module_weight(layer).to(dtype), requires_grad=False)
+        plain.bias = layer.bias
+        llm.set_submodule(path, plain)
+
+
 def wrongly_dequantised(llm: PreTrainedModel, quantization: str) -> list[str]:
     """List the frozen linear layers whose 4-bit values bitsandbytes computes wrongly on this CPU.
 
