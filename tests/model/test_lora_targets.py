@@ -9,11 +9,12 @@ from tests.families import FAMILIES
 from tests.training.test_self_test import bases, model_on  # noqa: F401
 from vlm.config import Config, LLMConfig
 from vlm.errors import UserError
+from vlm.model.bases.loading import load_causal_lm
 from vlm.model.bases.lora_targets import describe_choice, describe_lora, fit_targets
 from vlm.model.lora import add_lora
 
 MIXERS = ("attn", "attention", "conv")
-LINEAR = ("mamba",)
+LINEAR = {"mamba": ["in_proj", "x_proj", "dt_proj"], "mamba2": ["in_proj"]}
 """Families without a layer called attention: all linear layers, without those that PEFT refuses."""
 UNTRIED = ("rwkv",)
 """Its layers are no linear ones of attention that PEFT reaches by name alone."""
@@ -26,28 +27,25 @@ def require_family(family: str) -> None:
         pytest.skip(f"this version of Transformers has no {family}")
 
 
-def base_of(family: str, folder: str):
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    config = AutoConfig.from_pretrained(folder)
-    auto = AutoModelForImageTextToText if family in ("gemma3", "qwen2_5_vl") else AutoModelForCausalLM
-    with torch.device("meta"):
-        return auto.from_config(config)
+def base_of(folder: str):
+    """The causal language model of a base; of an image-text model its text decoder."""
+    return load_causal_lm(folder, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_default_reaches_attention_of_every_family(family: str, bases) -> None:  # noqa: F811
     require_family(family)
     asked = LLMConfig(base=family)
-    llm = base_of(family, bases(family))
+    llm = base_of(bases(family))
     chosen = fit_targets(llm, asked)
     wrapped = add_lora(llm, chosen)
     paths = [path for path, module in wrapped.named_modules() if hasattr(module, "lora_A")]
     assert paths
     lines = describe_choice(llm, asked, chosen)
     if family in LINEAR:
-        assert chosen.lora_targets == ["in_proj", "x_proj", "dt_proj"] and len(paths) == 6
-        assert lines == ["LoRA targets: in_proj, x_proj, dt_proj (no linear layer of this base is called attention)"]
+        assert chosen.lora_targets == LINEAR[family] and len(paths) == 2 * len(LINEAR[family])
+        reason = "no linear layer of this base is called attention"
+        assert lines == [f"LoRA targets: {', '.join(LINEAR[family])} ({reason})"]
     elif chosen != asked:
         assert lines == [f"LoRA targets: {', '.join(chosen.lora_targets)} (so this base names its layers)"]
     else:
@@ -59,7 +57,7 @@ def test_the_default_reaches_attention_of_every_family(family: str, bases) -> No
 
 
 def test_all_linear_is_the_default_where_no_layer_is_called_attention(tiny_llm: str) -> None:
-    llm = base_of("llama", tiny_llm)
+    llm = base_of(tiny_llm)
     for layer in llm.model.layers:  # a base of names of its own
         layer.mixer, layer.self_attn = torch.nn.ModuleDict({"query": torch.nn.Linear(4, 4)}), None
     chosen = fit_targets(llm, LLMConfig())
@@ -81,7 +79,7 @@ def test_own_names_that_reach_unequally_many_layers_are_an_error(
     family: str, targets: list[str], counts: str, ways_out: str, bases  # noqa: F811
 ) -> None:  # fmt: skip
     require_family(family)
-    llm, config = base_of(family, bases(family)), LLMConfig(base="BASE", lora_targets=targets)
+    llm, config = base_of(bases(family)), LLMConfig(base="BASE", lora_targets=targets)
     if not ways_out:
         assert fit_targets(llm, config) == config
         return
