@@ -16,20 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from benchmarks.machine import finished, in_turn, matmul_rate
 from benchmarks.random_base import SHAPES, byte_tokenizer, random_base
+from benchmarks.train import plain_loss
 from vlm.config import Config, TrainConfig, VitalConfig
 from vlm.config.parsing import parse_config
 from vlm.data.case import CaseSpec, random_cases
-from vlm.data.collate import IGNORED, Batch, Collator
+from vlm.data.collate import IGNORED, Batch, Collator, to_device
 from vlm.data.images.image import ImageSpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.device import choose_device
 from vlm.model.bases.lora_targets import fit_targets
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.loss import joint_loss, label_loss
 from vlm.training.kernels import apply_kernels
 from vlm.training.optimizer import make_optimizer
 
@@ -74,8 +73,7 @@ def batch_of(model: ClinicalVLM, lengths: list[int], longest: int) -> Batch:
         text = "No opacity in either lung. " * (length // 20 + 1)
         targets = torch.ones(len(model.spec.labels))
         cases.append(case | {"report": text[: max(8, min(length, longest) - prompt - 1)], "targets": targets})
-    moved: Any = {name: value.to(model.device) for name, value in Collator(model.prompt)(cases).items()}  # type: ignore[attr-defined]
-    return moved  # type: ignore[no-any-return]
+    return to_device(Collator(model.prompt)(cases), model.device)
 
 
 def our_step(model: ClinicalVLM, batch: Batch) -> torch.Tensor:
@@ -85,13 +83,9 @@ def our_step(model: ClinicalVLM, batch: Batch) -> torch.Tensor:
 
 def plain_step(model: ClinicalVLM, batch: Batch) -> torch.Tensor:
     """As a first version would be written: padded, with every logit of every place."""
+    labels, tokens = (~torch.isnan(batch["targets"])).sum(), (batch["labels"][:, 1:] != IGNORED).sum()
     with model.autocast():
-        encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-        embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
-        logits = model.llm(inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False).logits
-        places, words = logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
-        text = F.cross_entropy(places, words, ignore_index=IGNORED)
-        return joint_loss(0.5, label_loss(encoded.logits.float(), batch["targets"]).mean(), text)
+        return plain_loss(model, batch, labels, tokens)
 
 
 class Loop:

@@ -1,9 +1,16 @@
 """Tiny random base models of many architectures, with the tests' tokenizer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from vlm.config import Config
+from vlm.data.ingest.sources import load_cohort
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.training.run import build_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 400, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -149,3 +156,21 @@ def write_base(name: str, folder: Path, tokenizer: str, **changes: Any) -> str:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory, tiny_llm: str):
+    """Folder of a family's base, written once."""
+    root = tmp_path_factory.mktemp("bases")
+
+    def write(name: str) -> str:
+        folder = root / name
+        return str(folder) if folder.exists() else write_base(name, folder, tiny_llm)
+
+    return write
+
+
+def model_on(base: str, config: Config, **llm: Any) -> ClinicalVLM:
+    """Build the model of a config on another base, with other options of it."""
+    config = replace(config, model=replace(config.model, llm=replace(config.model.llm, base=base, **llm)))
+    return build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)

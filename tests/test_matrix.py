@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from tests.conftest import public, table_config, tiny_model_config
 from tests.encoders import TIMM, TRANSFORMERS, write_transformers
 from tests.families import FAMILIES, write_base
+from tests.full_logits import loss_of_all_logits
 from vlm.adapter import load, save
 from vlm.adapter.export.merge import merge
 from vlm.config import Config, ModelConfig
 from vlm.data.case import random_cases
-from vlm.data.collate import IGNORED, Batch, Collator
+from vlm.data.collate import Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
@@ -132,15 +132,6 @@ def is_packed(config: Config) -> bool:
 
 def drafts(model: ClinicalVLM, cases: list[Any], size: int) -> list[str]:
     return [draft.text for draft in ReportEngine(model).draft(cases, size, 4)]
-
-
-@torch.no_grad()
-def loss_of_all_logits(model: ClinicalVLM, batch: Batch) -> float:
-    """Compute the text loss from the language model's own logits at every place, B × T × V."""
-    encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-    embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
-    logits = model.base(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED).item()
 
 
 def outcome(config: Config, folder: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import read_json
 from tests.families import write_base
-from tests.training.test_training import trained
+from tests.training_jobs import trained
 from vlm.adapter import load, save, starting_weights
 from vlm.adapter.export.gguf import write_lora
 from vlm.adapter.export.merge import merge

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.families import FAMILIES
-from tests.training.test_self_test import bases, model_on  # noqa: F401
+from tests.families import FAMILIES, bases, model_on
 from vlm.config import Config, LLMConfig
 from vlm.errors import UserError
 from vlm.model.bases.loading import load_causal_lm
 from vlm.model.bases.lora_targets import describe_choice, describe_lora, fit_targets
 from vlm.model.lora import add_lora
+
+__all__ = ["bases"]  # a fixture
 
 MIXERS = ("attn", "attention", "conv")
 LINEAR = {"mamba": ["in_proj", "x_proj", "dt_proj"], "mamba2": ["in_proj"]}
@@ -33,7 +34,7 @@ def base_of(folder: str):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_default_reaches_attention_of_every_family(family: str, bases) -> None:  # noqa: F811
+def test_the_default_reaches_attention_of_every_family(family: str, bases) -> None:
     require_family(family)
     asked = LLMConfig(base=family)
     llm = base_of(bases(family))
@@ -76,7 +77,7 @@ def test_all_linear_is_the_default_where_no_layer_is_called_attention(tiny_llm: 
     ],
 )
 def test_own_names_that_reach_unequally_many_layers_are_an_error(
-    family: str, targets: list[str], counts: str, ways_out: str, bases  # noqa: F811
+    family: str, targets: list[str], counts: str, ways_out: str, bases
 ) -> None:  # fmt: skip
     require_family(family)
     llm, config = base_of(bases(family)), LLMConfig(base="BASE", lora_targets=targets)
@@ -93,7 +94,7 @@ def test_own_names_that_reach_unequally_many_layers_are_an_error(
     assert fit_targets(llm, meant) == meant, "the way out"
 
 
-def test_what_carries_lora_and_what_does_not_is_said(tiny_config: Config, bases) -> None:  # noqa: F811
+def test_what_carries_lora_and_what_does_not_is_said(tiny_config: Config, bases) -> None:
     model = model_on(bases("phi3"), tiny_config, lora_targets=["qkv_proj"], use_dora=True)
     assert describe_lora(model.llm, 2) == [
         "LoRA on 2 layers: qkv_proj 2", "no LoRA on 6 linear layers: o_proj 2, gate_up_proj 2, down_proj 2",

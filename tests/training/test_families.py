@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from tests.families import FAMILIES, IMAGE_TEXT, is_known, write_base
+from tests.full_logits import loss_of_all_logits
 from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.adapter.export.merge import merge
 from vlm.config import Config
 from vlm.data.case import Example, random_cases
-from vlm.data.collate import IGNORED, Batch, Collator
+from vlm.data.collate import Batch, Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
@@ -76,15 +76,6 @@ def trained(model: ClinicalVLM, batch: Batch) -> tuple[float, float]:
         if len(losses) < 3:
             optimizer.step()
     return losses[0], losses[-1]
-
-
-@torch.no_grad()
-def loss_of_all_logits(model: ClinicalVLM, batch: Batch) -> float:
-    """Compute the text loss from the language model's own logits at every place, B × T × V."""
-    encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-    embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
-    logits = model.base(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED).item()
 
 
 @every_family

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.families import FAMILIES, write_base
+from tests.families import FAMILIES, bases, model_on, write_base
 from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.compat import needs_bitsandbytes
@@ -21,8 +21,10 @@ from vlm.inference.engine import merged_lora
 from vlm.model.bases.quantization import quantised_share, values_of, wrongly_dequantised
 from vlm.training import self_test as module
 from vlm.training.lengths import check_lengths
-from vlm.training.run import build_model, case_dataset, train, try_step
+from vlm.training.run import case_dataset, train, try_step
 from vlm.training.self_test import self_test
+
+__all__ = ["bases"]  # a fixture
 
 WORKS = {
     "bloom": "query_key_value 2, dense 2",
@@ -56,25 +58,8 @@ REFUSED = {
 """Those refused; `tests/training/test_families.py` goes the whole way with every other."""
 
 
-def model_on(base: str, config: Config, **llm) -> ClinicalVLM:
-    config = replace(config, model=replace(config.model, llm=replace(config.model.llm, base=base, **llm)))
-    return build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
-
-
 def one_thread(config: Config) -> Config:
     return replace(config, train=replace(config.train, threads=1))
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory, tiny_llm: str):
-    """Folder of a family's base, written once."""
-    root = tmp_path_factory.mktemp("bases")
-
-    def write(name: str) -> str:
-        folder = root / name
-        return str(folder) if folder.exists() else write_base(name, folder, tiny_llm)
-
-    return write
 
 
 def test_the_rounding_of_packed_8_bit_products_is_no_look_ahead(bases, tiny_config: Config) -> None:

@@ -29,6 +29,11 @@ class Batch(TypedDict):
     ids: NotRequired[list[str]]  # case ids; not for the model
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors of a batch to a device."""
+    return Batch(**{name: value.to(device) for name, value in batch.items()})  # type: ignore[typeddict-item,attr-defined]
+
+
 @dataclass
 class Collator:
     """Tokenize and pad: on the right in training; in generation, without a report, after the fixed prefix.

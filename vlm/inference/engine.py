@@ -13,7 +13,7 @@ import torch
 
 from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example
-from vlm.data.collate import Batch, Collator
+from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.images.image import read_image, to_square
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
@@ -132,7 +132,7 @@ class Engine(ABC):
 
     def to_device(self, batch: Batch) -> Batch:
         """Move a batch to the model's device."""
-        return Batch(**{name: value.to(self.model.device) for name, value in batch.items()})  # type: ignore[typeddict-item,attr-defined]
+        return to_device(batch, self.model.device)
 
 
 class ReportEngine(Engine):

@@ -8,7 +8,7 @@ from torch import nn
 
 from vlm.config import TrainConfig
 from vlm.data.case import random_cases
-from vlm.data.collate import Collator
+from vlm.data.collate import Collator, to_device
 from vlm.device import Choice
 from vlm.errors import UserError, one_line
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -61,7 +61,7 @@ def choose_packing(model: ClinicalVLM, train: TrainConfig) -> Choice[bool]:
 def _packed_difference(model: ClinicalVLM) -> str:
     """Compare packed and padded hidden states of made-up cases; returns why the base cannot pack, or ''."""
     examples = [e | {"report": r} for e, r in zip(random_cases(model.spec, len(REPORTS)), REPORTS, strict=True)]
-    batch = {name: value.to(model.device) for name, value in Collator(model.prompt)(examples).items()}  # type: ignore[attr-defined]
+    batch = to_device(Collator(model.prompt)(examples), model.device)
     training = model.training
     model.eval()
     try:

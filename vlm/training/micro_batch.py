@@ -1,13 +1,12 @@
 """Choose the micro batch: as many cases in one pass as the GPU holds."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from accelerate.utils import find_executable_batch_size
 
 from vlm.config import TrainConfig
-from vlm.data.collate import Batch, Collator
+from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.dataset import CaseDataset
 from vlm.device import Choice
 from vlm.errors import UserError
@@ -85,9 +84,8 @@ def longest_cases(model: ClinicalVLM, dataset: CaseDataset) -> Callable[[int], B
 
 def one_step(model: ClinicalVLM, batch: Batch) -> None:
     """Run one forward and backward pass of both losses on the model's device."""
-    moved: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
     with model.autocast():
-        loss = model(**moved, alpha=0.5).loss
+        loss = model(**to_device(batch, model.device), alpha=0.5).loss
     loss.backward()
 
 

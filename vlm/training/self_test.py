@@ -18,7 +18,7 @@ from vlm.adapter import load_state, open_adapter, save, split_state
 from vlm.adapter.folder import read_tensors
 from vlm.adapter.layout import portable_config
 from vlm.data.case import Example, random_cases
-from vlm.data.collate import Batch, Collator
+from vlm.data.collate import Collator, to_device
 from vlm.errors import UserError, one_line
 from vlm.finite import all_finite, first_nonfinite
 from vlm.inference.engine import ReportEngine, merged_lora
@@ -106,10 +106,6 @@ def _examples(model: ClinicalVLM) -> list[Example]:
     return [example | {"context": c, "report": r} for example, (c, r) in zip(examples, texts, strict=True)]
 
 
-def _moved(model: ClinicalVLM, batch: Batch) -> Any:
-    return {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
-
-
 @torch.no_grad()
 def _check_causal(model: ClinicalVLM) -> None:
     """Raise `ValueError` if a token attends to later ones, as in PaliGemma: the loss would be read, not learned."""
@@ -138,7 +134,7 @@ def _step(model: ClinicalVLM) -> list[str]:
     """Run one forward and backward pass; returns a warning for LoRA layers without a gradient."""
     model.train()
     with model.autocast():
-        loss = model(**_moved(model, Collator(model.prompt)(_examples(model))), alpha=0.0).loss
+        loss = model(**to_device(Collator(model.prompt)(_examples(model)), model.device), alpha=0.0).loss
     loss.backward()
     lora = {name: value.grad for name, value in model.trainable_parameters().items() if "lora_B" in name}
     broken = first_nonfinite({name: gradient for name, gradient in lora.items() if gradient is not None})
@@ -164,10 +160,10 @@ def _draft(model: ClinicalVLM) -> None:
             model.prefix_kv_cache(),
             drafts_together(model.prefix_reuse, examples, ReportEngine(model).prompt_length),
         )
-        batches = (_moved(model, collate([examples[row] for row in rows])) for rows in groups)
+        batches = (to_device(collate([examples[row] for row in rows]), model.device) for rows in groups)
         together = torch.cat([_logits(model, batch, fixed) for batch in batches])
     model.eval()
-    single = [_moved(model, collate([example])) for example in examples]
+    single = [to_device(collate([example]), model.device) for example in examples]
     alone = torch.cat([_logits(model, batch, None) for batch in single])
     trained = torch.cat([_logits_of_the_loss(model, batch) for batch in single])
     at_most = _tolerance(model)
