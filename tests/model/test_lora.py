@@ -1,7 +1,6 @@
 """Every variant of LoRA on every quantisation: it trains, is saved and loaded, drafts as before, and is merged."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from tests.conftest import read_json
 from tests.families import write_base
+from tests.lora_models import CPU, Build, batch_of, build, drafts_of, logits_of, quick, require_bitsandbytes, step
 from tests.training_jobs import trained
 from vlm.adapter import load, save, starting_weights
 from vlm.adapter.export.gguf import write_lora
@@ -22,9 +22,6 @@ from vlm.adapter.validate import read_folder
 from vlm.compat import needs_bitsandbytes
 from vlm.config import Config, LLMConfig
 from vlm.config.parsing import parse_config
-from vlm.data.case import random_cases
-from vlm.data.collate import Collator
-from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.backends import merged_base
 from vlm.inference.backends.vllm import VLLMServer
@@ -34,11 +31,12 @@ from vlm.model.bases import lora_init
 from vlm.model.bases.lora_settings import layer_of, rank_of, saved_settings, scale_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.optimizer import make_optimizer, parameter_groups
-from vlm.training.run import build_model
 from vlm.training.run_folder import RunFolder
 from vlm.training.self_test import self_test
 
-CPU = torch.device("cpu")
+__all__ = ["build"]  # a fixture
+
+
 PATTERNS = {"rank_pattern": {"o_proj": 3, "layers.1.self_attn.q_proj": 4}, "alpha_pattern": {"v_proj": 5}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -61,54 +59,6 @@ QUANTISATIONS: dict[str, dict[str, Any]] = {
 }
 NEWER = {"fp4": "0.47", "fp4 packed": "0.47", "int8 packed": "0.47"}
 """Least bitsandbytes for these on a CPU; with older ones they are refused."""
-Build = Callable[..., ClinicalVLM]
-
-
-@pytest.fixture
-def build(tiny_config: Config) -> Build:
-    """Build a model with other options of the language model."""
-
-    def with_options(**llm: Any) -> ClinicalVLM:
-        config = replace(tiny_config, model=replace(tiny_config.model, llm=replace(tiny_config.model.llm, **llm)))
-        return build_model(config, load_cohort(config.data), CPU, torch.float32)
-
-    return with_options
-
-
-def require_bitsandbytes(least: str) -> None:
-    if reason := needs_bitsandbytes(f"{least}.0"):
-        pytest.skip(reason)
-
-
-def batch_of(model: ClinicalVLM, generation: bool = False) -> dict[str, torch.Tensor]:
-    examples = [example | {"report": "Patchy opacities."} for example in random_cases(model.spec, 3)]
-    return dict(Collator(model.prompt, generation=generation)(examples))
-
-
-def step(model: ClinicalVLM, config: Config, steps: int = 2) -> list[float]:
-    """Train some steps on made-up cases, with the optimizer of a run; returns the losses."""
-    optimizer, losses = make_optimizer(model, config.train), []
-    model.train()
-    for _ in range(steps):
-        loss = model(**batch_of(model), alpha=0.2).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-@torch.no_grad()
-def logits_of(model: ClinicalVLM) -> torch.Tensor:
-    """Compute the logits of the base's words after the prompts of some cases; 3 × V."""
-    batch = batch_of(model, generation=True)
-    encoded = model.eval().encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-    embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
-    return model.llm(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).logits[:, -1]
-
-
-def drafts_of(model: ClinicalVLM) -> list[str]:
-    return model.eval().generate(batch_of(model, generation=True), 8)[0]  # type: ignore[arg-type]
 
 
 def randomise(model: ClinicalVLM) -> None:
@@ -117,10 +67,6 @@ def randomise(model: ClinicalVLM) -> None:
         for name, value in model.trainable_parameters().items():
             if "lora_B" in name:
                 value.normal_(std=0.3)
-
-
-def quick(config: Config) -> Config:
-    return replace(config, train=replace(config.train, loraplus_lr_ratio=4.0, lora_learning_rate=0.02))
 
 
 def pairs() -> list[Any]:

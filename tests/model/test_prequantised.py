@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests.conftest import read_json
-from tests.model.test_lora import CPU, Build, build, drafts_of, logits_of, quick, require_bitsandbytes, step  # noqa: F401
+from tests.lora_models import CPU, Build, build, drafts_of, logits_of, quick, require_bitsandbytes, step
 from vlm.adapter import load, save
 from vlm.adapter.export.merge import merge
 from vlm.config import Config
@@ -19,6 +19,8 @@ from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
 from vlm.model.bases.quantization import advise_bf16
 from vlm.training.self_test import self_test
+
+__all__ = ["build"]  # a fixture
 
 
 def bitsandbytes(base: str, folder: Path, **options: Any) -> None:
@@ -95,7 +97,7 @@ def quantised(tiny_llm: str, tmp_path_factory: pytest.TempPathFactory) -> Callab
 @pytest.mark.parametrize("dequantize", ["auto", "never"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_lora_trains_beside_a_base_that_comes_quantised(
-    name: str, dequantize: str, quantised, build: Build, tiny_config: Config, tmp_path: Path  # noqa: F811
+    name: str, dequantize: str, quantised, build: Build, tiny_config: Config, tmp_path: Path
 ) -> None:  # fmt: skip
     require_bitsandbytes("0.47" if name == "int8" else "0")
     model, exact = build(base=quantised(name), dequantize=dequantize), build(quantization="none")
@@ -116,7 +118,7 @@ def test_lora_trains_beside_a_base_that_comes_quantised(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_it_is_merged_where_it_can_be_dequantised(name: str, quantised, build: Build, tmp_path: Path) -> None:  # noqa: F811
+def test_it_is_merged_where_it_can_be_dequantised(name: str, quantised, build: Build, tmp_path: Path) -> None:
     folder = save(build(base=quantised(name)), tmp_path / "adapter")
     if name == "torchao":
         with pytest.raises(UserError, match="merge: the base comes quantised by torchao"):
@@ -139,7 +141,7 @@ def test_it_is_merged_where_it_can_be_dequantised(name: str, quantised, build: B
     ],
 )
 def test_a_base_whose_library_is_missing_is_one_line(
-    method: str, change: dict, message: str, build: Build, tiny_llm: str, tmp_path: Path, monkeypatch  # noqa: F811
+    method: str, change: dict, message: str, build: Build, tiny_llm: str, tmp_path: Path, monkeypatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr("vlm.model.bases.prequantised.find_spec", lambda name: None)
     base = Path(shutil.copytree(tiny_llm, tmp_path / "base"))
@@ -151,7 +153,7 @@ def test_a_base_whose_library_is_missing_is_one_line(
     assert "\n" not in str(error.value) and str(base) in str(error.value)
 
 
-def test_bf16_is_advised_where_the_base_fits(build: Build, quantised) -> None:  # noqa: F811
+def test_bf16_is_advised_where_the_base_fits(build: Build, quantised) -> None:
     require_bitsandbytes("0.47")
     for change in ({}, {"dequantize": "never"}, {"quantization": "int8", "dequantize": "never"}):
         model = build(**change)
