@@ -191,10 +191,10 @@ def test_a_draft_says_when_the_inputs_are_no_longer_its_own(page: Page) -> None:
     draft(page)
     stale = page.get_by_text("The inputs were changed after this draft.")
     expect(stale).to_be_hidden()
-    page.get_by_label("Context, optional").fill("cough")
+    page.get_by_label("Indication, optional").fill("cough")
     expect(stale).to_be_visible()
     page.get_by_role("button", name="Clear").click()
-    expect(page.get_by_label("Context, optional")).to_have_value("")
+    expect(page.get_by_label("Indication, optional")).to_have_value("")
     expect(page.locator("#vlm-text")).to_have_count(0)
 
 
@@ -227,7 +227,7 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     for _ in range(12):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("(document.activeElement.labels?.[0] ?? document.activeElement).innerText"))
-    wanted = ["glucose", "blood pressure", "not given", "Context", "Draft the report", "Clear", "Synthetic 1"]
+    wanted = ["glucose", "blood pressure", "not given", "Indication", "Draft the report", "Clear", "Synthetic 1"]
     places = [next(place for place, text in enumerate(reached) if text.startswith(name)) for name in wanted]
     assert places == sorted(places)
     page.get_by_role("button", name="Draft the report").focus()

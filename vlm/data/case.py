@@ -1,13 +1,14 @@
 """Build model examples from single cases, whatever their source."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
+from vlm.data.sections import check_section_names, section_names
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
 
@@ -26,21 +27,33 @@ class CaseSpec:
     schema: VitalsSchema
     statistics: VitalsStatistics
     labels: tuple[str, ...]
+    sections: tuple[str, ...] = ()
+    """Names of the sections, if they are headings of the target."""
+    context: bool | None = field(default=None, compare=False)
+    """True if training cases had a context, such as an indication; None if the adapter does not say."""
 
     def __post_init__(self) -> None:
         self.statistics.check(self.schema)
         check_names(self.labels, "labels")
         if len(set(self.labels)) < len(self.labels):
             raise UserError("labels: one stands there twice")
+        check_section_names(self.sections, "sections")
 
     @classmethod
-    def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int) -> "CaseSpec":
-        """Take names from the cohort, and fit the vitals' statistics on its training split alone."""
-        from vlm.data.storage import matrix
+    def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int, headings: bool = False) -> "CaseSpec":
+        """Take names from the cohort, and fit the vitals' statistics on its training split alone.
+
+        `headings` says whether sections are written under their names.
+        """
+        import pyarrow.compute as pc
+
+        from vlm.data.storage import column, matrix
 
         rows = cohort.split("train")
         statistics = VitalsStatistics.fit(cohort.schema, matrix(rows, "vitals", len(cohort.schema)), bins)
-        return cls(image, cohort.schema, statistics, cohort.labels)
+        sections = section_names(cohort.sections) if headings else ()
+        context = pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column(rows, "context"))), 0)).as_py()
+        return cls(image, cohort.schema, statistics, cohort.labels, sections, bool(context))
 
 
 def make_example(

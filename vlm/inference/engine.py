@@ -1,5 +1,6 @@
 """Draft reports with a loaded model, one case or many, in the order given."""
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example
 from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.images.image import read_image, to_square
+from vlm.data.sections import split_sections
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError, one_line
@@ -30,8 +32,8 @@ LONGEST_CONTEXT = 20_000
 """Longest context text in a prompt, characters."""
 Picture = str | Path | np.ndarray | None
 """Image file, the square that was read from one (S × S, uint8), or None."""
-Case = tuple[Picture, Mapping[str, Any] | None]
-"""Image and vitals by name, or None."""
+Case = tuple[Picture, Mapping[str, Any] | None] | tuple[Picture, Mapping[str, Any] | None, str]
+"""Image and vitals by name, or None; and the context, if there is one."""
 Prepared = tuple[Example, tuple[str, ...]]
 """A case's example for the model, and warnings on what is missing or implausible."""
 
@@ -92,7 +94,9 @@ class Engine(ABC):
             if draft.cut_at:
                 warnings = (*warnings, f"the draft is not finished: it was cut at {draft.cut_at}")
             finished = not draft.cut_at
-            yield Report(printable(draft.text), probabilities, shown, warnings, calibration, finished=finished)
+            text = printable(draft.text)
+            sections = split_sections(text, self.model.spec.sections)
+            yield Report(text, probabilities, shown, warnings, calibration, finished=finished, sections=sections)
 
     def prompt_length(self, example: Example) -> int:
         """Return the number of prompt tokens around the evidence."""
@@ -112,8 +116,7 @@ class Engine(ABC):
         Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length
         or too long for the base.
         """
-        if len(context) > LONGEST_CONTEXT:
-            raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
+        check_context(context)
         spec = self.model.spec
         x, implausible = spec.schema.parse(vitals or {})
         warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
@@ -123,6 +126,10 @@ class Engine(ABC):
             warnings.append(f"not given: {', '.join(missing)}")
         if image is None:
             warnings.append("no image given")
+        if spec.context and not context.strip():
+            warnings.append("no indication given; the adapter was trained with one")
+        if spec.context is False and context.strip():
+            warnings.append("an indication was given; the adapter names none among what it was trained with")
         picture = self.read_picture(image) if isinstance(image, str | Path) else image
         example = make_example(spec, picture, x, context=context)
         self.room(example)
@@ -182,6 +189,14 @@ class _Limits:
             self.unfinished = set((ids != self.end).all(dim=1).nonzero().flatten().tolist())
             self.cut_at = f"{self.most} tokens" if ids.shape[1] >= self.most else f"{self.seconds:g} seconds"
         return torch.full((len(ids),), over, device=ids.device)
+
+
+def check_context(context: str) -> None:
+    """Raise `UserError` for a context of book length, and for one with bytes that are no letters."""
+    if len(context) > LONGEST_CONTEXT:
+        raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
+    if re.search(r"[\ud800-\udfff]", context):
+        raise UserError("the context is not UTF-8")
 
 
 def _doubt(vital: VitalConfig, value: float) -> str:

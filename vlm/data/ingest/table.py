@@ -30,6 +30,7 @@ from vlm.data.images.store import ImageStore
 from vlm.data.ingest.column_names import find_column, listed
 from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
 from vlm.data.labels import LabelReader
+from vlm.data.sections import check_distinct
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.synonyms import is_missing_word
@@ -65,6 +66,8 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
     """Build the cohort of a table in parts, described by `table`; messages call the whole table `path`."""
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema)
+    if data.section_headings:
+        check_distinct(table.report)
     reader = _Reader(data, table, schema)
     dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
     if not len(dataset):

@@ -18,7 +18,7 @@ import datasets
 import fsspec
 
 from vlm.config import SectionConfig, VitalConfig
-from vlm.config.strict import from_dict
+from vlm.config.strict import from_dict, to_dict
 from vlm.data.cohort import features
 from vlm.data.vitals.schema import VitalsSchema, check_names
 from vlm.errors import UserError
@@ -73,7 +73,7 @@ class Pack:
             "clinical_vlm_version": __version__,
             "vitals": [asdict(vital) for vital in self.schema.vitals],
             "labels": list(self.labels),
-            "sections": [asdict(section) for section in self.sections],
+            "sections": [to_dict(section) for section in self.sections],
             "label_findings": self.label_findings,
             "facts": self.facts,
             "image_side": self.image_side,
