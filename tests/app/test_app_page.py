@@ -302,3 +302,22 @@ def test_a_wrong_option_is_one_line(arguments: list[str], message: str, forks: F
     result = forks.command("serve", *arguments, program="vlm.cli")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_indication_and_the_sections_are_shown_as_text(adapter, monkeypatch) -> None:
+    """Named parts stand under their headings, with what a model or a user writes as letters."""
+    from dataclasses import replace
+
+    from vlm.app import view
+    from vlm.report import Report
+
+    spec = replace(adapter.config.spec, sections=("findings", "impression"))
+    described = replace(adapter, config=adapter.config._replace(spec=spec))
+    text = "Findings: <i>Shadow.</i> Impression: Pneumonia."
+    report = Report(text, {"pathology": 0.5}, sections={"findings": "<i>Shadow.</i>", "impression": "Pneumonia."})
+    shown = view.finished(report, described, False, "<b>Cough</b>")
+    assert '<b class="vlm-heading">Findings:</b> &lt;i&gt;Shadow.&lt;/i&gt;\n' in shown
+    assert '<b class="vlm-heading">Impression:</b> Pneumonia.</p>' in shown
+    assert "no image, the indication" in shown and "<b>Cough</b>" not in shown
+    plain = view.finished(replace(report, sections={}), described, False)
+    assert "vlm-heading" not in plain and "Findings: &lt;i&gt;Shadow" in plain and "the indication" not in plain
