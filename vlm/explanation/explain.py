@@ -13,6 +13,7 @@ from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
 from vlm.explanation.phrases import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
 from vlm.explanation.result import Attribution, ExplainedLabel, ExplainedWords, Explanation
 from vlm.inference.engine import Engine, ReportEngine, merged_lora
+from vlm.inference.study_images import Images, as_images
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import Report
 
@@ -22,11 +23,12 @@ LONGEST_SIDE = 1024
 
 def explain(
     engine: Engine | ClinicalVLM,
-    image: str | Path | None,
+    image: Images,
     vitals: Mapping[str, Any] | None,
     report: Report | None = None,
     words: str = "",
     context: str = "",
+    prior_report: str = "",
 ) -> Explanation:
     """Explain a draft: the source shares of every word, and the heat map and vitals of labels and chosen words.
 
@@ -44,10 +46,13 @@ def explain(
         raise UserError("--explain: only PyTorch's engine has gradients; use --engine torch")
     if engine.model.model_config.vitals.injection == "text":
         raise UserError("--explain: this adapter reads vitals as words (model.vitals.injection: text), not as features")
-    prepared = engine.prepare(image, vitals, context)
+    if engine.model.spec.study is not None:
+        raise UserError("--explain: this adapter reads several images a case; only one of one image can be explained")
+    prepared = engine.prepare(image, vitals, context, prior_report)
     if report is None:
         report = next(engine.reports([prepared]))
-    picture = shown_picture(engine, image) if prepared[0]["has_image"] else None
+    shown = [item.image for item in as_images(image) if isinstance(item.image, str | Path)]
+    picture = shown_picture(engine, next(iter(shown), None)) if prepared[0]["has_image"] else None
     spans = named_spans(report.text, words) if words.strip() else None
     with merged_lora(engine.model):
         return explain_example(engine.model, prepared[0], report, picture, spans)
