@@ -105,6 +105,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
             picture, vitals = self._apply_dropout(picture, vitals, self.dropout, rng)
+            vitals = self.spec.schema.without_orphans(vitals)
             if picture is not None and self.features is None:
                 picture = augment(picture, self.augment, rng)
         # Evidence is withheld after its report is chosen: a control run has the targets of the run it is compared with.
