@@ -81,7 +81,7 @@ def make_example(
     }
 
 
-def missing_notes(schema: VitalsSchema, x: Sequence[float], implausible: Collection[str]) -> list[str]:
+def missing_notes(schema: VitalsSchema, x: np.ndarray, implausible: Collection[str]) -> list[str]:
     """List for the user which vitals were not given, and which series have one value, so no change."""
     known = {vital.name for vital, value in zip(schema.vitals, x, strict=True) if not math.isnan(value)}
     missing = [vital.name for vital in schema.given if vital.name not in {*known, *implausible}]

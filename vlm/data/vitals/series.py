@@ -215,6 +215,13 @@ def summarize(
     return found, implausible
 
 
+def last_value(vital: VitalConfig, cell: Any, where: str, unit: str = "") -> float:
+    """Read the last value of a cell's series, an implausible one if there is no other; NaN if it has none."""
+    points = read_points(vital, split_points(cell, where), where, unit)
+    found, implausible = summarize([(vital, points)], None, where, lambda _: None)
+    return found[vital.name].get("last", implausible.get(vital.name, math.nan))
+
+
 def study_time(whens: Iterable[When], study: When | None, where: str, note: Note) -> When:
     """Return the study's time on the clock of a case's measurements; without one given, the newest of them.
 
