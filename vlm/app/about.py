@@ -33,7 +33,7 @@ class Adapter:
             "base": self.software.base,
             "base_fingerprint": self.config.base_fingerprint,
             "adapter_digest": self.software.adapter,
-            "vitals": [asdict(vital) for vital in spec.schema.vitals],
+            "vitals": [asdict(vital) for vital in spec.schema.given],
             "labels": list(spec.labels),
             "sections": list(spec.sections),
             "context": spec.context,

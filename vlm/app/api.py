@@ -21,13 +21,14 @@ from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.guard import Access, Guard
 from vlm.app.service import Busy, Job, Service
 from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.series import MOST_POINTS
 from vlm.errors import UserError
 from vlm.inference.fhir import context_of, from_fhir, to_fhir
 from vlm.plain import printable
 from vlm.report import NOTICE
 from vlm.version import __version__
 
-LONGEST_VALUE = 200
+LONGEST_VALUE, LONGEST_SERIES = 200, 100_000
 LONGEST_DETAIL = 400
 Format = Literal["report", "fhir"]
 """Format of the answer: our own, or a FHIR Bundle."""
@@ -36,14 +37,24 @@ Format = Literal["report", "fhir"]
 def _check_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("true and false are no value of a vital; give a number or a text")
+    if isinstance(value, list) and value and len(value) <= MOST_POINTS and all(map(_is_point, value)):
+        return value
     if not isinstance(value, str | int | float | None):
-        raise ValueError("give a number or a text")
-    if isinstance(value, str) and len(value) > LONGEST_VALUE:
-        raise ValueError(f"longer than {LONGEST_VALUE} characters")
+        raise ValueError(f"give a number or a text, or a series of at most {MOST_POINTS:,} pairs of time and value")
+    longest = LONGEST_SERIES if isinstance(value, str) and "@" in value else LONGEST_VALUE
+    if isinstance(value, str) and len(value) > longest:
+        raise ValueError(f"longer than {longest:,} characters")
     return value
 
 
-Value = Annotated[str | int | float | None, BeforeValidator(_check_value)]
+def _is_point(pair: Any) -> bool:
+    """Check for a time and a value, each a short text, a number or null."""
+    kinds = (str, int, float, type(None))
+    return isinstance(pair, list) and len(pair) == 2 and all(type(part) in kinds for part in pair) and all(
+        len(part) <= LONGEST_VALUE for part in pair if isinstance(part, str))  # fmt: skip
+
+
+Value = Annotated[str | int | float | list[list[str | int | float | None]] | None, BeforeValidator(_check_value)]
 
 
 class Case(BaseModel):
@@ -53,7 +64,9 @@ class Case(BaseModel):
 
     image: str | None = Field(None, description="PNG, JPEG, TIFF, BMP, WebP or DICOM file in base64")
     vitals: dict[Annotated[str, Field(max_length=LONGEST_VALUE)], Value] = Field(
-        default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
+        default_factory=dict,
+        description='values by name, such as {"glucose": 8.7, "bp": "145/90"}; of a vital over time also '
+        '[["-48 h", 9.1], [0, 11.2]], and the time of the study as study_time',
     )
     observations: dict[str, Any] | list[Any] | None = Field(
         None, description="in place of vitals: FHIR Observations of one patient, as a Bundle or a list; the reason of "

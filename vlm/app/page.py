@@ -212,7 +212,7 @@ def _input(field: Field) -> Any:
         choices = [("not given", NOT_GIVEN), *((choice, choice) for choice in field.choices)]
         return gr.Radio(choices, value=NOT_GIVEN, label=field.label, min_width=220)
     plain = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False, autocapitalize="off")
-    return gr.Textbox(label=field.label, info=field.help or None, min_width=220, max_lines=1, max_length=100,
+    return gr.Textbox(label=field.label, info=field.help or None, min_width=220, max_lines=1, max_length=field.longest,
                       html_attributes=plain)  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Build model examples from single cases, whatever their source."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,15 @@ def make_example(
         "report": report,
         "context": context,
     }
+
+
+def missing_notes(schema: VitalsSchema, x: np.ndarray, implausible: Collection[str]) -> list[str]:
+    """List for the user which vitals were not given, and which series have one value, so no change."""
+    known = {vital.name for vital, value in zip(schema.vitals, x, strict=True) if not math.isnan(value)}
+    missing = [vital.name for vital in schema.given if vital.name not in {*known, *implausible}]
+    single = [name for name in schema.features if name in known and f"{name}_change" not in known]
+    notes = [f"not given: {', '.join(missing)}"] if missing else []
+    return notes + ([f"one value alone, so no change over time: {', '.join(single)}"] if single else [])
 
 
 def random_cases(spec: CaseSpec, count: int) -> Iterator[Example]:

@@ -151,6 +151,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
             pictures, vitals = self._apply_dropout(pictures, vitals, self.dropout, rng)
+            vitals = self.spec.schema.without_orphans(vitals)
             if self.spec.study is not None:
                 more = np.random.default_rng([self.seed, self.epoch, int(index), 1])
                 pictures, context, prior_report = drop_roles(pictures, context, prior_report, self.dropout, more)

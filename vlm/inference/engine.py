@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vlm.config import VitalConfig
-from vlm.data.case import Example, make_example
+from vlm.data.case import Example, make_example, missing_notes
 from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.dataset import with_prior_report
 from vlm.data.images.image import read_image, to_square
@@ -122,12 +122,10 @@ class Engine(ABC):
         check_context(context)
         check_context(prior_report, "prior report")
         spec = self.model.spec
-        x, implausible = spec.schema.parse(vitals or {})
-        warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
-        pairs = zip(spec.schema.names, x, strict=True)
-        missing = [name for name, value in pairs if np.isnan(value) and name not in implausible]
-        if missing:
-            warnings.append(f"not given: {', '.join(missing)}")
+        warnings: list[str] = []
+        x, implausible = spec.schema.parse(vitals or {}, note=warnings.append)
+        warnings += [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
+        warnings += missing_notes(spec.schema, x, implausible)
         pictures, doubts = read_study(images, spec, self.read_picture)
         warnings += [*doubts, *context_doubts(spec, context)]
         example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report))
@@ -195,7 +193,8 @@ class _Limits:
 def _doubt(vital: VitalConfig, value: float) -> str:
     unit = suspected_unit(vital, [value])
     hint = f" (in {unit} it would be: write {vital.name}={value:g} {unit})" if unit else ""
-    return f"{vital.name} {value:g} is not plausible{hint} and was taken as missing"
+    what = "was left out of its series" if vital.over_time else "was taken as missing"
+    return f"{vital.name} {value:g} is not plausible{hint} and {what}"
 
 
 @contextmanager

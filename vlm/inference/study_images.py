@@ -85,9 +85,7 @@ def images_read(example: Example, study: StudySpec | None) -> tuple[ReadImage, .
 
 def _check_count(given: Sequence[StudyImage], spec: CaseSpec) -> None:
     if len(given) > spec.study_images:
-        way_out = (
-            "one alone: it was trained on one a case" if spec.study is None else f"{spec.study.max_images} at most"
-        )
+        way_out = "one: it was trained on one a case" if spec.study is None else f"{spec.study.max_images} at most"
         raise UserError(f"{len(given)} images were given; the adapter reads {way_out}")
     if spec.study is None and any(item.prior for item in given):
         raise UserError("an earlier image was given; the adapter was trained without any")

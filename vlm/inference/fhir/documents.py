@@ -143,7 +143,7 @@ def _plain(text: str) -> str:
 
 def _vitals(report: Report, schema: VitalsSchema) -> list[tuple[str, Resource]]:
     """Make (name, Observation) of each value; systolic and diastolic pressure are one."""
-    shown = [vital for vital in schema.vitals if vital.name in report.vitals]
+    shown = [vital for vital in schema.given if vital.name in report.vitals]
     pressure = {vital.loinc: vital for vital in shown if vital.loinc in (SYSTOLIC, DIASTOLIC)}
     if len(pressure) < 2:
         pressure = {}
