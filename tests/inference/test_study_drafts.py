@@ -79,7 +79,7 @@ def test_what_is_missing_or_doubtful_of_a_study_is_said(model: ClinicalVLM, file
         ([("oblique", False, None)], "the image: the adapter knows no view 'oblique', but PA, lateral"),
         (
             [("", False, None), ("latral", False, None)],
-            "image 2 of 2: the adapter knows no view 'latral', but PA, later",
+            "image 2 of 2: the adapter knows no view 'latral', but PA",
         ),
         ([("", False, None), ("", True, -3)], "image 2 of 2: -3 days before the study is after it"),
         ([("", True, 1e6)], "longer than a life"),
@@ -97,7 +97,7 @@ def test_a_wrong_study_is_one_line(study: list[Any], message: str, model: Clinic
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ([("", False)] * 2, "2 images were given; the adapter reads one alone: it was trained on one a case"),
+        ([("", False)] * 2, "2 images were given; the adapter reads one: it was trained on one a case"),
         ([("", True)], "an earlier image was given; the adapter was trained without any"),
         ([("PA", False)], "the image: the adapter was trained without views; leave PA away"),
     ],
@@ -157,7 +157,8 @@ def test_the_command_drafts_a_study_as_python_does(
 ) -> None:
     case = ("--adapter", str(adapter), "--max_new_tokens", "8", "--vitals", json.dumps(VITALS), "--json")
     study = ("--image", str(files[0]), "--image", str(files[1]), "--view", "PA", "--view", "lateral",
-             "--prior", str(files[2]), "--prior_days", "30", "--prior_report", "Clear lungs.", "--context", "Cough.")  # fmt: skip
+             "--prior", str(files[2]), "--prior_days", "30",
+             "--prior_report", "Clear lungs.", "--context", "Cough.")  # fmt: skip
     result = forks.command(*case, *study)
     assert result.returncode == 0 and result.stderr == ""
     images = [StudyImage(files[0], "PA"), StudyImage(files[1], "lateral"), StudyImage(files[2], "", True, 30)]
