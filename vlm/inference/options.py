@@ -71,9 +71,9 @@ def images_of(arguments: argparse.Namespace) -> list[tuple[str, str, bool, float
     """Pair the images of a case with their roles: (file, view, prior, days); raises `UserError` where they do not."""
     views = _paired(arguments.image, arguments.view, "--image", "--view", "")
     prior_views = _paired(arguments.prior, arguments.prior_view, "--prior", "--prior_view", "")
-    days = (
-        arguments.prior_days * (len(arguments.prior) or 1) if len(arguments.prior_days) == 1 else arguments.prior_days
-    )
+    days = arguments.prior_days
+    if len(days) == 1 and arguments.prior:
+        days = days * len(arguments.prior)
     prior_days = _paired(arguments.prior, days, "--prior", "--prior_days", None)
     current = [(file, view, False, None) for file, view in zip(arguments.image, views, strict=True)]
     return current + [(file, view, True, time)
