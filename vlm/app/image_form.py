@@ -131,8 +131,6 @@ class ImageForm:
         """Put images that arrived beside the others; returns the updates, and a message where they do not fit."""
         there, message = list(pictures or []), arrived.message if arrived else ""
         new = arrived.pictures if arrived else []
-        if self.study is None:
-            there = []
         if len(there) + len(new) > self.most:
             message, new = f"{len(there) + len(new)} images were given; at most {self.most} can be", []
         return self.updates(there + new, roles), message

@@ -1,7 +1,7 @@
 """Build the page: an image, the vitals of the adapter's schema, and the draft that streams into it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,12 +145,19 @@ class Page:
         for button, case in self.examples:
             button.click(self._filler(case), None, [*images, *values, *shown], **quiet)
         quiet["show_progress"] = "minimal"
-        arrived = self.images.arrived
-        read = self.images.upload.upload(self.images.read, self.images.upload, arrived, preprocess=False, **quiet)
+        upload, arrived = self.images.upload, self.images.arrived
+        if self.spec.study is None:
+            upload.upload(self.read_upload, upload, [*images, *shown], preprocess=False, **quiet)
+            return
+        read = upload.upload(self.images.read, upload, arrived, preprocess=False, **quiet)
         del quiet["cancels"]
         read.then(self.place, [arrived, self.images.pictures, *roles], [*images, *shown], **quiet)
 
     # ---------------------------------------------------------------------------------------- events
+
+    async def read_upload(self, file: Mapping[str, Any]) -> list[Any]:
+        """Show an image that was uploaded, in place of any other."""
+        return self.place(await self.images.read(file), None)
 
     def place(self, arrived: Arrived | None, pictures: Any, *roles: Any) -> list[Any]:
         """Show images that arrived; unreadable ones give a message in place of the draft."""
