@@ -15,7 +15,7 @@ MOST_COLUMNS = 4
 # Inches.
 EDGE, LEFT, GAP = 0.35, 8.3, 0.2
 """Margin of the picture, width of the left column, space between two panels."""
-HEADING, HEADED, CAPTIONED = 0.62, 0.72, 0.34
+HEADING, HEADED, CAPTIONED = 0.62, 0.8, 0.34
 """Space above a row: of titles of two lines, of a heading and captions, of captions alone."""
 TALLEST_IMAGE, TALLEST_OF_STUDY = 4.6, 3.2
 
@@ -35,7 +35,8 @@ class Strip(NamedTuple):
     columns: int
     above: float
     """Space above the panels, inches."""
-    tallest: float
+    study: bool = False
+    """True for images of a study, which stand in columns."""
     heading: str = ""
     """One line over all captions."""
 
@@ -49,7 +50,7 @@ class Strip(NamedTuple):
         if panel.pixels is None:
             return LEFT, 1.0
         height, width = panel.pixels.shape[:2]
-        scale = min(self.slot / width, self.tallest / height)
+        scale = min(self.slot / width, (TALLEST_OF_STUDY if self.study else TALLEST_IMAGE) / height)
         return width * scale, height * scale
 
     @property
@@ -62,10 +63,10 @@ def strips(explanation: Explanation) -> list[Strip]:
     """Lay out the leading label and the words with the largest contribution of the images; a study has rows of each."""
     images, label, words = explanation.pictures, explanation.leading_label, _most_seen(explanation)
     if not images:
-        return [Strip([Panel("Image", None)], 1, HEADING, TALLEST_IMAGE)]
+        return [Strip([Panel("Image", None)], 1, HEADING)]
     if len(images) == 1:
         panels = _single(explanation)
-        return [Strip(panels, len(panels), HEADING, TALLEST_IMAGE)]
+        return [Strip(panels, len(panels), HEADING)]
     names, rows = [image.name for image in images], []
     if label is not None:
         title = f"{label.name} {label.probability:.1%}: where the label comes from"
@@ -96,10 +97,9 @@ def _rows(explanation: Explanation, name: str | None, title: str, captions: list
     pixels = [_grey(explanation, n) if name is None else overlay(explanation, name, n) for n in range(count)]
     panels = [Panel(short(caption, 96 // columns), image) for caption, image in zip(captions, pixels, strict=True)]
     return [
-        Strip(panels[start : start + columns], columns, CAPTIONED if start else HEADED, TALLEST_OF_STUDY,
-              "" if start else title)
+        Strip(panels[start : start + columns], columns, CAPTIONED if start else HEADED, True, "" if start else title)
         for start in range(0, count, columns)
-    ]  # fmt: skip
+    ]
 
 
 def _grey(explanation: Explanation, image: int) -> np.ndarray:
@@ -122,15 +122,14 @@ def draw_strips(figure: Figure, rows: list[Strip]) -> None:
     for row in rows:
         if row.heading:
             heading = axes_at(figure, EDGE, top, LEFT, row.above)
-            heading.text(0, 1 - 0.24 / row.above, row.heading, fontsize=12, va="center")
+            heading.text(0, 1 - 0.36 / row.above, row.heading, fontsize=12, va="center")
         top += row.above
         left = EDGE
         for panel in row.panels:
             width, height = row.size(panel)
             axes = axes_at(figure, left, top, width, height)
-            axes.set_title(panel.caption, fontsize=10 if row.columns > 2 or row.heading else 12)
-            # A study's images stand in columns; a single image leaves room for its title.
-            left += (row.slot if row.above != HEADING else max(width, 2.2)) + GAP
+            axes.set_title(panel.caption, fontsize=10 if row.study else 12)
+            left += (row.slot if row.study else max(width, 2.2)) + GAP  # a single image leaves room for its title
             _draw_panel(axes, panel.pixels)
         top += row.height
 

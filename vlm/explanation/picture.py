@@ -50,7 +50,7 @@ def draw(explanation: Explanation, file: str | Path) -> None:
     with rc_context({"font.size": 10, "axes.titlesize": 12, "text.color": INK, "axes.titlelocation": "left"}):
         figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
         draw_strips(figure, rows)
-        _draw_words(axes_at(figure, EDGE, images, LEFT, words), lines, words)
+        _draw_words(axes_at(figure, EDGE, images, LEFT, words), lines, words, len(explanation.pictures) > 1)
         _draw_notes(axes_at(figure, EDGE, images + words, LEFT, below), notes, below)
         draw_evidence(axes_at(figure, BARS, HEADING, BARS_WIDTH, evidence - HEADING - AXIS), explanation)
         draw_labels(axes_at(figure, BARS, evidence + HEADING, BARS_WIDTH, labels - HEADING - AXIS - 0.45), explanation)
@@ -105,7 +105,7 @@ def tint(word: TintedWord) -> np.ndarray:
     return np.asarray(np.array(word[1:]) @ colours)
 
 
-def _draw_words(axes: Axes, lines: list[list[_Placed]], height: float) -> None:
+def _draw_words(axes: Axes, lines: list[list[_Placed]], height: float, several: bool) -> None:
     axes.set(xlim=(0, LEFT), ylim=(height, 0))
     axes.text(0, 0.1, "Draft", fontsize=12, va="center")
     for number, line in enumerate(lines):
@@ -114,7 +114,7 @@ def _draw_words(axes: Axes, lines: list[list[_Placed]], height: float) -> None:
             axes.add_patch(FancyBboxPatch((left, middle - 0.13), width, 0.26, lw=0, facecolor=tint(word),
                                           boxstyle="round,pad=0.012,rounding_size=0.03"))  # fmt: skip
             axes.text(left, middle + 0.01, _plain(word.text), fontsize=TEXT_SIZE, va="center_baseline")
-    handles = [Patch(color=IMAGE, label="from the image"), Patch(color=VITALS, label="from the vitals"),
+    handles = [Patch(color=IMAGE, label=f"from the image{'s' * several}"), Patch(color=VITALS, label="from the vitals"),
                Patch(color=LANGUAGE, label="the language alone")]  # fmt: skip
     axes.legend(handles=handles, loc="center right", bbox_to_anchor=(LEFT, 0.1), bbox_transform=axes.transData,
                 ncols=3, frameon=False, fontsize=9, handlelength=1.2, columnspacing=1.4, borderaxespad=0)  # fmt: skip

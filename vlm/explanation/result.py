@@ -175,7 +175,7 @@ class Explanation:
         if len(self.pictures) < 2:
             return ""
         pairs = zip(self.pictures, words.image_shares, strict=True)
-        return "  of the image: " + "; ".join(f"{image.name} {share:.0%}" for image, share in pairs)
+        return "  of the images: " + "; ".join(f"{image.name} {share:.0%}" for image, share in pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON: the maps as rows of cells by the name of their image, without the pictures."""
