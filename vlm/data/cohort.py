@@ -39,7 +39,7 @@ class FactReader:
     """Name of the source; a packed copy of its cases finds the reader by it."""
     read: Callable[[str], Facts]
     evidence: dict[str, str]
-    """Name of the fact → `image` or `vitals`."""
+    """Name of the fact → its evidence: `image`, `vitals`, `prior`, `trend`, `context` or a view such as `lateral`."""
 
 
 @dataclass(frozen=True)
