@@ -31,6 +31,14 @@ class VitalConfig:
     """LOINC codes in other units, specimens or methods; read from FHIR, not written."""
     ready: str = field(default="", compare=False)
     """Ready-made entry to start from (`vlm/data/vitals.yaml`); the other keys replace its parts."""
+    over_time: bool = False
+    """A series of values with their times: the model is told the last, change, slope, time since and count."""
+    steady: float = 0.0
+    """Largest change of a series, in `unit`, that counts as stable; 0: no state falling, stable or rising."""
+    of: str = ""
+    """Series that this vital is computed from; set by `over_time`, never by hand."""
+    feature: Literal["", "change", "slope", "hours_since", "count"] = ""
+    """What is computed from it; set by `over_time`, never by hand."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,28 @@ def to_dict(config: Any) -> dict[str, Any]:
     return values
 
 
+def with_defaults(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the options that the plain values of an earlier version lack, in the items of lists too."""
+    kinds, filled = typing.get_type_hints(cls), dict(values)
+    for field in dataclasses.fields(cls):
+        make = field.default_factory
+        if field.name not in values and (field.default, make) != (dataclasses.MISSING,) * 2:
+            default = field.default if make is dataclasses.MISSING else make()
+            filled[field.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default  # type: ignore[arg-type]
+        elif field.name in values:
+            filled[field.name] = _with_defaults(kinds[field.name], values[field.name])
+    return filled
+
+
+def _with_defaults(kind: Any, value: Any) -> Any:
+    for choice in _choices(kind):
+        if dataclasses.is_dataclass(choice) and isinstance(value, dict):
+            return with_defaults(choice, value)  # type: ignore[arg-type]
+        if isinstance(value, list) and typing.get_origin(choice) is list:
+            return [_with_defaults(typing.get_args(choice)[0], item) for item in value]
+    return value
+
+
 def from_dict(cls: type, values: Any, where: str) -> Any:
     """Build the (nested) dataclass `cls` from JSON values; only whole numbers are converted, to floats.
 

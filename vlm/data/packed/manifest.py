@@ -18,7 +18,7 @@ import datasets
 import fsspec
 
 from vlm.config import SectionConfig, VitalConfig
-from vlm.config.strict import from_dict
+from vlm.config.strict import from_dict, to_dict
 from vlm.data.cohort import features
 from vlm.data.vitals.schema import VitalsSchema, check_names
 from vlm.errors import UserError
@@ -71,7 +71,7 @@ class Pack:
         values = {
             "format": FORMAT,
             "clinical_vlm_version": __version__,
-            "vitals": [asdict(vital) for vital in self.schema.vitals],
+            "vitals": [to_dict(vital) for vital in self.schema.vitals],  # without what an earlier version does not know
             "labels": list(self.labels),
             "sections": [asdict(section) for section in self.sections],
             "label_findings": self.label_findings,
