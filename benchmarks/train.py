@@ -41,8 +41,7 @@ def model_of(config: Config, cohort: Cohort, dequantize: str, dtype: torch.dtype
 
 def plain_loss(model: ClinicalVLM, batch: Batch, labels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """As a first version would be written: every logit of every place. The counts are those of the whole step."""
-    encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-    embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
+    embeddings, encoded = model.embed_prompt(batch)
     logits = model.llm(inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False).logits
     places, words = logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
     text = F.cross_entropy(places, words, ignore_index=IGNORED, reduction="sum") / tokens
@@ -157,8 +156,7 @@ def trunk_share(recipe: Recipe, size: int) -> dict[str, float]:
     model = recipe.model
     batch = max(recipe.batches(size), key=lambda batch: batch["input_ids"].numel())
     with torch.no_grad():
-        encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-        embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
+        embeddings, _ = model.embed_prompt(batch)
     embeddings.requires_grad_(True)
 
     def run() -> None:

@@ -16,6 +16,7 @@ from vlm.config.strict import UnknownKey, from_dict, to_dict
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
 from vlm.data.images.image import ImageSpec
+from vlm.data.study import StudySpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
 from vlm.model.bases.lora_settings import saved_settings
@@ -52,7 +53,7 @@ LONGEST = 600
 
 KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
-    "prompt_ids", "model", "image", "vitals", "statistics", "labels", "calibration",
+    "prompt_ids", "model", "image", "study", "vitals", "statistics", "labels", "calibration",
 )  # fmt: skip
 """Keys of config.json."""
 STATISTICS = ("centre", "scale", "edges")
@@ -74,6 +75,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
         "model": to_dict(portable_config(model)),
         "image": to_dict(model.spec.image),
+        **({"study": to_dict(model.spec.study)} if model.spec.study is not None else {}),
         "vitals": [to_dict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),
@@ -178,6 +180,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
             _numbers(statistics["centre"]), _numbers(statistics["scale"]), tuple(map(_numbers, statistics["edges"]))
         ),
         labels=_words(values["labels"]),
+        study=from_dict(StudySpec, values["study"], where) if "study" in values else None,
     )
     calibration = from_dict(Calibration, values["calibration"], where)
     sampled: Any = values.get("base_fingerprint")

@@ -48,7 +48,8 @@ class SectionConfig:
     column: str
     """Column of the table that holds the text."""
     needs: list[str] = field(default_factory=lambda: ["image"])
-    """Evidence the text needs: `image`, `vitals` (any of them) or names of vitals; [] for none."""
+    """Evidence the text needs: `image`, `vitals` (any of them), `prior`, `context`, names of vitals or of views; [] for
+    none."""
     otherwise: str = ""
     """Target text where that evidence is missing; empty leaves the part out."""
 
@@ -189,6 +190,12 @@ class DropoutConfig:
     """Probability that a training case loses all its vitals."""
     value: float = 0.05
     """Probability that a value is lost, each independently."""
+    view: float = 0.1
+    """Probability that a further view of a study is lost, each independently."""
+    prior: float = 0.1
+    """Probability that a study loses its earlier images and report."""
+    context: float = 0.0
+    """Probability that a study loses its context."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +224,8 @@ class DataConfig:
     """Packed shards that training interleaves, 1 to 16; each process reads its share."""
     image_size: int = 224
     """Side of the encoder's square image, pixels; padding keeps the aspect; 0: that of its weights."""
+    max_images: int = 5
+    """Most images of a study, current and prior, that a case shows."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     """Options of `phantom`."""
     covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)

@@ -77,6 +77,8 @@ class VisionConfig:
     """Image tokens: the feature map is average-pooled to grid x grid."""
     summary_grid: int = 2
     """The vector f of equation (4): the feature map pooled to this grid, flattened."""
+    study_pool: Literal["attention", "mean"] = "attention"
+    """How f is pooled over the images of a study: by attention to their roles and contents, or their mean."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ import time
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 
 from vlm.data.dataset import read_square
 from vlm.data.images.image import ImageSpec, is_blank
 from vlm.data.images.store import image_label
 from vlm.data.packed.shards import is_packed
-from vlm.data.storage import column
+from vlm.data.study import flat_images
 
 MOST, SECONDS = 256, 10.0
 """Largest number of images to check, and the time limit in seconds."""
@@ -22,17 +21,16 @@ def check_sample(rows: datasets.Dataset, spec: ImageSpec, most: int = MOST, seco
     Images in shards are skipped: they were checked when packed, and a shard is fetched as a whole.
     Raises `UserError` that names an unreadable image.
     """
-    paths = [pc.struct_field(chunk, "path").is_valid().to_numpy(False) for chunk in column(rows, "image").chunks]
-    there = np.flatnonzero(np.concatenate([np.empty(0, bool), *paths]))
-    chosen = np.unique(np.linspace(0, max(len(there) - 1, 0), min(most, len(there))).astype(int))
+    paths = flat_images(rows).paths
+    chosen = np.unique(np.linspace(0, max(len(paths) - 1, 0), min(most, len(paths))).astype(int))
     until, looked, blank = time.monotonic() + seconds, 0, []
     for place in np.random.default_rng(0).permutation(chosen):  # a sample cut short is spread too
-        cell = rows[int(there[place])]["image"]
-        if time.monotonic() > until or is_packed(cell["path"]):
+        path = str(paths[place])
+        if time.monotonic() > until or is_packed(path):
             break
         looked += 1
-        if is_blank(read_square(cell["path"], spec)):
-            blank.append(image_label(cell["path"]))
+        if is_blank(read_square(path, spec)):
+            blank.append(image_label(path))
     if not blank:
         return []
     return [blank_notice(len(blank), looked, min(blank))]

@@ -1,6 +1,6 @@
 """Build model examples from single cases, whatever their source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
+from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:  # inference needs no tables, and their libraries take a secon
     from vlm.data.cohort import Cohort
 
 Example = dict[str, Any]
-"""id, pixel_values (3 or 1 × S × S), has_image, vitals (m, NaN missing), targets (K, NaN unknown), report, context."""
+"""id, pixel_values (n × 3 or 1 × S × S), has_image, image_roles (n × 3: view, prior, days), vitals (m, NaN missing),
+targets (K, NaN unknown), report, context. A case without an image has one black picture and has_image False."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class CaseSpec:
     schema: VitalsSchema
     statistics: VitalsStatistics
     labels: tuple[str, ...]
+    study: StudySpec | None = None
+    """Images of a case; None for a model of one image."""
+
+    @property
+    def study_images(self) -> int:
+        """Most images that the model reads of a case."""
+        return self.study.max_images if self.study is not None else 1
 
     def __post_init__(self) -> None:
         self.statistics.check(self.schema)
@@ -34,40 +43,36 @@ class CaseSpec:
             raise UserError("labels: one stands there twice")
 
     @classmethod
-    def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int) -> "CaseSpec":
-        """Take names from the cohort, and fit the vitals' statistics on its training split alone."""
+    def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int, max_images: int = 1) -> "CaseSpec":
+        """Take names from the cohort; fit the vitals' statistics and the images' roles on its training split alone."""
         from vlm.data.storage import matrix
 
         rows = cohort.split("train")
         statistics = VitalsStatistics.fit(cohort.schema, matrix(rows, "vitals", len(cohort.schema)), bins)
-        return cls(image, cohort.schema, statistics, cohort.labels)
+        return cls(image, cohort.schema, statistics, cohort.labels, StudySpec.fit(rows, max_images))
 
 
 def make_example(
     spec: CaseSpec,
-    picture: np.ndarray | None,
+    pictures: Sequence[StudyPicture],
     vitals: np.ndarray,
     id: str = "",
     targets: np.ndarray | None = None,
     report: str = "",
     context: str = "",
 ) -> Example:
-    """Build the example that `Collator` takes; S × S uint8 picture or None, m vitals with NaN.
+    """Build the example that `Collator` takes from the pictures of a case, in any order, and m vitals with NaN.
 
     A blank picture counts as missing.
     """
-    if picture is not None and is_blank(picture):
-        picture = None
+    shown = sorted_pictures(item for item in pictures if not is_blank(item.picture))
     size = spec.image.size
-    pixels = (
-        np.zeros((spec.image.channels, size, size), np.float32)
-        if picture is None
-        else to_pixel_values(picture, spec.image)
-    )
+    pixels = [to_pixel_values(item.picture, spec.image) for item in shown]
     return {
         "id": id,
-        "pixel_values": torch.from_numpy(pixels),
-        "has_image": picture is not None,
+        "pixel_values": torch.from_numpy(np.stack(pixels or [np.zeros((spec.image.channels, size, size), np.float32)])),
+        "has_image": bool(shown),
+        "image_roles": torch.from_numpy(role_numbers(shown, spec.study)),
         "vitals": torch.from_numpy(vitals.astype(np.float32)),
         "targets": torch.from_numpy(targets if targets is not None else np.full(len(spec.labels), np.nan, np.float32)),
         "report": report,
@@ -85,4 +90,12 @@ def random_cases(spec: CaseSpec, count: int) -> Iterator[Example]:
         coarse = rng.integers(0, 256, (4, 4), dtype=np.uint8)
         size = spec.image.size
         picture = np.kron(coarse, np.ones((-(-size // 4),) * 2, np.uint8))[:size, :size]
-        yield make_example(spec, picture if number % 4 != 3 else None, x)
+        yield make_example(spec, _views(spec, picture) if number % 4 != 3 else [], x)
+
+
+def _views(spec: CaseSpec, picture: np.ndarray) -> list[StudyPicture]:
+    """Show a picture in each role that the model expects, or once."""
+    expected = spec.study.expected if spec.study else ()
+    roles = [StudyPicture(picture, "" if role == PRIOR else role, role == PRIOR, 30.0 * (role == PRIOR))
+             for role in expected[: spec.study.max_images if spec.study else 0]]  # fmt: skip
+    return roles or [StudyPicture(picture)]

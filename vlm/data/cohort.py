@@ -1,7 +1,7 @@
 """Cohort: cases of any source as one `datasets.Dataset` with declared features."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from vlm.data.images.store import ImageStore
 from vlm.data.labels import LabelReader
 from vlm.data.splits import SPLITS, assign_splits
 from vlm.data.storage import column, hashes, matrix, write_rows
+from vlm.data.study import view_name
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.synonyms import plain_word
 from vlm.data.vitals.values import LARGEST, suspected_unit
@@ -25,8 +26,6 @@ from vlm.faults import Faults
 
 Columns = dict[str, list[Any]]
 """Name → one value for each row."""
-ImageCell = dict[str, Any]
-"""Value of `datasets.Image`: path and bytes, one of them None."""
 Facts = dict[str, str | None]
 """Fact name → statement of a report; None if it states nothing."""
 
@@ -47,8 +46,8 @@ class Cohort:
     """Cases of all splits, with the meaning of their columns."""
 
     dataset: datasets.Dataset
-    """Rows: id, patient, split, image {path, bytes}, vitals (m), labels (K), sections (S), context, probability,
-    weight (how often a training case is drawn), source (the name of one of several)."""
+    """Rows: id, patient, split, images [{path, view, prior, days}], vitals (m), labels (K), sections (S), context,
+    prior_report, probability, weight (how often a training case is drawn), source (the name of one of several)."""
     schema: VitalsSchema
     """Names and units of the m vitals."""
     labels: tuple[str, ...]
@@ -91,7 +90,7 @@ def _counts(rows: datasets.Dataset) -> str:
 
 
 def features(vitals: int, labels: int, sections: int) -> datasets.Features:
-    """Declare the columns; an image is a path or bytes, decoded when a batch is made."""
+    """Declare the columns; the images of a case are paths, decoded when a batch is made."""
     text, number = datasets.Value("string"), datasets.Value("float32")
 
     def many(value: datasets.Value, length: int) -> datasets.List:
@@ -102,11 +101,12 @@ def features(vitals: int, labels: int, sections: int) -> datasets.Features:
             "id": text,
             "patient": text,
             "split": text,
-            "image": datasets.Image(decode=False),
+            "images": datasets.List({"path": text, "view": text, "prior": datasets.Value("bool"), "days": number}),
             "vitals": many(number, vitals),
             "labels": many(number, labels),
             "sections": many(text, sections),
             "context": text,
+            "prior_report": text,
             "probability": number,
             "weight": number,
             "source": text,
@@ -122,7 +122,7 @@ def build_dataset(
     Raises `UserError` if two rows have one id, or a patient is in two splits.
     """
     parts = [columns] if isinstance(columns, dict) else columns
-    parts = ({"weight": [1.0] * len(part["id"]), "source": [""] * len(part["id"]), **part} for part in parts)
+    parts = ({**_unsaid(len(part["id"])), **part} for part in parts)
     dataset = write_rows(parts, features(len(schema), labels, sections))
     ids = hashes(dataset, "id")
     order = np.argsort(ids)
@@ -137,6 +137,22 @@ def build_dataset(
     if shared:
         raise UserError(f"{shared} patients are in two splits; the split must be by patient")
     return dataset
+
+
+def _unsaid(rows: int) -> Columns:
+    """Return the columns that most sources do not say."""
+    return {"weight": [1.0] * rows, "source": [""] * rows, "prior_report": [""] * rows}
+
+
+NEEDS = ("image", "vitals", "prior", "context")
+"""Kinds of evidence that a section of a report may need, beside vitals and views by name."""
+
+
+def check_needs(needs: Iterable[str], schema: VitalsSchema, where: str, views: Collection[str] | None) -> None:
+    """Raise `UserError` for a need that is no kind of evidence, vital or view; with None any word may be a view."""
+    for need in needs:
+        if need not in NEEDS and need not in (views if views is not None else (view_name(need, where),)):
+            schema.position(need, where)
 
 
 def selected_labels(data: DataConfig, known: Sequence[str]) -> tuple[str, ...]:
@@ -210,23 +226,23 @@ def _warning(where: str, schema: VitalsSchema, name: str, rows: list[tuple[str, 
     )
 
 
-def image_cells(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[ImageCell | None]:
-    """Convert file names or embedded images to `Image` cells; an empty name is a case without an image.
+def image_paths(names: pd.Series, images: ImageFolder, where: str, store: ImageStore) -> list[str]:
+    """Find the files of names or embedded images; an empty name, no image, gives an empty path.
 
     Embedded images are copied to the `store`. Raises `UserError` as it and `ImageFolder.find` do, with the row.
     """
-    cells: list[ImageCell | None] = []
+    paths: list[str] = []
     for number, name in zip(names.index + 2, names, strict=True):
         text = image_cell(name, f"{where}: row {number}: column {names.name}")
         if isinstance(text, EmbeddedImage):
-            cells.append({"path": store.keep(text, f"{where}: row {number}"), "bytes": None})
+            paths.append(store.keep(text, f"{where}: row {number}"))
             continue
         try:
             path, _ = images.find_if_named(text)
         except UserError as error:
             raise UserError(f"{where}: row {number}: {error}") from None
-        cells.append({"path": path, "bytes": None} if path else None)
-    return cells
+        paths.append(path or "")
+    return paths
 
 
 SPLIT_WORDS = {"train": "train", "training": "train", "trn": "train", "val": "validation", "valid": "validation",

@@ -18,7 +18,8 @@ IGNORED = -100
 class Batch(TypedDict):
     """Batch of B cases, T tokens, m vitals, K labels."""
 
-    pixel_values: torch.Tensor  # B × 3 × S × S
+    pixel_values: torch.Tensor  # N × 3 × S × S, the images of all cases in turn; a black one where there is none
+    image_roles: torch.Tensor  # N × 4: row of the batch, view, prior, days
     has_image: torch.Tensor  # B, bool
     vitals: torch.Tensor  # B × m, NaN where missing
     targets: torch.Tensor  # B × K, 0 or 1, NaN where unknown
@@ -29,9 +30,20 @@ class Batch(TypedDict):
     ids: NotRequired[list[str]]  # case ids; not for the model
 
 
+def evidence_of(batch: Batch) -> dict[str, torch.Tensor]:
+    """Select what `EvidenceEncoder.encode` takes."""
+    return {name: batch[name] for name in ("pixel_values", "has_image", "vitals", "image_roles")}  # type: ignore[literal-required]
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move the tensors of a batch to a device."""
     return Batch(**{name: value.to(device) for name, value in batch.items()})  # type: ignore[typeddict-item,attr-defined]
+
+
+def batch_roles(examples: Sequence[Example]) -> torch.Tensor:
+    """Number the roles of all images of a batch; N × 4: row, view, prior, days."""
+    rows = [torch.nn.functional.pad(example["image_roles"], (1, 0), value=row) for row, example in enumerate(examples)]
+    return torch.cat(rows)
 
 
 @dataclass
@@ -59,7 +71,8 @@ class Collator:
             return torch.tensor([v[:at] + [fill] * n + v[at:] for v, n in zip(values, pad, strict=True)])
 
         batch = Batch(
-            pixel_values=torch.stack([example["pixel_values"] for example in examples]),
+            pixel_values=torch.cat([example["pixel_values"] for example in examples]),
+            image_roles=batch_roles(examples),
             has_image=torch.tensor([example["has_image"] for example in examples]),
             vitals=torch.stack([example["vitals"] for example in examples]),
             targets=torch.stack([example["targets"] for example in examples]),
@@ -77,7 +90,7 @@ class Collator:
         """Build token ids, evidence mask and labels of one case."""
         before, after = self.prompt.ids(example["context"], example["vitals"].tolist())
         report = self._report_ids(example)
-        evidence = self.prompt.evidence_tokens
+        evidence = self.prompt.count_evidence(example["image_roles"].numpy())
         ids = [*before, *[self.prompt.pad_id] * evidence, *after, *report]
         mask = [0] * len(before) + [1] * evidence + [0] * (len(after) + len(report))
         labels = [IGNORED] * (len(ids) - len(report)) + report
@@ -87,6 +100,6 @@ class Collator:
         """Tokenize the report; empty (no text target) without one. The end token is a target too, unless truncated."""
         if self.generation or not example["report"]:
             return []
-        room = self.prompt.room(example["context"], example["vitals"].tolist())
+        room = self.prompt.room_of(example)
         longest = self.max_report_tokens if room is None else min(room, self.max_report_tokens)
         return self.prompt.report_ids(example["report"])[:longest]

@@ -16,6 +16,7 @@ from vlm.data.images.image import ImageSpec, augment, decode_image, is_blank, to
 from vlm.data.images.store import image_label, read_image_bytes
 from vlm.data.packed.shards import is_packed, read_packed
 from vlm.data.storage import column
+from vlm.data.study import PRIOR, Cell, StudyPicture, chosen_cells, role_numbers, role_of
 from vlm.distributed import log_rank0
 from vlm.errors import UserError
 
@@ -36,18 +37,42 @@ def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig
     return " ".join(part for part in parts if part)
 
 
-def available_evidence(names: Sequence[str], vitals: np.ndarray, has_image: bool) -> set[str]:
-    """Collect the evidence of a case: `image`, `vitals` (any of them) and the names of its vitals."""
+def available_evidence(names: Sequence[str], vitals: np.ndarray, roles: Collection[str], context: str = "") -> set[str]:
+    """Collect the evidence of a case: `image`, `vitals` (any of them), `prior`, `context`, vitals and views by name.
+
+    `roles` are those of its images (see `role_of`), the empty one for a current image of unknown view.
+    """
     present = {name for name, value in zip(names, vitals, strict=True) if not np.isnan(value)}
-    return present | ({"vitals"} if present else set()) | ({"image"} if has_image else set())
+    kinds = {"vitals": present, "image": set(roles) - {PRIOR}, "context": context.strip()}
+    return present | (set(roles) - {""}) | {kind for kind, any_of in kinds.items() if any_of}
 
 
-def load_picture(cell: Mapping[str, Any] | None, spec: CaseSpec) -> np.ndarray | None:
-    """Decode an image cell to S × S uint8; None for a case without an image and for a blank one."""
-    if not cell:
-        return None
-    picture = read_square(cell["path"], spec.image)
-    return None if is_blank(picture) else picture
+def with_prior_report(context: str, prior_report: str) -> str:
+    """Add the report of an earlier study to the text of the prompt."""
+    return "\n".join(filter(None, (context.strip(), f"Prior report: {prior_report.strip()}" if prior_report else "")))
+
+
+def drop_roles(
+    pictures: list[StudyPicture], context: str, prior_report: str, dropout: DropoutConfig, rng: np.random.Generator
+) -> tuple[list[StudyPicture], str, str]:
+    """Drop further views, all of the prior or the context at random; the first current image stays."""
+    draws = rng.random(2 + len(pictures))
+    if draws[0] < dropout.prior:
+        pictures, prior_report = [item for item in pictures if not item.prior], ""
+    lost = [not item.prior and place > 0 and draws[2 + place] < dropout.view for place, item in enumerate(pictures)]
+    kept = [item for item, gone in zip(pictures, lost, strict=True) if not gone]
+    return kept, "" if draws[1] < dropout.context else context, prior_report
+
+
+def load_pictures(cells: Sequence[Cell], spec: CaseSpec) -> list[StudyPicture]:
+    """Decode the images of a row that the model reads; blank ones are left out."""
+    pictures = (_load(cell, spec) for cell in chosen_cells(cells, spec.study))
+    return [item for item in pictures if not is_blank(item.picture)]
+
+
+def _load(cell: Cell, spec: CaseSpec) -> StudyPicture:
+    days = float(cell["days"]) if cell["prior"] else 0.0
+    return StudyPicture(read_square(cell["path"], spec.image), cell["view"] or "", bool(cell["prior"]), days)
 
 
 def read_square(path: str, spec: ImageSpec) -> np.ndarray:
@@ -58,6 +83,23 @@ def read_square(path: str, spec: ImageSpec) -> np.ndarray:
         raise
     except Exception as error:
         raise UserError(f"{image_label(path)}: cannot read the image: {type(error).__name__}") from None
+
+
+@dataclass
+class StudyFeatures:
+    """Precomputed features of a frozen encoder for all images of a split; they replace the pixels."""
+
+    values: np.ndarray
+    """M × places × C, the images of each case in turn."""
+    starts: np.ndarray
+    """N + 1: the images of case i are starts[i] to starts[i + 1]."""
+    roles: list[StudyPicture]
+    """M, without their pictures."""
+
+    def of(self, index: int) -> list[StudyPicture]:
+        """Return the images of a case with features as pictures."""
+        places = range(self.starts[index], self.starts[index + 1])
+        return [self.roles[place]._replace(picture=np.array(self.values[place])) for place in places]
 
 
 @dataclass
@@ -79,10 +121,10 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
     epoch: int = 0
     interleave_shards: int = 1
     """Number of packed shards that training interleaves."""
-    features: np.ndarray | None = None
-    """Precomputed features of a frozen CNN, N × places × C; they replace the pixels, which are then not read."""
-    _warned_blank: bool = field(default=False, init=False, repr=False)
-    """True once a blank image was reported."""
+    features: StudyFeatures | None = None
+    """Precomputed features of a frozen encoder; the pixels are then not read."""
+    blank: set[str] = field(default_factory=set, init=False, repr=False)
+    """Paths of images that showed nothing."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of each epoch."""
@@ -101,53 +143,71 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         """Read one case; raises `UserError` that names an unreadable image."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
-        picture = self._picture(int(index), row) if self.features is None else self._features(int(index))
+        pictures = self._pictures(int(index), row) if self.features is None else self.features.of(int(index))
+        context, prior_report = row["context"] or "", row["prior_report"] or ""
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
-            picture, vitals = self._apply_dropout(picture, vitals, self.dropout, rng)
-            if picture is not None and self.features is None:
-                picture = augment(picture, self.augment, rng)
+            pictures, vitals = self._apply_dropout(pictures, vitals, self.dropout, rng)
+            if self.spec.study is not None:
+                more = np.random.default_rng([self.seed, self.epoch, int(index), 1])
+                pictures, context, prior_report = drop_roles(pictures, context, prior_report, self.dropout, more)
+            if self.features is None:
+                pictures = [item._replace(picture=augment(item.picture, self.augment, rng)) for item in pictures]
         # Evidence is withheld after its report is chosen: a control run has the targets of the run it is compared with.
-        available = available_evidence(self.spec.schema.names, vitals, picture is not None)
+        roles = {item.role for item in pictures} | ({PRIOR} if prior_report else set())
+        available = available_evidence(self.spec.schema.names, vitals, roles, context)
         if "image" in self.withhold:
-            picture = None
+            pictures = []
         if "vitals" in self.withhold:
             vitals = np.full_like(vitals, np.nan)
         example = make_example(
             self.spec,
-            picture if self.features is None else None,
+            pictures if self.features is None else [],
             vitals,
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
             report=compose_report(row["sections"], self.sections, available),
-            context=row["context"] or "",
+            context=with_prior_report(context, prior_report),
         )
         if self.features is not None:
-            seen = picture if picture is not None else np.zeros(self.features.shape[1:], np.float32)
-            example |= {"pixel_values": torch.from_numpy(seen), "has_image": picture is not None}
+            shown = [item.picture for item in pictures] or [np.zeros(self.features.values.shape[1:], np.float32)]
+            numbers = torch.from_numpy(role_numbers(pictures, self.spec.study))
+            example |= {"pixel_values": torch.from_numpy(np.stack(shown)), "has_image": bool(pictures),
+                        "image_roles": numbers}  # fmt: skip
         return example
 
     def plain(self) -> "CaseDataset":
         """Copy the dataset without dropout, augmentation, withheld evidence or precomputed features."""
         return replace(self, withhold=(), dropout=None, features=None)
 
+    def shown_roles(self, index: int) -> set[str]:
+        """Return the roles of a case's images that show something; an image is decoded at most once."""
+        row = self.rows[int(index)]
+        if not self._looked[index]:
+            self._pictures(index, row)
+        cells = chosen_cells(row["images"], self.spec.study)
+        return {role_of(cell) for cell in cells if cell["path"] not in self.blank}
+
     def shows_image(self, index: int) -> bool:
-        """Check whether a case has an image that is not blank; the image is decoded at most once."""
-        if self._shows[index] < 0:
-            self._picture(index, self.rows[int(index)])
-        return bool(self._shows[index])
+        """Check whether a case has an image that is not blank."""
+        return bool(self.shown_roles(index))
 
     @cached_property
-    def _shows(self) -> np.ndarray:
-        """Image state of each case (N): 1 shows something, 0 does not, -1 not decoded yet."""
-        return np.full(len(self.rows), -1, np.int8)
+    def _looked(self) -> np.ndarray:
+        """True for a case whose images were decoded, N."""
+        return np.zeros(len(self.rows), bool)
+
+    def find_blank(self, cases: Sequence[int]) -> None:
+        """Decode the images of some cases and note the blank ones."""
+        for index in cases:
+            for cell in chosen_cells(self.rows[index]["images"], self.spec.study):
+                if is_blank(read_square(cell["path"], self.spec.image)):
+                    self.blank.add(cell["path"])
+            self._looked[index] = True
 
     def mark_images(self, shown: np.ndarray) -> None:
-        """Set for all cases whether their image shows something (N, bool), if known from elsewhere."""
-        self._shows[:] = shown
-
-    def _features(self, index: int) -> np.ndarray | None:
-        return np.array(self.features[index]) if self.features is not None and self.shows_image(index) else None
+        """Mark cases (N, bool) none of whose images is blank, if known from elsewhere."""
+        self._looked[shown] = True
 
     @cached_property
     def report_lengths(self) -> np.ndarray:
@@ -157,22 +217,29 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         flat = np.concatenate([np.empty(0, np.int64), *sizes])
         return flat.reshape(len(self.rows), len(self.sections)).sum(axis=1)
 
-    def _picture(self, index: int, row: Mapping[str, Any]) -> np.ndarray | None:
-        picture = load_picture(row["image"], self.spec)
-        self._shows[index] = picture is not None
-        if row["image"] and picture is None and not self._warned_blank:
-            self._warned_blank = True
-            way = "shows one grey value alone and counts as no image; further ones are not named"
-            log_rank0(f"warning: {image_label(row['image']['path'])}: {way}")
-        return picture
+    def _pictures(self, index: int, row: Mapping[str, Any]) -> list[StudyPicture]:
+        pictures = []
+        for cell in chosen_cells(row["images"], self.spec.study):
+            item = _load(cell, self.spec)
+            if not is_blank(item.picture):
+                pictures.append(item)
+                continue
+            if not self.blank:
+                way = "shows one grey value alone and counts as no image; further ones are not named"
+                log_rank0(f"warning: {image_label(cell['path'])}: {way}")
+            self.blank.add(cell["path"])
+        self._looked[index] = True
+        return pictures
 
     def report(self, index: int) -> str:
         """Compose the full reference report of a case from its available evidence."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
-        needed = any("image" in section.needs for section in self.sections)
-        shows_image = needed and self.shows_image(int(index))
-        available = available_evidence(self.spec.schema.names, vitals, shows_image)
+        names = {*self.spec.schema.names, "vitals", "context"}
+        needed = any(need not in names for section in self.sections for need in section.needs)
+        roles = self.shown_roles(int(index)) if needed else set()
+        roles = {*roles, PRIOR} if row["prior_report"] else roles
+        available = available_evidence(self.spec.schema.names, vitals, roles, row["context"] or "")
         return compose_report(row["sections"], self.sections, available)
 
     @property
@@ -182,10 +249,10 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
 
     @staticmethod
     def _apply_dropout(
-        picture: np.ndarray | None, vitals: np.ndarray, dropout: DropoutConfig, rng: np.random.Generator
-    ) -> tuple[np.ndarray | None, np.ndarray]:
+        pictures: list[StudyPicture], vitals: np.ndarray, dropout: DropoutConfig, rng: np.random.Generator
+    ) -> tuple[list[StudyPicture], np.ndarray]:
         draws = rng.random(2 + len(vitals))  # drawn always, so that one option does not shift another's numbers
         if draws[0] < dropout.image:
-            picture = None
+            pictures = []
         lost = (draws[2:] < dropout.value) | (draws[1] < dropout.vitals)
-        return picture, np.where(lost, np.float32("nan"), vitals)
+        return pictures, np.where(lost, np.float32("nan"), vitals)

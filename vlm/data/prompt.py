@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vlm.config import PromptConfig
 from vlm.data.chat_template import PromptIds, prompt_ids
+from vlm.data.study import StudySpec
 from vlm.data.vitals.schema import VitalsSchema, format_vitals
 from vlm.errors import UserError
 
 if TYPE_CHECKING:  # passed in by the caller; its library takes seconds to import
     from transformers import PreTrainedTokenizerBase
+
+    from vlm.data.case import Example
 
 
 class PlainText:
@@ -52,13 +57,17 @@ class Prompt:
     tokenizer: "PreTrainedTokenizerBase"
     config: PromptConfig
     evidence_tokens: int
-    """Length of the prefix of image, vitals, z and label tokens."""
+    """Length of the prefix of image, vitals, z and label tokens, with one image."""
     written: VitalsSchema | None = None
     """Schema of the vitals to write as text before the context; None if they are tokens."""
     pieces: PromptIds | None = None
     """Rendered chat template saved in the adapter; None renders it."""
     context_length: int | None = None
     """Context length of the language model, tokens; None if it does not say."""
+    image_tokens: int = 0
+    """Tokens of a further image."""
+    study: StudySpec | None = None
+    """Images of a case; None for a model of one image."""
 
     def __post_init__(self) -> None:
         self.pieces = self.pieces or prompt_ids(self.tokenizer, self.config.system)
@@ -85,14 +94,24 @@ class Prompt:
         """Number of tokens before the evidence, the same for every case."""
         return len(self.fixed_ids.before)
 
-    def room(self, context: str = "", vitals: Sequence[float] = ()) -> int | None:
+    def count_evidence(self, roles: np.ndarray | None = None) -> int:
+        """Count the evidence tokens of a case by the roles of its images (n × 3); without them, of one image."""
+        if self.study is None or roles is None:
+            return self.evidence_tokens
+        return self.evidence_tokens + (len(roles) - 1) * self.image_tokens + self.study.absent(roles)
+
+    def room_of(self, example: "Example") -> int | None:
+        """Count the tokens that fit after the prompt of an example; see `room`."""
+        return self.room(example["context"], example["vitals"].tolist(), example["image_roles"].numpy())
+
+    def room(self, context: str = "", vitals: Sequence[float] = (), roles: np.ndarray | None = None) -> int | None:
         """Count the tokens that fit after the prompt of a case; None if the language model has no context limit.
 
-        Raises `UserError` if none fits.
+        `roles` (n × 3) are those of its images. Raises `UserError` if no token fits.
         """
         if self.context_length is None:
             return None
-        length = sum(map(len, self.ids(context, vitals))) + self.evidence_tokens
+        length = sum(map(len, self.ids(context, vitals))) + self.count_evidence(roles)
         if length >= self.context_length:
             raise UserError(
                 f"the prompt has {length:,} tokens and the base reads {self.context_length:,}, prompt and report "

@@ -17,25 +17,22 @@ import torch
 
 from vlm.data.dataset import CaseDataset
 from vlm.data.packed.shards import SCHEME, shard_addresses
-from vlm.data.storage import column
+from vlm.data.study import flat_images
 from vlm.distributed import log_rank0
 
 
 def shards_of(dataset: CaseDataset) -> np.ndarray | None:
-    """Get the shard index of each case's image, N; None if no image is in a shard.
+    """Get the shard index of each case's images, N; None if no image is in a shard.
 
     A case without an image gets the shard of the case before it: the rows of a shard are contiguous.
     """
-    known: dict[str | None, int] = {}
-    numbers, packed = [np.empty(0, np.int64)], False
-    for cells in column(dataset.rows, "image").chunks:
-        packed = packed or bool(pc.any(pc.starts_with(pc.struct_field(cells, "path"), SCHEME)).as_py())
-        encoded: pa.DictionaryArray = shard_addresses(cells).dictionary_encode()
-        own = [known.setdefault(address, len(known)) for address in encoded.dictionary.to_pylist()]
-        numbers.append(np.array([*own, -1])[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
-    if not packed:
+    first = pa.array(flat_images(dataset.rows).first, pa.string())
+    if not pc.any(pc.starts_with(first, SCHEME)).as_py():
         return None
-    shards = np.concatenate(numbers)
+    encoded = shard_addresses(first).dictionary_encode()
+    known = encoded.dictionary.to_pylist()
+    own = np.array([-1 if address == "" else number for number, address in enumerate(known)])
+    shards = own[encoded.indices.to_numpy(zero_copy_only=False)]
     has = np.flatnonzero(shards >= 0)
     return shards[has[np.maximum(np.searchsorted(has, np.arange(len(shards)), side="right") - 1, 0)]]
 

@@ -9,8 +9,9 @@ import torch
 
 from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
-from vlm.data.dataset import CaseDataset, available_evidence, compose_report, load_picture
+from vlm.data.dataset import CaseDataset, available_evidence, compose_report, load_pictures, with_prior_report
 from vlm.data.storage import matrix
+from vlm.data.study import PRIOR, StudyPicture
 
 Source = Literal["own", "swapped", "blank", "none"]
 """`blank` is an all-black image; `none` is a missing image, which the model was trained on."""
@@ -76,18 +77,19 @@ class ArmCases(torch.utils.data.Dataset[Example]):
         row = self.dataset.rows[index]
         return make_example(
             self.dataset.spec,
-            self._picture(index),
+            self._pictures(index),
             self._vitals(index),
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
             report=self.dataset.report(index),
-            context=row["context"] or "",
+            context=with_prior_report(row["context"] or "", row["prior_report"] or ""),
         )
 
     @property
     def shown(self) -> list[tuple[int, int, str]]:
         """Image donor, vitals donor (-1 for none) and context of each case; equal tuples are the same input."""
-        contexts = (context or "" for context in self.dataset.rows["context"])
+        rows = self.dataset.rows.select_columns(["context", "prior_report"])
+        contexts = (with_prior_report(row["context"] or "", row["prior_report"] or "") for row in rows)
         return list(zip(self.image_donor.tolist(), self.vitals_donor.tolist(), contexts, strict=True))
 
     def facts(self, reader: FactReader) -> list[Facts]:
@@ -104,17 +106,19 @@ class ArmCases(torch.utils.data.Dataset[Example]):
     def _stated(self, reader: FactReader, index: int, image: bool, vitals: bool) -> Facts:
         row = self.dataset.rows[max(index, 0)]
         own = self.vitals[max(index, 0)] if vitals else np.full(self.vitals.shape[1], np.nan)
-        seen = available_evidence(self.dataset.spec.schema.names, own, image and self.has_image[max(index, 0)])
+        roles = self.dataset.shown_roles(max(index, 0)) if image else set()
+        roles |= {PRIOR} if row["prior_report"] else set()
+        seen = available_evidence(self.dataset.spec.schema.names, own, roles, row["context"] or "")
         return reader.read(compose_report(row["sections"], self.dataset.sections, seen))
 
-    def _picture(self, index: int) -> np.ndarray | None:
+    def _pictures(self, index: int) -> list[StudyPicture]:
         donor = int(self.image_donor[index])
         if self.arm.image == "blank" and self.has_image[index]:
             size = self.dataset.spec.image.size
-            return np.zeros((size, size), dtype=np.uint8)
+            return [StudyPicture(np.zeros((size, size), dtype=np.uint8))]
         if donor < 0 or "image" in self.dataset.withhold:
-            return None
-        return load_picture(self.dataset.rows[donor]["image"], self.dataset.spec)
+            return []
+        return load_pictures(self.dataset.rows[donor]["images"], self.dataset.spec)
 
     def _vitals(self, index: int) -> np.ndarray:
         donor = int(self.vitals_donor[index])

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from vlm.data.dataset import CaseDataset
+from vlm.data.study import PRIOR, role_of
 from vlm.findings.labeller import label
 from vlm.findings.vocabulary import FINDINGS
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -45,7 +46,7 @@ def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) ->
     model.eval()
     rows = []
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=batch_size, collate_fn=lambda batch: [(e["pixel_values"], e["has_image"]) for e in batch]
+        dataset, batch_size=batch_size, collate_fn=lambda batch: [(e["pixel_values"][0], e["has_image"]) for e in batch]
     )
     for batch in tqdm(loader, desc="features for retrieval", unit="batch", leave=False):
         pixels = torch.stack([pixels for pixels, _ in batch]).to(model.device)
@@ -58,7 +59,7 @@ def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) ->
 
 
 def nearest_reports(model: ClinicalVLM, train: CaseDataset, test: CaseDataset, batch_size: int) -> list[str]:
-    """Retrieve the report of the training case whose image has the highest cosine similarity of CNN features."""
+    """Retrieve the report of the training case whose first image has the highest cosine similarity of CNN features."""
     known, asked = image_features(model, train, batch_size), image_features(model, test, batch_size)
     has_report = np.array([any(sections) for sections in train.rows["sections"]], dtype=bool)
     similarity = asked @ known.T  # N × M
@@ -93,8 +94,10 @@ def _inputs(dataset: CaseDataset, kind: str) -> np.ndarray:
     vitals = np.array(rows["vitals"], dtype=np.float64).reshape(len(rows), -1)
     if kind == "vitals":
         return _one_hot(vitals, dataset)
-    has_image = np.array([image is not None for image in rows["image"]], dtype=np.float64)
-    return np.column_stack([np.isnan(vitals), has_image])
+    roles = [{role_of(cell) for cell in cells} for cells in rows["images"]]
+    expected = dataset.spec.study.expected if dataset.spec.study else ()
+    images = [[bool(found - {PRIOR}), *(role in found for role in expected)] for found in roles]  # N × 1 or more
+    return np.column_stack([np.isnan(vitals), np.array(images, dtype=np.float64).reshape(len(rows), -1)])
 
 
 def _one_hot(vitals: np.ndarray, dataset: CaseDataset) -> np.ndarray:

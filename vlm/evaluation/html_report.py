@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vlm.atomic import replace_file
-from vlm.data.dataset import CaseDataset, load_picture
+from vlm.data.dataset import CaseDataset, load_pictures
 from vlm.estimate import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
@@ -99,11 +99,11 @@ def _groups(test: CaseDataset, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 
 def _case(test: CaseDataset, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-    picture = load_picture(test.rows[index]["image"], test.spec) if "image" not in test.withhold else None
+    pictures = load_pictures(test.rows[index]["images"], test.spec) if "image" not in test.withhold else []
     truth = {1: " (true)", 0: "", None: " (unknown)"}
     return {
         **row,
-        "image": _encode(picture) if picture is not None else "",
+        "image": _encode(np.hstack([item.picture for item in pictures])) if pictures else "",
         "vitals": ", ".join(f"{name} {value}" for name, value in row["vitals"].items()),
         "probabilities": ", ".join(f"{name.replace('_', ' ')} {value:.0%}{truth[row['labels'][name]]}"
                                    for name, value in row["probabilities"].items()),

@@ -69,7 +69,8 @@ class CaseScorer:
         self.ids = torch.cat([batch["input_ids"].to(model.device), self.draft], dim=1)
         self.mask = torch.cat([mask, mask.new_zeros(self.draft.shape)], dim=1).to(model.device)
         with torch.no_grad(), model.autocast():
-            grid = model.vision.grid(self.pixels)
+            self.roles = batch["image_roles"].to(model.device)
+            grid = model.vision.grid(self.pixels)  # n × C × h × w
             absent = model.vision.missing.detach().view(1, -1, 1, 1).to(grid.dtype).expand_as(grid)
             self.given = (grid if self.has_image else absent, *self._read(example["vitals"]))
             self.missing = (absent, *self._read(torch.full_like(example["vitals"], float("nan"))))
@@ -115,7 +116,7 @@ class CaseScorer:
             values = model.vitals.combine(pairs)
         else:
             values = model.vitals(grid.new_zeros(len(grid), 0))
-        return model.fuse(image, values, whole=True).tokens
+        return model.fuse(image, values, whole=True).flat()
 
     # ------------------------------------------------------------------------------------ four corners
 
@@ -217,7 +218,7 @@ class _Path:
 
 def label_heats(model: ClinicalVLM, example: Example) -> list[np.ndarray]:
     """Map where each label's logit comes from; K maps as `grid_heat` gives them."""
-    pixels, vitals = (example[name][None].to(model.device) for name in ("pixel_values", "vitals"))
+    pixels, vitals = example["pixel_values"].to(model.device), example["vitals"][None].to(model.device)
     with model.autocast():
         with torch.no_grad():
             grid = model.vision.grid(pixels)

@@ -14,10 +14,12 @@ import torch
 from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example
 from vlm.data.collate import Batch, Collator, to_device
+from vlm.data.dataset import with_prior_report
 from vlm.data.images.image import read_image, to_square
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError, one_line
+from vlm.inference.study_images import Images, read_study
 from vlm.plain import printable
 from vlm.report import Report
 
@@ -28,10 +30,8 @@ if TYPE_CHECKING:  # other engines draft without it, and start sooner
 MAX_SECONDS = 600.0
 LONGEST_CONTEXT = 20_000
 """Longest context text in a prompt, characters."""
-Picture = str | Path | np.ndarray | None
-"""Image file, the square that was read from one (S × S, uint8), or None."""
-Case = tuple[Picture, Mapping[str, Any] | None]
-"""Image and vitals by name, or None."""
+Case = tuple[Images, Mapping[str, Any] | None]
+"""Images and vitals by name, or None."""
 Prepared = tuple[Example, tuple[str, ...]]
 """A case's example for the model, and warnings on what is missing or implausible."""
 
@@ -95,23 +95,28 @@ class Engine(ABC):
             yield Report(printable(draft.text), probabilities, shown, warnings, calibration, finished=finished)
 
     def prompt_length(self, example: Example) -> int:
-        """Return the number of prompt tokens around the evidence."""
-        return sum(map(len, self.model.prompt.ids(example["context"], example["vitals"].tolist())))
+        """Return the number of prompt tokens around the evidence, and of those of further images."""
+        prompt = self.model.prompt
+        further = prompt.count_evidence(example["image_roles"].numpy()) - prompt.evidence_tokens
+        return sum(map(len, prompt.ids(example["context"], example["vitals"].tolist()))) + further
 
     def room(self, example: Example) -> int | None:
         """Return the most tokens a draft may have; raises `UserError` for a prompt longer than the base's context."""
-        return self.model.prompt.room(example["context"], example["vitals"].tolist())
+        return self.model.prompt.room_of(example)
 
     def read_picture(self, image: str | Path) -> np.ndarray:
         """Read an image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
         return to_square(read_image(image), self.model.spec.image)
 
-    def prepare(self, image: Picture, vitals: Mapping[str, Any] | None, context: str = "") -> Prepared:
+    def prepare(
+        self, images: Images, vitals: Mapping[str, Any] | None, context: str = "", prior_report: str = ""
+    ) -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
-        Raises `UserError` for an unreadable image, a vital that the adapter does not know and a context of book length
-        or too long for the base.
+        Raises `UserError` for an unreadable image, a vital that the adapter does not know, a context of book length
+        or too long for the base, and as `read_study` does.
         """
+        context = with_prior_report(context, prior_report)
         if len(context) > LONGEST_CONTEXT:
             raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
         spec = self.model.spec
@@ -121,13 +126,14 @@ class Engine(ABC):
         missing = [name for name, value in pairs if np.isnan(value) and name not in implausible]
         if missing:
             warnings.append(f"not given: {', '.join(missing)}")
-        if image is None:
-            warnings.append("no image given")
-        picture = self.read_picture(image) if isinstance(image, str | Path) else image
-        example = make_example(spec, picture, x, context=context)
+        pictures, doubts = read_study(images, spec, self.read_picture)
+        warnings += doubts
+        example = make_example(spec, pictures, x, context=context)
         self.room(example)
-        if picture is not None and not example["has_image"]:
-            warnings.append("the image is blank and was taken as none")
+        blank = len(pictures) - int(example["has_image"]) * len(example["pixel_values"])
+        if blank:
+            which = "the image is blank and was" if len(pictures) == 1 else f"{blank} of the images are blank and were"
+            warnings.append(f"{which} taken as none")
         return example, tuple(warnings)
 
     def to_device(self, batch: Batch) -> Batch:

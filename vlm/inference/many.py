@@ -26,9 +26,10 @@ from vlm.data.ingest.read import TableOptions, read_chunks
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.distributed import log_rank0, rank
 from vlm.errors import UserError
-from vlm.inference.engine import Engine, Picture
+from vlm.inference.engine import Engine
 from vlm.inference.job_metadata import compare_metadata, contents_of
 from vlm.inference.rows import Row, TableColumns
+from vlm.inference.study_images import Images
 from vlm.locks import locked
 from vlm.report import Report
 
@@ -218,7 +219,7 @@ class Counts:
 def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedReader | None = None) -> _Prepared:
     """Read one row's inputs; whatever is raised costs this row's report only."""
     try:
-        picture: Picture
+        picture: Images
         if isinstance(row.image, EmbeddedImage):
             where = row_label(row.image, f"{row.image.file}: row {row.image.row + 2}")
             data = (embedded or EmbeddedReader()).read(row.image, where)

@@ -84,8 +84,8 @@ class LlamaCppEngine(Engine):
         model = self.model
         for example in examples:
             batch = self.to_device(self.collate([example]))
-            encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-            prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]  # T × H
+            embeddings, encoded = model.embed_prompt(batch)
+            prompt = embeddings[0]  # T × H
             tokens, until, cut_at = [], time.monotonic() + self.max_seconds, ""
             most = model.prompt.most_new_tokens(prompt.shape[0], max_new_tokens)
             fixed, end = model.prompt.fixed_tokens, model.prompt.end_id
@@ -119,8 +119,7 @@ class VLLMEngine(Engine):
         model = self.model
         for cases in batches(examples, batch_size):
             batch = self.to_device(self.collate(cases))
-            encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-            padded = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)  # B × T × H
+            padded, encoded = model.embed_prompt(batch)  # B × T × H
             prompts = [row[mask.bool()] for row, mask in zip(padded, batch["attention_mask"], strict=True)]
             texts = self.server.complete(prompts, max_new_tokens, model.prompt.end_id)
             for (text, cut), row in zip(texts, encoded.logits.tolist(), strict=True):

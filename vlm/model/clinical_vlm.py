@@ -122,6 +122,7 @@ class ClinicalVLM(EvidenceEncoder):
         attention_mask: torch.Tensor,
         evidence_mask: torch.Tensor,
         labels: torch.Tensor,
+        image_roles: torch.Tensor | None = None,
         alpha: float = 0.5,
         label_count: torch.Tensor | None = None,
         token_count: torch.Tensor | None = None,
@@ -131,7 +132,7 @@ class ClinicalVLM(EvidenceEncoder):
         With gradient accumulation the counts are those of the whole effective batch; without them the losses are
         means over this batch. With alpha = 1 the text has no weight and the LLM does not run.
         """
-        encoded = self.encode(pixel_values, has_image, vitals)
+        encoded = self.encode(pixel_values, has_image, vitals, image_roles)
         label = label_loss(encoded.logits, targets)
         loss_bce = label.mean(label_count)
         if alpha == 1:
@@ -139,7 +140,7 @@ class ClinicalVLM(EvidenceEncoder):
             return VLMOutput(loss_bce, loss_bce, torch.zeros_like(loss_bce), encoded.logits, nothing, nothing)
         rows, length = rows_with_text(labels, attention_mask)
         ids, mask, evidence = input_ids[rows, :length], attention_mask[rows, :length], evidence_mask[rows, :length]
-        hidden = self.trunk(self.embed(ids, evidence, encoded.tokens[rows]), mask)
+        hidden = self.trunk(self.embed(ids, evidence, encoded.flat(rows)), mask)
         text, row_losses = text_loss(hidden, self.vocabulary_head, labels[rows, :length])
         case_losses = row_losses.new_zeros(len(labels)).index_copy(0, rows, row_losses)
         loss_ce = text.mean(token_count)
@@ -212,9 +213,9 @@ class ClinicalVLM(EvidenceEncoder):
             read.batch_repeat_interleave(len(batch["input_ids"]))
             options["past_key_values"] = read
         with self.autocast():
-            encoded = self.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
+            embeddings, encoded = self.embed_prompt(batch)
             ids = self.llm.generate(  # type: ignore[operator]
-                inputs_embeds=self.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens),
+                inputs_embeds=embeddings,
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=max_new_tokens,
                 min_new_tokens=min_new_tokens,

@@ -11,17 +11,19 @@ from torch import nn
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
+from vlm.data.collate import Batch, evidence_of
 from vlm.data.prompt import Prompt
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.model.fusion import EvidenceTokens, JointVector
+from vlm.model.study_fusion import ImageTokens
 from vlm.model.vision import ImageEncoder
 from vlm.model.vitals import VitalsEncoder
 
 
 @dataclass
-class Encoded:
+class FusedInputs:
     """Hold the evidence tokens for the prompt, z and the label logits."""
 
     tokens: torch.Tensor
@@ -30,6 +32,13 @@ class Encoded:
     """Joint vector, B × Z."""
     logits: torch.Tensor
     """Label logits, B × K."""
+    there: torch.Tensor | None = None
+    """B × P, bool: False at padding, where cases have unequally many images; else None."""
+
+    def flat(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Return the tokens of some cases one after another, without padding; … × H."""
+        tokens = self.tokens[rows]
+        return tokens.flatten(0, 1) if self.there is None else tokens[self.there[rows]]
 
 
 class EvidenceEncoder(nn.Module):
@@ -47,8 +56,9 @@ class EvidenceEncoder(nn.Module):
         self.spec, self.tokenizer, self.space = spec, space.tokenizer, space
         self.calibration = Calibration()
         self.vision = ImageEncoder(
-            config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights, spec.image.channels
-        )
+            config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights, spec.image.channels,
+            spec.study,
+        )  # fmt: skip
         self.model_config = replace(config, vision=self.vision.config)  # a repository's encoder by its architecture
         self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms)
         self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
@@ -58,41 +68,56 @@ class EvidenceEncoder(nn.Module):
             raise UserError(f"prompt_ids: {last} is no token of the base, which has {space.vocabulary:,}")
         written = spec.schema if config.vitals.injection == "text" else None
         self.prompt = Prompt(
-            space.tokenizer, config.prompt, self.evidence_tokens, written, prompt_ids, space.context_length
-        )
+            space.tokenizer, config.prompt, self.evidence_tokens, written, prompt_ids, space.context_length,
+            config.vision.grid**2, spec.study,
+        )  # fmt: skip
 
     @property
     def evidence_tokens(self) -> int:
-        """P, the number of evidence tokens in every prompt."""
+        """P, the number of evidence tokens in the prompt of a case with one image and no role missing."""
         return self.model_config.vision.grid**2 + self.vitals.tokens + self.evidence.tokens
 
     @property
     def device(self) -> torch.device:
         return self.vision.missing.device
 
-    def encode(self, pixel_values: torch.Tensor, has_image: torch.Tensor, vitals: torch.Tensor) -> Encoded:
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        has_image: torch.Tensor,
+        vitals: torch.Tensor,
+        image_roles: torch.Tensor | None = None,
+    ) -> FusedInputs:
         """Encode images and vitals into evidence tokens, z and logits.
 
-        `pixel_values` is B × 3 × S × S, `has_image` B, `vitals` B × m with NaN where missing.
+        `pixel_values` is N × 3 × S × S, the images of all cases in turn, `image_roles` N × 4 (see `Batch`), `has_image`
+        B, `vitals` B × m with NaN where missing. A model of one image needs no roles.
         """
-        return self.fuse(self.vision(pixel_values, has_image), self.vitals(vitals))
+        return self.fuse(self.vision(pixel_values, has_image, image_roles), self.vitals(vitals))
 
-    def fuse(
-        self, image: tuple[torch.Tensor, torch.Tensor], vitals: tuple[torch.Tensor, torch.Tensor], whole: bool = False
-    ) -> Encoded:
+    def fuse(self, image: ImageTokens, vitals: tuple[torch.Tensor, torch.Tensor], whole: bool = False) -> FusedInputs:
         """Fuse image tokens and f with vitals tokens and x into evidence tokens, z and logits.
 
         The label token takes the head's logits detached, so that the text loss does not distort the head's
         calibration. With `whole` the gradient goes through them too: an attribution follows every path to the text.
         """
-        (image_tokens, f), (vitals_tokens, x) = image, vitals  # B × g·g × H, B × F; B × n × H, B × X
-        with torch.autocast(f.device.type, enabled=False):  # in bf16 a logit near 4 moves in steps of 0.03
-            z, logits = self.joint(f.float(), x.float())  # B × Z, B × K
+        vitals_tokens, x = vitals  # B × n × H, B × X
+        with torch.autocast(x.device.type, enabled=False):  # in bf16 a logit near 4 moves in steps of 0.03
+            z, logits = self.joint(image.f.float(), x.float())  # B × Z, B × K
         shown = self.evidence(z, logits if whole else logits.detach())
-        parts = [image_tokens, *([vitals_tokens] if self.vitals.tokens else []), *shown]
-        return Encoded(torch.cat([part.to(image_tokens.dtype) for part in parts], dim=1), z, logits)
+        rest = [*([vitals_tokens] if self.vitals.tokens else []), *shown]
+        tokens = torch.cat([part.to(image.tokens.dtype) for part in (image.tokens, *rest)], dim=1)
+        there = image.there
+        if there is not None:
+            there = nn.functional.pad(there, (0, tokens.shape[1] - there.shape[1]), value=True)
+        return FusedInputs(tokens, z, logits, there)
+
+    def embed_prompt(self, batch: Batch) -> tuple[torch.Tensor, FusedInputs]:
+        """Encode the evidence of a batch and embed its prompts; returns B × T × H and the evidence."""
+        fused = self.encode(**evidence_of(batch))
+        return self.embed(batch["input_ids"], batch["evidence_mask"], fused.flat()), fused
 
     def embed(self, input_ids: torch.Tensor, evidence_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Embed the prompt with the evidence tokens in their places; B × T, B × T, B × P × H → B × T × H."""
+        """Embed the prompt with the evidence tokens in their places; B × T, B × T, … × H in turn → B × T × H."""
         words = self.space.embed(input_ids)
         return words.masked_scatter(evidence_mask[..., None], tokens.to(words.dtype))

@@ -5,11 +5,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlm.config import VisionConfig
+from vlm.data.study import StudySpec
 from vlm.errors import UserError, nearest, one_line
 from vlm.model.encoders.build import build_encoder, check_cells
 from vlm.model.encoders.encoder import memory_format
 from vlm.model.encoders.encoder_lora import add_encoder_lora, freeze_unused
 from vlm.model.projection import TokenProjector
+from vlm.model.study_fusion import ImageTokens, StudyFusion
 
 
 class ImageEncoder(nn.Module):
@@ -27,6 +29,7 @@ class ImageEncoder(nn.Module):
         token_rms: float,
         load_weights: bool,
         image_channels: int = 3,
+        study: StudySpec | None = None,
     ) -> None:
         super().__init__()
         self.cnn, self.encoder, self.config = build_encoder(config, image_size, image_channels, load_weights)
@@ -37,6 +40,7 @@ class ImageEncoder(nn.Module):
         self.missing = nn.Parameter(torch.zeros(self.channels))
         self.position = nn.Parameter(0.02 * torch.randn(tokens, self.channels))
         self.projector = TokenProjector(self.channels, hidden_size, token_rms)
+        self.study = StudyFusion(study, self.channels, config.study_pool) if study is not None else None
         self.lora_line = ""
         """What LoRA reaches, to print."""
         self._choose_trained(sample)
@@ -66,16 +70,24 @@ class ImageEncoder(nn.Module):
         pooled = [F.adaptive_avg_pool2d(grid, side).flatten(2) for side in sides]  # B × C × g·g, B × C × s·s
         return torch.cat(pooled, dim=2).transpose(1, 2)
 
-    def forward(self, images: torch.Tensor, has_image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode images into image tokens and f.
+    def forward(self, images: torch.Tensor, has_image: torch.Tensor, roles: torch.Tensor | None = None) -> ImageTokens:
+        """Encode the images of B cases into image tokens and f.
 
-        `images` is B × 3 × S × S, or the output of `features`; `has_image` B (bool). Returns B × g·g × H and B × F.
-        A case without an image gets a learned vector at every position.
+        `images` is N × 3 × S × S, or the output of `features`; `has_image` B (bool); `roles` N × 4 (see `Batch`), for a
+        model of one image None. A case without an image gets a learned vector at every position.
         """
         features = images if images.ndim == 3 else self.features(images)
-        features = torch.where(has_image.view(-1, 1, 1), features, self.missing.to(features.dtype))
+        rows = slice(None) if self.study is None or roles is None else roles[:, 0].long()
+        features = torch.where(has_image[rows].view(-1, 1, 1), features, self.missing.to(features.dtype))
         tokens, summary = features.split([self.config.grid**2, self.config.summary_grid**2], dim=1)
-        return self.projector(tokens + self.position), summary.transpose(1, 2).flatten(1)
+        tokens = tokens + self.position
+        if self.study is None or roles is None:
+            return ImageTokens(self.projector(tokens), summary.transpose(1, 2).flatten(1))
+        cases = len(has_image)
+        summary = self.study.vector(summary.float(), roles, cases)  # B × s·s × C
+        marked = self.projector(tokens + self.study.marks(roles)[:, None])  # N × g·g × H
+        found, there = self.study.gather(marked, self.projector(self.study.absent), roles, cases)
+        return ImageTokens(found, summary.transpose(1, 2).flatten(1), there)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         super().train(mode)

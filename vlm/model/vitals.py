@@ -15,7 +15,7 @@ CLIP = 5.0
 """Limit to which scaled values are clamped, in standard deviations: one typing error must not drown the rest."""
 NameEmbeddings = Callable[[Sequence[str]], torch.Tensor]
 """Function from names to their word embeddings, S × H."""
-Encoded = tuple[torch.Tensor, torch.Tensor]
+VitalEncoding = tuple[torch.Tensor, torch.Tensor]
 """Features (B × size) and state (B × S, one-hot) of one vital."""
 
 
@@ -47,7 +47,7 @@ class VitalFeatures(nn.Module):
         }.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
-    def forward(self, value: torch.Tensor) -> Encoded:
+    def forward(self, value: torch.Tensor) -> VitalEncoding:
         """Encode values (B, NaN where missing) into features (B × size) and the one-hot state (B × S)."""
         missing = torch.isnan(value)
         filled = torch.where(missing, torch.zeros_like(value), value)[:, None]  # NaN would poison the gradient
@@ -99,11 +99,11 @@ class VitalsEncoder(nn.Module):
             return vitals.new_zeros(len(vitals), 0, 0), vitals.new_zeros(len(vitals), 0)
         return self.combine(self.read(vitals))
 
-    def read(self, vitals: torch.Tensor) -> list[Encoded]:
+    def read(self, vitals: torch.Tensor) -> list[VitalEncoding]:
         """Encode vitals (B × m, NaN where missing) into the features and state of each."""
         return [encode(vitals[:, i]) for i, encode in enumerate(self.values)]
 
-    def combine(self, encoded: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    def combine(self, encoded: Sequence[VitalEncoding]) -> tuple[torch.Tensor, torch.Tensor]:
         """Combine the features and state of each vital, at least one, into vitals tokens (B × n × H) and x (B × X).
 
         A state need not be one-hot: the output is continuous along a path between two states.

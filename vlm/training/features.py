@@ -14,9 +14,10 @@ from tqdm import tqdm
 from vlm.config import Config
 from vlm.data.blank_images import blank_notice
 from vlm.data.case import Example
-from vlm.data.dataset import CaseDataset
+from vlm.data.dataset import CaseDataset, StudyFeatures
 from vlm.data.images.store import image_label
 from vlm.data.storage import new_array
+from vlm.data.study import StudyPicture, flat_images, roles_of
 from vlm.device import Choice
 from vlm.distributed import log_rank0
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -38,37 +39,41 @@ def choose_features(config: Config) -> Choice[bool]:
 def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDataset], batch_size: int = 32) -> None:
     """Compute and cache the features of these datasets, if `choose_features` allows it.
 
-    Also marks cases without an image or with a blank one. Raises `UserError` for an unreadable image.
+    Also finds blank images. Raises `UserError` for an unreadable image.
     """
     if not choose_features(config).value:
         return
     for dataset in datasets:
-        plain = dataset.plain()
-        shown = np.zeros(len(dataset), dtype=bool)
-        kept = new_array((len(dataset), *model.vision.feature_shape))
+        images = flat_images(dataset.rows)
+        kept = new_array((int(images.counts.sum()), *model.vision.feature_shape))
         loader = torch.utils.data.DataLoader(
-            plain, batch_size, num_workers=config.train.workers, collate_fn=_pixels_of, shuffle=False
+            dataset.plain(), batch_size, num_workers=config.train.workers, collate_fn=_pictures_of, shuffle=False
         )
-        start = 0
-        for pixels, has_image in tqdm(loader, desc="features of the frozen CNN", unit="batch", leave=False):
-            with model.autocast():
-                features = model.vision.features(pixels.to(model.device)).float().cpu().numpy()
-            kept[start : start + len(features)] = features
-            shown[start : start + len(features)] = has_image.numpy()
-            start += len(features)
-        dataset.mark_images(shown)
-        log_rank0(*blank_images(dataset, shown))
-        dataset.features = kept
+        counts: list[int] = []
+        roles: list[StudyPicture] = []
+        for pixels, of_batch, of_cases in tqdm(loader, desc="features of the frozen CNN", unit="batch", leave=False):
+            if len(pixels):
+                with model.autocast():
+                    found = model.vision.features(pixels.to(model.device)).float().cpu().numpy()
+                kept[len(roles) : len(roles) + len(found)] = found
+            roles += roles_of(of_batch.numpy(), model.spec.study)
+            counts += of_cases
+        whole = np.array(counts, np.int64) == np.minimum(images.counts, model.spec.study_images)
+        dataset.mark_images(whole)
+        dataset.find_blank(np.flatnonzero(~whole).tolist())
+        log_rank0(*blank_images(dataset, len(roles)))
+        dataset.features = StudyFeatures(kept, np.cumsum([0, *counts]), roles)
 
 
-def blank_images(dataset: CaseDataset, shown: np.ndarray) -> list[str]:
-    """Format a warning on blank images; `shown` (N, bool) is true for a case whose image is not blank."""
-    cells = dataset.rows.select(np.flatnonzero(~shown))["image"]
-    blank = [image_label(cell["path"]) for cell in cells if cell]
-    images = len(blank) + int(shown.sum())
-    return [f"warning: {blank_notice(len(blank), images, blank[0])}"] if blank else []
+def blank_images(dataset: CaseDataset, shown: int) -> list[str]:
+    """Format a warning on blank images; `shown` is the number of the others."""
+    blank = sorted(map(image_label, dataset.blank))
+    return [f"warning: {blank_notice(len(blank), len(blank) + shown, blank[0])}"] if blank else []
 
 
-def _pixels_of(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    pixels = torch.stack([example["pixel_values"] for example in batch])
-    return pixels, torch.tensor([example["has_image"] for example in batch])
+def _pictures_of(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Return the pixels of all images, their roles (M × 3), and how many each case has."""
+    shown = [example for example in batch if example["has_image"]]
+    pixels, roles = (torch.cat([e[name] for e in shown]) if shown else torch.empty(0, 3)
+                     for name in ("pixel_values", "image_roles"))  # fmt: skip
+    return pixels, roles, [len(example["pixel_values"]) * example["has_image"] for example in batch]

@@ -66,8 +66,7 @@ def _packed_difference(model: ClinicalVLM) -> str:
     model.eval()
     try:
         with model.autocast():
-            tokens = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"]).tokens
-            embedded = model.embed(batch["input_ids"], batch["evidence_mask"], tokens)
+            embedded, _ = model.embed_prompt(batch)
             padded = model.trunk(embedded, batch["attention_mask"])  # B × T × H
             packed = model.packed_trunk(embedded, batch["attention_mask"])
     except (TypeError, ValueError, RuntimeError) as error:

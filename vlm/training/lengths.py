@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm.data.collate import LONGEST_REPORT
-from vlm.data.dataset import CaseDataset
+from vlm.data.dataset import CaseDataset, with_prior_report
 from vlm.data.prompt import Prompt
 from vlm.data.storage import column
+from vlm.data.study import cell_numbers
 from vlm.errors import UserError
 
 SLACK = 64
@@ -52,14 +53,19 @@ def check_lengths(prompt: Prompt, datasets: Mapping[str, CaseDataset], max_new_t
 def _long_cases(prompt: Prompt, dataset: CaseDataset) -> Iterator[LongCase]:
     """Find the truncated reports; only cases that are long in bytes are tokenized, since no token is under a byte."""
     written = SLACK * len(prompt.written) if prompt.written is not None else 0
-    around = sum(map(len, prompt.ids())) + prompt.evidence_tokens + written
-    reports, contexts = _bytes(dataset, "sections"), _bytes(dataset, "context")
+    most = prompt.evidence_tokens
+    if prompt.study is not None:
+        most += (prompt.study.max_images - 1) * prompt.image_tokens + len(prompt.study.expected)
+    around = sum(map(len, prompt.ids())) + most + written
+    reports, contexts = _bytes(dataset, "sections"), _bytes(dataset, "context") + _bytes(dataset, "prior_report")
     longest = np.inf if prompt.context_length is None else prompt.context_length
     may_be_long = (reports + len(dataset.sections) + 1 > LONGEST_REPORT) | (around + contexts + reports + 8 > longest)
     for index in np.flatnonzero(may_be_long).tolist():
-        row = dataset.rows.select_columns(["id", "sections", "context", "vitals"])[index]
+        row = dataset.rows.select_columns(["id", "sections", "context", "prior_report", "vitals", "images"])[index]
+        context = with_prior_report(row["context"] or "", row["prior_report"] or "")
+        vitals = np.array(row["vitals"], dtype=np.float32)
         try:
-            room = prompt.room(row["context"] or "", np.array(row["vitals"], dtype=np.float32).tolist())
+            room = prompt.room(context, vitals.tolist(), cell_numbers(row["images"], prompt.study))
         except UserError as error:
             raise UserError(f"case {row['id']}: {error}") from None
         tokens = len(prompt.report_ids(" ".join(filter(None, row["sections"]))))

@@ -177,8 +177,7 @@ def _draft(model: ClinicalVLM) -> None:
 def _logits_of_the_loss(model: ClinicalVLM, batch: Any) -> torch.Tensor:
     """Compute the next-token logits of a prompt from the hidden states used by the text loss; 1 × V."""
     with model.autocast():
-        encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-        embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
+        embeddings, _ = model.embed_prompt(batch)
         hidden = model.trunk(embeddings, batch["attention_mask"])[:, -1]
         logits = model.vocabulary_head(hidden)
     return logits.float().index_fill(1, torch.tensor([model.prompt.end_id], device=logits.device), 0)

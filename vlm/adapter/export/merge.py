@@ -123,8 +123,7 @@ def _prompts(model: "ClinicalVLM") -> Iterator[torch.Tensor]:
 
     for example in random_cases(model.spec, CASES):
         batch = Collator(model.prompt, generation=True)([example])
-        encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
-        yield model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)[0]
+        yield model.embed_prompt(batch)[0][0]
 
 
 def _generate(llm: "PreTrainedModel", model: "ClinicalVLM", prompt: torch.Tensor, most: int) -> _Reference:

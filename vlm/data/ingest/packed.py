@@ -1,5 +1,6 @@
 """Read the source `packed`: load every column of a pack but the images."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,14 +14,18 @@ from vlm.config import DataConfig
 from vlm.data.cohort import Cohort, build_dataset, selected_labels
 from vlm.data.ingest.phantom_study import STUDY_FACTS
 from vlm.data.ingest.phantom_words import FACTS
-from vlm.data.packed.manifest import Pack, join_address, open_address, read_pack, split_of
-from vlm.data.packed.shards import check_columns, image_references
+from vlm.data.packed.manifest import ONE_IMAGE, STUDIES, Pack, join_address, open_address, read_pack, split_of
+from vlm.data.packed.shards import check_columns, image_reference
+from vlm.data.study import LONGEST_DAYS, MOST_IMAGES, image_cell, view_name
 from vlm.errors import UserError
 
 FACT_READERS = {reader.name: reader for reader in (FACTS, STUDY_FACTS)}
 AT_ONCE = 8
 """Shards read concurrently: most of the time is I/O wait."""
 MAY_BE_NULL = ("image", "context", "probability")
+IMAGES = {ONE_IMAGE: ("image", "image.path", "image.bytes"),
+          STUDIES: ("images", "images.list.element", "images.list.element.image.bytes")}  # fmt: skip
+"""Format → column of the images, what is read of it, and the column of their bytes, which is not."""
 
 
 def load_packed(data: DataConfig) -> Cohort:
@@ -63,22 +68,46 @@ def _parts(root: str, pack: Pack) -> Iterator[dict[str, Any]]:
 def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
     """Read all columns of a shard but the image; of the image read only whether there is one."""
     address, shard = join_address(root, name), pack.shards[name]
-    columns = [column for column in pack.features if column != "image"]
+    name, read, skipped = IMAGES[pack.format]
+    columns = [column for column in pack.features if column != name]
+    roles = [f"{read}.{part}" for part in ("view", "prior", "days", "image.path")]
     with open_address(address) as file:
         size = file.seek(0, 2)
         if size != shard.size:
             raise UserError(f"{address}: damaged: {size} bytes, {shard.size} when packed")
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            check_columns(parquet, file, address, pack, shard, skipped="image.bytes")
-            table = parquet.read(columns=[*columns, "image.path"], use_threads=False)
+            check_columns(parquet, file, address, pack, shard, skipped=skipped)
+            wanted = [read] if pack.format == ONE_IMAGE else roles
+            table = parquet.read(columns=[*columns, *wanted], use_threads=False)
     part = {column: table[column].combine_chunks() for column in columns}
     for column, values in part.items():
         if values.null_count and column not in MAY_BE_NULL:
             raise UserError(f"{address}: an empty cell in the column {column}, where we write none")
     if not pc.all(pc.equal(part["split"], split_of(name))).as_py():
         raise UserError(f"{address}: rows of another split than its name says")
-    part["image"] = image_references(table["image"].combine_chunks().is_valid(), address)
+    images = table[name].combine_chunks()
+    if pack.format == ONE_IMAGE:
+        part["images"] = [[image_cell(image_reference(address, row))] if there else []
+                          for row, there in enumerate(images.is_valid().to_pylist())]  # fmt: skip
+    else:
+        part["images"] = [[image_cell(image_reference(address, row, place), cell["view"], cell["prior"], cell["days"])
+                           for place, cell in enumerate(cells)]
+                          for row, cells in enumerate(_checked_roles(images.to_pylist(), address))]  # fmt: skip
     return part
+
+
+def _checked_roles(rows: list[Any], address: str) -> list[Any]:
+    """Check the roles of a shard's images, which come from outside; raises `UserError`."""
+    for cells in rows:
+        for cell in cells if cells is not None else [None]:
+            if cell is None or None in (cell["view"], cell["prior"], cell["days"]):
+                raise UserError(f"{address}: an image without its role, where we write one")
+            known = math.isnan(cell["days"]) or 0 <= cell["days"] <= LONGEST_DAYS  # NaN: a prior of unknown time
+            if view_name(cell["view"], address) != cell["view"] or not known:
+                raise UserError(f"{address}: an image has a view or time as we never write it")
+        if cells is not None and len(cells) > MOST_IMAGES:
+            raise UserError(f"{address}: a case has more than {MOST_IMAGES} images")
+    return rows
 
 
 def _chosen(part: dict[str, Any], count: int, places: list[int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,10 +15,10 @@ from vlm.config import DataConfig, TableConfig
 from vlm.data.cohort import (
     Cohort,
     Columns,
-    ImageCell,
     Implausible,
     build_dataset,
-    image_cells,
+    check_needs,
+    image_paths,
     range_warnings,
     read_label_columns,
     read_vitals_columns,
@@ -30,6 +30,7 @@ from vlm.data.images.store import ImageStore
 from vlm.data.ingest.column_names import find_column, listed
 from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
 from vlm.data.labels import LabelReader
+from vlm.data.study import Cell, image_cell
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.synonyms import is_missing_word
@@ -64,7 +65,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
 def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
     """Build the cohort of a table in parts, described by `table`; messages call the whole table `path`."""
     schema = VitalsSchema(resolve_vitals(table.vitals))
-    _check_needs(table, schema)
+    _check_needs(table, schema, ())
     reader = _Reader(data, table, schema)
     dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
     if not len(dataset):
@@ -144,7 +145,7 @@ class _Reader:
             "id": ids,
             "patient": patients,
             "split": splits_for(patients, self.data, fixed, where, self.faults),
-            "image": self._images(frame[column[table.image]], where) if table.image else [None] * len(frame),
+            "images": self._images(frame[column[table.image]], where) if table.image else [[]] * len(frame),
             "vitals": vitals,
             "labels": labels,
             "sections": [list(texts) for texts in zip(*sections, strict=True)] or [[] for _ in ids],
@@ -159,17 +160,21 @@ class _Reader:
             self.no_reports.setdefault(name, []).extend(nothing)
         return ["" if is_missing_word(text) else text for text in texts]
 
-    def _images(self, names: pd.Series, where: str) -> list[ImageCell | None]:
-        """Read image cells; on a fault, row by row, so that all faults are named."""
+    def _images(self, names: pd.Series, where: str) -> list[list[Cell]]:
+        """Read the images of each row."""
+        return [[image_cell(path)] if path else [] for path in self._paths(names, where)]
+
+    def _paths(self, names: pd.Series, where: str) -> list[str]:
+        """Find the file of each cell; on a fault, cell by cell, so that all faults are named."""
         with suppress(UserError):
-            return image_cells(names, self.images, where, self.store)
-        cells: list[ImageCell | None] = []
+            return image_paths(names, self.images, where, self.store)
+        paths: list[str] = []
         for place in range(len(names)):
-            cell: list[ImageCell | None] = [None]
+            found = [""]
             with self.faults.gather():
-                cell = image_cells(names.iloc[place : place + 1], self.images, where, self.store)
-            cells += cell
-        return cells
+                found = image_paths(names.iloc[place : place + 1], self.images, where, self.store)
+            paths += found
+        return paths
 
     def _columns_of(self, path: Path, frame: pd.DataFrame) -> dict[str | None, str]:
         """Map names in the config to columns of the frame; raises `UserError` for a missing column."""
@@ -237,8 +242,6 @@ def _refuse_unit(frame: pd.DataFrame, schema: VitalsSchema, vital: str, path: Pa
             raise UserError(f"{path}: row 1: column {column}: its unit is none of those that {vital} takes: {units}")
 
 
-def _check_needs(table: TableConfig, schema: VitalsSchema) -> None:
+def _check_needs(table: TableConfig, schema: VitalsSchema, views: Collection[str]) -> None:
     for section in table.report:
-        for need in section.needs:
-            if need not in ("image", "vitals"):
-                schema.position(need, f"data.table.report: {section.column}: needs")
+        check_needs(section.needs, schema, f"data.table.report: {section.column}: needs", views)

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm.data.cohort import Cohort
 from vlm.data.images.store import EMBEDDED_REFERENCE
 from vlm.data.splits import SPLITS
 from vlm.data.storage import column, matrix
+from vlm.data.study import flat_images
 
 FEWEST = 2
 """Fewest rows for a check of equality."""
@@ -28,10 +30,12 @@ def cohort_notes(cohort: Cohort) -> list[str]:
         {vital.name: vitals[:, place] for place, vital in enumerate(schema.vitals)},
         reports,
     )
-    paths = pc.fill_null(pc.struct_field(column(rows, "image").combine_chunks(), "path"), "")
-    paths = pc.replace_substring_regex(paths, EMBEDDED_REFERENCE, r"\1")  # equal for images that are equal
-    images = pd.util.hash_array(paths.to_numpy(zero_copy_only=False).astype(object), categorize=False)
-    shown = pc.not_equal(paths, "").to_numpy(zero_copy_only=False) | (reports != 0 if reports is not None else False)
+    flat = flat_images(rows)
+    paths = pc.replace_substring_regex(pa.array(flat.paths, pa.string()), EMBEDDED_REFERENCE, r"\1")
+    hashed = pd.util.hash_array(paths.to_numpy(zero_copy_only=False).astype(object), categorize=False)  # equal if alike
+    images = np.zeros(len(rows), np.uint64)
+    np.add.at(images, flat.row, hashed)
+    shown = (flat.counts > 0) | (reports != 0 if reports is not None else False)
     values = np.nan_to_num(np.concatenate([vitals, labels], axis=1), nan=-1e30)
     same = pd.DataFrame({"image": images, "report": 0 if reports is None else reports}).join(pd.DataFrame(values))
     return [*notes, *duplicate_note(same[np.asarray(shown, dtype=bool)].duplicated().to_numpy())]

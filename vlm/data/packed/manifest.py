@@ -19,15 +19,15 @@ import fsspec
 
 from vlm.config import SectionConfig, VitalConfig
 from vlm.config.strict import from_dict, to_dict
-from vlm.data.cohort import features
+from vlm.data.cohort import check_needs, features
 from vlm.data.vitals.schema import VitalsSchema, check_names
 from vlm.errors import UserError
 from vlm.plain import shortened
 from vlm.untrusted import parse_json
 from vlm.version import __version__
 
-FORMAT = 1
-"""Format version; incremented when older versions could not read the folder."""
+ONE_IMAGE, STUDIES = 1, 2
+"""Formats: an image a case, as earlier versions read it too; or several with their roles."""
 FILE = "pack.json"
 LARGEST_FILE = 64 << 20
 """Largest size of a pack.json, bytes."""
@@ -65,11 +65,12 @@ class Pack:
     """Warnings of the cohort when it was packed."""
     shards: dict[str, Shard]
     """Shard name → manifest entry, in row order."""
+    format: int = ONE_IMAGE
 
     def to_json(self) -> bytes:
         """Serialize to the JSON that `read_pack` reads."""
         values = {
-            "format": FORMAT,
+            "format": self.format,
             "clinical_vlm_version": __version__,
             "vitals": [to_dict(vital) for vital in self.schema.vitals],  # without what an earlier version does not know
             "labels": list(self.labels),
@@ -85,10 +86,14 @@ class Pack:
 
     @property
     def features(self) -> datasets.Features:
-        """Declare the columns of a shard: a cohort's, image last, so that the others are contiguous in the file."""
+        """Declare the columns of a shard: a cohort's, images last, so that the others are contiguous in the file."""
         declared = features(len(self.schema), len(self.labels), len(self.sections))
-        del declared["image"]
-        return datasets.Features({**declared, "image": datasets.Image()})
+        roles = declared.pop("images").feature
+        if self.format == ONE_IMAGE:
+            del declared["prior_report"]
+            return datasets.Features({**declared, "image": datasets.Image()})
+        del roles["path"]
+        return datasets.Features({**declared, "images": datasets.List({**roles, "image": datasets.Image()})})
 
 
 def shard_name(split: str, number: int, count: int) -> str:
@@ -139,9 +144,10 @@ def read_pack(root: str) -> Pack:
         if len(data) > LARGEST_FILE:
             raise ValueError(f"larger than {LARGEST_FILE >> 20} MiB")
         values = parse_json(data, MOST_SHARDS)
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") not in (ONE_IMAGE, STUDIES):
             found = values.get("format") if isinstance(values, dict) else None
-            raise ValueError(f"format {found!r:.20}, this version reads {FORMAT}; was it made by `vlm.data pack`?")
+            known = f"this version reads {ONE_IMAGE} and {STUDIES}"
+            raise ValueError(f"format {found!r:.20}, {known}; was it made by `clinical-vlm pack`?")
         return _parse(values, address)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
@@ -154,8 +160,7 @@ def _parse(values: dict[str, Any], where: str) -> Pack:
     schema = VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in _list(values, "vitals", dict)))
     sections = tuple(from_dict(SectionConfig, section, where) for section in _list(values, "sections", dict))
     for section in sections:
-        for need in set(section.needs) - {"image", "vitals"}:
-            schema.position(need, f"sections: {section.column:.100}: needs")
+        check_needs(section.needs, schema, f"sections: {section.column:.100}: needs", None)
     labels = tuple(_list(values, "labels", str))
     check_names(labels, "labels")
     if len(set(labels)) < len(labels):
@@ -169,7 +174,8 @@ def _parse(values: dict[str, Any], where: str) -> Pack:
     side, facts, fingerprint = values["image_side"], values["facts"], values["fingerprint"]
     if type(side) is not int or not isinstance(facts, str) or not isinstance(fingerprint, str):
         raise TypeError("image_side is a number, facts and fingerprint are words")
-    return Pack(schema, labels, sections, findings, facts, side, fingerprint, warnings, shards)
+    whole = (schema, labels, sections, findings, facts, side, fingerprint, warnings, shards)
+    return Pack(*whole, format=values["format"])
 
 
 def _list(values: dict[str, Any], key: str, kind: type) -> list[Any]:

@@ -1,6 +1,7 @@
 """Read images from shards: each shard is fetched once, as a whole, checked, and cached until all images were read.
 
-A cell refers to its image as `row://17::ADDRESS`, in the manner of fsspec's chained addresses. Reading the rows of a
+A cell refers to its image as `row://17::ADDRESS`, or to one of several as `row://17/2::ADDRESS`, in the manner of
+fsspec's chained addresses. Reading the rows of a
 shard close together (see `vlm.data.sampling`) fetches it once.
 """
 
@@ -18,11 +19,11 @@ import pyarrow.parquet as pq
 
 from vlm.data.images.image import decode_image
 from vlm.data.images.parquet_pages import DICTIONARY, PageHeaders
-from vlm.data.packed.manifest import Pack, Shard, open_address, read_pack
+from vlm.data.packed.manifest import ONE_IMAGE, Pack, Shard, open_address, read_pack
 from vlm.errors import UserError
 
 SCHEME = "row://"
-_REFERENCE = re.compile(r"row://(\d+)::(.+)", re.DOTALL)
+_REFERENCE = re.compile(r"row://(\d+)(?:/(\d+))?::(.+)", re.DOTALL)
 ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}
 """Allowed encodings of columns and their levels; others could repeat a long text in every row."""
 NUMBERS = {0, 3, 4}
@@ -36,25 +37,22 @@ def is_packed(path: str) -> bool:
     return path.startswith(SCHEME)
 
 
-def image_references(there: pa.BooleanArray, address: str) -> pa.StructArray:
-    """Build the image cells of a shard's N rows; `there` marks rows with an image."""
-    paths = pa.array([f"{SCHEME}{row}::{address}" for row in range(len(there))])
-    nothing = pa.nulls(len(there), pa.binary())
-    return pa.StructArray.from_arrays([nothing, paths], names=["bytes", "path"], mask=pc.invert(there))
+def image_reference(address: str, row: int, place: int = 0) -> str:
+    """Refer to an image of a shard's row."""
+    return f"{SCHEME}{row}/{place}::{address}" if place else f"{SCHEME}{row}::{address}"
 
 
-def shard_addresses(cells: pa.StructArray) -> pa.StringArray:
-    """Get the shard of each of N image cells; the file path if it is in none, null if there is no image."""
-    paths = pc.struct_field(cells, "path")  # of a null cell: null
-    return pc.replace_substring_regex(paths, rf"^{SCHEME}\d+::", "")
+def shard_addresses(paths: pa.StringArray) -> pa.StringArray:
+    """Get the shard of each of N image paths; the path itself if it is in none."""
+    return pc.replace_substring_regex(paths, rf"^{SCHEME}\d+(/\d+)?::", "")
 
 
 def read_packed(reference: str) -> np.ndarray:
     """Decode the image in a row of a shard (see `decode_image`); raises `UserError` that names both."""
     match = _REFERENCE.fullmatch(reference)
     assert match, reference
-    row, address = int(match[1]), match[2]
-    return decode_image(_cached.image(address, row), f"{address}: row {row}")
+    row, place, address = int(match[1]), int(match[2] or 0), match[3]
+    return decode_image(_cached.image(address, row, place), f"{address}: row {row}")
 
 
 def check_columns(
@@ -84,8 +82,10 @@ def check_columns(
 @dataclass
 class _OpenShard:
     images: pa.BinaryArray
+    starts: np.ndarray
+    """First image of each row, N + 1."""
     unread: set[int]
-    """Rows whose image was not read yet."""
+    """Images that were not read yet."""
 
 
 class ShardCache:
@@ -95,13 +95,15 @@ class ShardCache:
         self.most = most
         self._shards: OrderedDict[str, _OpenShard] = OrderedDict()
 
-    def image(self, address: str, row: int) -> bytes:
+    def image(self, address: str, row: int, place: int = 0) -> bytes:
         """Read an image file as it was packed; raises `UserError` for a shard that is not what was written."""
         shard = self._shards.pop(address, None) or _fetch(address)
-        data = shard.images[row].as_py() if row < len(shard.images) else None
+        there = row < len(shard.starts) - 1 and place < shard.starts[row + 1] - shard.starts[row]
+        number = int(shard.starts[row]) + place if there else -1
+        data = shard.images[number].as_py() if there else None
         if data is None:
             raise UserError(f"{address}: row {row} has no image")
-        shard.unread.discard(row)
+        shard.unread.discard(number)
         if shard.unread:
             self._shards[address] = shard
         while len(self._shards) > 1 and sum(held.images.nbytes for held in self._shards.values()) > self.most:
@@ -125,6 +127,11 @@ def _fetch(address: str) -> _OpenShard:
             raise UserError(f"{address}: damaged: its SHA-256 is not that of what was packed")
         with pq.ParquetFile(pa.BufferReader(data)) as parquet:
             check_columns(parquet, io.BytesIO(data), address, pack, shard)
-            images = parquet.read(columns=["image"], use_threads=False)["image"].combine_chunks()
+            name = "image" if pack.format == ONE_IMAGE else "images"
+            images = parquet.read(columns=[name], use_threads=False)[name].combine_chunks()
+    starts = np.arange(len(images) + 1)
+    if pack.format != ONE_IMAGE:
+        starts = np.concatenate([[0], np.cumsum(pc.list_value_length(images).to_numpy(zero_copy_only=False))])
+        images = pc.struct_field(images.flatten(), "image")
     files = pc.struct_field(images, "bytes")
-    return _OpenShard(files, set(np.flatnonzero(files.is_valid().to_numpy(zero_copy_only=False)).tolist()))
+    return _OpenShard(files, starts, set(np.flatnonzero(files.is_valid().to_numpy(zero_copy_only=False)).tolist()))

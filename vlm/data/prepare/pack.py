@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from vlm.data.images.file_types import file_type
 from vlm.data.images.image import decode_image, shows_nothing
 from vlm.data.images.store import read_image_bytes
 from vlm.data.ingest.sources import load_cohort
-from vlm.data.packed.manifest import FILE, Pack, Shard, shard_name
+from vlm.data.packed.manifest import FILE, ONE_IMAGE, STUDIES, Pack, Shard, shard_name
 from vlm.data.packed.shards import is_packed
 from vlm.data.splits import SPLITS
+from vlm.data.storage import column
+from vlm.data.study import Cell, flat_images
 from vlm.errors import UserError
 from vlm.locks import locked
 
@@ -81,7 +84,14 @@ def _describe(cohort: Cohort, data: DataConfig, options: PackOptions) -> Pack:
             warnings = [warning.replace(f"{Path(folder)}{os.sep}", "") for warning in warnings]
     facts = cohort.facts.name if cohort.facts else ""
     return Pack(cohort.schema, cohort.labels, cohort.sections, dict(cohort.label_findings), facts, options.image_side,
-                cohort.fingerprint, tuple(warnings), {})  # fmt: skip
+                cohort.fingerprint, tuple(warnings), {}, _format(cohort.dataset))  # fmt: skip
+
+
+def _format(rows: datasets.Dataset) -> int:
+    """Choose the format: the earlier one where every case has one image without a role, and no prior report."""
+    images = flat_images(rows)
+    plain = images.counts.max(initial=0) <= 1 and not images.prior.any() and not (images.views != "").any()
+    return ONE_IMAGE if plain and not any(column(rows, "prior_report").to_pylist()) else STUDIES
 
 
 class _Writer:
@@ -105,30 +115,41 @@ class _Writer:
         count = -(-len(rows) // self.options.rows)
         most = -(-len(rows) // max(count, 1))
         start, size = 0, 0
-        images: list[bytes | None] = []
-        for image in self._images(rows.select_columns(["image"])):
-            images.append(image)
-            size += len(image or b"")
+        images: list[list[bytes]] = []
+        for of_case in self._images(rows.select_columns(["images"])):
+            images.append(of_case)
+            size += sum(map(len, of_case))
             progress.update()
             if len(images) == most or size >= LARGEST or start + len(images) == len(rows):
                 yield self._table(rows.select(range(start, start + len(images))), images)
                 start, size, images = start + len(images), 0, []
 
-    def _images(self, rows: datasets.Dataset) -> Iterator[bytes | None]:
+    def _images(self, rows: datasets.Dataset) -> Iterator[list[bytes]]:
+        """Yield the images of each row."""
         with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
             for some in rows.iter(AT_ONCE):
-                for image, dicom, blank in pool.map(partial(_image, side=self.options.image_side), some["image"]):
-                    self.dicom += dicom
-                    self.blank += blank
-                    yield image
+                cells = (cell for of_case in some["images"] for cell in of_case)
+                read = pool.map(partial(_image, side=self.options.image_side), cells)
+                for of_case in some["images"]:
+                    found = list(islice(read, len(of_case)))
+                    self.dicom += sum(dicom for _, dicom, _ in found)
+                    self.blank += sum(blank for _, _, blank in found)
+                    yield [image for image, _, _ in found]
 
-    def _table(self, rows: datasets.Dataset, images: Sequence[bytes | None]) -> pa.Table:
+    def _table(self, rows: datasets.Dataset, images: Sequence[list[bytes]]) -> pa.Table:
         """Build the table of a shard; an image keeps its bytes but not its file name, which may be a patient's."""
         schema = self.pack.features.arrow_schema
         table = rows.with_format("arrow")[:]
-        cells = [None if image is None else {"bytes": image, "path": None} for image in images]
-        embedded = pa.array(cells, schema.field("image").type)
-        return pa.table([embedded if name == "image" else table[name] for name in schema.names], schema=schema)
+        name = schema.names[-1]
+        cells: list[Any] = [[{"bytes": image, "path": None} for image in of_case] for of_case in images]
+        if self.pack.format == ONE_IMAGE:
+            cells = [of_case[0] if of_case else None for of_case in cells]
+        else:
+            cells = [[{**{key: cell[key] for key in ("view", "prior", "days")}, "image": image}
+                      for cell, image in zip(row, of_case, strict=True)]
+                     for row, of_case in zip(rows["images"], cells, strict=True)]  # fmt: skip
+        embedded = pa.array(cells, schema.field(name).type)
+        return pa.table([embedded if key == name else table[key] for key in schema.names], schema=schema)
 
     def _write(self, table: pa.Table, name: str) -> Shard:
         """Write a shard as one row group, to keep each column contiguous; uncompressed, as images are already."""
@@ -153,13 +174,11 @@ class _Writer:
         return [*lines, "reports and ids are in the shards too: keep them as the data they were made of"]
 
 
-def _image(cell: dict[str, Any] | None, side: int) -> tuple[bytes | None, bool, bool]:
+def _image(cell: Cell, side: int) -> tuple[bytes, bool, bool]:
     """Return the bytes to store of an image, whether they are DICOM, and whether the image is blank.
 
     Every image is decoded, to find unreadable files before training.
     """
-    if cell is None:
-        return None, False, False
     path = cell["path"]
     if is_packed(path):
         raise UserError("data.source: packed: shards are not packed again; pack the source that they were made of")

@@ -43,7 +43,8 @@ class Throughput:
         supervised = batch["labels"][:, 1:] != IGNORED  # B × (T - 1)
         read = batch["attention_mask"].sum(dim=1) * supervised.any(dim=1)  # B: cases without a report are not read
         samples = torch.full((), len(supervised), device=supervised.device)
-        counts = [samples, read.sum() * text, supervised.sum() * text, batch["has_image"].sum()]
+        images = batch["has_image"][batch["image_roles"][:, 0].long()].sum()
+        counts = [samples, read.sum() * text, supervised.sum() * text, images]
         self._counts += torch.stack(counts).to(self._counts.device)
 
     def end_step(self) -> None:

@@ -1,0 +1,94 @@
+"""Read the images of one case with their roles, and say what is missing or doubtful."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vlm.data.case import CaseSpec
+from vlm.data.study import PRIOR, StudyPicture, check_days, view_name
+from vlm.errors import UserError
+
+
+class StudyImage(NamedTuple):
+    """One image of a case, as it is given."""
+
+    image: str | Path | np.ndarray
+    """Image file, or the square that was read from one (S × S, uint8)."""
+    view: str = ""
+    """View, such as PA, AP or lateral; empty if it is not known."""
+    prior: bool = False
+    """True for an image of an earlier study."""
+    days: float | None = None
+    """Days from the earlier study to this one; None if they are not known."""
+
+
+Images = str | Path | np.ndarray | Sequence[StudyImage | str | Path] | None
+"""One image, several with their roles, or None."""
+
+
+def as_images(images: Images) -> list[StudyImage]:
+    """List the images of a case; one without a role is a current image of unknown view."""
+    if images is None:
+        return []
+    if isinstance(images, str | Path | np.ndarray):
+        return [StudyImage(images)]
+    return [item if isinstance(item, StudyImage) else StudyImage(item) for item in images]
+
+
+def read_study(
+    images: Images, spec: CaseSpec, read: Callable[[str | Path], np.ndarray]
+) -> tuple[list[StudyPicture], list[str]]:
+    """Read the images of a case with `read`; returns them with their roles, and warnings.
+
+    Raises `UserError` for more images than the adapter takes, for a role that it was not trained with, for a prior
+    dated after, and as `read` does.
+    """
+    given = as_images(images)
+    _check_count(given, spec)
+    pictures = []
+    for number, item in enumerate(given, 1):
+        where = "the image" if len(given) == 1 else f"image {number} of {len(given)}"
+        view = view_name(item.view, where)
+        days = 0.0
+        if spec.study is not None:
+            spec.study.check_view(view, where)
+        elif view:
+            raise UserError(f"{where}: the adapter was trained without views; leave {view} away")
+        if item.prior:
+            days = math.nan if item.days is None else check_days(item.days, where)
+        elif item.days:
+            raise UserError(f"{where}: a current image has no days before the study; say that it is a prior")
+        picture = read(item.image) if isinstance(item.image, str | Path) else item.image
+        pictures.append(StudyPicture(picture, view, item.prior, days))
+    return pictures, _warnings(pictures, spec)
+
+
+def _check_count(given: Sequence[StudyImage], spec: CaseSpec) -> None:
+    if len(given) > spec.study_images:
+        way_out = (
+            "one alone: it was trained on one a case" if spec.study is None else f"{spec.study.max_images} at most"
+        )
+        raise UserError(f"{len(given)} images were given; the adapter reads {way_out}")
+    if spec.study is None and any(item.prior for item in given):
+        raise UserError("an earlier image was given; the adapter was trained without any")
+
+
+def _warnings(pictures: Sequence[StudyPicture], spec: CaseSpec) -> list[str]:
+    if not pictures:
+        return ["no image given"]
+    warnings = []
+    if all(item.prior for item in pictures):
+        warnings.append("no current image given")
+    digests = [item.picture.tobytes() for item in pictures]
+    if len(set(digests)) < len(digests):
+        warnings.append("two of the images are the same picture")
+    if any(item.prior and math.isnan(item.days) for item in pictures):
+        warnings.append("the time of the prior is not given")
+    if spec.study is not None and len(spec.study.expected) > 1:
+        roles = {item.role for item in pictures}
+        missing = [PRIOR if role == PRIOR else f"{role} view" for role in spec.study.expected if role not in roles]
+        warnings += [f"not given: {', '.join(missing)}"] if missing else []
+    return warnings
