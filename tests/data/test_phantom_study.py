@@ -11,7 +11,7 @@ from vlm.data.ingest.phantom import draw_cases, write_cohort
 from vlm.data.ingest.phantom_image import SIZE, draw_chest
 from vlm.data.ingest.phantom_lateral import draw_lateral
 from vlm.data.ingest.phantom_study import (
-    EXTENTS,
+    EARLIER,
     MISSING,
     REASONS,
     STUDY_EVIDENCE,
@@ -92,7 +92,7 @@ def test_the_prior_opacity_has_the_size_that_the_change_says(finding: str) -> No
     sizes = {}
     for change in ("larger", "unchanged", "smaller"):
         masks = [
-            draw_chest(finding, "left", "lower", np.random.default_rng([3, n]), EXTENTS[change])[1] for n in range(8)
+            draw_chest(finding, "left", "lower", np.random.default_rng([3, n]), *EARLIER[change])[1] for n in range(8)
         ]
         small = [cv2.resize(mask.astype(np.uint8), (224, 224)) for mask in masks]
         sizes[change] = np.array([mask.sum() for mask in small])

@@ -20,12 +20,13 @@ def draw_chest(
     zone: str | None,
     rng: np.random.Generator,
     extent: float = 1.0,
+    density: float = 1.0,
     film: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one case.
 
     `finding` is `none`, `mild`, `patchy` or `dense`; `side` is `right`, `left` or `both`; `zone` a key of `ZONES`.
-    `extent` scales the opacity; `film` draws another exposure and pose of the same chest and disease.
+    `extent` scales the opacity and `density` its brightness; `film` draws another exposure and pose of the same chest.
     Returns the picture (SIZE × SIZE, uint8) and the mask of the drawn opacity (SIZE × SIZE, bool).
     """
     anatomy, disease, own_film = rng.spawn(3)  # the same seed draws the same chest with and without an opacity
@@ -34,7 +35,7 @@ def draw_chest(
     opacity = np.zeros((SIZE, SIZE), dtype=np.float32)
     if finding != "none":
         for lung in ("right", "left") if side == "both" else (side,):
-            opacity += _draw_opacity(finding, lung, zone, disease, extent)
+            opacity += density * _draw_opacity(finding, lung, zone, disease, extent)
     # Tissue hides an opacity that reaches beyond the lung; a little of it stays visible there.
     opacity = opacity * (0.15 + 0.85 * cv2.GaussianBlur(lungs, (0, 0), 3))
     hidden = picture + opacity * (1 - picture / 255)
@@ -94,17 +95,18 @@ def _draw_opacity(
     x = LUNGS[str(lung)] + rng.uniform(-0.02, 0.02)
     y = ZONES[str(zone)] + rng.uniform(-0.02, 0.02)
     layer = np.zeros((SIZE, SIZE), dtype=np.float32)
+    across = min(extent, 1.4)  # a large one grows along its lung, not into the other
     if finding == "dense":
-        width, height = extent * rng.uniform(0.13, 0.16), extent * rng.uniform(0.085, 0.105)
+        width, height = across * rng.uniform(0.13, 0.16), extent * rng.uniform(0.085, 0.105)
         fill_ellipse(layer, x, y + 0.03, width, height, rng.uniform(120, 150))
         return cv2.GaussianBlur(layer, (0, 0), 4)
     if finding == "patchy":
         for _ in range(rng.integers(5, 8)):
-            dx, dy = extent * rng.normal(0, 0.052), extent * rng.normal(0, 0.036)
+            dx, dy = across * rng.normal(0, 0.052), extent * rng.normal(0, 0.036)
             width, height = extent * rng.uniform(0.022, 0.036), extent * rng.uniform(0.02, 0.034)
             fill_ellipse(layer, x + dx, y + dy, width, height, rng.uniform(75, 105))
         return cv2.GaussianBlur(layer, (0, 0), 2.2)
-    fill_ellipse(layer, x, y, extent * rng.uniform(0.1, 0.12), extent * rng.uniform(0.07, 0.085), 1)
+    fill_ellipse(layer, x, y, across * rng.uniform(0.1, 0.12), extent * rng.uniform(0.07, 0.085), 1)
     haze = cv2.GaussianBlur(layer, (0, 0), 9 * extent)
     net = cv2.GaussianBlur(rng.normal(0, 1, (SIZE, SIZE)).astype(np.float32), (0, 0), 1.5)
     return haze * (rng.uniform(34, 46) + 42 * net)  # faint, with a fine net in it

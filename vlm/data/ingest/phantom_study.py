@@ -23,8 +23,8 @@ STUDY_VERSION = 1
 """Generator version of the columns and pictures that are drawn here."""
 MISSING = {"lateral": 0.25, "prior": 0.25, "trend": 0.25, "indication": 0.15}
 """Share of the cases without it; often enough that both are learned."""
-EXTENTS = {"larger": 0.55, "unchanged": 1.0, "smaller": 1.7, "new": 0.0, "resolved": 1.0, "none": 0.0}
-"""Change since the prior → extent of the opacity in the prior picture; today's is 1 where there is one."""
+EARLIER = {"larger": (0.5, 1.6), "unchanged": (1.0, 1.0), "smaller": (2.4, 1.2)}
+"""Change since the prior → extent and density of the opacity in the prior picture; today's are 1."""
 TRENDS = {"rising": (1.3, 2.6), "stable": (-0.2, 0.2), "falling": (-2.6, -1.3)}
 """Trend → lowest and highest change of the glucose over 48 hours, mmol/L."""
 REASONS = {"cough": "Cough.", "fever": "Fever.", "chest pain": "Chest pain.", "dyspnea": "Dyspnea."}
@@ -108,7 +108,8 @@ def study_pictures(seed: int, case: Mapping[Any, Any], number: int) -> dict[str,
     if case.get("prior"):
         shown = case["prior_finding"], case["prior_side"], case["prior_zone"]
         chest, film = np.random.default_rng([seed, number]), np.random.default_rng([seed, number, 1])
-        pictures[case["prior"]], _ = draw_chest(*shown, chest, EXTENTS[case["change"]], film)
+        extent, density = EARLIER.get(case["change"], (1.0, 1.0))
+        pictures[case["prior"]], _ = draw_chest(*shown, chest, extent, density, film)
     return pictures
 
 
