@@ -150,7 +150,7 @@ def test_a_study_report_states_nothing_about_what_is_missing() -> None:
         "glucose": "not measured",
         "pressure": "normal",
         "effusion": "no lateral",
-        "change": "no prior",
+        "change": "no comparison",
         "trend": "not known",
         "reason": "not given",
     }
@@ -158,7 +158,7 @@ def test_a_study_report_states_nothing_about_what_is_missing() -> None:
 
 def test_wrong_study_reports_are_not_read_as_right() -> None:
     assert read_study_facts("The opacity is larger. The opacity is smaller.")["change"] == "contradiction"
-    assert read_study_facts("No prior. The opacity is new.")["change"] == "contradiction"
+    assert read_study_facts("No comparison. The opacity is new.")["change"] == "contradiction"
     assert read_study_facts("The opacity is larger than ever.")["change"] is None
     assert read_study_facts("The opacity is new.")["finding"] is None
     assert read_study_facts("No effusion. Small posterior effusion.")["effusion"] == "contradiction"

@@ -17,13 +17,25 @@ from vlm.config import SectionConfig
 from vlm.data.cohort import FactReader, Facts
 from vlm.data.ingest.phantom_image import draw_chest
 from vlm.data.ingest.phantom_lateral import draw_lateral
-from vlm.data.ingest.phantom_words import EVIDENCE, LABELS, SENTENCES, SIDES, TABLE, ZONES, Sentence, facts_of
+from vlm.data.ingest.phantom_words import (
+    EVIDENCE,
+    LABELS,
+    NO_IMAGE,
+    SENTENCES,
+    SIDES,
+    TABLE,
+    UNSAID,
+    VITALS,
+    ZONES,
+    Sentence,
+    facts_of,
+)
 
 STUDY_VERSION = 1
 """Generator version of the columns and pictures that are drawn here."""
 MISSING = {"lateral": 0.25, "prior": 0.25, "trend": 0.25, "indication": 0.15}
 """Share of the cases without it; often enough that both are learned."""
-EARLIER = {"larger": (0.5, 1.6), "unchanged": (1.0, 1.0), "smaller": (2.4, 1.2)}
+EARLIER = {"larger": (0.6, 2.5), "unchanged": (1.0, 1.0), "smaller": (2.4, 1.5)}
 """Change since the prior → extent and density of the opacity in the prior picture; today's are 1."""
 TRENDS = {"rising": (1.3, 2.6), "stable": (-0.2, 0.2), "falling": (-2.6, -1.3)}
 """Trend → lowest and highest change of the glucose over 48 hours, mmol/L."""
@@ -125,7 +137,7 @@ STUDY_SENTENCES: list[Sentence] = [
     (re.compile(r"the opacity is (?P<change>new|larger|smaller|unchanged)"), {}),
     (re.compile(r"the earlier opacity has (?P<change>resolved)"), {}),
     (re.compile(r"no change"), {"change": "none"}),
-    (re.compile(r"no prior"), {"change": "no prior"}),
+    (re.compile(r"no comparison"), {"change": "no comparison"}),
     (re.compile(r"glucose is (?P<trend>rising|stable|falling)"), {}),
     (re.compile(r"no earlier glucose"), {"trend": "not known"}),
     (re.compile(rf"reason: (?P<reason>{_WORDS}|not given)"), {}),
@@ -137,19 +149,38 @@ def read_study_facts(report: str) -> Facts:
     return facts_of(report, STUDY_SENTENCES, STUDY_EVIDENCE)
 
 
-STUDY_FACTS = FactReader("phantom_study", read_study_facts, STUDY_EVIDENCE)
+def mix_facts(stated: Mapping[str, Facts]) -> Facts:
+    """Combine the facts of several cases' evidence; the change is from the prior of one to today's picture of another.
+
+    Today's opacities all have one size, so a prior says how it differs from any of them, but for none at all.
+    """
+    facts = {name: stated[kind][name] for name, kind in STUDY_EVIDENCE.items()}
+    before = facts["change"]
+    if before in ("none", *CHANGES):
+        sizes = {"new": "new", "none": "new", "resolved": "unchanged"}
+        today_clear = {"new": "none", "none": "none"}
+        facts["change"] = (
+            today_clear.get(before, "resolved") if facts["finding"] == "none" else sizes.get(before, before)
+        )
+    return facts
+
+
+STUDY_UNSAID = {**UNSAID, "effusion": "no lateral", "change": "no comparison", "trend": "not known",
+                "reason": "not given"}  # fmt: skip
+STUDY_FACTS = FactReader("phantom_study", read_study_facts, STUDY_EVIDENCE, STUDY_UNSAID, mix_facts)
 STUDY_TABLE = replace(
     TABLE,
+    vitals=[replace(VITALS[0], over_time=True, steady=0.6), *VITALS[1:]],
     context="indication",
     labels=STUDY_LABELS,
     label_findings={**TABLE.label_findings, "effusion": "pleural_effusion"},
     report=[
         SectionConfig("reason_report", ["context"], "Reason: not given."),
-        TABLE.report[0],
-        SectionConfig("change_report", ["image", "prior"], "No prior."),
+        SectionConfig("image_report", ["PA"], NO_IMAGE),
+        SectionConfig("change_report", ["PA", "prior"], "No comparison."),
         SectionConfig("lateral_report", ["lateral"], "No lateral view."),
         TABLE.report[1],
-        SectionConfig("trend_report", ["glucose"], "No earlier glucose."),
+        SectionConfig("trend_report", ["glucose_change"], "No earlier glucose."),
         TABLE.report[2],
     ],
 )

@@ -98,4 +98,5 @@ def facts_of(report: str, sentences: Iterable[Sentence], names: Iterable[str]) -
     return facts
 
 
-FACTS = FactReader("phantom", read_facts, EVIDENCE)
+UNSAID = {"finding": "no image", "glucose": "not measured", "pressure": "not measured"}
+FACTS = FactReader("phantom", read_facts, EVIDENCE, UNSAID)
