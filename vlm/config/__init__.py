@@ -28,6 +28,7 @@ from vlm.config.model import (
     VisionConfig,
     VitalsConfig,
 )
+from vlm.config.over_time import MeasurementsConfig, SeriesColumnConfig
 from vlm.config.training import (
     EvaluationConfig,
     LossConfig,
@@ -46,12 +47,14 @@ __all__ = [
     "FusionConfig",
     "LLMConfig",
     "LossConfig",
+    "MeasurementsConfig",
     "MimicCxrConfig",
     "ModelConfig",
     "PhantomConfig",
     "PromptConfig",
     "RunConfig",
     "SectionConfig",
+    "SeriesColumnConfig",
     "Source",
     "SourceConfig",
     "SplitConfig",

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vlm.config.over_time import Hours, MeasurementsConfig, SeriesColumnConfig
+
 
 @dataclass(frozen=True)
 class VitalConfig:
@@ -52,6 +54,8 @@ class SectionConfig:
     none."""
     otherwise: str = ""
     """Target text where that evidence is missing; empty leaves the part out."""
+    name: str = ""
+    """Name of the part, its heading with `data.section_headings`; empty: the column's, `_` as a space."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,19 @@ class TableConfig:
     """What -1 and words such as `uncertain` mean in a label: unknown, 1 or 0; null: unknown, with a warning."""
     vitals: list[VitalConfig | str] = field(default_factory=list)
     """Clinical values in order: a description, or the name of a ready-made entry such as glucose."""
+    time: str | None = None
+    """Column of the study's time, for series: a date with its time, or a number in `time_unit` from any origin."""
+    origin: str | None = None
+    """Column of an event common to a patient's studies, such as the admission, as its time from this study: `-2 d`; in
+    place of `time`."""
+    time_unit: Hours = ""
+    """Unit of times that are numbers alone; from the origin of `time`, else from the study."""
+    series: list[SeriesColumnConfig] = field(default_factory=list)
+    """Columns of values over time, several for one vital too; a cell may also hold a whole series."""
+    series_of: Literal["case", "patient"] = "case"
+    """Whose values a series joins: those of its row alone, or all of the patient's rows up to the study."""
+    measurements: MeasurementsConfig = field(default_factory=MeasurementsConfig)
+    """Table with one measurement a row."""
     report: list[SectionConfig] = field(default_factory=list)
     """Columns of the reference report, in order."""
     label_findings: dict[str, str] = field(default_factory=dict)
@@ -246,5 +263,7 @@ class DataConfig:
     """Random changes of training images."""
     finding_labels: list[str] = field(default_factory=list)
     """Findings read from the reference reports as further labels, such as `pleural_effusion`, `left_opacity`."""
+    section_headings: bool = False
+    """Write each part of a report under its name, `Findings: … Impression: …`; drafts are split at these again."""
     withhold: list[Literal["image", "vitals"]] = field(default_factory=list)
     """Evidence withheld from every case, in training and test, for a control run; reports stay as they are."""

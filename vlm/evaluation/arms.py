@@ -97,7 +97,7 @@ class ArmCases(torch.utils.data.Dataset[Example]):
             np.full(self.vitals.shape[1], np.nan, dtype=np.float32) if hidden else self._vitals(index),
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
-            report=self.dataset.report(index),
+            report=self.dataset.report(index, bool(self.dataset.spec.sections)),
             context=with_prior_report(*self._texts(index)),
         )
 

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from vlm.config import VitalConfig
-from vlm.data.vitals.series import STUDY_TIME, Point, Series, check_series, read_points, split_points, summarize
+from vlm.data.vitals.series import (
+    STUDY_TIME,
+    Point,
+    check_series,
+    feature_places,
+    read_points,
+    split_points,
+    split_pressures,
+    summarize,
+)
 from vlm.data.vitals.units import conversion
 from vlm.data.vitals.values import is_plausible, read_value, split_pressure
 from vlm.errors import UserError, nearest
@@ -110,11 +119,14 @@ class VitalsSchema:
     @cached_property
     def features(self) -> dict[str, dict[str, int]]:
         """Name of each series → feature → its index; `last` is the series itself."""
-        places: dict[str, dict[str, int]] = {}
-        for position, vital in enumerate(self.vitals):
-            if vital.over_time or vital.of:
-                places.setdefault(vital.of or vital.name, {})[vital.feature or "last"] = position
-        return places
+        return feature_places(self.vitals)
+
+    def without_orphans(self, x: np.ndarray) -> np.ndarray:
+        """Return m values with what is computed from a series missing where the series is, as it is for a user."""
+        if not self.features:
+            return x
+        series = [self.features[vital.of]["last"] if vital.of else place for place, vital in enumerate(self.vitals)]
+        return np.where(np.isnan(x[series]), np.float32("nan"), x)
 
     @cached_property
     def given(self) -> tuple[VitalConfig, ...]:
@@ -195,11 +207,8 @@ class VitalsSchema:
             raise UserError(f"{where}: one of systolic and diastolic is over_time; declare both so, or give each alone")
         if not over_time.pop():
             return split_pressure(cell, where) if len(positions) == 2 else (cell,)
-        pairs = cell if isinstance(cell, Series) else split_points(cell, where)
-        if len(positions) == 1:
-            return (pairs,)
-        halves = [split_pressure(value, where) for _, value in pairs]
-        return [[(time, half[side]) for (time, _), half in zip(pairs, halves, strict=True)] for side in (0, 1)]
+        pairs = split_points(cell, where)
+        return split_pressures(pairs, where) if len(positions) == 2 else (pairs,)
 
 
 def _normal(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm.config import VitalConfig
-from vlm.data.vitals.values import LARGEST, clean, is_missing, is_plausible, quoted, read_value
+from vlm.data.vitals.values import LARGEST, clean, is_missing, is_plausible, quoted, read_value, split_pressure
 from vlm.errors import UserError
 from vlm.untrusted import parse_json
 
@@ -88,6 +88,15 @@ def check_series(vitals: Sequence[VitalConfig]) -> None:
             raise UserError(f"{where}: of and feature name a vital over_time and what is computed of it, once")
 
 
+def feature_places(vitals: Sequence[VitalConfig]) -> dict[str, dict[str, int]]:
+    """Map each series to its features and their indices; `last` is the series itself."""
+    places: dict[str, dict[str, int]] = {}
+    for position, vital in enumerate(vitals):
+        if vital.over_time or vital.of:
+            places.setdefault(vital.of or vital.name, {})[vital.feature or "last"] = position
+    return places
+
+
 def state_words(vital: VitalConfig) -> list[str]:
     """List the words of a vital's states, but for a missing value."""
     if vital.categories or not vital.reference:
@@ -103,6 +112,8 @@ def split_points(cell: Any, where: str) -> list[tuple[Any, Any]]:
 
     Raises `UserError` for a list of anything else, and for more than 4,096 pairs.
     """
+    if isinstance(cell, Series):
+        return [*cell]
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = parse_json(cell, MOST_POINTS + 1)
@@ -122,6 +133,12 @@ def split_points(cell: Any, where: str) -> list[tuple[Any, Any]]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise UserError(f"{where}: point {number} is no pair of time and value; write {_FORM}")
     return [(time, value) for time, value in pairs]
+
+
+def split_pressures(pairs: Sequence[tuple[Any, Any]], where: str) -> list[list[tuple[Any, Any]]]:
+    """Split a series of values such as `125/80` into that of the systolic and that of the diastolic pressure."""
+    halves = [split_pressure(value, where) for _, value in pairs]
+    return [[(time, half[side]) for (time, _), half in zip(pairs, halves, strict=True)] for side in (0, 1)]
 
 
 def read_points(vital: VitalConfig, pairs: Iterable[tuple[Any, Any]], where: str, unit: str = "") -> list[Point]:
@@ -196,6 +213,13 @@ def summarize(
         if doubtful:
             implausible[vital.name] = doubtful[-1]
     return found, implausible
+
+
+def last_value(vital: VitalConfig, cell: Any, where: str, unit: str = "") -> float:
+    """Read the last value of a cell's series, an implausible one if there is no other; NaN if it has none."""
+    points = read_points(vital, split_points(cell, where), where, unit)
+    found, implausible = summarize([(vital, points)], None, where, lambda _: None)
+    return found[vital.name].get("last", implausible.get(vital.name, math.nan))
 
 
 def study_time(whens: Iterable[When], study: When | None, where: str, note: Note) -> When:
