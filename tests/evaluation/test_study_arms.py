@@ -29,6 +29,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> CaseDataset:
 
 
 @pytest.fixture(scope="module")
+def examples(study: CaseDataset) -> list[dict]:
+    return [study[index] for index in range(len(study))]
+
+
+@pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     return draw_cases(CONFIG)
 
@@ -62,16 +67,18 @@ def test_a_plain_cohort_has_the_arms_of_image_and_vitals_alone(tmp_path, study: 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("how", ["swapped", "withheld"])
-def test_an_arm_changes_its_own_part_and_nothing_else(part: str, how: str, study: CaseDataset) -> None:
+def test_an_arm_changes_its_own_part_and_nothing_else(
+    part: str, how: str, study: CaseDataset, examples: list[dict]
+) -> None:
     cases, changed = _arm(f"{part}_{how}", study), 0
     assert not cases.undefined
-    given = [_seen(study, study[index]) for index in range(len(study))]
+    given = [_seen(study, example) for example in examples]
     known = [seen[part] for seen in given]
     for index, own in enumerate(given):
         example = cases[index]
         seen = _seen(study, example)
         assert {name for name in own if seen[name] != own[name]} <= {part}
-        assert example["report"] == study[index]["report"], "the reference stays the case's own"
+        assert example["report"] == examples[index]["report"], "the reference stays the case's own"
         changed += seen[part] != own[part]
         if how == "swapped":
             assert seen[part] in known
@@ -79,15 +86,15 @@ def test_an_arm_changes_its_own_part_and_nothing_else(part: str, how: str, study
             assert seen[part]["glucose_change"] == -1 and seen[part]["glucose_count"] in (1, -1)
         else:
             assert not seen[part]
-    assert changed >= (0.9 if part != "context" else 0.5) * cases.changed.sum() > 0  # some contexts are alike
+    assert changed >= 0.6 * cases.changed.sum() > 0  # some contexts and trends are alike
 
 
-def test_image_arms_swap_and_withhold_all_images_of_a_study(study: CaseDataset) -> None:
+def test_image_arms_swap_and_withhold_all_images_of_a_study(study: CaseDataset, examples: list[dict]) -> None:
     swapped, withheld = _arm("image_swapped", study), _arm("image_withheld", study)
     for index in np.flatnonzero(swapped.has_image).tolist():
         donor = int(swapped.image_donor[index])
-        assert torch.equal(swapped[index]["pixel_values"], study[donor]["pixel_values"])
-        assert torch.equal(swapped[index]["image_roles"], study[donor]["image_roles"])
+        assert torch.equal(swapped[index]["pixel_values"], examples[donor]["pixel_values"])
+        assert torch.equal(swapped[index]["image_roles"], examples[donor]["image_roles"])
         assert not withheld[index]["has_image"]
 
 
