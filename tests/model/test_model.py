@@ -306,7 +306,7 @@ def test_an_evaluation_leaves_the_gradients_of_packed_weights_as_they_were(tiny_
      (float("nan"), 80, "not measured"), (float("nan"), 95, "elevated")],
 )  # fmt: skip
 def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wanted: str) -> None:
-    from vlm.data.ingest.phantom import VITALS
+    from vlm.data.ingest.phantom_words import VITALS
     from vlm.model.vitals import PRESSURE_STATES, VitalFeatures, pressure_state
 
     parts = [VitalFeatures(vital, 0.0, 1.0, (0.0, 1.0)) for vital in VITALS[1:3]]
