@@ -49,9 +49,9 @@ class Measurements:
             return measured
         for frame in read(path):
             measured.read_columns(frame, str(path))
+        measured.faults.raise_any()
         if table.measurements.file:
             measured.read_file(root / table.measurements.file, read)
-        measured.faults.raise_any()
         return measured
 
     def rows(self, frame: pd.DataFrame, where: str) -> list[Row]:
@@ -132,6 +132,7 @@ class Measurements:
                     unit = written if is_missing(unit) else str(unit)
                     when = self._measured(at, f"{place}: {own.time}")
                     self._add(cell_text(of), position, when, cell, f"{place}: {own.value}", unit)
+        self.faults.raise_any()
         if others:
             words = ", ".join(f"{word:.40}" for word, _ in others.most_common(3))
             self.left_out[f"measurements are none of the vitals ({words})"] += others.total()
