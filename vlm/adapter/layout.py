@@ -75,7 +75,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
         "model": to_dict(portable_config(model)),
         "image": to_dict(model.spec.image),
-        **({"study": to_dict(model.spec.study)} if model.spec.study is not None else {}),
+        **({"study": asdict(model.spec.study)} if model.spec.study is not None else {}),
         "vitals": [to_dict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),

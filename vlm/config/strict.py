@@ -72,8 +72,8 @@ def _build(kind: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build_fields(kind, value, where, key)
     if isinstance(value, list):
-        item = typing.get_args(kind)[0]
-        return [_build(item, element, where, f"{key}[{number}]") for number, element in enumerate(value)]
+        item, whole = typing.get_args(kind)[0], typing.get_origin(kind)
+        return whole(_build(item, element, where, f"{key}[{number}]") for number, element in enumerate(value))
     if isinstance(value, dict):
         item = typing.get_args(kind)[1]
         return {name: _build(item, element, where, f"{key}.{name}") for name, element in value.items()}
@@ -92,7 +92,7 @@ def _build_fields(cls: Any, values: dict[str, Any], where: str, key: str) -> Any
 def _choices(kind: Any) -> tuple[Any, ...]:
     """List the members of a union, or any other type alone."""
     origin = typing.get_origin(kind)
-    return (kind,) if origin in (None, list, dict, Literal) else typing.get_args(kind)
+    return (kind,) if origin in (None, list, tuple, dict, Literal) else typing.get_args(kind)
 
 
 def _outer(kind: Any) -> type:
@@ -100,7 +100,7 @@ def _outer(kind: Any) -> type:
     if dataclasses.is_dataclass(kind):
         return dict
     origin = typing.get_origin(kind)
-    return str if origin is Literal else origin or kind
+    return {Literal: str, tuple: list}.get(origin) or origin or kind
 
 
 def _fits(kind: Any, value: Any) -> bool:

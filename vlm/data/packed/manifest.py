@@ -159,8 +159,9 @@ def read_pack(root: str) -> Pack:
 def _parse(values: dict[str, Any], where: str) -> Pack:
     schema = VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in _list(values, "vitals", dict)))
     sections = tuple(from_dict(SectionConfig, section, where) for section in _list(values, "sections", dict))
+    views = () if values["format"] == ONE_IMAGE else None
     for section in sections:
-        check_needs(section.needs, schema, f"sections: {section.column:.100}: needs", None)
+        check_needs(section.needs, schema, f"sections: {section.column:.100}: needs", views)
     labels = tuple(_list(values, "labels", str))
     check_names(labels, "labels")
     if len(set(labels)) < len(labels):
