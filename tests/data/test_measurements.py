@@ -147,7 +147,7 @@ def test_measurements_of_cases_and_numbers_from_an_origin(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labs": LABS.replace("p,CRP,12,mg/L", "p,CRP,a lot,mg/L")}, r"labs.csv: row 2: value: 'a lot' is not a number"),
+        ({"labs": LABS.replace(",12,mg/L", ",a lot,mg/L")}, r"labs.csv: row 2: value: 'a lot' is not a number"),
         ({"labs": LABS.replace("p,CRP,12,mg/L", "p,CRP,12,stone")}, r"labs.csv: row 2: value: unit stone is none"),
         ({"labs": LABS.replace("2026-03-01T08:00Z", "-2 d")}, r"row 2: time: '-2 d' is before which study\?"),
         ({"labs": LABS.replace("2026-03-01T08:00Z", "2026-03-01 08:00")}, "some times are without a zone"),
@@ -158,7 +158,7 @@ def test_measurements_of_cases_and_numbers_from_an_origin(tmp_path: Path) -> Non
         ({"time": None}, r"series_of: patient needs the columns patient, and time or origin"),
         ({"origin": "taken"}, r"time and origin stand in place of each other"),
         ({"time": None, "series_of": "case", "id": None}, r"measurements: needs the column id"),
-        ({"vitals": ["crp"]}, r"labs.csv: row 2: crp is one value; declare it with over_time"),
+        ({"vitals": ["crp"]}, r"row 2: crp is one value; declare it with over_time"),
         ({"vitals": ["crp"], "series": [SeriesColumnConfig("crp", "taken", "taken")]}, "crp is one value"),
         ({"series": [SeriesColumnConfig("crp", "taken")]}, r"series: taken: give time, the column of its times"),
         ({"series": [SeriesColumnConfig("ldh", "taken", "taken")]}, r"data.table.series: unknown vital ldh"),

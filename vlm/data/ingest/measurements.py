@@ -14,7 +14,7 @@ from vlm.config import SeriesColumnConfig, TableConfig
 from vlm.data.ingest.column_names import find_column
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.data.vitals.series import MOST_POINTS, NOW, STUDY_TIME, Series, When, hours_before, read_time
+from vlm.data.vitals.series import MOST_POINTS, NOW, STUDY_TIME, Point, Series, When, hours_before, read_time
 from vlm.data.vitals.values import is_missing, quoted, read_value
 from vlm.errors import UserError
 from vlm.faults import Faults
@@ -231,7 +231,7 @@ class Measurements:
             elif when.clock in ("study", at.clock) and hours_before(when, at) > 0:
                 self.left_out["values after their study were left out"] += 1
             else:
-                found.setdefault(name, Series()).append((when, value))
+                found.setdefault(name, Series()).append(Point(when, value))
         if any(len(series) > MOST_POINTS for series in found.values()):
             self.left_out[f"series had more than {MOST_POINTS:,} values; the newest were taken"] += 1
         return {name: Series(series[-MOST_POINTS:]) for name, series in found.items()}
