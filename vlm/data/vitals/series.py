@@ -162,7 +162,7 @@ def read_time(cell: Any, where: str, unit: str = "") -> When:
     if is_number and unit and -1e12 < cell < 1e12:
         return When(float(cell) * HOURS[unit], "origin")
     if is_number and -1e12 < cell < 1e12:
-        cell = str(float(cell))
+        cell = f"{float(cell):.12g}"
     text = clean(cell[:60]) if isinstance(cell, str) else ""
     if offset := _OFFSET.fullmatch(text.lower()):
         sign, digits, word = offset.groups()
