@@ -204,7 +204,7 @@ def test_a_boundary_change_is_stable() -> None:
         ("Glucose fell from 9.4 to 11.2.", [("glucose", False), ("glucose", True), ("glucose_change", False)]),
         ("Glucose is stable.", [("glucose_change", False)]),
         ("Glucose is not stable.", [("glucose_change", True)]),
-        ("Glucose change 2.1 mmol/L, temperature stable.", [("glucose_change", True)]),
+        ("Glucose change 2.1 mmol/L, temperature stable.", [("glucose_change", True), ("temperature_change", False)]),
     ],
 )
 def test_words_of_change_are_checked_against_the_series(draft: str, expected: list[tuple[str, bool]]) -> None:

@@ -183,9 +183,12 @@ def test_a_bundle_holds_what_was_measured_alone(drafter: ReportEngine, schema: V
 
 @pytest.fixture(scope="module")
 def client(drafter: ReportEngine, folder: Path) -> Iterator[httpx.Client]:
-    with Service(drafter, Limits(tokens=4)) as service, serving(make_api(service, Adapter.of(folder))) as address:
-        with httpx.Client(base_url=address, timeout=60) as session:
-            yield session
+    with (
+        Service(drafter, Limits(tokens=4)) as service,
+        serving(make_api(service, Adapter.of(folder))) as address,
+        httpx.Client(base_url=address, timeout=60) as session,
+    ):
+        yield session
 
 
 def test_http_takes_the_series(client: httpx.Client) -> None:
