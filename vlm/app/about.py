@@ -35,6 +35,8 @@ class Adapter:
             "adapter_digest": self.software.adapter,
             "vitals": [asdict(vital) for vital in spec.schema.given],
             "labels": list(spec.labels),
+            "sections": list(spec.sections),
+            "context": spec.context,
             "image_size": spec.image.size,
             "calibration": asdict(self.config.calibration),
             "notice": NOTICE,

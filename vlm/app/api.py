@@ -23,7 +23,7 @@ from vlm.app.service import Busy, Job, Service
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.series import MOST_POINTS
 from vlm.errors import UserError
-from vlm.inference.fhir import from_fhir, to_fhir
+from vlm.inference.fhir import context_of, from_fhir, to_fhir
 from vlm.plain import printable
 from vlm.report import NOTICE
 from vlm.version import __version__
@@ -69,9 +69,10 @@ class Case(BaseModel):
         '[["-48 h", 9.1], [0, 11.2]], and the time of the study as study_time',
     )
     observations: dict[str, Any] | list[Any] | None = Field(
-        None, description="in place of vitals: FHIR Observations of one patient, as a Bundle or a list"
-    )
-    context: str = Field("", description="text to show in the prompt, such as an indication")
+        None, description="in place of vitals: FHIR Observations of one patient, as a Bundle or a list; the reason of "
+        "a ServiceRequest in it is the context, if none is given"
+    )  # fmt: skip
+    context: str = Field("", description="the indication, or other text to show in the prompt")
     format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
 
 
@@ -85,6 +86,7 @@ class Answer(BaseModel):
     calibration: str = Field(description="on whom the probabilities were calibrated")
     notice: str
     finished: bool = Field(description="false for a draft that was cut, which a warning says too")
+    sections: dict[str, str] = Field(description="parts of the draft, such as findings; empty without headings")
 
 
 class Refusal(BaseModel):
@@ -135,12 +137,13 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
             async with bodies.reading(request) as counted:
                 case, picture = await _read(counted)
             with named_failures():
-                vitals, noted = _vitals_of(case, schema)
-            prepared = await run_in_threadpool(service.prepare, picture, vitals, case.context)
+                vitals, context, noted = _inputs_of(case, schema)
+            prepared = await run_in_threadpool(service.prepare, picture, vitals, context)
             drafted = await result_of(service.draft(prepared))
             drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
             if case.format == "fhir":
-                bundle = to_fhir(drafted, schema, adapter.software, bool(prepared[0]["has_image"]))
+                shown = bool(prepared[0]["has_image"])
+                bundle = to_fhir(drafted, schema, adapter.software, shown, context=context)
                 return JSONResponse(bundle, media_type="application/fhir+json")
             return JSONResponse(drafted.to_dict())
         except UserError as error:
@@ -230,13 +233,18 @@ def _from_base64(text: str) -> bytes:
         raise HTTPException(400, "image: not valid base64") from None
 
 
-def _vitals_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return a case's vitals by name, and warnings on skipped Observations; raises `UserError` as `from_fhir`."""
+def _inputs_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """Return a case's vitals by name, its context, and warnings on skipped resources.
+
+    Raises `UserError` as `from_fhir` and `context_of` do.
+    """
     if case.observations is None:
-        return case.vitals, ()
+        return case.vitals, case.context, ()
     if case.vitals:
         raise UserError("observations: stand in place of vitals; give one of them")
-    return from_fhir(case.observations, schema, "observations")
+    vitals, noted = from_fhir(case.observations, schema, "observations")
+    context, more = context_of(case.observations, "observations", case.context)
+    return vitals, context, (*noted, *more)
 
 
 async def _read_form(form: FormData) -> tuple[Case, bytes | None]:

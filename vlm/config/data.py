@@ -54,6 +54,8 @@ class SectionConfig:
     none."""
     otherwise: str = ""
     """Target text where that evidence is missing; empty leaves the part out."""
+    name: str = ""
+    """Name of the part, its heading with `data.section_headings`; empty: the column's, `_` as a space."""
 
 
 @dataclass(frozen=True)
@@ -258,5 +260,7 @@ class DataConfig:
     """Random changes of training images."""
     finding_labels: list[str] = field(default_factory=list)
     """Findings read from the reference reports as further labels, such as `pleural_effusion`, `left_opacity`."""
+    section_headings: bool = False
+    """Write each part of a report under its name, `Findings: … Impression: …`; drafts are split at these again."""
     withhold: list[Literal["image", "vitals"]] = field(default_factory=list)
     """Evidence withheld from every case, in training and test, for a control run; reports stay as they are."""

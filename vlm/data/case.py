@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
+from vlm.data.sections import check_section_names, section_names
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
@@ -31,6 +32,10 @@ class CaseSpec:
     labels: tuple[str, ...]
     study: StudySpec | None = None
     """Images of a case; None for a model of one image."""
+    sections: tuple[str, ...] = ()
+    """Names of the sections, if they are headings of the target."""
+    context: bool | None = field(default=None, compare=False)
+    """True if training cases had a context, such as an indication; None if the adapter does not say."""
 
     @property
     def study_images(self) -> int:
@@ -42,15 +47,26 @@ class CaseSpec:
         check_names(self.labels, "labels")
         if len(set(self.labels)) < len(self.labels):
             raise UserError("labels: one stands there twice")
+        check_section_names(self.sections, "sections")
 
     @classmethod
-    def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int, max_images: int = 1) -> "CaseSpec":
-        """Take names from the cohort; fit the vitals' statistics and the images' roles on its training split alone."""
-        from vlm.data.storage import matrix
+    def fit(
+        cls, cohort: "Cohort", image: ImageSpec, bins: int, max_images: int = 1, headings: bool = False
+    ) -> "CaseSpec":
+        """Take names from the cohort; fit the vitals' statistics and the images' roles on its training split alone.
+
+        `headings` says whether sections are written under their names.
+        """
+        import pyarrow.compute as pc
+
+        from vlm.data.storage import column, matrix
 
         rows = cohort.split("train")
         statistics = VitalsStatistics.fit(cohort.schema, matrix(rows, "vitals", len(cohort.schema)), bins)
-        return cls(image, cohort.schema, statistics, cohort.labels, StudySpec.fit(rows, max_images))
+        sections = section_names(cohort.sections) if headings else ()
+        context = pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column(rows, "context"))), 0)).as_py()
+        study = StudySpec.fit(rows, max_images)
+        return cls(image, cohort.schema, statistics, cohort.labels, study, sections, bool(context))
 
 
 def make_example(

@@ -32,6 +32,7 @@ from vlm.data.ingest.column_names import find_column, listed
 from vlm.data.ingest.measurements import Measurements, cell_text
 from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
 from vlm.data.labels import LabelReader
+from vlm.data.sections import check_distinct
 from vlm.data.study import Cell, image_cell
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
@@ -78,6 +79,8 @@ def load_frames(
     _check_needs(table, schema, ())
     if measured is None and (table.series or table.measurements.file):
         raise UserError("data.table: series and measurements are read by the source table alone")
+    if data.section_headings:
+        check_distinct(table.report)
     reader = _Reader(data, table, schema, measured or Measurements(table, schema, Faults()))
     dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
     if not len(dataset):

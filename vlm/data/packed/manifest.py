@@ -74,7 +74,7 @@ class Pack:
             "clinical_vlm_version": __version__,
             "vitals": [to_dict(vital) for vital in self.schema.vitals],  # without what an earlier version does not know
             "labels": list(self.labels),
-            "sections": [asdict(section) for section in self.sections],
+            "sections": [to_dict(section) for section in self.sections],
             "label_findings": self.label_findings,
             "facts": self.facts,
             "image_side": self.image_side,

@@ -12,8 +12,9 @@ from vlm.data.vitals.series import STUDY_TIME
 from vlm.data.vitals.units import ucum_conversion, units_of
 from vlm.data.vitals.values import read_value
 from vlm.errors import UserError
-from vlm.inference.fhir.codes import LOINC, UCUM
+from vlm.inference.fhir.codes import LOINC, NOBODY, UCUM
 from vlm.inference.fhir.patient import UNDATED, from_patient
+from vlm.inference.fhir.request import indication_of
 
 STATUSES = ("final", "preliminary", "amended", "corrected")
 """Accepted states; Observations in another, such as `entered-in-error`, are not read."""
@@ -33,21 +34,34 @@ def is_fhir(values: Any) -> bool:
     return isinstance(values, list) or (isinstance(values, dict) and "resourceType" in values)
 
 
+def context_of(values: Any, where: str = "vitals", given: str = "") -> tuple[str, tuple[str, ...]]:
+    """Return the context that ServiceRequests tell, and warnings; `given` is the user's own, which stands before it.
+
+    Raises `UserError` as `indication_of` does.
+    """
+    requests = [(place, one) for place, one in _resources(values, where) if one["resourceType"] == "ServiceRequest"]
+    context, notes = indication_of(requests, given)
+    return context, tuple(notes)
+
+
 def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return vitals by name, in the schema's units, and warnings on what was left out.
 
     `values` is a Bundle, an Observation or a list of Observations, of R4 or later, with the Patient or without; other
-    resources are skipped. Of several Observations of one vital the newest is used; those of a vital over time are its
-    series, up to the start of the ImagingStudy if there is one. They take precedence over sex and age of the Patient.
-    A vital without a LOINC code is found by its name in `code.text`. Raises `UserError` that names `where` and the
-    entry for a broken resource, and for Observations of more than one patient.
+    resources are skipped (`context_of` reads ServiceRequests). Of several Observations of one vital the newest is
+    used; those of a vital over time are its series, up to the start of the ImagingStudy if there is one. They take
+    precedence over sex and age of the Patient. A vital without a LOINC code is found by its name in `code.text`.
+    Raises `UserError` that names `where` and the entry for a broken resource, and for Observations of more than one
+    patient.
     """
     left_out: Counter[str] = Counter()
     resources = list(_resources(values, where))
     observations = [(place, one) for place, one in resources if one["resourceType"] == "Observation"]
     patients = [(place, one) for place, one in resources if one["resourceType"] == "Patient"]
     studies = [(place, one) for place, one in resources if one["resourceType"] == "ImagingStudy"]
-    _check_one_patient([one for _, one in observations + studies], [one for _, one in patients], where)
+    requests = [one for _, one in resources if one["resourceType"] == "ServiceRequest"]
+    read = [*(one for _, one in observations + studies), *requests]
+    _check_one_patient(read, [one for _, one in patients], where)
     found: dict[str, list[_Value]] = {}
     for place, observation in observations:
         for name, value in _values(observation, schema, place, left_out):
@@ -65,7 +79,7 @@ def from_fhir(values: Any, schema: VitalsSchema, where: str = "vitals") -> tuple
         told, notes = from_patient(patient, schema, place, max(times, default=UNDATED))
         newest = told | newest
         warnings += notes
-    return newest, tuple(warnings if observations or patients else ["there is no Observation in it"])
+    return newest, tuple(warnings if observations or patients or requests else ["there is no Observation in it"])
 
 
 def _over_time(
@@ -109,13 +123,13 @@ def _values(
 
 
 def _resources(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, resource) of each Observation and Patient; check what every one of them must have."""
+    """Yield (place, resource) of each Observation, Patient and ServiceRequest; check what each must have."""
     kind = "list" if isinstance(values, list) else values.get("resourceType")
     if kind == "Patient" and not values.keys() & {"gender", "birthDate"}:
         raise UserError(
             f"{where}: a Patient; give a Bundle, an Observation or a list of these, or its gender or birthDate"
         )
-    if kind not in ("list", "Bundle", "Observation", "Patient"):
+    if kind not in ("list", "Bundle", "Observation", "Patient", "ServiceRequest"):
         raise UserError(f"{where}: a {kind}; give a Bundle, an Observation or a list of these")
     bundled = [entry.get("resource") for entry in _list(values, "entry", where)] if kind == "Bundle" else []
     for number, resource in enumerate({"list": values, "Bundle": bundled}.get(kind, [values]), 1):
@@ -129,13 +143,13 @@ def _resources(values: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise UserError(f"{place}: an Observation without a status")
             _mapping(resource, "code", place, required=True)
             yield place, resource
-        elif resource["resourceType"] in ("Patient", "ImagingStudy"):
+        elif resource["resourceType"] in ("Patient", "ImagingStudy", "ServiceRequest"):
             yield place, resource
 
 
 def _check_one_patient(observations: list[dict[str, Any]], patients: list[dict[str, Any]], where: str) -> None:
     subjects = [_mapping(observation, "subject", where) for observation in observations]
-    references = {str(subject.get("reference", subject)) for subject in subjects if subject}
+    references = {str(subject.get("reference", subject)) for subject in subjects if subject and subject != NOBODY}
     if len(references) > 1:
         raise UserError(f"{where}: Observations of {len(references)} subjects; give those of one patient")
     if len(patients) > 1:
