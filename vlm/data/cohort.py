@@ -162,6 +162,9 @@ def check_needs(needs: Iterable[str], schema: VitalsSchema, where: str, views: C
     """Raise `UserError` for a need that is no kind of evidence, vital or view; with None any word may be a view."""
     for need in needs:
         if need not in NEEDS and need not in (views if views is not None else (view_name(need, where),)):
+            if views and need not in schema.names:
+                known = ", ".join((*NEEDS, *sorted(views)))
+                raise UserError(f"{where}: {need} is no vital, and none of {known}, of which the last are the views")
             schema.position(need, where)
 
 

@@ -56,7 +56,7 @@ class Measurements:
 
     def rows(self, frame: pd.DataFrame, where: str) -> list[Row]:
         """Return the place and the key of each row of the cases."""
-        column = self.table.patient if self.table.series_of == "patient" else self.table.id
+        column = self.table.patient if self.table.series_of == "patient" else self.table.study or self.table.id
         numbers = frame.index + 2
         keys = map(cell_text, frame[find_column(frame.columns, column, where)]) if column else (
             f"row-{number}" for number in numbers)  # fmt: skip
@@ -75,7 +75,7 @@ class Measurements:
         by_patient = table.series_of == "patient"
         if by_patient and not (table.patient and (table.time or table.origin)):
             raise UserError(f"{where}.series_of: patient needs the columns patient, and time or origin")
-        if table.measurements.file and not (by_patient or table.id):
+        if table.measurements.file and not (by_patient or table.study or table.id):
             raise UserError(f"{where}.measurements: needs the column id of the cases, or series_of: patient")
 
     def _position(self, name: str, where: str) -> int:
