@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlm.config import SectionConfig
+from vlm.config import SectionConfig, StudyImageConfig
 from vlm.data.cohort import FactReader, Facts
 from vlm.data.ingest.phantom_image import draw_chest
 from vlm.data.ingest.phantom_lateral import draw_lateral
@@ -62,6 +62,7 @@ def study_columns(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
     trend = rng.choice(list(TRENDS), n)
     reason = rng.choice(list(REASONS), n)
     return frame.assign(
+        view=np.where(frame["image"] == "", "", "PA"),
         lateral=np.where(missing["lateral"], "", frame["case"] + "-lateral.png"),
         prior=np.where(missing["prior"], "", frame["case"] + "-prior.png"),
         prior_days=rng.integers(7, 120, n),
@@ -171,6 +172,11 @@ STUDY_FACTS = FactReader("phantom_study", read_study_facts, STUDY_EVIDENCE, STUD
 STUDY_TABLE = replace(
     TABLE,
     vitals=[replace(VITALS[0], over_time=True, steady=0.6), *VITALS[1:]],
+    view="view",
+    study_images=[
+        StudyImageConfig("lateral", view="lateral"),
+        StudyImageConfig("prior", view="PA", prior=True, days="prior_days"),
+    ],
     context="indication",
     labels=STUDY_LABELS,
     label_findings={**TABLE.label_findings, "effusion": "pleural_effusion"},
