@@ -1,13 +1,19 @@
 """Studies of the synthetic cohort: each fact is shown by one kind of evidence, and by nothing else."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from vlm.config import PhantomConfig
-from vlm.data.dataset import compose_report
-from vlm.data.ingest.phantom import draw_cases, write_cohort
+from vlm.config import DataConfig, PhantomConfig
+from vlm.data.case import CaseSpec
+from vlm.data.dataset import CaseDataset, compose_report
+from vlm.data.images.image import ImageSpec
+from vlm.data.ingest.phantom import draw_cases, load_phantom, opacity_masks, write_cohort
 from vlm.data.ingest.phantom_image import SIZE, draw_chest
 from vlm.data.ingest.phantom_lateral import draw_lateral
 from vlm.data.ingest.phantom_study import (
@@ -15,8 +21,11 @@ from vlm.data.ingest.phantom_study import (
     MISSING,
     REASONS,
     STUDY_EVIDENCE,
+    STUDY_FACTS,
     STUDY_LABELS,
     STUDY_TABLE,
+    STUDY_UNSAID,
+    STUDY_VERSION,
     read_study_facts,
     study_pictures,
 )
@@ -163,3 +172,52 @@ def test_wrong_study_reports_are_not_read_as_right() -> None:
     assert read_study_facts("The opacity is new.")["finding"] is None
     assert read_study_facts("No effusion. Small posterior effusion.")["effusion"] == "contradiction"
     assert read_study_facts("Glucose is normal. Glucose is rising.")["glucose"] == "normal"
+
+
+def test_a_study_is_read_with_the_roles_of_its_images(tmp_path) -> None:
+    """Frontal, lateral and prior, with the days between; glucose over time; the indication as context."""
+    data = DataConfig(root=str(tmp_path / "study"), phantom=replace(CONFIG, cases=40))
+    cohort, frame = load_phantom(data), draw_cases(data.phantom)
+    assert cohort.facts == STUDY_FACTS and cohort.labels == tuple(STUDY_LABELS)
+    change = cohort.schema.names.index("glucose_change")
+    for row, case in zip(cohort.dataset, frame.to_dict("records"), strict=True):
+        wanted = {(case["image"], "PA", False, 0), (case["lateral"], "lateral", False, 0)}
+        wanted |= {(case["prior"], "PA", True, case["prior_days"])}
+        found = {(Path(cell["path"]).name, cell["view"], cell["prior"], cell["days"]) for cell in row["images"]}
+        assert found == {role for role in wanted if role[0]}
+        assert (row["context"] or "") == case["indication"]
+        values = [float(part.split("@")[0]) for part in filter(None, case["glucose"].split(";"))]
+        told = row["vitals"][change]
+        assert abs(told - (values[-1] - values[0])) < 1e-4 if len(values) == 3 else np.isnan(told)
+
+
+def test_every_reference_of_a_study_states_what_its_evidence_shows(tmp_path) -> None:
+    data = DataConfig(root=str(tmp_path / "study"), phantom=replace(CONFIG, cases=40, missing=0.2))
+    cohort, frame = load_phantom(data), draw_cases(data.phantom)
+    dataset = CaseDataset(cohort.dataset, CaseSpec.fit(cohort, ImageSpec(64), 4, max_images=3), cohort.sections)
+    for report, case in zip(dataset.reports, frame.to_dict("records"), strict=True):
+        facts = read_study_facts(report)
+        assert None not in {facts[name] for name in STUDY_UNSAID}
+        said = {name for name, word in STUDY_UNSAID.items() if facts[name] != word}
+        shown = {"finding": case["image"], "effusion": case["lateral"], "change": case["image"] and case["prior"]}
+        shown |= {"reason": case["indication"], "glucose": case["glucose"], "pressure": case["blood_pressure"]}
+        shown |= {"trend": ";" in case["glucose"]}
+        assert said == {name for name, there in shown.items() if there}
+
+
+def test_a_cohort_of_studies_takes_no_folder_of_the_plain_one(tmp_path) -> None:
+    """The stamp of a plain cohort is that of earlier versions; one of studies is drawn anew."""
+    data = DataConfig(root=str(tmp_path / "cohort"), phantom=PhantomConfig(cases=12, seed=3))
+    load_phantom(data)
+    stamp = tmp_path / "cohort" / "cohort.json"
+    assert json.loads(stamp.read_text()) == {"version": 1, "cases": 12, "seed": 3, "missing": 0.04}
+    study = replace(data, phantom=replace(data.phantom, study=True))
+    assert "effusion" in load_phantom(study).labels and json.loads(stamp.read_text())["study"] == STUDY_VERSION
+    assert "effusion" not in load_phantom(data).labels
+
+
+def test_the_opacity_of_a_study_s_frontal_picture_is_where_the_plain_cohort_has_it() -> None:
+    plain, study = (PhantomConfig(cases=12, seed=3, study=study) for study in (False, True))
+    names = set(draw_cases(plain)["case"])
+    masks, same = opacity_masks(study, names), opacity_masks(plain, names)
+    assert masks.keys() == names and all(np.array_equal(masks[name], same[name]) for name in names)

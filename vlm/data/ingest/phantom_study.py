@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vlm.config import SectionConfig
+from vlm.config import SectionConfig, StudyImageConfig
 from vlm.data.cohort import FactReader, Facts
 from vlm.data.ingest.phantom_image import draw_chest
 from vlm.data.ingest.phantom_lateral import draw_lateral
@@ -33,8 +33,8 @@ from vlm.data.ingest.phantom_words import (
 
 STUDY_VERSION = 1
 """Generator version of the columns and pictures that are drawn here."""
-MISSING = {"lateral": 0.25, "prior": 0.25, "trend": 0.25, "indication": 0.15}
-"""Share of the cases without it; often enough that both are learned."""
+MISSING = {"lateral": 0.15, "prior": 0.15, "trend": 0.2, "indication": 0.15}
+"""Share of the cases without it; training withholds views and priors besides, `data.dropout`."""
 EARLIER = {"larger": (0.6, 2.5), "unchanged": (1.0, 1.0), "smaller": (2.4, 1.5)}
 """Change since the prior → extent and density of the opacity in the prior picture; today's are 1."""
 TRENDS = {"rising": (1.3, 2.6), "stable": (-0.2, 0.2), "falling": (-2.6, -1.3)}
@@ -62,6 +62,7 @@ def study_columns(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
     trend = rng.choice(list(TRENDS), n)
     reason = rng.choice(list(REASONS), n)
     return frame.assign(
+        view=np.where(frame["image"] == "", "", "PA"),
         lateral=np.where(missing["lateral"], "", frame["case"] + "-lateral.png"),
         prior=np.where(missing["prior"], "", frame["case"] + "-prior.png"),
         prior_days=rng.integers(7, 120, n),
@@ -171,6 +172,11 @@ STUDY_FACTS = FactReader("phantom_study", read_study_facts, STUDY_EVIDENCE, STUD
 STUDY_TABLE = replace(
     TABLE,
     vitals=[replace(VITALS[0], over_time=True, steady=0.6), *VITALS[1:]],
+    view="view",
+    study_images=[
+        StudyImageConfig("lateral", view="lateral"),
+        StudyImageConfig("prior", view="PA", prior=True, days="prior_days"),
+    ],
     context="indication",
     labels=STUDY_LABELS,
     label_findings={**TABLE.label_findings, "effusion": "pleural_effusion"},
