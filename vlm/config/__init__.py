@@ -17,6 +17,7 @@ from vlm.config.data import (
     Source,
     SourceConfig,
     SplitConfig,
+    StudyImageConfig,
     TableConfig,
     VitalConfig,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Source",
     "SourceConfig",
     "SplitConfig",
+    "StudyImageConfig",
     "TableConfig",
     "TrainConfig",
     "VisionConfig",
