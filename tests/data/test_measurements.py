@@ -1,6 +1,7 @@
 """Values over time in tables: one cell, columns with times, one measurement a row, real laboratory values."""
 
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -329,3 +330,20 @@ def test_real_values_over_time_train_and_draft(prepared: DataConfig, tiny_config
     plain = model.predict(image, {"crp": 20}, max_new_tokens=8)
     assert any(line == "one value alone, so no change over time: crp" for line in plain.warnings)
     assert plain.text != "" and "crp_change" not in plain.vitals
+
+
+def test_the_config_of_the_page_on_studies_reads(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    told = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "over_time" in block)
+    (tmp_path / "c.yaml").write_text(told)
+    (tmp_path / "cases.csv").write_text(
+        "id,patient,taken,glucose_now,glucose_time,glucose_before,crp_trend,image\n"
+        "a,p,2026-03-02T12:00Z,11.2,2026-03-02T10:00Z,9.1,CRP is rising.,\n"
+    )
+    (tmp_path / "labs.csv").write_text(
+        "patient,test,result,unit,drawn\np,CRP,12,mg/L,2026-03-01T12:00Z\np,CRP,3,mg/dL,2026-03-02T12:00Z\n"
+    )
+    config = parse_config(["--config", str(tmp_path / "c.yaml"), "--data.root", str(tmp_path)])[0]
+    said = rows_of(load_cohort(config.data))["a"]
+    assert said["crp_change"] == 18 and said["glucose_change"] == pytest.approx(2.1)
+    assert said["glucose_slope"] == pytest.approx(2.1 * 24 / 22, abs=1e-3)

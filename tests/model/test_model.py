@@ -218,7 +218,7 @@ def tokens_alone(pretrained: bool = False, **options: Any) -> torch.nn.Module:
             VisionConfig(name="vit_small_patch14_dinov2", weights="random"),
             "takes no images of 160 pixels: .* patches of 14; set data.image_size 154 or 168",
         ),
-        (VisionConfig(name="crossvit_tiny_240", weights="random"), "takes no images of 160 pixels .*image_size 240"),
+        (VisionConfig(name="efficientformer_l1", weights="random"), "takes no images of 160 pixels .*image_size 224"),
         (VisionConfig(name="poolformer_s12", weights="random", frozen_stages=1), "poolformer_s12 has no stages"),
     ],
 )

@@ -53,7 +53,7 @@ class Parts:
 
     def _accompanies(self, view: str) -> bool:
         others = [{*map(role_of, cells)} - {PRIOR, view} for cells in self._cells if view in map(role_of, cells)]
-        return bool(others) and np.mean([bool(roles) for roles in others]) > 0.5
+        return bool(others) and sum(map(bool, others)) > len(others) / 2
 
     @cached_property
     def further(self) -> tuple[str, ...]:

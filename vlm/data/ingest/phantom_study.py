@@ -35,7 +35,7 @@ STUDY_VERSION = 1
 """Generator version of the columns and pictures that are drawn here."""
 MISSING = {"lateral": 0.15, "prior": 0.15, "trend": 0.2, "indication": 0.15}
 """Share of the cases without it; training withholds views and priors besides, `data.dropout`."""
-EARLIER = {"larger": (0.6, 2.5), "unchanged": (1.0, 1.0), "smaller": (2.4, 1.5)}
+EARLIER = {"larger": (0.6, 2.5), "unchanged": (1.0, 1.0), "smaller": (3.2, 1.5)}
 """Change since the prior → extent and density of the opacity in the prior picture; today's are 1."""
 TRENDS = {"rising": (1.3, 2.6), "stable": (-0.2, 0.2), "falling": (-2.6, -1.3)}
 """Trend → lowest and highest change of the glucose over 48 hours, mmol/L."""
