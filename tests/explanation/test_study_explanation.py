@@ -1,5 +1,6 @@
 """Explanations of several images: sums over all of them, heat and share of each, names and order."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from tests.explanation.test_explanation import DRAFT, VITALS, report
+from vlm.adapter import save
 from vlm.app.explaining import MOST_MAPS, explained, show
+from vlm.cli import build_parser
 from vlm.config import Config
 from vlm.data.case import Example, make_example
 from vlm.data.collate import Collator
@@ -20,6 +23,7 @@ from vlm.errors import UserError
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
 from vlm.explanation.bars import count_evidence, evidence_bars
 from vlm.explanation.explain import explain, image_names
+from vlm.explanation.explained_draft import explain_case
 from vlm.explanation.heat_panels import MOST_COLUMNS, strips
 from vlm.explanation.phrases import finding_spans, token_spans, tokens_of
 from vlm.explanation.picture import draw
@@ -177,6 +181,15 @@ def test_the_quick_explanation_shows_each_image(model: ClinicalVLM, images: list
     assert page.count("<img") == 2 * 3 <= MOST_MAPS and all(f"pathology: {role}" in page for role in ROLES)
     none = explained(engine, engine.prepare(None, VITALS), None, report(model))
     assert "No image was read" in show(none)
+
+
+def test_the_command_explains_a_study(model: ClinicalVLM, images: list[StudyImage], tmp_path: Path) -> None:
+    before, side, front = (str(item.image) for item in images)
+    case = ["--image", side, "--view", "lateral", "--image", front, "--view", "PA", "--prior", before, "--prior_view",
+            "PA", "--prior_days", "30", "--context", "cough", "--json", "--max_new_tokens", "6"]  # fmt: skip
+    adapter, file, out = str(save(model, tmp_path / "adapter")), tmp_path / "why.png", io.StringIO()
+    explain_case(build_parser().parse_args(["draft", "--adapter", adapter, *case, "--explain", str(file)]), out)
+    assert json.loads(out.getvalue())["explanation"]["images"] == ROLES and file.stat().st_size > 10_000
 
 
 def test_the_indication_and_the_prior_report_are_read(model: ClinicalVLM) -> None:
