@@ -14,11 +14,12 @@ from starlette.datastructures import FormData, UploadFile
 from vlm.app.bodies import form_of, is_encodable, read_json
 from vlm.data.study import MOST_IMAGES
 from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.series import MOST_POINTS
 from vlm.errors import UserError
 from vlm.inference.fhir import context_of, from_fhir
 from vlm.inference.study_images import StudyImage
 
-LONGEST_VALUE = 200
+LONGEST_VALUE, LONGEST_SERIES = 200, 100_000
 Format = Literal["report", "fhir"]
 """Format of the answer: our own, or a FHIR Bundle."""
 SentImage = tuple[bytes, StudyImage]
@@ -28,14 +29,24 @@ SentImage = tuple[bytes, StudyImage]
 def _check_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("true and false are no value of a vital; give a number or a text")
+    if isinstance(value, list) and value and len(value) <= MOST_POINTS and all(map(_is_point, value)):
+        return value
     if not isinstance(value, str | int | float | None):
-        raise ValueError("give a number or a text")
-    if isinstance(value, str) and len(value) > LONGEST_VALUE:
-        raise ValueError(f"longer than {LONGEST_VALUE} characters")
+        raise ValueError(f"give a number or a text, or a series of at most {MOST_POINTS:,} pairs of time and value")
+    longest = LONGEST_SERIES if isinstance(value, str) and "@" in value else LONGEST_VALUE
+    if isinstance(value, str) and len(value) > longest:
+        raise ValueError(f"longer than {longest:,} characters")
     return value
 
 
-Value = Annotated[str | int | float | None, BeforeValidator(_check_value)]
+def _is_point(pair: Any) -> bool:
+    """Check for a time and a value, each a short text, a number or null."""
+    kinds = (str, int, float, type(None))
+    return isinstance(pair, list) and len(pair) == 2 and all(type(part) in kinds for part in pair) and all(
+        len(part) <= LONGEST_VALUE for part in pair if isinstance(part, str))  # fmt: skip
+
+
+Value = Annotated[str | int | float | list[list[str | int | float | None]] | None, BeforeValidator(_check_value)]
 
 
 class CaseImage(BaseModel):
@@ -59,7 +70,9 @@ class Case(BaseModel):
         default_factory=list, max_length=MOST_IMAGES, description="in place of image: the images of a study"
     )
     vitals: dict[Annotated[str, Field(max_length=LONGEST_VALUE)], Value] = Field(
-        default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
+        default_factory=dict,
+        description='values by name, such as {"glucose": 8.7, "bp": "145/90"}; of a vital over time also '
+        '[["-48 h", 9.1], [0, 11.2]], and the time of the study as study_time',
     )
     observations: dict[str, Any] | list[Any] | None = Field(
         None, description="in place of vitals: FHIR Observations of one patient, as a Bundle or a list; the reason of "

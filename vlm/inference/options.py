@@ -28,7 +28,7 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vitals",
         default="",
-        help='"glucose=8.7, bp=145/90", over time "glucose=9.1@-48h;11@0h", JSON of these or of FHIR, or a file',
+        help='"glucose=8.7, bp=145/90", a series as "glucose=9.1@-48h;11@0h", JSON of these or of FHIR, or a file',
     )
     parser.add_argument("--context", default="", metavar="TEXT", help="the indication, or other text to show in the "
                         "prompt")  # fmt: skip

@@ -35,15 +35,15 @@ STUDY_VERSION = 1
 """Generator version of the columns and pictures that are drawn here."""
 MISSING = {"lateral": 0.15, "prior": 0.15, "trend": 0.2, "indication": 0.15}
 """Share of the cases without it; training withholds views and priors besides, `data.dropout`."""
-EARLIER = {"larger": (0.6, 2.5), "unchanged": (1.0, 1.0), "smaller": (2.4, 1.5)}
+EARLIER = {"larger": (0.6, 2.5), "unchanged": (1.0, 1.0), "smaller": (3.2, 1.5)}
 """Change since the prior → extent and density of the opacity in the prior picture; today's are 1."""
 TRENDS = {"rising": (1.3, 2.6), "stable": (-0.2, 0.2), "falling": (-2.6, -1.3)}
 """Trend → lowest and highest change of the glucose over 48 hours, mmol/L."""
 REASONS = {"cough": "Cough.", "fever": "Fever.", "chest pain": "Chest pain.", "dyspnea": "Dyspnea."}
 """Reason for the study → the indication."""
 CHANGES = ("new", "larger", "smaller", "unchanged", "resolved")
-STUDY_LABELS = [*LABELS, "effusion", *(f"{change}_opacity" for change in CHANGES), "rising_glucose", "falling_glucose"]
-"""What is true of the patient, also where the evidence that shows it is missing."""
+STUDY_LABELS = [*LABELS, "effusion", *(f"{change}_opacity" for change in CHANGES)]
+"""What is true of the patient, also where the picture that shows it is missing."""
 
 
 # ------------------------------------------------------------------------------------- drawing cases
@@ -72,7 +72,7 @@ def study_columns(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
         glucose=_series(frame["glucose"], trend, missing["trend"].to_numpy(), rng),
         effusion=effusion.astype(int),
         **{f"{name}_opacity": (change == name).astype(int) for name in CHANGES},
-        **{f"{name}_glucose": (trend == name).astype(int) for name in ("rising", "falling")},
+        trend=trend,
         reason_report=[f"Reason: {name}." for name in reason],
         change_report=[change_sentence(name) for name in change],
         lateral_report=np.where(effusion, "Small posterior effusion.", "No effusion."),
