@@ -151,3 +151,18 @@ def test_image_and_images_are_not_both_given(client: httpx.Client, files: list[P
     both = {"image": image(files[0])["data"], "images": [image(files[1])]}
     answer = client.post("/v1/report", json=both)
     assert answer.status_code == 422 and answer.json()["detail"] == "images: stand in place of image; give one of them"
+
+
+def test_nothing_of_a_case_is_logged(
+    client: httpx.Client, files: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = {"context": "Kanarienvogel \x1b[2J <script>", "prior_report": "Kanarienvogel"}
+    answers = [
+        client.post("/v1/report", json={"images": [image(files[0])], **told}),
+        client.post("/v1/report", json={"images": [image(files[0], view="Kanarienvogel")], **told}),
+        client.post("/v1/report", json={**told, "prior_report": "Kanarienvogel" * 1000}),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 422, 422]
+    assert "Kanarienvogel" not in "".join(capfd.readouterr())
+    bundle = client.post("/v1/report", json={**told, "format": "fhir"})
+    assert "\\u001b" not in bundle.text and "Kanarienvogel [2J <script>" in bundle.text

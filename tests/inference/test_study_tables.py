@@ -131,7 +131,7 @@ def test_rows_that_contradict_or_stand_apart_are_faults(model: ClinicalVLM, file
 
 
 def test_rows_survive_the_way_to_another_process() -> None:
-    row = Row(2, "a", ("x.png", EmbeddedImage("t.parquet", 1, "image")), ("y.png",), {"glucose": 8}, "Cough.",
+    row = Row(2, "a", ("x.png", EmbeddedImage("t.parquet", 1, "image", 30)), ("y.png",), {"glucose": 8}, "Cough.",
               ("PA", ""), ("30",), "Clear.", "s", "fault")  # fmt: skip
     assert Row.from_dict(json.loads(json.dumps(asdict(row)))) == row
     assert list(join_studies(iter([row]))) == [row]
