@@ -100,7 +100,8 @@ def test_a_study_is_uploaded_named_and_drafted(page: Page, address: str, files: 
     assert letters(text) == letters(own["text"])
     page.get_by_role("button", name="Explain").click()
     maps = page.locator(".vlm-explanation .vlm-maps img")
-    expect(maps).to_have_count(6)
+    expect(maps.first).to_be_visible()
+    assert maps.count() % 3 == 0, "each likely label over each image"
     assert "prior" in " ".join(maps.evaluate_all("all => all.map(it => it.alt)"))
 
 
