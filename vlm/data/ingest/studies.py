@@ -13,6 +13,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlm.config import TableConfig
 from vlm.data.cohort import Columns
@@ -87,8 +89,8 @@ class Studies:
         if not is_joined(self.table):
             yield from map(self._checked, parts)
             return
-        rows = write_rows(parts, datasets.Features({**declared, **KEYS}))
-        studies = _Order.of(rows)
+        written = write_rows(parts, datasets.Features({**declared, **KEYS}))
+        studies, rows = _Order.of(written), _Rows(written)
         earlier = studies.earlier(self.table.priors)  # N × priors, -1 for none
         self.counts["cases"] = len(earlier)
         self.counts["undated"] = int(np.isnan(studies.first_day).sum()) if self.table.priors else 0
@@ -126,13 +128,13 @@ class Studies:
         self.counts["cut"] += len(kept) > MOST_IMAGES
         return kept if len(kept) <= MOST_IMAGES else chosen_cells(kept, StudySpec(MOST_IMAGES))
 
-    def _joined(self, rows: datasets.Dataset, studies: "_Order", earlier: np.ndarray, cases: range) -> Columns:
+    def _joined(self, rows: "_Rows", studies: "_Order", earlier: np.ndarray, cases: range) -> Columns:
         """Join the rows of some cases, with the images and the report of their earlier studies."""
         shown = earlier[cases.start : cases.stop]
         own = [studies.rows_of(case) for case in cases]
         before = {int(case): studies.rows_of(int(case)) for case in np.unique(shown[shown >= 0])}
         needed = np.unique(np.concatenate([*own, *before.values()]))
-        read = dict(zip(needed.tolist(), _read(rows, needed), strict=True))
+        read = dict(rows.read(needed))
         priors = {case: _Prior([read[row] for row in some.tolist()]) for case, some in before.items()}
         made = []
         for case, some, others in zip(cases, own, shown, strict=True):
@@ -187,17 +189,20 @@ def _is_nothing(value: Any) -> bool:
     return value is None or value == "" or value != value
 
 
-def _read(rows: datasets.Dataset, places: np.ndarray) -> list[Row]:
-    """Read rows in rising order; neighbours at once."""
-    if not len(places):
-        return []
-    first, last = int(places[0]), int(places[-1]) + 1
-    if last - first <= 2 * len(places):
-        found = rows[first:last]
-        chosen: Iterable[int] = (places - first).tolist()
-    else:
-        found, chosen = rows[places.tolist()], range(len(places))
-    return [{name: values[place] for name, values in found.items()} for place in chosen]
+class _Rows:
+    """Random access to the rows of a memory-mapped file, batch by batch."""
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self.batches = rows.data.to_batches()
+        self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+
+    def read(self, places: np.ndarray) -> Iterator[tuple[int, Row]]:
+        """Yield rows with their places, which are given in rising order."""
+        bounds = np.searchsorted(places, self.starts)
+        for batch, start, first, last in zip(self.batches, self.starts, bounds[:-1], bounds[1:], strict=False):
+            if first < last:
+                chosen = places[first:last]
+                yield from zip(chosen.tolist(), pc.take(batch, pa.array(chosen - start)).to_pylist(), strict=True)
 
 
 @dataclass
