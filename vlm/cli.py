@@ -157,7 +157,9 @@ def draft_table(arguments: argparse.Namespace) -> None:
 
     table = Path(arguments.input)
     images = Path(arguments.images) if arguments.images else table.parent
-    columns = TableColumns(arguments.image_column, arguments.id_column, arguments.context_column)
+    names = ("image", "id", "context", "view", "study", "prior", "prior_days", "prior_report")
+    own = {name: getattr(arguments, f"{name}_column") for name in names}
+    columns = TableColumns(**own, separator=arguments.separator)
     options = TableOptions(arguments.encoding, arguments.sheet)
     log_rank0(*(f"warning: {note}" for note in reading_notes(table, options)))
     sizes = arguments.batch_size, arguments.max_new_tokens

@@ -98,7 +98,10 @@ def test_a_study_is_uploaded_named_and_drafted(page: Page, address: str, files: 
         files=[("image", files[0].read_bytes()), ("image", files[1].read_bytes()), ("prior", files[2].read_bytes())],
     ).json()  # fmt: skip
     assert letters(text) == letters(own["text"])
-    expect(page.get_by_role("button", name="Explain")).to_be_hidden()
+    page.get_by_role("button", name="Explain").click()
+    maps = page.locator(".vlm-explanation .vlm-maps img")
+    expect(maps).to_have_count(6)
+    assert "prior" in " ".join(maps.evaluate_all("all => all.map(it => it.alt)"))
 
 
 def test_an_image_is_taken_away_and_the_others_keep_their_roles(page: Page, files: list[Path]) -> None:

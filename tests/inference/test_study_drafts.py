@@ -12,10 +12,9 @@ from tests.forks import Forks
 from tests.studies import save_study_adapter, write_pictures
 from vlm import ClinicalVLM, StudyImage, UserError
 from vlm.cli import build_parser
-from vlm.explanation.explain import explain
 from vlm.inference.command import draft_case
 from vlm.inference.options import check_draft_options, images_of
-from vlm.report import ReadImage, Report
+from vlm.report import ReadImage
 
 VITALS = {"glucose": 8, "bp": "120/80", "sex": "F"}
 
@@ -114,11 +113,6 @@ def test_one_image_in_a_list_is_one_image(tiny_model: ClinicalVLM, files: list[P
     alone, listed = tiny_model.predict(files[0], VITALS, 8), tiny_model.predict([files[0]], VITALS, 8)
     assert alone == listed and alone.images == (ReadImage(),) and "read:" not in str(alone)
     assert str(alone.images[0]) == "image"
-
-
-def test_a_study_is_not_explained_yet(model: ClinicalVLM, files: list[Path]) -> None:
-    with pytest.raises(UserError, match="--explain: this adapter reads several images a case"):
-        explain(model, [files[0]], VITALS, Report("No.", {}))
 
 
 # --------------------------------------------------------------------------------------------- the command

@@ -31,8 +31,6 @@ def why_unexplainable(engine: Engine) -> str:
         return "only PyTorch's engine has gradients; use --engine torch"
     if engine.model.model_config.vitals.injection == "text":
         return "this adapter reads vitals as words, not as features"
-    if engine.model.spec.study is not None:
-        return "this adapter reads several images a case"
     if importlib.util.find_spec("captum") is None:
         return "captum is not installed; pip install 'clinical-vlm[explain]'"
     return ""

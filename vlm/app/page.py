@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-import numpy as np
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Mount
@@ -202,8 +201,7 @@ class Page:
         try:
             images, vitals, context, earlier, report = answer
             prepared = await run_in_threadpool(self.service.prepare, images, vitals, context, earlier)
-            picture = next((image.image for image in images if isinstance(image.image, np.ndarray)), None)
-            job = self.service.ask(lambda engine: show(explained(engine, prepared, picture, report)))
+            job = self.service.ask(lambda engine: show(explained(engine, prepared, images, report)))
             yield [gr.skip(), await result_of(job)]
         except (UserError, Busy, TooLate, Failed) as error:
             yield [gr.Button(visible=True), view.refused(str(error), "No explanation")]

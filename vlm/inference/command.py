@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
 from vlm.data.images.image import read_image, to_square
+from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
@@ -111,6 +112,9 @@ def draft_table(
     prepare_libraries()
     opened = open_adapter(adapter, engine.get("revision"))
     schema = opened.config.spec.schema
+    if opened.config.spec.study is None and (asked := job.columns.of_studies):
+        raise UserError(f"--{asked[0]}{'' if asked[0] == 'separator' else '_column'}: the adapter was trained on one "
+                        "image a case, without view or time")  # fmt: skip
     metadata = job.check(opened.path, schema, resume)
     shared = MultiProcessJob(job, RankShare()) if cluster else MultiProcessJob.needed(job, RankShare.of_environment())
     if shared:

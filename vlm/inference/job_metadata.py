@@ -19,10 +19,10 @@ CONTENTS = {"contents": "the table", "pictures": "the content, a size or a name 
 def contents_of(table: Path, rows: Iterable[Row], images: Path) -> dict[str, str]:
     """Hash the table's bytes, and its images: names, sizes and the bytes of the first gigabyte of them; SHA-256."""
     hashed, folder, total = hashlib.sha256(), ImageFolder(images), 0
-    for row in rows:
-        if row.image and isinstance(row.image, str):  # an image in the table is part of its bytes
-            size, path = _size(folder, row.image)
-            hashed.update(f"{row.image} {size}\n".encode("utf-8", "backslashreplace"))
+    for name in (one for row in rows for one in (*row.images, *row.priors)):
+        if isinstance(name, str):  # an image in the table is part of its bytes
+            size, path = _size(folder, name)
+            hashed.update(f"{name} {size}\n".encode("utf-8", "backslashreplace"))
             total += size or 0
             if size and total <= MOST_READ:
                 hashed.update(_digest(path))

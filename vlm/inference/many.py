@@ -6,6 +6,7 @@ the table, so an interrupted run resumes after the last whole line.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +19,18 @@ from typing import Any, TextIO
 from vlm.adapter import digest
 from vlm.atomic import make_folder, open_private, replace_file, writing
 from vlm.data.case import Example
-from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
 from vlm.data.images.image import decode_image, to_square
 from vlm.data.images.store import EmbeddedReader, row_label
 from vlm.data.ingest.read import TableOptions, read_chunks
+from vlm.data.ingest.study_columns import read_days
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.distributed import log_rank0, rank
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.job_metadata import compare_metadata, contents_of
-from vlm.inference.rows import Row, TableColumns
-from vlm.inference.study_images import Images
+from vlm.inference.rows import Row, Source, TableColumns, join_studies, spread
+from vlm.inference.study_images import StudyImage
 from vlm.locks import locked
 from vlm.report import Report
 
@@ -98,7 +99,7 @@ class TableJob:
         if found.image not in columns and not any(schema.names_in(name) for name in columns):
             way_out = f"set --image_column; the adapter's vitals are {', '.join(vital.name for vital in schema.given)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
-        metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
+        metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": self.columns.to_dict(),
                    "max_new_tokens": self.max_new_tokens, **asdict(self.options),
                    **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
@@ -166,10 +167,14 @@ class TableJob:
         if lines and (not done or (done[0].number, done[0].id) != (last.get("row"), last.get("id"))):
             raise UserError(f"{self.output}: line {lines} is of row {last.get('row')}, where {self.table} has another")
 
-    def rows(self, schema: VitalsSchema) -> Iterator[Row]:
-        """Return the rows of the table, in its order."""
+    def _table_rows(self, schema: VitalsSchema) -> Iterator[Row]:
         for frame in read_chunks(self.table, 1000, self.options):
             yield from self.columns.found_in(frame.columns, self.table).rows(frame, self.table, schema)
+
+    def rows(self, schema: VitalsSchema) -> Iterator[Row]:
+        """Return the cases of the table, in its order; neighbouring rows of one study are one."""
+        rows = self._table_rows(schema)
+        return join_studies(rows) if self.columns.study else rows
 
     def _windows(self, engine: Engine, rows: Iterator[Row]) -> Iterator[list[_Prepared]]:
         """Yield windows; the next is prepared in another thread while this one is drafted."""
@@ -219,17 +224,31 @@ class Counts:
 def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedReader | None = None) -> _Prepared:
     """Read one row's inputs; whatever is raised costs this row's report only."""
     try:
-        picture: Images
-        if isinstance(row.image, EmbeddedImage):
-            where = row_label(row.image, f"{row.image.file}: row {row.image.row + 2}")
-            data = (embedded or EmbeddedReader()).read(row.image, where)
-            picture, note = to_square(decode_image(data, where), engine.model.spec.image), ""
-        else:
-            picture, note = images.find_if_named(row.image)
-        example, warnings = engine.prepare(picture, row.vitals, row.context)
-        return _Prepared(row, example, (*warnings, note) if note else warnings)
+        if row.fault:
+            raise UserError(row.fault)
+        find = partial(_find, engine, images, embedded or EmbeddedReader())
+        found = [find(one) for one in (*row.images, *row.priors)]
+        roles = [StudyImage("", view) for view in spread(row.views, len(row.images))]
+        roles += [StudyImage("", "", True, _days(text)) for text in spread(row.prior_days, len(row.priors))]
+        named = zip(found, roles, strict=True)
+        study = [role._replace(image=image) for (image, _), role in named if image is not None]
+        example, warnings = engine.prepare(study, row.vitals, row.context, row.prior_report)
+        return _Prepared(row, example, (*warnings, *(note for _, note in found if note)))
     except Exception as error:
         return _Prepared(row, error=_error_text(error))
+
+
+def _find(engine: Engine, images: ImageFolder, embedded: EmbeddedReader, source: Source) -> tuple[Any, str]:
+    """Return an image's file or, of one in the table, its square (S × S uint8); and a note on how it was found."""
+    if isinstance(source, str):
+        return images.find_if_named(source)
+    where = row_label(source, f"{source.file}: row {source.row + 2}")
+    return to_square(decode_image(embedded.read(source, where), where), engine.model.spec.image), ""
+
+
+def _days(text: str) -> float | None:
+    days = read_days(text, "prior_days")
+    return None if math.isnan(days) else days
 
 
 def _prompt_length(engine: Engine, case: _Prepared) -> int:

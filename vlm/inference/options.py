@@ -50,6 +50,12 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--image_column", default="image", help="column of the image's file name")
     many.add_argument("--id_column", help="column of the case's id; default: number the rows")
     many.add_argument("--context_column", help="column of text to show in the prompt")
+    many.add_argument("--view_column", help="column of the image's view")
+    many.add_argument("--study_column", help="column of the study's id: neighbouring rows of one are one case")
+    many.add_argument("--prior_column", help="column of the image of an earlier study")
+    many.add_argument("--prior_days_column", help="column of the days from that study to this one")
+    many.add_argument("--prior_report_column", help="column of the report of an earlier study")
+    many.add_argument("--separator", metavar="TEXT", help='what separates several names in one cell, such as ";"')
     many.add_argument("--batch_size", type=int, default=64, help="cases drafted together")
     many.add_argument("--resume", action="store_true", help="go on after the last whole line of the output")
     many.add_argument("--ray", metavar="ADDRESS", nargs="?", const="local", help="draft on a Ray cluster: auto, "
