@@ -150,6 +150,9 @@ class PhantomConfig:
     """Seed of the cohort; the same seed draws the same cases."""
     missing: float = 0.04
     """Probability that a case lacks its image, glucose or blood pressure, each independently."""
+    study: bool = False
+    """Draw studies: a lateral view, a prior picture, glucose over time and an indication, each of which alone shows
+    something."""
 
 
 @dataclass(frozen=True)

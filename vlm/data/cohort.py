@@ -1,7 +1,7 @@
 """Cohort: cases of any source as one `datasets.Dataset` with declared features."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,17 @@ class FactReader:
     """Name of the source; a packed copy of its cases finds the reader by it."""
     read: Callable[[str], Facts]
     evidence: dict[str, str]
-    """Name of the fact → `image` or `vitals`."""
+    """Name of the fact → its evidence: `image`, `vitals`, `prior`, `trend`, `context` or a view such as `lateral`."""
+    unsaid: dict[str, str] = field(default_factory=dict)
+    """Name of the fact → what a report states of it where its evidence is missing."""
+    mix: Callable[[Mapping[str, Facts]], Facts] | None = None
+    """Facts of a case whose evidence is of several cases, from the facts of each by kind of evidence."""
+
+    def combine(self, stated: Mapping[str, Facts]) -> Facts:
+        """Combine the facts of the cases that give each kind of evidence; without `mix`, each has its kind's."""
+        if self.mix is not None:
+            return self.mix(stated)
+        return {name: stated[kind][name] for name, kind in self.evidence.items()}
 
 
 @dataclass(frozen=True)

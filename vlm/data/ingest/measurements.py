@@ -14,7 +14,7 @@ from vlm.config import SeriesColumnConfig, TableConfig
 from vlm.data.ingest.column_names import find_column
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.data.vitals.series import MOST_POINTS, NOW, STUDY_TIME, Series, When, hours_before, read_time
+from vlm.data.vitals.series import MOST_POINTS, NOW, STUDY_TIME, Point, Series, When, hours_before, read_time
 from vlm.data.vitals.values import is_missing, quoted, read_value
 from vlm.errors import UserError
 from vlm.faults import Faults
@@ -49,9 +49,9 @@ class Measurements:
             return measured
         for frame in read(path):
             measured.read_columns(frame, str(path))
+        measured.faults.raise_any()
         if table.measurements.file:
             measured.read_file(root / table.measurements.file, read)
-        measured.faults.raise_any()
         return measured
 
     def rows(self, frame: pd.DataFrame, where: str) -> list[Row]:
@@ -132,6 +132,7 @@ class Measurements:
                     unit = written if is_missing(unit) else str(unit)
                     when = self._measured(at, f"{place}: {own.time}")
                     self._add(cell_text(of), position, when, cell, f"{place}: {own.value}", unit)
+        self.faults.raise_any()
         if others:
             words = ", ".join(f"{word:.40}" for word, _ in others.most_common(3))
             self.left_out[f"measurements are none of the vitals ({words})"] += others.total()
@@ -230,7 +231,7 @@ class Measurements:
             elif when.clock in ("study", at.clock) and hours_before(when, at) > 0:
                 self.left_out["values after their study were left out"] += 1
             else:
-                found.setdefault(name, Series()).append((when, value))
+                found.setdefault(name, Series()).append(Point(when, value))
         if any(len(series) > MOST_POINTS for series in found.values()):
             self.left_out[f"series had more than {MOST_POINTS:,} values; the newest were taken"] += 1
         return {name: Series(series[-MOST_POINTS:]) for name, series in found.items()}

@@ -56,8 +56,8 @@ class Point(NamedTuple):
     value: float
 
 
-class Series(list[tuple[When, float]]):
-    """A cell of times and values in the vital's unit, read already."""
+class Series(list[Point]):
+    """A cell whose points were read already."""
 
 
 def expand(vital: VitalConfig) -> tuple[VitalConfig, ...]:
@@ -111,13 +111,13 @@ def state_words(vital: VitalConfig) -> list[str]:
 # ------------------------------------------------------------------------------------------- reading
 
 
-def split_points(cell: Any, where: str) -> list[tuple[Any, Any]]:
+def split_points(cell: Any, where: str) -> Sequence[tuple[Any, Any]]:
     """Split a cell into pairs of time and value, neither read yet; a plain value is one pair, at the study's time.
 
     Raises `UserError` for a list of anything else, and for more than 4,096 pairs.
     """
     if isinstance(cell, Series):
-        return [*cell]
+        return cell
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = parse_json(cell, MOST_POINTS + 1)
@@ -147,6 +147,8 @@ def split_pressures(pairs: Sequence[tuple[Any, Any]], where: str) -> list[list[t
 
 def read_points(vital: VitalConfig, pairs: Iterable[tuple[Any, Any]], where: str, unit: str = "") -> list[Point]:
     """Read pairs of `split_points`; raises `UserError` as `read_value` and `read_time` do."""
+    if isinstance(pairs, Series):
+        return pairs
     return [Point(read_time(time, where), read_value(vital, value, where, unit)) for time, value in pairs]
 
 
@@ -161,8 +163,10 @@ def read_time(cell: Any, where: str, unit: str = "") -> When:
     if isinstance(cell, date):
         return _moment(cell, where)
     is_number = isinstance(cell, int | float | Decimal | np.number) and not isinstance(cell, bool)
+    if is_number and unit and -1e12 < cell < 1e12:
+        return When(float(cell) * HOURS[unit], "origin")
     if is_number and -1e12 < cell < 1e12:
-        cell = str(float(cell))
+        cell = f"{float(cell):.12g}"
     text = clean(cell[:60]) if isinstance(cell, str) else ""
     day = None if unit else _DAY.fullmatch(text)
     if not day and (offset := _OFFSET.fullmatch(text.lower())):
