@@ -97,9 +97,11 @@ class TableConfig:
     """What separates several names in one cell, such as `;`; null: a cell names one image, a list several."""
     study: str | None = None
     """Column of the study's id, for a table with one row an image: rows of one study become one case."""
+    order: str | None = None
+    """Column of the study's number among those of its patient, for `priors` where their times are not known."""
     priors: int = 0
-    """Most earlier studies of the same patient that a case shows, by `time` or `origin`, the latest first, with the
-    report of the latest; 0 for none."""
+    """Most earlier studies of the same patient that a case shows, by `time`, `origin` or `order`, the latest first,
+    with the report of the latest; 0 for none."""
     prior_report: str | None = None
     """Column of the report of an earlier study; it goes before that of `priors`."""
     id: str | None = None
@@ -184,7 +186,8 @@ class MimicCxrConfig:
 
 
 Source = Literal[
-    "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "image_folder", "table", "packed"
+    "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "chexpert_plus", "padchest", "rexgradient",
+    "image_folder", "table", "packed"
 ]  # fmt: skip
 """The readers; `table` is your own data, `packed` shards of `clinical-vlm pack`."""
 
@@ -271,6 +274,9 @@ class DataConfig:
     """Packed shards that training interleaves, 1 to 16; each process reads its share."""
     image_size: int = 224
     """Side of the encoder's square image, pixels; padding keeps the aspect; 0: that of its weights."""
+    studies: bool = False
+    """Read whole studies of a public collection: laterals and earlier studies of the patient too; false: frontal images
+    alone."""
     max_images: int = 5
     """Most images of a study, current and prior, that a case shows."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

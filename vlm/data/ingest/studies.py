@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from vlm.config import TableConfig
 from vlm.data.cohort import Columns
 from vlm.data.images.store import digest_of
+from vlm.data.ingest.study_columns import Names, read_order
 from vlm.data.storage import column, hashes, write_rows
 from vlm.data.study import MOST_IMAGES, Cell, StudySpec, check_days, chosen_cells
 from vlm.data.vitals.series import CLOCK_WORDS, STUDY_TIME, When
@@ -48,18 +49,24 @@ class StudyKeys:
     clocks: dict[str, str] = field(default_factory=dict)
     """Clock of the studies' times → location of the first."""
 
-    def of(self, frame: pd.DataFrame, where: str) -> Columns:
+    def of(self, frame: pd.DataFrame, names: Names, where: str) -> Columns:
         """Return the columns `KEYS` of some rows; none for a table whose rows are not joined."""
         if not is_joined(self.table):
             return {}
         places = [f"{where}: row {number}" for number in frame.index + 2]
-        times = frame[STUDY_TIME] if STUDY_TIME in frame else [None] * len(frame)
+        times = frame[names[self.table.order]] if self.table.order else frame.get(STUDY_TIME, [None] * len(frame))
+        read = self._number if self.table.order else self._day
         return {
-            "day": [self._day(when, place) for when, place in zip(times, places, strict=True)],
+            "day": [read(when, place) for when, place in zip(times, places, strict=True)],
             "place": places,
             "weight": [1.0] * len(frame),
             "source": [""] * len(frame),
         }
+
+    def _number(self, cell: Any, place: str) -> float:
+        with self.faults.gather():
+            return read_order(cell, f"{place}: {self.table.order}")
+        return math.nan
 
     def _day(self, when: When | None, place: str) -> float:
         if when is None:
@@ -139,13 +146,16 @@ class Studies:
         made = []
         for case, some, others in zip(cases, own, shown, strict=True):
             together = [read[number] for number in some.tolist()]
-            row, place = self._one(together), f"{together[0]['place']}: {self.table.time or self.table.origin}"
+            row, place = (
+                self._one(together),
+                f"{together[0]['place']}: {self.table.time or self.table.origin or self.table.order}",
+            )
             self._check_span(studies.last_day[case] - studies.first_day[case], place)
             for other in others[others >= 0].tolist():
                 days = math.nan
                 with self.faults.gather():
                     gap = round(float(studies.first_day[case] - studies.last_day[other]), 6)
-                    days = check_days(gap, place)
+                    days = days if self.table.order else check_days(gap, place)
                 row["images"] = [*row["images"], *priors[other].images(days)]
                 row["prior_report"] = row["prior_report"] or priors[other].report
             self.counts["earlier"] += bool((others >= 0).any())
@@ -169,7 +179,9 @@ class Studies:
         return first
 
     def _check_span(self, days: float, place: str) -> None:
-        if days > LONGEST_STUDY:
+        if self.table.order and days:
+            self.faults.add(f"{place}: one study has several numbers; is the id that of several?")
+        elif days > LONGEST_STUDY:
             self.faults.add(f"{place}: the images of its study are {days:,.0f} days apart; is the id that of several?")
 
     def _agreed(self, name: str, values: Sequence[Any], rows: Sequence[Row]) -> Any:

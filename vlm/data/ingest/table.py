@@ -183,7 +183,7 @@ class _Reader:
             "context": _cells(frame, column.get(table.context), where) or nothing,
             "prior_report": self._reports(column[table.prior_report], frame, where) if table.prior_report else nothing,
             "probability": _probabilities(probabilities, where, table.probability, self.faults),
-            **self.keys.of(measured, where),
+            **self.keys.of(measured, column, where),
         }
 
     def _check_names(
