@@ -28,6 +28,7 @@ from vlm.config.model import (
     VisionConfig,
     VitalsConfig,
 )
+from vlm.config.signals import SignalColumnConfig, SignalConfig
 from vlm.config.training import (
     EvaluationConfig,
     LossConfig,
@@ -52,6 +53,8 @@ __all__ = [
     "PromptConfig",
     "RunConfig",
     "SectionConfig",
+    "SignalColumnConfig",
+    "SignalConfig",
     "Source",
     "SourceConfig",
     "SplitConfig",

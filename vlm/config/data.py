@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vlm.config.signals import SignalColumnConfig
+
 
 @dataclass(frozen=True)
 class VitalConfig:
@@ -40,8 +42,8 @@ class SectionConfig:
     column: str
     """Column of the table that holds the text."""
     needs: list[str] = field(default_factory=lambda: ["image"])
-    """Evidence the text needs: `image`, `vitals` (any of them), `prior`, `context`, names of vitals or of views; [] for
-    none."""
+    """Evidence the text needs: `image`, `vitals` (any of them), `prior`, `context`, `signal`, names of vitals or of
+    views; [] for none."""
     otherwise: str = ""
     """Target text where that evidence is missing; empty leaves the part out."""
 
@@ -69,6 +71,8 @@ class TableConfig:
     """Column with a fixed split (`train`, `validation`, `test`); null splits by a hash of the patient."""
     context: str | None = None
     """Column of free text to show in the prompt, such as an indication; null for none."""
+    signal: SignalColumnConfig = field(default_factory=SignalColumnConfig)
+    """Signal of each case, such as an ECG."""
     probability: str | None = None
     """Column of a known probability of pathology, for the correlation figure; null takes the first label."""
     labels: list[str] = field(default_factory=list)
@@ -185,6 +189,8 @@ class DropoutConfig:
     """Probability that a study loses its earlier images and report."""
     context: float = 0.0
     """Probability that a study loses its context."""
+    signal: float = 0.05
+    """Probability that a training case loses its signal."""
 
 
 @dataclass(frozen=True)
@@ -235,5 +241,5 @@ class DataConfig:
     """Random changes of training images."""
     finding_labels: list[str] = field(default_factory=list)
     """Findings read from the reference reports as further labels, such as `pleural_effusion`, `left_opacity`."""
-    withhold: list[Literal["image", "vitals"]] = field(default_factory=list)
+    withhold: list[Literal["image", "vitals", "signal"]] = field(default_factory=list)
     """Evidence withheld from every case, in training and test, for a control run; reports stay as they are."""

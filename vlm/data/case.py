@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
+from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
@@ -17,7 +18,8 @@ if TYPE_CHECKING:  # inference needs no tables, and their libraries take a secon
 
 Example = dict[str, Any]
 """id, pixel_values (n × 3 or 1 × S × S), has_image, image_roles (n × 3: view, prior, days), vitals (m, NaN missing),
-targets (K, NaN unknown), report, context. A case without an image has one black picture and has_image False."""
+targets (K, NaN unknown), report, context; where the model reads a signal also signal (C × L, NaN at gaps and without
+one). A case without an image has one black picture and has_image False."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class CaseSpec:
     labels: tuple[str, ...]
     study: StudySpec | None = None
     """Images of a case; None for a model of one image."""
+    signal: SignalSpec | None = None
+    """Signal of a case, such as an ECG; None for a model that reads none."""
 
     @property
     def study_images(self) -> int:
@@ -49,7 +53,8 @@ class CaseSpec:
 
         rows = cohort.split("train")
         statistics = VitalsStatistics.fit(cohort.schema, matrix(rows, "vitals", len(cohort.schema)), bins)
-        return cls(image, cohort.schema, statistics, cohort.labels, StudySpec.fit(rows, max_images))
+        return cls(image, cohort.schema, statistics, cohort.labels, StudySpec.fit(rows, max_images),
+                   SignalSpec.fit(rows, cohort.signal))  # fmt: skip
 
 
 def make_example(
@@ -60,10 +65,11 @@ def make_example(
     targets: np.ndarray | None = None,
     report: str = "",
     context: str = "",
+    signal: np.ndarray | None = None,
 ) -> Example:
     """Build the example that `Collator` takes from the pictures of a case, in any order, and m vitals with NaN.
 
-    A blank picture counts as missing.
+    `signal` is C × l, in its unit, with NaN at gaps. A blank picture counts as missing.
     """
     shown = sorted_pictures(item for item in pictures if not is_blank(item.picture))
     size = spec.image.size
@@ -77,6 +83,7 @@ def make_example(
         "targets": torch.from_numpy(targets if targets is not None else np.full(len(spec.labels), np.nan, np.float32)),
         "report": report,
         "context": context,
+        **({"signal": torch.from_numpy(spec.signal.normalise(signal))} if spec.signal is not None else {}),
     }
 
 
@@ -90,7 +97,8 @@ def random_cases(spec: CaseSpec, count: int) -> Iterator[Example]:
         coarse = rng.integers(0, 256, (4, 4), dtype=np.uint8)
         size = spec.image.size
         picture = np.kron(coarse, np.ones((-(-size // 4),) * 2, np.uint8))[:size, :size]
-        yield make_example(spec, _views(spec, picture) if number % 4 != 3 else [], x)
+        signal = spec.signal.random(rng) if spec.signal is not None and number % 4 != 2 else None
+        yield make_example(spec, _views(spec, picture) if number % 4 != 3 else [], x, signal=signal)
 
 
 def _views(spec: CaseSpec, picture: np.ndarray) -> list[StudyPicture]:

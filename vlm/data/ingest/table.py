@@ -30,6 +30,7 @@ from vlm.data.images.store import ImageStore
 from vlm.data.ingest.column_names import find_column, listed
 from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
 from vlm.data.labels import LabelReader
+from vlm.data.signals.signal_column import SignalColumn
 from vlm.data.study import Cell, image_cell
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
@@ -41,6 +42,8 @@ from vlm.faults import Faults
 
 CHUNK = 10_000
 """Rows parsed at a time: few, to bound the memory of their Python objects."""
+SIGNAL_CHUNK = 500
+"""Rows with a signal parsed at a time."""
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
 """A long number in spreadsheet notation: its last digits are lost, so different patients get one id."""
 Part = tuple[Path, pd.DataFrame]
@@ -57,7 +60,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
     path, options = root / table.file, TableOptions(table.encoding, table.sheet)
-    frames = read_chunks(path, CHUNK, options)
+    frames = read_chunks(path, SIGNAL_CHUNK if table.signal.column else CHUNK, options)
     cohort = load_frames(((path, frame) for frame in frames), table, data, path)
     return replace(cohort, warnings=(*reading_notes(path, options), *cohort.warnings))
 
@@ -67,15 +70,17 @@ def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, pat
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema, ())
     reader = _Reader(data, table, schema)
-    dataset = build_dataset(reader.all_columns(parts), schema, len(table.labels), len(table.report))
+    signal = reader.signals.format
+    sizes = len(table.labels), len(table.report)
+    dataset = build_dataset(reader.all_columns(parts), schema, *sizes, signal is not None)
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = [*reader.notes(path), *reader.images.notes()]
+    warnings = [*reader.notes(path), *reader.images.notes(), *reader.signals.notes()]
     warnings += range_warnings(str(path), schema, reader.doubtful, dataset)
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)
-    return Cohort(dataset, schema, labels, sections, None, table.label_findings, tuple(warnings))
+    return Cohort(dataset, schema, labels, sections, None, table.label_findings, tuple(warnings), signal)
 
 
 @dataclass
@@ -90,6 +95,7 @@ class _Reader:
     renamed: dict[str, str] = field(default_factory=dict)
     """Name in the config → the differently spelled column that matched it."""
     labels: list[LabelReader] = field(init=False)
+    signals: SignalColumn = field(init=False)
     label_notes: list[str] = field(default_factory=list)
     store: ImageStore = field(default_factory=ImageStore)
     """Store of images embedded in the table."""
@@ -98,6 +104,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
+        self.signals = SignalColumn(self.table.signal, Path(self.data.root), self.faults)
 
     def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
         """Yield the columns of each part; raises one `UserError` at the end that names all faults."""
@@ -139,6 +146,7 @@ class _Reader:
                 self.faults.add(f"{where}: row {number}: {table.patient or table.id} {what}; the split is by patient")
         nothing = [""] * len(frame)
         probabilities = pd.Series(_cells(frame, column.get(table.probability), where) or nothing, index=frame.index)
+        signal = table.signal.column
         sections = [self._reports(column[section.column], frame, where) for section in table.report]
         fixed = frame[column[table.split]] if table.split else None
         return {
@@ -151,6 +159,11 @@ class _Reader:
             "sections": [list(texts) for texts in zip(*sections, strict=True)] or [[] for _ in ids],
             "context": _cells(frame, column.get(table.context), where) or nothing,
             "probability": _probabilities(probabilities, where, table.probability, self.faults),
+            **(
+                {"signal": self.signals.read(list(frame[column[signal]]), list(frame.index + 2), where)}
+                if signal
+                else {}
+            ),
         }
 
     def _reports(self, name: str, frame: pd.DataFrame, where: str) -> list[str]:
@@ -180,6 +193,7 @@ class _Reader:
         """Map names in the config to columns of the frame; raises `UserError` for a missing column."""
         table = self.table
         single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
+        single += [table.signal.column]
         wanted = [*filter(None, single), *table.labels, *(section.column for section in table.report)]
         found: dict[str | None, str] = {name: find_column(frame.columns, name, str(path)) for name in wanted}
         self.renamed |= {str(name): column for name, column in found.items() if name != column}
