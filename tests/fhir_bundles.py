@@ -12,9 +12,12 @@ def of_type(made: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [entry["resource"] for entry in made["entry"] if entry["resource"]["resourceType"] == kind]
 
 
-def validate(made: dict[str, Any]) -> None:
-    """Against the models of both releases: unknown elements, wrong types, wrong cardinality and missing ones fail."""
-    for release in ("R4B.", ""):
+def validate(made: dict[str, Any], releases: tuple[str, ...] = ("R4B.", "")) -> None:
+    """Against the models of both releases: unknown elements, wrong types, wrong cardinality and missing ones fail.
+
+    The reason of a ServiceRequest is R4's: R5 renamed it.
+    """
+    for release in releases:
         for resource in (made, *(entry["resource"] for entry in made["entry"])):
             kind = resource["resourceType"]
             model = getattr(importlib.import_module(f"fhir.resources.{release}{kind.lower()}"), kind)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.compat import needs_bitsandbytes
 from vlm.config import Config
 from vlm.data.case import random_cases
 from vlm.data.collate import Collator
@@ -29,11 +28,6 @@ def build(tiny_config: Config) -> Build:
         return build_model(config, load_cohort(config.data), CPU, torch.float32)
 
     return with_options
-
-
-def require_bitsandbytes(least: str) -> None:
-    if reason := needs_bitsandbytes(f"{least}.0"):
-        pytest.skip(reason)
 
 
 def batch_of(model: ClinicalVLM, generation: bool = False) -> dict[str, torch.Tensor]:

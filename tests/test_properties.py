@@ -62,7 +62,8 @@ def prompt(tiny_llm: str) -> Prompt:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases=st.lists(st.tuples(texts, texts), min_size=1, max_size=5), generation=st.booleans())
 def test_a_row_of_a_batch_depends_on_no_other(prompt: Prompt, cases: list[tuple[str, str]], generation: bool) -> None:
-    rows = [{"id": "a", "pixel_values": torch.zeros(3, 8, 8), "has_image": True, "vitals": torch.tensor([1.0]),
+    rows = [{"id": "a", "pixel_values": torch.zeros(1, 3, 8, 8), "has_image": True, "vitals": torch.tensor([1.0]),
+             "image_roles": torch.zeros(1, 3),
              "targets": torch.tensor([1.0]), "report": report, "context": context}
             for context, report in cases]  # fmt: skip
     collate = Collator(prompt, generation=generation)

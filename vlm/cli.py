@@ -137,7 +137,8 @@ def draft_case(arguments: argparse.Namespace) -> None:
 
     stream = None if arguments.json else sys.stdout
     case = arguments.adapter, arguments.image, arguments.vitals, arguments.max_new_tokens, stream
-    report = draft_case(*case, arguments.fhir, arguments.fhir_subject, **engine_of(arguments))
+    fhir = arguments.fhir, arguments.fhir_subject
+    report = draft_case(*case, *fhir, arguments.context, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

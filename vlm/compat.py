@@ -37,7 +37,7 @@ def dequantised_tensors() -> Any:
 
 
 def needs_bitsandbytes(least: str) -> str:
-    """Return the way out where bitsandbytes is older than a version such as `0.47`; empty where it is not."""
+    """Return the way out where bitsandbytes is older than a version such as `0.50`; empty where it is not."""
     from importlib.metadata import version
 
     found = version("bitsandbytes")

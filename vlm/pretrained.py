@@ -15,8 +15,9 @@ from vlm.inference.engine import ReportEngine
 from vlm.model import clinical_vlm
 from vlm.report import Report
 
-Case = tuple[str | Path | None, Mapping[str, Any] | None]
-"""Image file and vitals by name; either may be None."""
+Vitals = Mapping[str, Any] | None
+Case = tuple[str | Path | None, Vitals] | tuple[str | Path | None, Vitals, str]
+"""Image file and vitals by name, of which either may be None; and the context, if there is one."""
 
 
 class ClinicalVLM(clinical_vlm.ClinicalVLM):
@@ -70,13 +71,15 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         vitals: Mapping[str, Any] | None = None,
         max_new_tokens: int = 96,
         streamer: BaseStreamer | None = None,
+        context: str = "",
     ) -> Report:
         """Draft the report of one case from an image file, or none, and vitals by name.
 
-        A Transformers `streamer` gets the tokens as they are generated.
-        Raises `UserError` for an image that cannot be read and for a vital that the adapter does not know.
+        `context` is text to show in the prompt, such as the indication. A Transformers `streamer` gets the tokens as
+        they are generated. Raises `UserError` for an image that cannot be read, for a vital that the adapter does not
+        know, and for a context that is too long.
         """
-        return ReportEngine(self).predict([(image, vitals)], 1, max_new_tokens, streamer)[0]
+        return ReportEngine(self).predict([(image, vitals, context)], 1, max_new_tokens, streamer)[0]
 
     def predict_many(self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96) -> list[Report]:
         """Draft the reports of many cases, in their order; raises `UserError` as `predict` does."""

@@ -27,6 +27,8 @@ class Report:
     notice: str = NOTICE
     finished: bool = True
     """False for a truncated draft, which a warning says too."""
+    sections: dict[str, str] = field(default_factory=dict)
+    """The parts of the draft by name, such as `findings`; empty for an adapter trained without headings."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, for JSON."""

@@ -121,6 +121,24 @@ def test_observations_stand_in_place_of_vitals(client: httpx.Client) -> None:
         assert same(answer.json(), plain | {"warnings": [left_out, *plain["warnings"]]})
 
 
+def test_the_indication_is_shown_and_read_from_a_request(client: httpx.Client) -> None:
+    plain = client.post("/v1/report", json={}).json()
+    shown = client.post("/v1/report", json={"context": "Cough."}).json()
+    assert shown["text"] != plain["text"] and shown["sections"] == {}
+    asked = {"resourceType": "ServiceRequest", "status": "active", "reasonCode": [{"text": "Cough."}]}
+    for request in (
+        {"files": {"context": (None, b"Cough.")}},
+        {"json": {"observations": asked}},
+        {"files": {"observations": (None, json.dumps(asked).encode())}},
+    ):
+        assert same(client.post("/v1/report", **request).json(), shown)
+    both = client.post("/v1/report", json={"observations": asked, "context": "Fever."}).json()
+    assert "left out the reason of a ServiceRequest: a context is given" in both["warnings"]
+    bundle = client.post("/v1/report", json={"context": "Cough.", "format": "fhir"}).json()
+    reasons = [entry["resource"].get("reasonCode") for entry in bundle["entry"]]
+    assert [reason for reason in reasons if reason] == [[{"text": "Cough."}]]
+
+
 def test_nothing_given_is_a_case_too(client: httpx.Client, engine: ReportEngine, tmp_path: Path) -> None:
     answer = client.post("/v1/report", json={})
     assert answer.status_code == 200 and same(answer.json(), own_answer(engine, tmp_path, None, {}))

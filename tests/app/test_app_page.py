@@ -191,10 +191,10 @@ def test_a_draft_says_when_the_inputs_are_no_longer_its_own(page: Page) -> None:
     draft(page)
     stale = page.get_by_text("The inputs were changed after this draft.")
     expect(stale).to_be_hidden()
-    page.get_by_label("Context, optional").fill("cough")
+    page.get_by_label("Indication, optional").fill("cough")
     expect(stale).to_be_visible()
     page.get_by_role("button", name="Clear").click()
-    expect(page.get_by_label("Context, optional")).to_have_value("")
+    expect(page.get_by_label("Indication, optional")).to_have_value("")
     expect(page.locator("#vlm-text")).to_have_count(0)
 
 
@@ -227,7 +227,7 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     for _ in range(12):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("(document.activeElement.labels?.[0] ?? document.activeElement).innerText"))
-    wanted = ["glucose", "blood pressure", "not given", "Context", "Draft the report", "Clear", "Synthetic 1"]
+    wanted = ["glucose", "blood pressure", "not given", "Indication", "Draft the report", "Clear", "Synthetic 1"]
     places = [next(place for place, text in enumerate(reached) if text.startswith(name)) for name in wanted]
     assert places == sorted(places)
     page.get_by_role("button", name="Draft the report").focus()
@@ -302,3 +302,22 @@ def test_a_wrong_option_is_one_line(arguments: list[str], message: str, forks: F
     result = forks.command("serve", *arguments, program="vlm.cli")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_indication_and_the_sections_are_shown_as_text(adapter, monkeypatch) -> None:
+    """Named parts stand under their headings, with what a model or a user writes as letters."""
+    from dataclasses import replace
+
+    from vlm.app import view
+    from vlm.report import Report
+
+    spec = replace(adapter.config.spec, sections=("findings", "impression"))
+    described = replace(adapter, config=adapter.config._replace(spec=spec))
+    text = "Findings: <i>Shadow.</i> Impression: Pneumonia."
+    report = Report(text, {"pathology": 0.5}, sections={"findings": "<i>Shadow.</i>", "impression": "Pneumonia."})
+    shown = view.finished(report, described, False, "<b>Cough</b>")
+    assert '<b class="vlm-heading">Findings:</b> &lt;i&gt;Shadow.&lt;/i&gt;\n' in shown
+    assert '<b class="vlm-heading">Impression:</b> Pneumonia.</p>' in shown
+    assert "no image, the indication" in shown and "<b>Cough</b>" not in shown
+    plain = view.finished(replace(report, sections={}), described, False)
+    assert "vlm-heading" not in plain and "Findings: &lt;i&gt;Shadow" in plain and "the indication" not in plain

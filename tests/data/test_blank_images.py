@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.cells import first_images
 from vlm.config import Config
 from vlm.data.blank_images import check_sample
 from vlm.data.images.image import ImageSpec
@@ -38,7 +39,7 @@ def blanks(tiny_config: Config, table_root: Path, tmp_path: Path) -> Config:
 
 def test_the_sample_check_counts_the_blank_and_names_the_first(blanks: Config) -> None:
     rows = load_cohort(blanks.data).dataset
-    images = sum(cell is not None for cell in rows["image"])
+    images = sum(cell is not None for cell in first_images(rows))
     (line,) = check_sample(rows, SPEC)
     assert line.startswith(f"2 of {images} images looked at show one grey value alone") and ".png" in line
     assert check_sample(rows, SPEC, most=images) == [line] and len(check_sample(rows, SPEC, most=3)) <= 1
@@ -47,14 +48,14 @@ def test_the_sample_check_counts_the_blank_and_names_the_first(blanks: Config) -
 
 def test_the_sample_check_names_a_file_that_cannot_be_read(blanks: Config) -> None:
     rows = load_cohort(blanks.data).dataset
-    path = next(cell["path"] for cell in rows["image"] if cell)
+    path = next(cell["path"] for cell in first_images(rows) if cell)
     Path(path).write_bytes(Path(path).read_bytes()[:60])
     with pytest.raises(UserError, match=rf"{path}: not a readable image: it is cut off"):
         check_sample(rows, SPEC)
 
 
 def test_an_empty_file_is_said_when_the_table_is_loaded(blanks: Config) -> None:
-    path = Path(next(cell["path"] for cell in load_cohort(blanks.data).dataset["image"] if cell))
+    path = Path(next(cell["path"] for cell in first_images(load_cohort(blanks.data).dataset) if cell))
     path.write_bytes(b"")
     assert any(f"1 image files are empty and cannot be read; the first: {path.name}" in warning
                for warning in load_cohort(blanks.data).warnings)  # fmt: skip
@@ -67,7 +68,7 @@ def test_the_dry_run_the_features_the_check_and_the_packing_say_it(blanks: Confi
     cohort = load_cohort(frozen.data)
     model = build_model(frozen, cohort, torch.device("cpu"), torch.float32)
     dataset = case_dataset(frozen, model.spec, cohort, "train")
-    images = sum(cell is not None for cell in dataset.rows["image"])
+    images = sum(cell is not None for cell in first_images(dataset.rows))
     keep_features(model, frozen, [dataset])
     assert f"warning: 2 of {images} images looked at show one grey value alone" in capsys.readouterr().err
     lines = pack(blanks.data, tmp_path / "pack", PackOptions())

@@ -19,7 +19,8 @@ def prompt(tiny_llm: str) -> Prompt:
 
 def example(report: str = "", context: str = "") -> dict:
     return {
-        "id": "a", "pixel_values": torch.zeros(3, 8, 8), "has_image": True, "vitals": torch.tensor([1.0, np.nan]),
+        "id": "a", "pixel_values": torch.zeros(1, 3, 8, 8), "has_image": True, "image_roles": torch.zeros(1, 3),
+        "vitals": torch.tensor([1.0, np.nan]),
         "targets": torch.tensor([1.0]), "report": report, "context": context,
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from vlm.data.case import CaseSpec
 from vlm.data.dataset import CaseDataset, available_evidence, compose_report
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.study import image_cell
 
 SECTIONS = [
     SectionConfig("a", ["image"], "No image."),
@@ -37,8 +38,8 @@ def test_a_report_states_what_its_evidence_allows(available: set, report: str) -
 
 
 def test_available_evidence() -> None:
-    assert available_evidence(["a", "b"], np.array([1.0, np.nan]), True) == {"image", "vitals", "a"}
-    assert available_evidence(["a", "b"], np.array([np.nan, np.nan]), False) == set()
+    assert available_evidence(["a", "b"], np.array([1.0, np.nan]), {""}) == {"image", "vitals", "a"}
+    assert available_evidence(["a", "b"], np.array([np.nan, np.nan]), set()) == set()
 
 
 @pytest.fixture
@@ -97,9 +98,9 @@ def test_vitals_scale_comes_from_the_training_split_alone(tiny_config: Config) -
 def test_a_report_on_a_blank_image_is_not_taught(dataset: CaseDataset, tmp_path: Path) -> None:
     row = next(index for index in range(len(dataset)) if dataset[index]["has_image"] and dataset[index]["report"])
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((40, 40), np.uint8))
-    cells = dataset.rows["image"]
-    cells = [{"path": str(tmp_path / "black.png"), "bytes": None} if i == row else c for i, c in enumerate(cells)]
-    columns = dataset.rows.to_dict() | {"image": cells}
+    cells = dataset.rows["images"]
+    cells = [[image_cell(str(tmp_path / "black.png"))] if i == row else c for i, c in enumerate(cells)]
+    columns = dataset.rows.to_dict() | {"images": cells}
     blank = replace(dataset, rows=datasets.Dataset.from_dict(columns, features=dataset.rows.features))
     assert blank.report(row) == "No image was available.", "nor held against a draft"
     assert not blank[row]["has_image"] and blank[row]["report"] == "No image was available."

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.cells import first_images
 from vlm.config import DataConfig, TableConfig
 from vlm.data.images.find import ImageFolder
 from vlm.data.ingest.sources import load_cohort
@@ -92,7 +93,7 @@ def table(tmp_path: Path) -> Path:
 def test_training_and_checking_say_once_how_names_were_found(table: Path) -> None:
     described = TableConfig(file="cases.csv", image="image", images="images", vitals=["glucose"])
     cohort = load_cohort(DataConfig(source="table", root=str(table.parent), table=described))
-    assert [Path(cell["path"]).name for cell in cohort.dataset["image"]] == [f"Case-{n}.png" for n in range(4)]
+    assert [Path(cell["path"]).name for cell in first_images(cohort.dataset)] == [f"Case-{n}.png" for n in range(4)]
     said = [warning for warning in cohort.warnings if "image names" in warning]
     assert len(said) == 1 and "3 image names are not written as their files are" in said[0]
     assert said[0].endswith("the first: 'case-1.PNG' is Case-1.png")
@@ -104,10 +105,10 @@ def test_training_and_checking_say_once_how_names_were_found(table: Path) -> Non
 
 @pytest.mark.parametrize("cell", [{"bytes": b"\x89PNG", "path": None}, b"\x89PNG\r\n", {}, []])
 def test_images_inside_a_table_are_refused_without_their_bytes(cell: object, folder: Path) -> None:
-    from vlm.data.cohort import image_cells
+    from vlm.data.cohort import image_paths
     from vlm.data.images.store import ImageStore
 
     cells = pd.Series(["scan.png", cell], name="image", dtype=object)
     with pytest.raises(UserError, match="t: row 3: column image holds images, not names of files") as caught:
-        image_cells(cells, ImageFolder(folder), "t", ImageStore())
+        image_paths(cells, ImageFolder(folder), "t", ImageStore())
     assert "PNG" not in str(caught.value)

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.canaries import CANARY, canaries_in, ward
+from tests.cells import first_image
 from tests.conftest import read_json
 from tests.dicom_files import CANARY as DICOM_CANARY
 from tests.packs import assert_same_cases, folder, loose, nothing_cached, packed, rows_by_id
 from vlm.cli import main
 from vlm.config import Config, DataConfig, SourceConfig
 from vlm.data.case import CaseSpec
-from vlm.data.dataset import load_picture
+from vlm.data.dataset import load_pictures
 from vlm.data.images.image import ImageSpec, decode_image, read_image, to_square
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.packed import shards
@@ -38,8 +39,10 @@ def test_a_packed_cohort_is_the_cohort(loose: DataConfig, folder: Path) -> None:
     assert there.facts is not None and there.label_findings == {"pathology": "opacity"}
     ours, theirs = rows_by_id(here), rows_by_id(there)
     for name in list(ours)[:40]:
-        if cell := ours[name]["image"]:
-            np.testing.assert_array_equal(read_image(cell["path"]), shards.read_packed(theirs[name]["image"]["path"]))
+        if cell := first_image(ours[name]):
+            np.testing.assert_array_equal(
+                read_image(cell["path"]), shards.read_packed(first_image(theirs[name])["path"])
+            )
     assert {path.name for path in folder.iterdir()} == {FILE, *read_json(folder / FILE)["shards"]}
     sizes = [entry["rows"] for name, entry in read_json(folder / FILE)["shards"].items() if name.startswith("train")]
     assert len(sizes) > 8 and set(sizes[:-1]) == {6}
@@ -54,8 +57,10 @@ def test_tables_with_dicom_keep_every_picture(ward: Config, tmp_path: Path, caps
     theirs = rows_by_id(there)
     for name, row in rows_by_id(here).items():
         np.testing.assert_array_equal(
-            load_picture(row["image"], CaseSpec.fit(here, ImageSpec(32), 3)),
-            load_picture(theirs[name]["image"], CaseSpec.fit(there, ImageSpec(32), 3)),
+            *(
+                load_pictures(cells, CaseSpec.fit(cohort, ImageSpec(32), 3))[0].picture
+                for cells, cohort in ((row["images"], here), (theirs[name]["images"], there))
+            )
         )
 
 
@@ -100,7 +105,7 @@ def test_datasets_streams_the_shards_and_knows_the_splits(folder: Path) -> None:
     ours = rows_by_id(load_cohort(packed(folder)))
     for case in cases:
         shown = np.array(case["image"].convert("L"), dtype=np.float32)
-        np.testing.assert_array_equal(shown, shards.read_packed(ours[case["id"]]["image"]["path"]))
+        np.testing.assert_array_equal(shown, shards.read_packed(first_image(ours[case["id"]])["path"]))
 
 
 def test_labels_may_be_chosen_and_findings_added(loose: DataConfig, folder: Path) -> None:
@@ -149,7 +154,7 @@ def test_it_is_read_from_any_address(address: str, folder: Path, loose: DataConf
     cohort = load_cohort(packed(address.format(place)))
     assert_same_cases(cohort, load_cohort(loose))
     spec = CaseSpec.fit(cohort, ImageSpec(32), 3)
-    assert any(load_picture(cell, spec) is not None for cell in cohort.split("test")["image"])
+    assert any(load_pictures(cells, spec) for cells in cohort.split("test")["images"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import read_json
 from tests.packs import folder, loose, nothing_cached, packed
 from vlm.data.case import CaseSpec
-from vlm.data.dataset import load_picture
+from vlm.data.dataset import load_pictures
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.packed.manifest import FILE
@@ -36,8 +36,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 def read_all(root: Path) -> None:
     cohort = load_cohort(packed(root))
     spec = CaseSpec.fit(cohort, ImageSpec(32), 3)
-    for cell in cohort.dataset["image"]:
-        load_picture(cell, spec)
+    for cells in cohort.dataset["images"]:
+        load_pictures(cells, spec)
 
 
 def flip(data: bytes, place: int) -> bytes:
@@ -131,8 +131,8 @@ def change_pack(change):
         (lambda c: (c / FILE).unlink(), "no such file"),
         (lambda c: (c / FILE).write_text("{"), "cannot read the pack: "),
         (lambda c: (c / FILE).write_text("[" * 10**5), "nested deeper"),
-        (lambda c: (c / FILE).write_text('{"run": 1}'), "format None, this version reads 1; was it made by"),
-        (change_pack(lambda v: v.update(format=2)), "format 2, this version reads 1"),
+        (lambda c: (c / FILE).write_text('{"run": 1}'), "format None, this version reads 1 and 2; was it made by"),
+        (change_pack(lambda v: v.update(format=3)), "format 3, this version reads 1 and 2"),
         (change_pack(lambda v: v.pop("labels")), "labels is missing"),
         (change_pack(lambda v: v.update(labels=["<b>x"] * 9)), "cannot be shown as a name"),
         (change_pack(lambda v: v.update(labels=["x"] * 9)), "one stands there twice"),

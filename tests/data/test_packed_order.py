@@ -7,13 +7,13 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cells import first_images
 from tests.conftest import read_json
 from tests.examples import same
 from tests.packs import folder, loose, nothing_cached, packed
@@ -25,9 +25,10 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.packed import shards
-from vlm.data.packed.shards import ShardCache, image_references
+from vlm.data.packed.shards import ShardCache, image_reference
 from vlm.data.sampling import ShardSampler, shards_of
 from vlm.data.storage import write_rows
+from vlm.data.study import image_cell
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.training.run import train
 from vlm.training.run_folder import RunFolder, read_log
@@ -44,11 +45,12 @@ def cases(sizes: list[int], streams: int, without: int = 7, weights: np.ndarray 
     for shard, size in enumerate(sizes):
         own = list(islice(numbers, size))
         ids, nothing = [f"c{row}" for row in own], [""] * size
-        there = pa.array([row % without != without - 1 for row in own])
+        cells = [[image_cell(image_reference(f"s3://x/{shard}", place))] if row % without != without - 1 else []
+                 for place, row in enumerate(own)]  # fmt: skip
         parts.append({
-            "id": ids, "patient": ids, "split": ["train"] * size, "image": image_references(there, f"s3://x/{shard}"),
+            "id": ids, "patient": ids, "split": ["train"] * size, "images": cells,
             "vitals": [[]] * size, "labels": [[]] * size, "sections": [["x" * (row * row % 53)] for row in own],
-            "context": nothing, "probability": [None] * size, "source": nothing,
+            "context": nothing, "prior_report": nothing, "probability": [None] * size, "source": nothing,
             "weight": [1.0] * size if weights is None else weights[own],
         })  # fmt: skip
     rows = write_rows(parts, features(0, 0, 1))
@@ -168,7 +170,7 @@ def test_an_epoch_opens_each_shard_once(folder: Path, monkeypatch, nothing_cache
 
 def test_few_shards_are_cached_at_once(folder: Path) -> None:
     dataset = training_cases(packed(folder))
-    cells = [cell["path"] for cell in dataset.rows["image"] if cell]
+    cells = [cell["path"] for cell in first_images(dataset.rows) if cell]
     sizes = [path.stat().st_size for path in folder.glob("train*")]
     held = ShardCache(most=3 * max(sizes))
     for path in np.random.default_rng(0).permutation(cells):
@@ -204,7 +206,7 @@ def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_s
 ) -> None:
     read: list[str] = []
     image = ShardCache.image
-    monkeypatch.setattr(ShardCache, "image", lambda self, a, row: read.append(a) or image(self, a, row))
+    monkeypatch.setattr(ShardCache, "image", lambda self, a, row, place=0: read.append(a) or image(self, a, row, place))
     whole = trained(job)
     why = "the most that divide data.interleave_shards 4 and train.batch_size 8"
     assert f"packed: 12 shards, 4 interleaved ({why})" in capsys.readouterr().err
@@ -219,7 +221,7 @@ def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_s
     dataset = whole.training
     dataset.set_epoch(0)
     passed_over = list(sampler_of(dataset, 8, 4))[: 6 * 8]
-    with_image = sum(dataset.rows[index]["image"] is not None for index in passed_over)
+    with_image = sum(dataset.rows[index]["images"] != [] for index in passed_over)
     assert first - sum("train-" in address for address in read) == with_image > 30
 
 

@@ -37,7 +37,7 @@ def test_a_word_for_nothing_is_no_report_and_no_image(tmp_path: Path) -> None:
     table = TableConfig(file="t.csv", image="scan", report=[SectionConfig("report", [])])
     cohort = load_table(DataConfig(source="table", root=str(tmp_path), table=table))
     assert cohort.dataset["sections"] == [[""], [""], [""], ["Normal."]]
-    assert cohort.dataset["image"] == [None] * 4
+    assert cohort.dataset["images"] == [[]] * 4
     assert f"{tmp_path / 't.csv'}: column report: 3 cells such as 'NA' are read as no report" in cohort.warnings
     images = ImageFolder(tmp_path)
     assert [images.find_if_named(name) for name in ("", "NA", "-")] == [(None, "")] * 3  # as in drafts of a table

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import layouts
+from tests.cells import first_image
 from vlm.config import (
     ChexpertConfig,
     DataConfig,
@@ -39,7 +40,7 @@ def rows_of(cohort: Cohort) -> dict[str, dict]:
             **row,
             "labels": {n: plain(x) for n, x in zip(cohort.labels, row["labels"], strict=True)},
             "vitals": {n: plain(x) for n, x in zip(cohort.schema.names, row["vitals"], strict=True)},
-            "image": row["image"] and row["image"]["path"],
+            "image": (first_image(row) or {}).get("path"),
         }
         for row in cohort.dataset
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.cells import first_image
 from tests.conftest import table_config
 from vlm.config import DataConfig, SectionConfig, SplitConfig, VitalConfig
 from vlm.data.ingest.table import load_table
@@ -17,10 +18,9 @@ from vlm.errors import UserError
 def test_a_table_is_read_as_declared(table_root: Path) -> None:
     cohort = load_table(table_config(table_root))
     row = cohort.dataset[1]
-    assert row["id"] == "c1" and row["patient"] == "p1" and row["image"]["path"].endswith("1.png")
-    assert row["image"]["bytes"] is None  # decoded later, when a batch is made
+    assert row["id"] == "c1" and row["patient"] == "p1" and first_image(row)["path"].endswith("1.png")
     assert row["vitals"][1:] == [121, 71, 0] and row["labels"] == [1, 0]
-    assert cohort.dataset[5]["image"] is None and np.isnan(cohort.dataset[3]["labels"][0])
+    assert cohort.dataset[5]["images"] == [] and np.isnan(cohort.dataset[3]["labels"][0])
     assert cohort.labels == ("pathology", "effusion")
 
 
@@ -38,7 +38,7 @@ def test_a_table_without_images_labels_or_report_is_still_a_table(tmp_path: Path
     assert (
         cohort.dataset["id"] == ["row-2", "row-3"]
         and cohort.dataset[0]["labels"] == []
-        and cohort.dataset[0]["image"] is None
+        and cohort.dataset[0]["images"] == []
     )
 
 

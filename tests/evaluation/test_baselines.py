@@ -22,7 +22,7 @@ class Pictures:
         return len(self.reports)
 
     def __getitem__(self, index: int) -> dict:
-        pixels = self.colours[index][:, None, None].expand(2, 4, 4)
+        pixels = self.colours[index][:, None, None].expand(1, 2, 4, 4)
         return {"pixel_values": pixels, "has_image": self.has_image[index]}
 
     def report(self, index: int) -> str:

@@ -176,7 +176,7 @@ def test_baselines_cost_nothing_and_see_what_they_say(phantom, tiny_model) -> No
     tiny_model.spec = dataset.spec
     assert nearest_reports(tiny_model, dataset, dataset, 16) != [dataset.report(0)] * len(dataset)
     own = nearest_reports(tiny_model, dataset, dataset, 16)
-    images = [index for index, cell in enumerate(dataset.rows["image"]) if cell]
+    images = [index for index, cell in enumerate(dataset.rows["images"]) if cell]
     assert all(own[index] == dataset.report(index) for index in images), "the nearest to a known image is itself"
     scores = classifier_scores(dataset, dataset, "vitals")
     targets = np.array(dataset.rows["labels"], dtype=np.float64)

@@ -15,6 +15,7 @@ from vlm.config import Config, FusionConfig, VisionConfig
 from vlm.data.case import make_example
 from vlm.data.collate import IGNORED, Collator
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.study import StudyPicture
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import build_model
@@ -31,7 +32,7 @@ def test_equation_4_by_hand(tiny_model: ClinicalVLM, tiny_batch) -> None:
     """z = W_f f + W_x x + b, with f the pooled CNN features and x the encoded vitals."""
     tiny_model.eval()
     with torch.no_grad():
-        _, f = tiny_model.vision(tiny_batch["pixel_values"], tiny_batch["has_image"])
+        _, f, _ = tiny_model.vision(tiny_batch["pixel_values"], tiny_batch["has_image"])
         _, x = tiny_model.vitals(tiny_batch["vitals"])
         encoded = tiny_model.encode(tiny_batch["pixel_values"], tiny_batch["has_image"], tiny_batch["vitals"])
         features = tiny_model.vision.cnn(tiny_batch["pixel_values"]).mean(dim=(2, 3))  # summary_grid 1: the mean
@@ -187,7 +188,11 @@ def test_batched_left_padded_generation_equals_single(tiny_model: ClinicalVLM) -
         picture = torch.randint(0, 256, (size, size), generator=generator, dtype=torch.uint8).numpy()
         x = torch.randn(vitals, generator=generator).abs().numpy()
         x[3] = number % 2
-        cases.append(make_example(tiny_model.spec, picture if number != 2 else None, x, context="word " * (3 * number)))
+        cases.append(
+            make_example(
+                tiny_model.spec, [StudyPicture(picture)] if number != 2 else [], x, context="word " * (3 * number)
+            )
+        )
     collate = Collator(tiny_model.prompt, generation=True)
     together, logits = tiny_model.generate(collate(cases), 12, min_new_tokens=12)
     for number, case in enumerate(cases):
@@ -321,7 +326,7 @@ def test_vitals_in_words_or_in_z_alone_are_tried_and_drafted(injection: str, tin
 @pytest.mark.parametrize("injection", ["tokens", "text", "none"])
 def test_vitals_can_be_shown_in_three_ways(injection: str, tiny_config: Config) -> None:
     model = rebuild(tiny_config, vitals=replace(tiny_config.model.vitals, injection=injection))
-    examples = [make_example(model.spec, None, torch.tensor([value, 120, 80, 1]).numpy()) for value in (5.0, 9.0)]
+    examples = [make_example(model.spec, [], torch.tensor([value, 120, 80, 1]).numpy()) for value in (5.0, 9.0)]
     batch = Collator(model.prompt, generation=True)(examples)
     words = model.tokenizer.batch_decode(batch["input_ids"])
     assert ("glucose 9.0 mmol/L, systolic 120.0 mmHg" in words[1]) == (injection == "text")

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests.conftest import read_json
-from tests.lora_models import CPU, Build, build, drafts_of, logits_of, quick, require_bitsandbytes, step
+from tests.lora_models import CPU, Build, build, drafts_of, logits_of, quick, step
 from vlm.adapter import load, save
 from vlm.adapter.export.merge import merge
 from vlm.config import Config
@@ -99,7 +99,6 @@ def quantised(tiny_llm: str, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def test_lora_trains_beside_a_base_that_comes_quantised(
     name: str, dequantize: str, quantised, build: Build, tiny_config: Config, tmp_path: Path
 ) -> None:  # fmt: skip
-    require_bitsandbytes("0.47" if name == "int8" else "0")
     model, exact = build(base=quantised(name), dequantize=dequantize), build(quantization="none")
     assert self_test(model)[0] == f"quantization: {WRITERS[name][1]} (the base comes so)"
     difference = (logits_of(model) - logits_of(exact)).abs().mean() / logits_of(exact).std()
@@ -154,7 +153,6 @@ def test_a_base_whose_library_is_missing_is_one_line(
 
 
 def test_bf16_is_advised_where_the_base_fits(build: Build, quantised) -> None:
-    require_bitsandbytes("0.47")
     for change in ({}, {"dequantize": "never"}, {"quantization": "int8", "dequantize": "never"}):
         model = build(**change)
         frozen = sum(p.numel() for p in build(quantization="none").base.parameters() if not p.requires_grad)

@@ -423,7 +423,7 @@ def test_a_frozen_transformer_s_features_are_kept_and_it_stays_in_eval_mode(tiny
     config = job(tiny_config, 32, name="test_vit", weights="random", train=False)
     model = built(config)
     dataset = case_dataset(config, model.spec, load_cohort(config.data), "train")
-    pixels = torch.stack([dataset.plain()[index]["pixel_values"] for index in range(3)])
+    pixels = torch.cat([dataset.plain()[index]["pixel_values"] for index in range(3)])
     keep_features(model.train(), config, [dataset])
     assert not any(module.training for module in model.vision.cnn.modules())
     torch.testing.assert_close(torch.from_numpy(np.array(dataset.features[:3])), model.vision.features(pixels))

@@ -32,7 +32,8 @@ def test_the_loss_is_that_of_the_pixels(withhold: list, frozen: Config, made) ->
     config = replace(frozen, data=replace(frozen.data, withhold=withhold, dropout=DropoutConfig(0.3, 0.2, 0.1)))
     pixels, kept = (case_dataset(config, model.spec, cohort, "train") for _ in range(2))
     keep_features(model, config, [kept], batch_size=5)
-    assert kept.features.shape == (len(pixels), *model.vision.feature_shape) and np.isfinite(kept.features).all()
+    values = kept.features.values
+    assert values.shape == (len(kept.features.roles), *model.vision.feature_shape) and np.isfinite(values).all()
     collate = Collator(model.prompt)
     for epoch in range(3):
         pixels.set_epoch(epoch), kept.set_epoch(epoch)

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from tests.families import FAMILIES, bases, model_on, write_base
 from vlm import ClinicalVLM
 from vlm.adapter import save
-from vlm.compat import needs_bitsandbytes
 from vlm.config import Config
 from vlm.data.collate import Collator
 from vlm.data.ingest.sources import load_cohort
@@ -64,8 +63,6 @@ def one_thread(config: Config) -> Config:
 
 def test_the_rounding_of_packed_8_bit_products_is_no_look_ahead(bases, tiny_config: Config) -> None:
     """An outlier in a later token changes how the columns of all are rounded; a real look-ahead is refused still."""
-    if needs_bitsandbytes("0.47"):
-        pytest.skip("refused at load")
     options = {"quantization": "int8", "dequantize": "never"}
     model = model_on(tiny_config.model.llm.base, tiny_config, **options)
     with torch.no_grad():

@@ -54,9 +54,12 @@ LONGEST = 600
 
 KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
-    "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "calibration",
+    "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
+    "calibration",
 )  # fmt: skip
 """Keys of config.json."""
+SILENT = "0.3.0"
+"""Last version that did not write whether there was a context."""
 STATISTICS = ("centre", "scale", "edges")
 """Keys of its vitals' statistics."""
 
@@ -76,11 +79,13 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "prompt_ids": {name: " ".join(map(str, ids)) for name, ids in model.prompt.fixed_ids._asdict().items()},
         "model": to_dict(portable_config(model)),
         "image": to_dict(model.spec.image),
-        **({"study": to_dict(model.spec.study)} if model.spec.study is not None else {}),
-        **({"signal": to_dict(model.spec.signal)} if model.spec.signal is not None else {}),
+        **({"study": asdict(model.spec.study)} if model.spec.study is not None else {}),
+        **({"signal": asdict(model.spec.signal)} if model.spec.signal is not None else {}),
         "vitals": [to_dict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),
+        **({"sections": list(model.spec.sections)} if model.spec.sections else {}),
+        **({"context": True} if model.spec.context else {}),
         "calibration": to_dict(model.calibration),
     }
 
@@ -139,11 +144,11 @@ def _naming_version(version: Any) -> Iterator[None]:
         raise UserError(f"{what}: needs clinical-vlm ≥ {version}, {upgrade}") from None
 
 
-def _is_later(version: Any) -> bool:
-    """Check whether a version written in an adapter is well-formed and later than this one."""
+def _is_later(version: Any, than: str = __version__) -> bool:
+    """Check whether a version written in an adapter is well-formed and later than this or another one."""
     if not isinstance(version, str) or not re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}[\w.+-]{0,40}", version, re.ASCII):
         return False
-    written, ours = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, __version__))
+    written, ours = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, than))
     return written > ours
 
 
@@ -183,6 +188,8 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         ),
         labels=_words(values["labels"]),
         study=from_dict(StudySpec, values["study"], where) if "study" in values else None,
+        sections=_words(values.get("sections", []), "sections"),
+        context=_had_context(values),
         signal=from_dict(SignalSpec, values["signal"], where) if "signal" in values else None,
     )
     calibration = from_dict(Calibration, values["calibration"], where)
@@ -227,10 +234,17 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _words(values: Any) -> tuple[str, ...]:
+def _words(values: Any, key: str = "labels") -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"labels: {values!s:.40} is no list of names")
+        raise TypeError(f"{key}: {values!s:.40} is no list of names")
     return tuple(values)
+
+
+def _had_context(values: dict[str, Any]) -> bool | None:
+    """Tell whether training cases had a context; None in an adapter of a version that did not write it."""
+    if "context" in values and values["context"] is not True:
+        raise TypeError(f"context: {values['context']!s:.40} is not true; without a context the key is left out")
+    return values.get("context") or (False if _is_later(values.get("clinical_vlm_version"), SILENT) else None)
 
 
 def digest(folder: Path) -> str:

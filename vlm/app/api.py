@@ -21,13 +21,14 @@ from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.guard import Access, Guard
 from vlm.app.service import Busy, Job, Service
 from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.series import MOST_POINTS
 from vlm.errors import UserError
-from vlm.inference.fhir import from_fhir, to_fhir
+from vlm.inference.fhir import context_of, from_fhir, to_fhir
 from vlm.plain import printable
 from vlm.report import NOTICE
 from vlm.version import __version__
 
-LONGEST_VALUE = 200
+LONGEST_VALUE, LONGEST_SERIES = 200, 100_000
 LONGEST_DETAIL = 400
 Format = Literal["report", "fhir"]
 """Format of the answer: our own, or a FHIR Bundle."""
@@ -36,14 +37,24 @@ Format = Literal["report", "fhir"]
 def _check_value(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("true and false are no value of a vital; give a number or a text")
+    if isinstance(value, list) and value and len(value) <= MOST_POINTS and all(map(_is_point, value)):
+        return value
     if not isinstance(value, str | int | float | None):
-        raise ValueError("give a number or a text")
-    if isinstance(value, str) and len(value) > LONGEST_VALUE:
-        raise ValueError(f"longer than {LONGEST_VALUE} characters")
+        raise ValueError(f"give a number or a text, or a series of at most {MOST_POINTS:,} pairs of time and value")
+    longest = LONGEST_SERIES if isinstance(value, str) and "@" in value else LONGEST_VALUE
+    if isinstance(value, str) and len(value) > longest:
+        raise ValueError(f"longer than {longest:,} characters")
     return value
 
 
-Value = Annotated[str | int | float | None, BeforeValidator(_check_value)]
+def _is_point(pair: Any) -> bool:
+    """Check for a time and a value, each a short text, a number or null."""
+    kinds = (str, int, float, type(None))
+    return isinstance(pair, list) and len(pair) == 2 and all(type(part) in kinds for part in pair) and all(
+        len(part) <= LONGEST_VALUE for part in pair if isinstance(part, str))  # fmt: skip
+
+
+Value = Annotated[str | int | float | list[list[str | int | float | None]] | None, BeforeValidator(_check_value)]
 
 
 class Case(BaseModel):
@@ -53,12 +64,15 @@ class Case(BaseModel):
 
     image: str | None = Field(None, description="PNG, JPEG, TIFF, BMP, WebP or DICOM file in base64")
     vitals: dict[Annotated[str, Field(max_length=LONGEST_VALUE)], Value] = Field(
-        default_factory=dict, description='values by name, such as {"glucose": 8.7, "bp": "145/90"}'
+        default_factory=dict,
+        description='values by name, such as {"glucose": 8.7, "bp": "145/90"}; of a vital over time also '
+        '[["-48 h", 9.1], [0, 11.2]], and the time of the study as study_time',
     )
     observations: dict[str, Any] | list[Any] | None = Field(
-        None, description="in place of vitals: FHIR Observations of one patient, as a Bundle or a list"
-    )
-    context: str = Field("", description="text to show in the prompt, such as an indication")
+        None, description="in place of vitals: FHIR Observations of one patient, as a Bundle or a list; the reason of "
+        "a ServiceRequest in it is the context, if none is given"
+    )  # fmt: skip
+    context: str = Field("", description="the indication, or other text to show in the prompt")
     format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
 
 
@@ -72,6 +86,7 @@ class Answer(BaseModel):
     calibration: str = Field(description="on whom the probabilities were calibrated")
     notice: str
     finished: bool = Field(description="false for a draft that was cut, which a warning says too")
+    sections: dict[str, str] = Field(description="parts of the draft, such as findings; empty without headings")
 
 
 class Refusal(BaseModel):
@@ -122,12 +137,13 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
             async with bodies.reading(request) as counted:
                 case, picture = await _read(counted)
             with named_failures():
-                vitals, noted = _vitals_of(case, schema)
-            prepared = await run_in_threadpool(service.prepare, picture, vitals, case.context)
+                vitals, context, noted = _inputs_of(case, schema)
+            prepared = await run_in_threadpool(service.prepare, picture, vitals, context)
             drafted = await result_of(service.draft(prepared))
             drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
             if case.format == "fhir":
-                bundle = to_fhir(drafted, schema, adapter.software, bool(prepared[0]["has_image"]))
+                shown = bool(prepared[0]["has_image"])
+                bundle = to_fhir(drafted, schema, adapter.software, shown, context=context)
                 return JSONResponse(bundle, media_type="application/fhir+json")
             return JSONResponse(drafted.to_dict())
         except UserError as error:
@@ -217,13 +233,18 @@ def _from_base64(text: str) -> bytes:
         raise HTTPException(400, "image: not valid base64") from None
 
 
-def _vitals_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return a case's vitals by name, and warnings on skipped Observations; raises `UserError` as `from_fhir`."""
+def _inputs_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """Return a case's vitals by name, its context, and warnings on skipped resources.
+
+    Raises `UserError` as `from_fhir` and `context_of` do.
+    """
     if case.observations is None:
-        return case.vitals, ()
+        return case.vitals, case.context, ()
     if case.vitals:
         raise UserError("observations: stand in place of vitals; give one of them")
-    return from_fhir(case.observations, schema, "observations")
+    vitals, noted = from_fhir(case.observations, schema, "observations")
+    context, more = context_of(case.observations, "observations", case.context)
+    return vitals, context, (*noted, *more)
 
 
 async def _read_form(form: FormData) -> tuple[Case, bytes | None]:

@@ -12,6 +12,10 @@ _UNMARKED = str.maketrans(
 )
 
 
+LONGEST_SERIES = 4000
+"""Most characters to type of a series."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One input of the form; its text goes to `VitalsSchema.parse` under its name."""
@@ -21,15 +25,18 @@ class Field:
     help: str
     choices: tuple[str, ...] = ()
     """Choices of a category; empty for a number."""
+    longest: int = 100
+    """Most characters to type."""
 
 
 def fields(schema: VitalsSchema) -> list[Field]:
     """Make one field a vital, in the schema's order; systolic and diastolic pressure share one, as they are written."""
-    found = {vital.name: _field(vital) for vital in schema.vitals}
+    found = {vital.name: _field(vital) for vital in schema.given}
     pressure = schema.names_in(PRESSURE_NAMES[1])
     if len(pressure) == 2:
         upper, lower = (schema.vitals[schema.position(name)] for name in pressure)
-        both = Field(PRESSURE_NAMES[1], _label("blood_pressure", upper.unit), _pressure_help(upper, lower))
+        both = Field(PRESSURE_NAMES[1], _label("blood_pressure", upper.unit), _pressure_help(upper, lower),
+                     longest=found[upper.name].longest)  # fmt: skip
         found = {name: both if name == pressure[0] else field for name, field in found.items() if name != pressure[1]}
     return list(found.values())
 
@@ -47,6 +54,9 @@ def _field(vital: VitalConfig) -> Field:
     others = (
         [f"or in {', '.join(map(_plain, vital.accepts))}, the unit written beside the number"] if vital.accepts else []
     )
+    if vital.over_time:
+        others.append("or a series with times before the study: 9.1@-48h; 11.2@0h")
+        field = replace(field, longest=LONGEST_SERIES)
     return replace(field, help="; ".join([*_ranges(vital), *others]))
 
 

@@ -113,7 +113,7 @@ class Page:
         gr.HTML('<h2>Vitals</h2><p class="vlm-soft">Leave empty what was not measured.</p>', js_on_load=None)
         with gr.Row():
             self.values = [_input(field) for field in self.form]
-        self.context = gr.Textbox(label="Context, optional", info="Such as an indication; shown in the prompt.",
+        self.context = gr.Textbox(label="Indication, optional", info="Or other context; shown in the prompt.",
                                   lines=2, max_lines=6, max_length=self.service.limits.context)  # fmt: skip
         with gr.Row():
             self.draft = gr.Button("Draft the report", variant="primary", size="md", min_width=180, elem_id="vlm-draft")
@@ -179,7 +179,7 @@ class Page:
             return
         finally:
             job.cancelled = True
-        page = view.finished(report, self.adapter, bool(prepared[0]["has_image"]))
+        page = view.finished(report, self.adapter, bool(prepared[0]["has_image"]), context or "")
         yield _shown(page, Answer(picture, vitals, context or "", report), explain=not self.unexplained)
 
     async def explain_draft(self, answer: Answer) -> AsyncIterator[list[Any]]:
@@ -212,7 +212,7 @@ def _input(field: Field) -> Any:
         choices = [("not given", NOT_GIVEN), *((choice, choice) for choice in field.choices)]
         return gr.Radio(choices, value=NOT_GIVEN, label=field.label, min_width=220)
     plain = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False, autocapitalize="off")
-    return gr.Textbox(label=field.label, info=field.help or None, min_width=220, max_lines=1, max_length=100,
+    return gr.Textbox(label=field.label, info=field.help or None, min_width=220, max_lines=1, max_length=field.longest,
                       html_attributes=plain)  # fmt: skip
 
 

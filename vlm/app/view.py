@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from vlm.app.about import Adapter
+from vlm.data.sections import heading, section_parts
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.inference.fhir import to_fhir
 from vlm.model.calibration import Calibration
@@ -42,16 +43,18 @@ def writing(text: str, ahead: int) -> str:
     return _result(state="writing", text=text, message="writing …" if text else before)
 
 
-def finished(report: Report, adapter: Adapter, has_image: bool) -> str:
+def finished(report: Report, adapter: Adapter, has_image: bool, context: str = "") -> str:
     """Render a finished draft with its probabilities, warnings and files."""
-    schema = adapter.config.spec.schema
-    bundle = to_fhir(report, schema, adapter.software, has_image)
+    schema, names = adapter.config.spec.schema, adapter.config.spec.sections
+    bundle = to_fhir(report, schema, adapter.software, has_image, context=context)
+    read = [*_values(report, schema), "an image" if has_image else "no image"]
     return _result(
         state="done",
         text=report.text,
+        parts=[(heading(name) if name else "", part) for name, part in section_parts(report.text, names) if part],
         report=report,
         meaning=meaning(adapter.config.calibration),
-        read=", ".join([*_values(report, schema), "an image" if has_image else "no image"]),
+        read=", ".join([*read, *(["the indication"] if context.strip() else [])]),
         files=[
             _file("Text", "draft.txt", "text/plain", str(report)),
             _file("JSON", "draft.json", "application/json", _json(report.to_dict())),

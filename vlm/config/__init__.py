@@ -28,6 +28,7 @@ from vlm.config.model import (
     VisionConfig,
     VitalsConfig,
 )
+from vlm.config.over_time import MeasurementsConfig, SeriesColumnConfig
 from vlm.config.signals import SignalColumnConfig, SignalConfig
 from vlm.config.training import (
     EvaluationConfig,
@@ -47,12 +48,14 @@ __all__ = [
     "FusionConfig",
     "LLMConfig",
     "LossConfig",
+    "MeasurementsConfig",
     "MimicCxrConfig",
     "ModelConfig",
     "PhantomConfig",
     "PromptConfig",
     "RunConfig",
     "SectionConfig",
+    "SeriesColumnConfig",
     "SignalColumnConfig",
     "SignalConfig",
     "Source",

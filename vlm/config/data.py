@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vlm.config.over_time import Hours, MeasurementsConfig, SeriesColumnConfig
 from vlm.config.signals import SignalColumnConfig
 
 
@@ -33,6 +34,14 @@ class VitalConfig:
     """LOINC codes in other units, specimens or methods; read from FHIR, not written."""
     ready: str = field(default="", compare=False)
     """Ready-made entry to start from (`vlm/data/vitals.yaml`); the other keys replace its parts."""
+    over_time: bool = False
+    """A series of values with their times: the model is told the last, change, slope, time since and count."""
+    steady: float = 0.0
+    """Largest change of a series, in `unit`, that counts as stable; 0: no state falling, stable or rising."""
+    of: str = ""
+    """Series that this vital is computed from; set by `over_time`, never by hand."""
+    feature: Literal["", "change", "slope", "hours_since", "count"] = ""
+    """What is computed from it; set by `over_time`, never by hand."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class SectionConfig:
     views; [] for none."""
     otherwise: str = ""
     """Target text where that evidence is missing; empty leaves the part out."""
+    name: str = ""
+    """Name of the part, its heading with `data.section_headings`; empty: the column's, `_` as a space."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,19 @@ class TableConfig:
     """What -1 and words such as `uncertain` mean in a label: unknown, 1 or 0; null: unknown, with a warning."""
     vitals: list[VitalConfig | str] = field(default_factory=list)
     """Clinical values in order: a description, or the name of a ready-made entry such as glucose."""
+    time: str | None = None
+    """Column of the study's time, for series: a date with its time, or a number in `time_unit` from any origin."""
+    origin: str | None = None
+    """Column of an event common to a patient's studies, such as the admission, as its time from this study: `-2 d`; in
+    place of `time`."""
+    time_unit: Hours = ""
+    """Unit of times that are numbers alone; from the origin of `time`, else from the study."""
+    series: list[SeriesColumnConfig] = field(default_factory=list)
+    """Columns of values over time, several for one vital too; a cell may also hold a whole series."""
+    series_of: Literal["case", "patient"] = "case"
+    """Whose values a series joins: those of its row alone, or all of the patient's rows up to the study."""
+    measurements: MeasurementsConfig = field(default_factory=MeasurementsConfig)
+    """Table with one measurement a row."""
     report: list[SectionConfig] = field(default_factory=list)
     """Columns of the reference report, in order."""
     label_findings: dict[str, str] = field(default_factory=dict)
@@ -241,5 +265,7 @@ class DataConfig:
     """Random changes of training images."""
     finding_labels: list[str] = field(default_factory=list)
     """Findings read from the reference reports as further labels, such as `pleural_effusion`, `left_opacity`."""
+    section_headings: bool = False
+    """Write each part of a report under its name, `Findings: … Impression: …`; drafts are split at these again."""
     withhold: list[Literal["image", "vitals", "signal"]] = field(default_factory=list)
     """Evidence withheld from every case, in training and test, for a control run; reports stay as they are."""

@@ -36,6 +36,28 @@ def to_dict(config: Any) -> dict[str, Any]:
     return values
 
 
+def with_defaults(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the options that the plain values of an earlier version lack, in the items of lists too."""
+    kinds, filled = typing.get_type_hints(cls), dict(values)
+    for field in dataclasses.fields(cls):
+        make = field.default_factory
+        if field.name not in values and (field.default, make) != (dataclasses.MISSING,) * 2:
+            default = field.default if make is dataclasses.MISSING else make()
+            filled[field.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default  # type: ignore[arg-type]
+        elif field.name in values:
+            filled[field.name] = _with_defaults(kinds[field.name], values[field.name])
+    return filled
+
+
+def _with_defaults(kind: Any, value: Any) -> Any:
+    for choice in _choices(kind):
+        if dataclasses.is_dataclass(choice) and isinstance(value, dict):
+            return with_defaults(choice, value)  # type: ignore[arg-type]
+        if isinstance(value, list) and typing.get_origin(choice) is list:
+            return [_with_defaults(typing.get_args(choice)[0], item) for item in value]
+    return value
+
+
 def from_dict(cls: type, values: Any, where: str) -> Any:
     """Build the (nested) dataclass `cls` from JSON values; only whole numbers are converted, to floats.
 
@@ -50,8 +72,8 @@ def _build(kind: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build_fields(kind, value, where, key)
     if isinstance(value, list):
-        item = typing.get_args(kind)[0]
-        return [_build(item, element, where, f"{key}[{number}]") for number, element in enumerate(value)]
+        item, whole = typing.get_args(kind)[0], typing.get_origin(kind)
+        return whole(_build(item, element, where, f"{key}[{number}]") for number, element in enumerate(value))
     if isinstance(value, dict):
         item = typing.get_args(kind)[1]
         return {name: _build(item, element, where, f"{key}.{name}") for name, element in value.items()}
@@ -70,7 +92,7 @@ def _build_fields(cls: Any, values: dict[str, Any], where: str, key: str) -> Any
 def _choices(kind: Any) -> tuple[Any, ...]:
     """List the members of a union, or any other type alone."""
     origin = typing.get_origin(kind)
-    return (kind,) if origin in (None, list, dict, Literal) else typing.get_args(kind)
+    return (kind,) if origin in (None, list, tuple, dict, Literal) else typing.get_args(kind)
 
 
 def _outer(kind: Any) -> type:
@@ -78,7 +100,7 @@ def _outer(kind: Any) -> type:
     if dataclasses.is_dataclass(kind):
         return dict
     origin = typing.get_origin(kind)
-    return str if origin is Literal else origin or kind
+    return {Literal: str, tuple: list}.get(origin) or origin or kind
 
 
 def _fits(kind: Any, value: Any) -> bool:

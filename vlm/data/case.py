@@ -1,13 +1,15 @@
 """Build model examples from single cases, whatever their source."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
+from vlm.data.sections import check_section_names, section_names
 from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
@@ -32,6 +34,10 @@ class CaseSpec:
     labels: tuple[str, ...]
     study: StudySpec | None = None
     """Images of a case; None for a model of one image."""
+    sections: tuple[str, ...] = ()
+    """Names of the sections, if they are headings of the target."""
+    context: bool | None = field(default=None, compare=False)
+    """True if training cases had a context, such as an indication; None if the adapter does not say."""
     signal: SignalSpec | None = None
     """Signal of a case, such as an ECG; None for a model that reads none."""
 
@@ -45,16 +51,26 @@ class CaseSpec:
         check_names(self.labels, "labels")
         if len(set(self.labels)) < len(self.labels):
             raise UserError("labels: one stands there twice")
+        check_section_names(self.sections, "sections")
 
     @classmethod
-    def fit(cls, cohort: "Cohort", image: ImageSpec, bins: int, max_images: int = 1) -> "CaseSpec":
-        """Take names from the cohort; fit the vitals' statistics and the images' roles on its training split alone."""
-        from vlm.data.storage import matrix
+    def fit(
+        cls, cohort: "Cohort", image: ImageSpec, bins: int, max_images: int = 1, headings: bool = False
+    ) -> "CaseSpec":
+        """Take names from the cohort; fit the vitals' statistics and the images' roles on its training split alone.
+
+        `headings` says whether sections are written under their names.
+        """
+        import pyarrow.compute as pc
+
+        from vlm.data.storage import column, matrix
 
         rows = cohort.split("train")
         statistics = VitalsStatistics.fit(cohort.schema, matrix(rows, "vitals", len(cohort.schema)), bins)
-        return cls(image, cohort.schema, statistics, cohort.labels, StudySpec.fit(rows, max_images),
-                   SignalSpec.fit(rows, cohort.signal))  # fmt: skip
+        sections = section_names(cohort.sections) if headings else ()
+        context = pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column(rows, "context"))), 0)).as_py()
+        study, signal = StudySpec.fit(rows, max_images), SignalSpec.fit(rows, cohort.signal)
+        return cls(image, cohort.schema, statistics, cohort.labels, study, sections, bool(context), signal)
 
 
 def make_example(
@@ -85,6 +101,15 @@ def make_example(
         "context": context,
         **({"signal": torch.from_numpy(spec.signal.normalise(signal))} if spec.signal is not None else {}),
     }
+
+
+def missing_notes(schema: VitalsSchema, x: np.ndarray, implausible: Collection[str]) -> list[str]:
+    """List for the user which vitals were not given, and which series have one value, so no change."""
+    known = {vital.name for vital, value in zip(schema.vitals, x, strict=True) if not math.isnan(value)}
+    missing = [vital.name for vital in schema.given if vital.name not in {*known, *implausible}]
+    single = [name for name in schema.features if name in known and f"{name}_change" not in known]
+    notes = [f"not given: {', '.join(missing)}"] if missing else []
+    return notes + ([f"one value alone, so no change over time: {', '.join(single)}"] if single else [])
 
 
 def random_cases(spec: CaseSpec, count: int) -> Iterator[Example]:

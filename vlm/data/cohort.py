@@ -172,18 +172,32 @@ Implausible = dict[str, list[tuple[str, float]]]
 """Vital name → location (file and row) and number of each implausible value, which counts as missing."""
 
 
+Notes = dict[str, tuple[int, int]]
+"""What was done to a series → first row and number of the cases."""
+
+
 def read_vitals_columns(
-    frame: pd.DataFrame, where: str, schema: VitalsSchema, columns: Sequence[str], faults: Faults
+    frame: pd.DataFrame,
+    where: str,
+    schema: VitalsSchema,
+    columns: Sequence[str],
+    faults: Faults,
+    notes: Notes | None = None,
 ) -> tuple[list[np.ndarray], Implausible]:
-    """Read vitals (N × m) and collect implausible values; unreadable cells go to `faults`."""
+    """Read vitals (N × m) and collect implausible values; unreadable cells go to `faults`, what is noted to `notes`."""
     vitals: list[np.ndarray] = []
     doubtful: Implausible = {}
+    told = {} if notes is None else notes
     cells = [frame[name].astype(object) for name in columns]
     for name, values in zip(columns, cells, strict=True):
         _note_two_languages(schema, name, values, where, faults)
     for number, *row in zip(frame.index + 2, *cells, strict=True):
         record = dict(zip(columns, row, strict=True))
-        x, implausible = schema.parse(record, f"{where}: row {number}", faults)
+        said: list[str] = []
+        x, implausible = schema.parse(record, f"{where}: row {number}", faults, said.append)
+        for note in said:
+            first, count = told.get(note, (number, 0))
+            told[note] = first, count + 1
         vitals.append(x)
         for name, value in implausible.items():
             doubtful.setdefault(name, []).append((f"{where}: row {number}", value))

@@ -15,6 +15,7 @@ from vlm.data.case import CaseSpec, Example, make_example
 from vlm.data.images.image import ImageSpec, augment, decode_image, is_blank, to_square
 from vlm.data.images.store import image_label, read_image_bytes
 from vlm.data.packed.shards import is_packed, read_packed
+from vlm.data.sections import join_sections
 from vlm.data.signals.signal_spec import from_bytes
 from vlm.data.storage import column
 from vlm.data.study import PRIOR, Cell, StudyPicture, chosen_cells, role_numbers, role_of
@@ -22,20 +23,22 @@ from vlm.distributed import log_rank0
 from vlm.errors import UserError
 
 
-def compose_report(texts: Sequence[str | None], sections: Sequence[SectionConfig], available: Collection[str]) -> str:
+def compose_report(
+    texts: Sequence[str | None],
+    sections: Sequence[SectionConfig],
+    available: Collection[str],
+    headings: bool = False,
+) -> str:
     """Join the sections of a report whose evidence is available; `otherwise` stands in for the rest.
 
     A report must not state what its reader cannot see: a model trained to do so invents findings.
     """
-    parts = []
+    parts: list[str | None] = []
     for text, section in zip(texts, sections, strict=True):
-        if text is None:  # reports of this source lack this section
-            continue
-        if all(need in available for need in section.needs):
-            parts.append(text)
-        else:
-            parts.append(section.otherwise)
-    return " ".join(part for part in parts if part)
+        # None: reports of this source lack this section
+        shown = text is None or all(need in available for need in section.needs)
+        parts.append(text if shown else section.otherwise)
+    return join_sections(parts, sections, headings)
 
 
 def available_evidence(
@@ -152,6 +155,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
             pictures, vitals = self._apply_dropout(pictures, vitals, self.dropout, rng)
+            vitals = self.spec.schema.without_orphans(vitals)
             if self.spec.study is not None:
                 more = np.random.default_rng([self.seed, self.epoch, int(index), 1])
                 pictures, context, prior_report = drop_roles(pictures, context, prior_report, self.dropout, more)
@@ -174,7 +178,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
             vitals,
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
-            report=compose_report(row["sections"], self.sections, available),
+            report=compose_report(row["sections"], self.sections, available, bool(self.spec.sections)),
             context=with_prior_report(context, prior_report),
             signal=signal,
         )
@@ -240,8 +244,8 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         self._looked[index] = True
         return pictures
 
-    def report(self, index: int) -> str:
-        """Compose the full reference report of a case from its available evidence."""
+    def report(self, index: int, headings: bool = False) -> str:
+        """Compose the full reference report of a case from its available evidence, without headings by default."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
         names = {*self.spec.schema.names, "vitals", "context", "signal"}
@@ -250,7 +254,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         roles = {*roles, PRIOR} if row["prior_report"] else roles
         signal = self.signal(row) is not None
         available = available_evidence(self.spec.schema.names, vitals, roles, row["context"] or "", signal)
-        return compose_report(row["sections"], self.sections, available)
+        return compose_report(row["sections"], self.sections, available, headings)
 
     def signal(self, row: Mapping[str, Any]) -> np.ndarray | None:
         """Return the samples of a row's signal, C × l, or None."""

@@ -5,10 +5,10 @@ and the instruction, then the report. The prefix before the evidence is the same
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from vlm.errors import UserError
 
 if TYPE_CHECKING:  # passed in by the caller; its library takes seconds to import
     from transformers import PreTrainedTokenizerBase
-
-    from vlm.data.case import Example
 
 
 class PlainText:
@@ -100,7 +98,7 @@ class Prompt:
             return self.evidence_tokens
         return self.evidence_tokens + (len(roles) - 1) * self.image_tokens + self.study.absent(roles)
 
-    def room_of(self, example: "Example") -> int | None:
+    def room_of(self, example: Mapping[str, Any]) -> int | None:
         """Count the tokens that fit after the prompt of an example; see `room`."""
         return self.room(example["context"], example["vitals"].tolist(), example["image_roles"].numpy())
 

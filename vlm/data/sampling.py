@@ -30,8 +30,8 @@ def shards_of(dataset: CaseDataset) -> np.ndarray | None:
     if not pc.any(pc.starts_with(first, SCHEME)).as_py():
         return None
     encoded = shard_addresses(first).dictionary_encode()
-    known = encoded.dictionary.to_pylist()
-    own = np.array([-1 if address == "" else number for number, address in enumerate(known)])
+    named = np.array([address != "" for address in encoded.dictionary.to_pylist()])
+    own = np.where(named, np.cumsum(named) - 1, -1)
     shards = own[encoded.indices.to_numpy(zero_copy_only=False)]
     has = np.flatnonzero(shards >= 0)
     return shards[has[np.maximum(np.searchsorted(has, np.arange(len(shards)), side="right") - 1, 0)]]

@@ -30,6 +30,8 @@ class ArmResult:
     """M, text loss of the first M cases, summed over the report's tokens."""
     cut: Sequence[bool] = ()
     """True for each draft that was truncated."""
+    sections: Sequence[Mapping[str, str]] = ()
+    """Sections of each draft by name, where drafts have headings, which `drafts` are without."""
 
 
 def ablation_measures(

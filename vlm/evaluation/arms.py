@@ -81,7 +81,7 @@ class ArmCases(torch.utils.data.Dataset[Example]):
             self._vitals(index),
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
-            report=self.dataset.report(index),
+            report=self.dataset.report(index, bool(self.dataset.spec.sections)),
             context=with_prior_report(row["context"] or "", row["prior_report"] or ""),
         )
 

@@ -15,6 +15,7 @@ from vlm.atomic import make_folder, replace_file, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
+from vlm.data.sections import split_sections, strip_headings
 from vlm.data.splits import SPLITS
 from vlm.data.storage import matrix
 from vlm.distributed import gather_ordered, is_main, shard_indices
@@ -36,6 +37,7 @@ from vlm.evaluation.measures import (
     label_measures,
     number_measures,
     pooled_calibration_error,
+    section_measures,
     text_loss_measure,
     text_measures,
 )
@@ -107,6 +109,9 @@ def evaluate(
     }  # fmt: skip
     if untrained is not None:
         metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
+    if given.sections:
+        wanted = [split_sections(test.report(index, True), model.spec.sections) for index in range(len(test))]
+        metrics["sections"] = section_measures(given.sections, wanted, bootstrap)
     if cohort.facts is not None:
         metrics["facts"] = {
             name: fact_measures(arms[name], cohort.facts, arm.drafts, bootstrap) for name, arm in results.items()
@@ -135,9 +140,11 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
     """Draft and score the cases of an arm; the text loss covers the first `ablation_cases` of them."""
     options, name = config.evaluation, cases.arm.name.replace("_", " ")
     drafts = draft(model, cases, config, drafted)
-    texts, cut = [draft.text for draft in drafts], [bool(draft.cut_at) for draft in drafts]
+    headings, cut = model.spec.sections, [bool(draft.cut_at) for draft in drafts]
+    texts = [strip_headings(draft.text, headings) for draft in drafts]
     if cases.arm == ARMS[0]:
-        return ArmResult(texts, given.logits, given.losses, cut)
+        sections = [split_sections(draft.text, headings) for draft in drafts] if headings else ()
+        return ArmResult(texts, given.logits, given.losses, cut, sections)
     logits = np.array([draft.logits for draft in drafts]).reshape(given.logits.shape)
     first = torch.utils.data.Subset(cases, range(min(options.ablation_cases or len(cases), len(cases))))
     return ArmResult(texts, logits, score_cases(model, first, options.batch_size, name).losses, cut)

@@ -16,7 +16,7 @@ from vlm.evaluation.agreement import NAMES, NO_REFERENCE, Agreement, is_read, wh
 from vlm.evaluation.arms import ArmCases, all_correct
 from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio
 from vlm.evaluation.scoring import CaseScores, ranked
-from vlm.evaluation.text import METRICS, TextMetric
+from vlm.evaluation.text import METRICS, RougeL, TextMetric
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 """Decision thresholds at which net benefit is reported."""
@@ -80,6 +80,20 @@ def text_measures(reports: Reports, bootstrap: Bootstrap, learned: Sequence[Text
         else undefined(f"the {len(references)} references hold nothing that it counts")
         for metric in metrics
     }
+
+
+def section_measures(
+    drafts: Sequence[Mapping[str, str]], references: Sequence[Mapping[str, str]], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Compute ROUGE-L of each section over the cases whose reference has it, and the share of drafts that do."""
+    measures: dict[str, Any] = {}
+    for name in dict.fromkeys(name for sections in references for name in sections):
+        rows = np.array([index for index, sections in enumerate(references) if name in sections])
+        ours, theirs = ([sections[row].get(name, "") for row in rows] for sections in (drafts, references))
+        rouge = bootstrap(RougeL().statistic(ours, theirs), rows)
+        written = bootstrap(mean(np.array([bool(text) for text in ours])), rows)
+        measures[name] = {"rougel": rouge, "written": written, "cases": len(rows)}
+    return measures
 
 
 def finding_measures(reports: Reports, bootstrap: Bootstrap) -> dict[str, Any]:

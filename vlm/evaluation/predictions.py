@@ -44,6 +44,7 @@ def write_predictions(
                 "vitals": describe(test.spec.schema, vitals.tolist()),
                 "reference": reference,
                 "report": draft,
+                **({"sections": given.sections[index]} if given.sections else {}),
                 "finished": not (given.cut and given.cut[index]),
                 "labels": dict(zip(labels, known, strict=True)),
                 "probabilities": dict(zip(labels, shown, strict=True)),

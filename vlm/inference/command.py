@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
 from vlm.data.images.image import read_image
-from vlm.inference.engine import Engine
-from vlm.inference.fhir import Software, from_fhir, is_fhir, to_fhir
+from vlm.inference.engine import Engine, check_context
+from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
 from vlm.inference.vitals_argument import ENDINGS, read_vitals
 from vlm.plain import printable
@@ -28,15 +28,16 @@ class OpenedCase(NamedTuple):
     """Folder of the adapter."""
     image: str | None
     values: dict[str, Any]
+    context: str
     noted: tuple[str, ...]
     """Warnings on what was left out of a FHIR file."""
 
     @classmethod
-    def of(cls, adapter: str, image: str | None, vitals: str, **engine: Any) -> "OpenedCase":
+    def of(cls, adapter: str, image: str | None, vitals: str, context: str = "", **engine: Any) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
         `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, an unknown or
-        non-numeric vital, and an adapter that cannot be loaded.
+        non-numeric vital, too long a context, and an adapter that cannot be loaded.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -44,11 +45,15 @@ class OpenedCase(NamedTuple):
         given = read_vitals(vitals)
         where = vitals.strip() if vitals.strip().endswith(ENDINGS) else "--vitals"
         values, noted = from_fhir(given, schema, where) if is_fhir(given) else (given, ())
+        if is_fhir(given):
+            context, more = context_of(given, where, context)
+            noted = (*noted, *more)
         schema.parse(values, "--vitals")
+        check_context(context)
         if image is not None:
             read_image(image)
         drafter = open_engine(opened, **engine)
-        return cls(drafter, opened.path, image, values, tuple(noted))
+        return cls(drafter, opened.path, image, values, context, noted)
 
     def draft(
         self, max_new_tokens: int, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
@@ -57,12 +62,13 @@ class OpenedCase(NamedTuple):
 
         `subject` is the Bundle's reference to a patient. Raises `UserError` if the disk is full.
         """
-        case = [(self.image, self.values)]
+        case = [(self.image, self.values, self.context)]
         report = self.engine.predict(case, max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
         if fhir:
             schema = self.engine.model.spec.schema
-            bundle = to_fhir(report, schema, Software.of(self.folder), self.image is not None, subject)
+            about, shown = Software.of(self.folder), self.image is not None
+            bundle = to_fhir(report, schema, about, shown, subject, context=self.context)
             replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
         return report
 
@@ -75,10 +81,11 @@ def draft_case(
     stream: TextIO | None,
     fhir: str | None = None,
     subject: str | None = None,
+    context: str = "",
     **engine: Any,
 ) -> Report:
-    """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `OpenedCase.of`."""
-    return OpenedCase.of(adapter, image, vitals, **engine).draft(max_new_tokens, stream, fhir, subject)
+    """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
+    return OpenedCase.of(adapter, image, vitals, context, **engine).draft(max_new_tokens, stream, fhir, subject)
 
 
 def draft_table(

@@ -1,5 +1,6 @@
 """Draft reports with a loaded model, one case or many, in the order given."""
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 
 from vlm.config import VitalConfig
-from vlm.data.case import Example, make_example
+from vlm.data.case import Example, make_example, missing_notes
 from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.dataset import with_prior_report
 from vlm.data.images.image import read_image, to_square
+from vlm.data.sections import split_sections
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError, one_line
@@ -30,8 +32,9 @@ if TYPE_CHECKING:  # other engines draft without it, and start sooner
 MAX_SECONDS = 600.0
 LONGEST_CONTEXT = 20_000
 """Longest context text in a prompt, characters."""
-Case = tuple[Images, Mapping[str, Any] | None]
-"""Images and vitals by name, or None."""
+Vitals = Mapping[str, Any] | None
+Case = tuple[Images, Vitals] | tuple[Images, Vitals, str] | tuple[Images, Vitals, str, str]
+"""Images and vitals by name, or None; the context and the report of an earlier study, if there are any."""
 Prepared = tuple[Example, tuple[str, ...]]
 """A case's example for the model, and warnings on what is missing or implausible."""
 
@@ -92,7 +95,9 @@ class Engine(ABC):
             if draft.cut_at:
                 warnings = (*warnings, f"the draft is not finished: it was cut at {draft.cut_at}")
             finished = not draft.cut_at
-            yield Report(printable(draft.text), probabilities, shown, warnings, calibration, finished=finished)
+            text = printable(draft.text)
+            sections = split_sections(text, self.model.spec.sections)
+            yield Report(text, probabilities, shown, warnings, calibration, finished=finished, sections=sections)
 
     def prompt_length(self, example: Example) -> int:
         """Return the number of prompt tokens around the evidence, and of those of further images."""
@@ -116,19 +121,20 @@ class Engine(ABC):
         Raises `UserError` for an unreadable image, a vital that the adapter does not know, a context of book length
         or too long for the base, and as `read_study` does.
         """
-        context = with_prior_report(context, prior_report)
-        if len(context) > LONGEST_CONTEXT:
-            raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
+        check_context(context)
+        check_context(prior_report)
         spec = self.model.spec
-        x, implausible = spec.schema.parse(vitals or {})
-        warnings = [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
-        pairs = zip(spec.schema.names, x, strict=True)
-        missing = [name for name, value in pairs if np.isnan(value) and name not in implausible]
-        if missing:
-            warnings.append(f"not given: {', '.join(missing)}")
+        warnings: list[str] = []
+        x, implausible = spec.schema.parse(vitals or {}, note=warnings.append)
+        warnings += [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
+        warnings += missing_notes(spec.schema, x, implausible)
         pictures, doubts = read_study(images, spec, self.read_picture)
         warnings += doubts
-        example = make_example(spec, pictures, x, context=context)
+        if spec.context and not context.strip():
+            warnings.append("no indication given; the adapter was trained with one")
+        if spec.context is False and context.strip():
+            warnings.append("an indication was given; the adapter names none among what it was trained with")
+        example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report))
         self.room(example)
         blank = len(pictures) - int(example["has_image"]) * len(example["pixel_values"])
         if blank:
@@ -190,10 +196,19 @@ class _Limits:
         return torch.full((len(ids),), over, device=ids.device)
 
 
+def check_context(context: str) -> None:
+    """Raise `UserError` for a context of book length, and for one with bytes that are no letters."""
+    if len(context) > LONGEST_CONTEXT:
+        raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
+    if re.search(r"[\ud800-\udfff]", context):
+        raise UserError("the context is not UTF-8")
+
+
 def _doubt(vital: VitalConfig, value: float) -> str:
     unit = suspected_unit(vital, [value])
     hint = f" (in {unit} it would be: write {vital.name}={value:g} {unit})" if unit else ""
-    return f"{vital.name} {value:g} is not plausible{hint} and was taken as missing"
+    what = "was left out of its series" if vital.over_time else "was taken as missing"
+    return f"{vital.name} {value:g} is not plausible{hint} and {what}"
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class TableJob:
         if not self.images.is_dir():
             raise UserError(f"{self.images}: no such folder; set --images")
         if found.image not in columns and not any(schema.names_in(name) for name in columns):
-            way_out = f"set --image_column; the adapter's vitals are {', '.join(schema.names)}"
+            way_out = f"set --image_column; the adapter's vitals are {', '.join(vital.name for vital in schema.given)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": asdict(self.columns),
                    "max_new_tokens": self.max_new_tokens, **asdict(self.options),

@@ -29,7 +29,8 @@ class TableColumns:
 
     def rows(self, frame: pd.DataFrame, table: Path, schema: VitalsSchema) -> Iterator["Row"]:
         """Yield the rows of a frame of the table with these columns."""
-        names = [str(name) for name in frame.columns if schema.names_in(str(name))]
+        columns = map(str, frame.columns)
+        names = [name for name in columns if schema.names_in(name) or schema.is_study_time(name)]
         for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
             yield Row(
                 int(number),

@@ -68,9 +68,7 @@ def read_study(
 
 def _check_count(given: Sequence[StudyImage], spec: CaseSpec) -> None:
     if len(given) > spec.study_images:
-        way_out = (
-            "one alone: it was trained on one a case" if spec.study is None else f"{spec.study.max_images} at most"
-        )
+        way_out = "one: it was trained on one a case" if spec.study is None else f"{spec.study.max_images} at most"
         raise UserError(f"{len(given)} images were given; the adapter reads {way_out}")
     if spec.study is None and any(item.prior for item in given):
         raise UserError("an earlier image was given; the adapter was trained without any")

@@ -20,6 +20,8 @@ _NEXT = re.compile(r"[;\n]|,(?=\s*(?:$|[;\n,]|[^\d\s,;=:][^,;=:]*[=:]))")
 def read_vitals(text: str) -> Any:
     """Parse `name=value, name=value`, JSON, or a JSON or YAML file: names and values, or FHIR resources.
 
+    A series is `glucose=9.1@-48h;11.2@0h`, or in JSON a list of pairs.
+
     `:` stands for `=` and `;` for the comma as well; with `;` a comma in a number is a decimal one. Raises
     `UserError` for anything else.
     """
@@ -49,10 +51,21 @@ def _checked(values: Any, where: str) -> Any:
     return values
 
 
+def _whole_series(parts: list[str]) -> list[str]:
+    """Join the points of a series, `glucose=9.1@-48h;11.2@0h`: a part without a name belongs to the one before."""
+    joined: list[str] = []
+    for part in parts:
+        if joined and "@" in joined[-1] and re.match(r"[^=:@]*@", part):
+            joined[-1] = f"{joined[-1]};{part}"
+        else:
+            joined.append(part)
+    return joined
+
+
 def _pairs(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     text = text.translate(str.maketrans("：；，＝", ":;,="))
-    for part in filter(str.strip, _NEXT.split(text)):
+    for part in filter(str.strip, _whole_series(_NEXT.split(text))):
         pair = re.fullmatch(r"([^=:]*?)\s*[=:]\s*(.*)", part.strip(), re.DOTALL)
         name, value = (pair[1].strip("\"' "), pair[2].strip("\"' ")) if pair else ("", "")
         if not name:
@@ -63,6 +76,8 @@ def _pairs(text: str) -> dict[str, Any]:
         if rest and ";" not in text and "\n" not in text:
             point = value.replace(", ", ",").replace(",", ".", 1)
             way_out = f"write {name}={point} with a point, or a thousand without a comma; or ; between the values"
+            if "@" in value:
+                way_out = "write ; between the points of a series, and a point in a number"
             raise UserError(f"--vitals: {name}={value}: a comma stands between two values; {way_out}")
         if name in values:
             raise UserError(f"--vitals: {name} is given twice")

@@ -28,7 +28,6 @@ from vlm.model.bases.quantization import (
     keep_packed_layout,
     quantised_name,
     quantization_config,
-    refuse_wrong_gradients,
     unpack_bypassed,
 )
 from vlm.model.embedding_space import EmbeddingSpace
@@ -100,7 +99,7 @@ def _load(
 ) -> PreTrainedModel:
     options = {**_placement(device, dtype), **loading_options(method), "revision": config.revision}
     if config.quantization != "none" and not method:
-        options["quantization_config"] = quantization_config(config, device, dtype)
+        options["quantization_config"] = quantization_config(config, dtype)
     llm = load_causal_lm(folder, **options)
     packed = keep_packed_layout(llm, dtype)
     unpack = packed and dequantize
@@ -108,7 +107,6 @@ def _load(
         llm = llm.dequantize()
     elif packed:
         unpack_bypassed(llm, dtype)
-    refuse_wrong_gradients(llm)
     if method == "compressed-tensors" or (method and unpack):
         forget_quantisation(llm)
     llm.came_quantised = method  # type: ignore[assignment]

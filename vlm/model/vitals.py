@@ -8,6 +8,7 @@ from torch import nn
 
 from vlm.config import VitalConfig, VitalsConfig
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
+from vlm.data.vitals.series import state_words
 from vlm.model.projection import NamedProjector
 
 CLIP = 5.0
@@ -34,8 +35,7 @@ class VitalFeatures(nn.Module):
 
     def __init__(self, vital: VitalConfig, centre: float, scale: float, edges: tuple[float, ...]) -> None:
         super().__init__()
-        words = vital.categories or (["low", "normal", "elevated"] if vital.reference else ["given"])
-        self.names = [f"{vital.name} {word}" for word in ("not measured", *words)]
+        self.names = [f"{vital.name} {word}" for word in ("not measured", *state_words(vital))]
         self.size = 0 if vital.categories else len(edges)  # one value and one bin fewer than edges
         self.missing = nn.Parameter(torch.zeros(self.size)) if self.size else None
         for name, values in {

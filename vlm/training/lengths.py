@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from vlm.data.collate import LONGEST_REPORT
 from vlm.data.dataset import CaseDataset, with_prior_report
 from vlm.data.prompt import Prompt
+from vlm.data.sections import heading, join_sections
 from vlm.data.storage import column
 from vlm.data.study import cell_numbers
 from vlm.errors import UserError
@@ -59,6 +60,7 @@ def _long_cases(prompt: Prompt, dataset: CaseDataset) -> Iterator[LongCase]:
     around = sum(map(len, prompt.ids())) + most + written
     reports, contexts = _bytes(dataset, "sections"), _bytes(dataset, "context") + _bytes(dataset, "prior_report")
     longest = np.inf if prompt.context_length is None else prompt.context_length
+    reports += sum(len(heading(name).encode()) + 1 for name in dataset.spec.sections)
     may_be_long = (reports + len(dataset.sections) + 1 > LONGEST_REPORT) | (around + contexts + reports + 8 > longest)
     for index in np.flatnonzero(may_be_long).tolist():
         row = dataset.rows.select_columns(["id", "sections", "context", "prior_report", "vitals", "images"])[index]
@@ -68,7 +70,7 @@ def _long_cases(prompt: Prompt, dataset: CaseDataset) -> Iterator[LongCase]:
             room = prompt.room(context, vitals.tolist(), cell_numbers(row["images"], prompt.study))
         except UserError as error:
             raise UserError(f"case {row['id']}: {error}") from None
-        tokens = len(prompt.report_ids(" ".join(filter(None, row["sections"]))))
+        tokens = len(prompt.report_ids(join_sections(row["sections"], dataset.sections, bool(dataset.spec.sections))))
         most = LONGEST_REPORT if room is None else min(room, LONGEST_REPORT)
         if tokens > most:
             yield LongCase(row["id"], tokens, most)

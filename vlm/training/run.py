@@ -168,7 +168,7 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
     image = ImageSpec(
         pictures.size, pictures.mean, pictures.std, interpolation=pictures.interpolation, channels=pictures.channels
     )
-    spec = CaseSpec.fit(cohort, image, config.model.vitals.bins, config.data.max_images)
+    spec = CaseSpec.fit(cohort, image, config.model.vitals.bins, config.data.max_images, config.data.section_headings)
     if spec.study is not None:
         log_rank0(spec.study.describe())
     model = ClinicalVLM.from_config(config.model, spec, device, dtype)

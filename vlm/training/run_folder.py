@@ -14,6 +14,7 @@ from vlm.atomic import make_folder, remove_folder, remove_leftovers, replace_fil
 from vlm.config import Config
 from vlm.config.parsing import dotted, to_yaml
 from vlm.config.renamed import rename_keys
+from vlm.config.strict import with_defaults
 from vlm.errors import UserError
 from vlm.locks import LockHeld, acquire, record_lock_holder, try_record_lock
 from vlm.untrusted import read_yaml
@@ -115,11 +116,10 @@ class RunFolder:
         steps = checkpoints_of(self.checkpoints)
         if not self.config.is_file() or (steps and not self.cases.is_file()):
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
-        now, defaults = (dotted(yaml.safe_load(to_yaml(values))) for values in (config, Config()))
         values = read_yaml(self.config, "the run's config")
         rename_keys(values, str(self.config))
-        written = dotted(values)
-        before = {key: defaults.get(key) for key in now} | written  # an earlier version had fewer options
+        now = dotted(yaml.safe_load(to_yaml(config)))
+        before = dotted(with_defaults(Config, values))  # an earlier version had fewer options
         for key in before.keys() | now.keys():
             if before.get(key) != now.get(key) and not (key.startswith(MAY_CHANGE) or MAY_MOVE.fullmatch(key)):
                 raise UserError(

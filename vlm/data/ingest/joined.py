@@ -79,6 +79,8 @@ def _vitals(sources: Sequence[_Source]) -> tuple[VitalsSchema, list[str]]:
     for source in sources:
         for vital in source.cohort.schema.vitals:
             owner, kept = first.setdefault(vital.name, (source.name, vital))
+            if vital.over_time and not kept.over_time:  # a plain value of one source is the last value of another
+                first[vital.name] = owner, replace(kept, over_time=True, steady=vital.steady)
             factor, offset = _conversion(kept, vital, owner, source.name)
             for what in ("reference", "plausible"):
                 ours, theirs = getattr(kept, what), [factor * x + offset for x in getattr(vital, what)]

@@ -31,7 +31,9 @@ def read_json_lines(path: Path, rows: int) -> Iterator[pd.DataFrame]:
 
 
 def _cell(value: Any) -> Any:
-    """Replace a list or an object by an empty one of the same type."""
+    """Replace a list or an object by an empty one of the same type; a series, a list of pairs, stays."""
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return value
     return type(value)() if isinstance(value, list | dict) else value
 
 

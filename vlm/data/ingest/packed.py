@@ -69,8 +69,8 @@ def _parts(root: str, pack: Pack) -> Iterator[dict[str, Any]]:
 def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
     """Read all columns of a shard but the image; of the image read only whether there is one."""
     address, shard = join_address(root, name), pack.shards[name]
-    name, read, skipped = IMAGES[pack.format]
-    columns = [column for column in pack.features if column != name]
+    images, read, skipped = IMAGES[pack.format]
+    columns = [column for column in pack.features if column != images]
     roles = [f"{read}.{part}" for part in ("view", "prior", "days", "image.path")]
     with open_address(address) as file:
         size = file.seek(0, 2)
@@ -88,14 +88,14 @@ def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
         raise UserError(f"{address}: rows of another split than its name says")
     if pack.signal is not None:
         _check_signals(part["signal"], pack.signal, address)
-    images = table[name].combine_chunks()
+    cells = table[images].combine_chunks()
     if pack.format == ONE_IMAGE:
         part["images"] = [[image_cell(image_reference(address, row))] if there else []
-                          for row, there in enumerate(images.is_valid().to_pylist())]  # fmt: skip
+                          for row, there in enumerate(cells.is_valid().to_pylist())]  # fmt: skip
     else:
         part["images"] = [[image_cell(image_reference(address, row, place), cell["view"], cell["prior"], cell["days"])
-                           for place, cell in enumerate(cells)]
-                          for row, cells in enumerate(_checked_roles(images.to_pylist(), address))]  # fmt: skip
+                           for place, cell in enumerate(of_case)]
+                          for row, of_case in enumerate(_checked_roles(cells.to_pylist(), address))]  # fmt: skip
     return part
 
 

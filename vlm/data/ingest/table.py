@@ -16,6 +16,7 @@ from vlm.data.cohort import (
     Cohort,
     Columns,
     Implausible,
+    Notes,
     build_dataset,
     check_needs,
     image_paths,
@@ -28,8 +29,10 @@ from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
 from vlm.data.images.store import ImageStore
 from vlm.data.ingest.column_names import find_column, listed
+from vlm.data.ingest.measurements import Measurements, cell_text
 from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
 from vlm.data.labels import LabelReader
+from vlm.data.sections import check_distinct
 from vlm.data.signals.signal_column import SignalColumn
 from vlm.data.study import Cell, image_cell
 from vlm.data.vitals.catalog import resolve_vitals
@@ -60,18 +63,29 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
     path, options = root / table.file, TableOptions(table.encoding, table.sheet)
+    measured = Measurements.read(
+        table, root, path, lambda file: read_chunks(file, CHUNK, options if file == path else TableOptions())
+    )
     frames = read_chunks(path, SIGNAL_CHUNK if table.signal.column else CHUNK, options)
-    cohort = load_frames(((path, frame) for frame in frames), table, data, path)
+    cohort = load_frames(((path, frame) for frame in frames), table, data, path, measured)
     return replace(cohort, warnings=(*reading_notes(path, options), *cohort.warnings))
 
 
-def load_frames(parts: Iterable[Part], table: TableConfig, data: DataConfig, path: Path) -> Cohort:
-    """Build the cohort of a table in parts, described by `table`; messages call the whole table `path`."""
+def load_frames(
+    parts: Iterable[Part], table: TableConfig, data: DataConfig, path: Path, measured: Measurements | None = None
+) -> Cohort:
+    """Build the cohort of a table in parts, described by `table`; messages call the whole table `path`.
+
+    `measured` are the values over time of the whole table, read before.
+    """
     schema = VitalsSchema(resolve_vitals(table.vitals))
     _check_needs(table, schema, ())
-    reader = _Reader(data, table, schema)
-    signal = reader.signals.format
-    sizes = len(table.labels), len(table.report)
+    if measured is None and (table.series or table.measurements.file):
+        raise UserError("data.table: series and measurements are read by the source table alone")
+    if data.section_headings:
+        check_distinct(table.report)
+    reader = _Reader(data, table, schema, measured or Measurements(table, schema, Faults()))
+    signal, sizes = reader.signals.format, (len(table.labels), len(table.report))
     dataset = build_dataset(reader.all_columns(parts), schema, *sizes, signal is not None)
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
@@ -90,6 +104,8 @@ class _Reader:
     data: DataConfig
     table: TableConfig
     schema: VitalsSchema
+    measured: Measurements
+    """Values over time."""
     doubtful: Implausible = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     renamed: dict[str, str] = field(default_factory=dict)
@@ -99,11 +115,13 @@ class _Reader:
     label_notes: list[str] = field(default_factory=list)
     store: ImageStore = field(default_factory=ImageStore)
     """Store of images embedded in the table."""
+    series_notes: Notes = field(default_factory=dict)
     no_reports: dict[str, list[str]] = field(default_factory=dict)
     """Report column → its cells with a word for missing, such as `NA`."""
 
     def __post_init__(self) -> None:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
+        self.measured.faults = self.faults
         self.signals = SignalColumn(self.table.signal, Path(self.data.root), self.faults)
 
     def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
@@ -119,7 +137,9 @@ class _Reader:
             f"column {name}: {len(cells):,} cells such as {cells[0]!r} are read as no report"
             for name, cells in self.no_reports.items()
         ]
-        return [f"{path}: {note}" for note in ([", ".join(taken)] if taken else []) + nothing + self.label_notes]
+        series = [f"{note} ({count:,} cases, first in row {row})" for note, (row, count) in self.series_notes.items()]
+        notes = ([", ".join(taken)] if taken else []) + nothing + self.label_notes + series
+        return [f"{path}: {note}" for note in notes] + self.measured.notes(str(path))
 
     @cached_property
     def images(self) -> ImageFolder:
@@ -130,8 +150,9 @@ class _Reader:
         """Convert some rows of the file `path` to cohort columns."""
         table, where = self.table, str(path)
         column = self._columns_of(path, frame)
-        vitals, doubtful = read_vitals_columns(frame, where, self.schema, _vitals_columns(frame, self.schema, path),
-                                             self.faults)  # fmt: skip
+        measured = self.measured.joined_to(frame, where)
+        names = _vitals_columns(measured, self.schema, path)
+        vitals, doubtful = read_vitals_columns(measured, where, self.schema, names, self.faults, self.series_notes)
         for name, rows in doubtful.items():
             self.doubtful.setdefault(name, []).extend(rows)
         labels = read_label_columns(frame, where, self.labels, [column[name] for name in table.labels], self.faults)
@@ -207,7 +228,7 @@ def _cells(frame: pd.DataFrame, name: str | None, where: str) -> list[str]:
     for number, value in zip(frame.index + 2, frame[name], strict=True):
         if isinstance(value, list | dict | bytes | EmbeddedImage):
             raise UserError(f"{where}: row {number}: {name}: {quoted(value)} is no text")
-    return [_text(value) for value in frame[name]]
+    return [cell_text(value) for value in frame[name]]
 
 
 def _probabilities(cells: pd.Series, path: str, column: str | None, faults: Faults) -> list[float | None]:
@@ -229,18 +250,11 @@ def _share(text: str) -> float:
         return math.inf
 
 
-def _text(value: object) -> str:
-    """Convert a cell to text; a whole number gets no decimal point, even in a float column."""
-    if value is None or value != value:
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value).strip()
-
-
 def _vitals_columns(frame: pd.DataFrame, schema: VitalsSchema, path: Path) -> list[str]:
     """Find the columns of declared vitals under any of their names; raises `UserError` if a vital has none."""
-    columns = [str(column) for column in frame.columns if schema.names_in(str(column))]
+    columns = [name for name in map(str, frame.columns) if schema.names_in(name) or schema.is_study_time(name)]
     covered = {name for column in columns for name in schema.names_in(column)}
-    for vital in schema.names:
+    for vital in (vital.name for vital in schema.given):
         if vital not in covered:
             _refuse_unit(frame, schema, vital, path)
             raise UserError(f"{path}: no column for the vital {vital}; the table has {listed(frame.columns)}")

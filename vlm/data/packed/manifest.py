@@ -18,7 +18,7 @@ import datasets
 import fsspec
 
 from vlm.config import SectionConfig, VitalConfig
-from vlm.config.strict import from_dict
+from vlm.config.strict import from_dict, to_dict
 from vlm.data.cohort import check_needs, features
 from vlm.data.signals.signal_spec import SignalFormat
 from vlm.data.vitals.schema import VitalsSchema, check_names
@@ -75,9 +75,9 @@ class Pack:
         values = {
             "format": self.format,
             "clinical_vlm_version": __version__,
-            "vitals": [asdict(vital) for vital in self.schema.vitals],
+            "vitals": [to_dict(vital) for vital in self.schema.vitals],  # without what an earlier version does not know
             "labels": list(self.labels),
-            "sections": [asdict(section) for section in self.sections],
+            "sections": [to_dict(section) for section in self.sections],
             "label_findings": self.label_findings,
             "facts": self.facts,
             "image_side": self.image_side,
@@ -163,8 +163,9 @@ def read_pack(root: str) -> Pack:
 def _parse(values: dict[str, Any], where: str) -> Pack:
     schema = VitalsSchema(tuple(from_dict(VitalConfig, vital, where) for vital in _list(values, "vitals", dict)))
     sections = tuple(from_dict(SectionConfig, section, where) for section in _list(values, "sections", dict))
+    views = () if values["format"] == ONE_IMAGE else None
     for section in sections:
-        check_needs(section.needs, schema, f"sections: {section.column:.100}: needs", None)
+        check_needs(section.needs, schema, f"sections: {section.column:.100}: needs", views)
     labels = tuple(_list(values, "labels", str))
     check_names(labels, "labels")
     if len(set(labels)) < len(labels):

@@ -123,7 +123,7 @@ def _recognised(frame: pd.DataFrame, role: str, reasons: list[str]) -> str | Non
 
 
 def _vitals(frame: pd.DataFrame, declared: Sequence[VitalConfig], reasons: list[str]) -> dict[str, VitalConfig]:
-    schema = VitalsSchema(tuple(declared or CATALOG.values()))
+    schema = VitalsSchema(tuple(vital for vital in declared if not vital.of) or tuple(CATALOG.values()))
     found: dict[str, VitalConfig] = {}
     for column in map(str, frame.columns):
         names = schema.names_in(column)

@@ -13,6 +13,7 @@ from vlm.data.ingest.uninformative import constant_notes, duplicate_note, hash_t
 from vlm.data.labels import factorized
 from vlm.data.prepare.columns import Roles, missing
 from vlm.data.prepare.notice import Level, Notice, counted, first_rows
+from vlm.data.vitals.series import last_value
 from vlm.data.vitals.values import LARGEST, is_plausible, read_value, suspected_unit
 from vlm.errors import UserError
 
@@ -57,7 +58,7 @@ def read_numbers(column: pd.Series, vital: VitalConfig, unit: str = "") -> tuple
     values, faults = np.full(len(different), np.nan), dict[int, str]()
     for place, cell in enumerate(different):
         try:
-            values[place] = read_value(vital, cell, "", unit)
+            values[place] = (last_value if vital.over_time else read_value)(vital, cell, "", unit)
         except UserError as error:
             faults[place] = str(error).removeprefix(": ")
     broken = {row: faults[places[row]] for row in np.flatnonzero(np.isin(places, list(faults))).tolist()}

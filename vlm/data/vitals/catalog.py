@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from vlm.config import VitalConfig
+from vlm.data.vitals.series import expand
 from vlm.data.vitals.units import conversion, normal_unit, units_of
 from vlm.errors import UserError, nearest
 from vlm.resources import load_yaml
@@ -25,12 +26,20 @@ def ready_made(name: str) -> VitalConfig:
 def resolve_vitals(entries: Sequence[VitalConfig | str]) -> tuple[VitalConfig, ...]:
     """Resolve entries, in order: `glucose`, `{ready: glucose, unit: mg/dL}` or a custom description.
 
-    Raises `UserError` for an unknown ready-made name, and for an entry without a name.
+    A vital that is a series is followed by the vitals computed from it. Raises `UserError` for an unknown ready-made
+    name, an entry without a name, and the name of a computed vital.
     """
-    return tuple(ready_made(entry) if isinstance(entry, str) else _resolve(entry) for entry in entries)
+    vitals = [ready_made(entry) if isinstance(entry, str) else _resolve(entry) for entry in entries]
+    names = {vital.name for vital in vitals}
+    for made in (made for vital in vitals for made in expand(vital)[1:]):
+        if made.name in names:
+            raise UserError(f"vitals: {made.name} is computed from the series of {made.of}; leave it out or rename it")
+    return tuple(each for vital in vitals for each in expand(vital))
 
 
 def _resolve(entry: VitalConfig) -> VitalConfig:
+    if entry.of or entry.feature:
+        raise UserError(f"vitals: {entry.name}: of and feature are never set by hand; set over_time of its series")
     if not entry.ready:
         if not entry.name:
             raise UserError("vitals: an entry needs a name, or ready: the name of a ready-made one")
@@ -68,5 +77,5 @@ def in_unit(vital: VitalConfig, unit: str, free: bool = False) -> VitalConfig:
 
     same = pair == (1.0, 0.0)  # else the code differs: mass and amount of substance have different codes
     also = [*vital.also_loinc, vital.loinc] if vital.loinc and not same else vital.also_loinc
-    return replace(vital, unit=unit, plausible=turn(vital.plausible), reference=turn(vital.reference),
-                   accepts=accepts, loinc=vital.loinc if same else "", also_loinc=also)  # fmt: skip
+    return replace(vital, unit=unit, plausible=turn(vital.plausible), reference=turn(vital.reference), accepts=accepts,
+                   steady=vital.steady / factor, loinc=vital.loinc if same else "", also_loinc=also)  # fmt: skip

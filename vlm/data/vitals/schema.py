@@ -3,15 +3,26 @@
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from vlm.config import VitalConfig
+from vlm.data.vitals.series import (
+    STUDY_TIME,
+    Point,
+    check_series,
+    feature_places,
+    read_points,
+    split_points,
+    split_pressures,
+    summarize,
+)
 from vlm.data.vitals.units import conversion
 from vlm.data.vitals.values import is_plausible, read_value, split_pressure
 from vlm.errors import UserError, nearest
@@ -64,6 +75,7 @@ class VitalsSchema:
                 if limits and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
                     raise UserError(f"vitals: {vital.name}: {key} is [lowest, highest], not {limits}")
         object.__setattr__(self, "_index", index)
+        check_series(self.vitals)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,6 +116,23 @@ class VitalsSchema:
                 return vitals, unit
         return (), ""
 
+    @cached_property
+    def features(self) -> dict[str, dict[str, int]]:
+        """Name of each series → feature → its index; `last` is the series itself."""
+        return feature_places(self.vitals)
+
+    def without_orphans(self, x: np.ndarray) -> np.ndarray:
+        """Return m values with what is computed from a series missing where the series is, as it is for a user."""
+        if not self.features:
+            return x
+        series = [self.features[vital.of]["last"] if vital.of else place for place, vital in enumerate(self.vitals)]
+        return np.where(np.isnan(x[series]), np.float32("nan"), x)
+
+    @cached_property
+    def given(self) -> tuple[VitalConfig, ...]:
+        """The vitals that a user gives: all but those computed from a series."""
+        return tuple(vital for vital in self.vitals if not vital.of)
+
     def _named(self, name: str) -> tuple[str, ...]:
         if name in self._index:
             return (self.vitals[self._index[name]].name,)
@@ -112,39 +141,74 @@ class VitalsSchema:
         return ()
 
     def parse(
-        self, values: Mapping[str, Any], where: str = "vitals", faults: Faults | None = None
+        self,
+        values: Mapping[str, Any],
+        where: str = "vitals",
+        faults: Faults | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """Read one patient's values, by name.
+        """Read one patient's values, by name; a series may stand beside the `study_time`.
 
         Returns x as float32 of shape `m` with NaN where a value is missing, and the values that are not
-        physically plausible and were therefore taken as missing, by name.
-        Raises `UserError` for an unknown name, two values for one vital, or text that is no number; where there are
-        `faults`, a cell that cannot be read goes there, and its value is missing.
+        physically plausible and were therefore taken as missing, by name. `note` is told what was done to a series.
+        Raises `UserError` for an unknown name, two values for one vital, text that is no number, and the name of a
+        vital computed from a series; where there are `faults`, a cell that cannot be read goes there, and its value
+        is missing.
         """
         gather = faults.gather if faults is not None else nullcontext
         x = np.full(len(self.vitals), np.nan, dtype=np.float32)
         given: dict[int, str] = {}
         implausible: dict[str, float] = {}
+        series: list[tuple[VitalConfig, list[Point]]] = []
         for column, cell in values.items():
+            if self.is_study_time(column):
+                continue
             names, unit = self.column(column)
             names = names or (column,)
-            parts: tuple[Any, ...] = ("",) * len(names)
+            positions = [self.position(name, where) for name in names]
+            parts: Sequence[Any] = ("",) * len(names)
             with gather():
-                parts = split_pressure(cell, f"{where}: {column}") if len(names) == 2 else (cell,)
-            for name, part in zip(names, parts, strict=True):
-                position = self.position(name, where)
-                if position in given:
-                    raise UserError(f"{where}: {given[position]} and {column} both give {self.vitals[position].name}")
-                given[position] = column
+                parts = self._parts(positions, cell, f"{where}: {column}")
+            for position, part in zip(positions, parts, strict=True):
                 vital = self.vitals[position]
-                value = math.nan
+                if vital.of:
+                    raise UserError(
+                        f"{where}: {column} is computed from the series of {vital.of}; give {vital.of} alone"
+                    )
+                if position in given:
+                    raise UserError(f"{where}: {given[position]} and {column} both give {vital.name}")
+                given[position] = column
                 with gather():
+                    if vital.over_time:
+                        series.append((vital, read_points(vital, part, f"{where}: {column}", unit)))
+                        continue
                     value = read_value(vital, part, f"{where}: {column}", unit)
-                if is_plausible(vital, value):
-                    x[position] = value
-                else:
-                    implausible[vital.name] = value
+                    if is_plausible(vital, value):
+                        x[position] = value
+                    else:
+                        implausible[vital.name] = value
+        study = next((cell for name, cell in values.items() if self.is_study_time(name)), None)
+        with gather():
+            found, doubtful = summarize(series, study, where, note)
+            implausible |= doubtful
+            for name, numbers in found.items():
+                for feature, place in self.features[name].items():
+                    x[place] = numbers.get(feature, np.nan)
         return x, implausible
+
+    def is_study_time(self, name: str) -> bool:
+        """Check whether a name beside the vitals gives the time of the study, against which series are read."""
+        return bool(self.features) and name.lower().replace(" ", "_") == STUDY_TIME and STUDY_TIME not in self._index
+
+    def _parts(self, positions: Sequence[int], cell: Any, where: str) -> Sequence[Any]:
+        """Split a cell into one for each vital it holds; that of a series becomes pairs of time and value."""
+        over_time = {self.vitals[position].over_time for position in positions}
+        if len(over_time) > 1:
+            raise UserError(f"{where}: one of systolic and diastolic is over_time; declare both so, or give each alone")
+        if not over_time.pop():
+            return split_pressure(cell, where) if len(positions) == 2 else (cell,)
+        pairs = split_points(cell, where)
+        return split_pressures(pairs, where) if len(positions) == 2 else (pairs,)
 
 
 def _normal(name: str) -> str:

@@ -64,6 +64,9 @@ def conversion(vital: VitalConfig, written: str) -> tuple[float, float] | None:
     """Get the (factor, offset) from the unit `written` to `vital.unit`; None if the unit is not accepted."""
     known = {vital.unit: (1.0, 0.0)} if vital.unit else {}
     known |= {unit: (pair[0], pair[1]) for unit, pair in vital.accepts.items()}
+    if vital.feature == "slope":  # of a series, a day: `mmol/L/d`
+        known = {unit.removesuffix("/d"): pair for unit, pair in known.items()}
+        written = written.removesuffix("/d")
     word = normal_unit(written)
     for unit, pair in known.items():
         if word == normal_unit(unit):

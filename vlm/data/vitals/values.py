@@ -177,7 +177,7 @@ def _finite(number: float, cell: Any, where: str) -> float:
 
 def _is_unit(text: str) -> bool:
     """Check whether the rest of a cell can be a unit: no second number, no sentence."""
-    return len(text) <= 20 and not re.match(r"[-+:;,.'=<>]", text)
+    return len(text) <= 20 and not re.match(r"[-+:;,.'=<>@]", text)
 
 
 def _kind(cell: Any) -> str:

@@ -8,6 +8,8 @@ TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 NOTE = "http://hl7.org/fhir/StructureDefinition/note"
 """Extension for a note; DiagnosticReport has no element for one before R5."""
 
+NOBODY = {"display": "not named"}
+"""Subject of a ServiceRequest of ours, where one is required and none is known."""
 IMAGING_STUDY = "18748-4"
 """LOINC: diagnostic imaging study. An adapter does not know the modality and body part of its images."""
 PRESSURE_PANEL, SYSTOLIC, DIASTOLIC = "85354-9", "8480-6", "8462-4"

@@ -1,5 +1,6 @@
 """Write a draft as a FHIR Bundle: the report, its input values, the probabilities, and the software that made it."""
 
+import base64
 import json
 import re
 from datetime import UTC, datetime
@@ -9,11 +10,13 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from vlm.config import VitalConfig
+from vlm.data.sections import CONCLUSIONS
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.units import ucum
 from vlm.inference.fhir.codes import (
     DIASTOLIC,
     IMAGING_STUDY,
+    NOBODY,
     NOTE,
     PRESSURE_PANEL,
     SYSTOLIC,
@@ -61,15 +64,21 @@ def to_fhir(
     image: bool = True,
     subject: str | None = None,
     issued: datetime | None = None,
+    context: str = "",
 ) -> Resource:
     """Make a Bundle of type `collection`: DiagnosticReport, Observations, Device and Provenance.
+
+    With a `context` there is a ServiceRequest too, whose reason it is; its elements are those of R4 and R4B.
 
     All of it is preliminary. `image` says whether the case had one, `subject` is a reference such as `Patient/123`;
     without it the Bundle names nobody. The same report gives the same Bundle, ids included, but for `issued`
     (default: now). A probability is an Observation of the software, never a Condition; a missing value is left out.
     """
     time = (issued or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    root = uuid5(_IDS, json.dumps([report.to_dict(), list(about), image, subject], sort_keys=True))
+    values, context = report.to_dict(), _plain(context)
+    told = {name: value for name, value in values.items() if name != "sections" or value}
+    made_of = [told, list(about), image, subject, *([context] if context else [])]
+    root = uuid5(_IDS, json.dumps(made_of, sort_keys=True))
 
     def address(part: str) -> str:
         return f"urn:uuid:{uuid5(root, part)}"
@@ -81,6 +90,9 @@ def to_fhir(
     results = [{"reference": address(part)} for part in (*given, *estimated)]
     made = [{"reference": address(part)} for part in ("report", *estimated)]
     resources = {"report": _report(report, image, results, time), **given, **estimated}
+    if context:
+        resources["report"]["basedOn"] = [{"reference": address("request")}]
+        resources["request"] = _request(context)
     if subject:
         resources = {part: {**resource, "subject": {"reference": subject}} for part, resource in resources.items()}
     resources |= {"device": _device(about), "provenance": _provenance(made, device, time)}
@@ -103,8 +115,25 @@ def _report(report: Report, image: bool, results: list[Resource], time: str) -> 
         "code": code,
         "issued": time,
         **({"result": results} if results else {}),
-        **({"conclusion": text} if text else {}),
+        **_conclusion(report, text),
     }
+
+
+def _conclusion(report: Report, text: str) -> Resource:
+    """Conclude with the impression if the draft has one, beside the whole text; else with the text."""
+    names = {name.lower(): _plain(part) for name, part in report.sections.items()}
+    impression = next((names[name] for name in CONCLUSIONS if names.get(name)), "")
+    if not impression:
+        return {"conclusion": text} if text else {}
+    data = base64.b64encode(text.encode()).decode()
+    whole = {"contentType": "text/plain; charset=utf-8", "data": data, "title": NOTICE}
+    return {"conclusion": impression, "presentedForm": [whole]}
+
+
+def _request(context: str) -> Resource:
+    """Make the ServiceRequest for the report, whose reason is the context; its state is not known to us."""
+    return {"resourceType": "ServiceRequest", "status": "unknown", "intent": "order", "subject": NOBODY,
+            "reasonCode": [concept(context)]}  # fmt: skip
 
 
 def _plain(text: str) -> str:
@@ -114,7 +143,7 @@ def _plain(text: str) -> str:
 
 def _vitals(report: Report, schema: VitalsSchema) -> list[tuple[str, Resource]]:
     """Make (name, Observation) of each value; systolic and diastolic pressure are one."""
-    shown = [vital for vital in schema.vitals if vital.name in report.vitals]
+    shown = [vital for vital in schema.given if vital.name in report.vitals]
     pressure = {vital.loinc: vital for vital in shown if vital.loinc in (SYSTOLIC, DIASTOLIC)}
     if len(pressure) < 2:
         pressure = {}

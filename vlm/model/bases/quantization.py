@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from vlm.compat import needs_bitsandbytes
 from vlm.config import LLMConfig
 from vlm.device import Choice
 from vlm.errors import UserError
@@ -34,13 +33,8 @@ def bits(config: LLMConfig) -> int:
     return {"nf4": 4, "fp4": 4, "int8": 8}[config.quantization]
 
 
-def quantization_config(config: LLMConfig, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Configure bitsandbytes: QLoRA's 4-bit NormalFloat or 4-bit floats, with products in `dtype`, or LLM.int8().
-
-    Raises `UserError` on a CPU where bitsandbytes is older than its 4-bit floats there.
-    """
-    if device.type == "cpu" and config.quantization == "fp4" and (way_out := needs_bitsandbytes("0.47")):
-        raise UserError(f"model.llm.quantization: fp4 on a CPU {way_out}")
+def quantization_config(config: LLMConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Configure bitsandbytes: QLoRA's 4-bit NormalFloat or 4-bit floats, with products in `dtype`, or LLM.int8()."""
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -108,13 +102,6 @@ def wrongly_dequantised(llm: PreTrainedModel, quantization: str) -> list[str]:
         wrong[length] = not torch.allclose(rows, blocks, atol=1e-3)
     head = llm.get_output_embeddings()
     return [path for path, m in layers if wrong[int(m.in_features)] and not m.weight.requires_grad and m is not head]
-
-
-def refuse_wrong_gradients(llm: PreTrainedModel) -> None:
-    """Raise `UserError` for packed 8-bit weights on a CPU where bitsandbytes has wrong gradients for them, silently."""
-    packed = any(is_packed_int8(module) and module.weight.device.type == "cpu" for module in llm.modules())  # type: ignore[union-attr]
-    if packed and (way_out := needs_bitsandbytes("0.47")):
-        raise UserError(f"model.llm.dequantize: packed 8-bit weights on a CPU {way_out}; or write always")
 
 
 class QuantisedShare(NamedTuple):
