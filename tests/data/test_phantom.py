@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from vlm.config import DataConfig, PhantomConfig
-from vlm.data.dataset import compose_report
 from vlm.data.ingest.phantom import EVIDENCE, FINDINGS, TABLE, draw_cases, load_phantom, opacity_masks, read_facts
 from vlm.data.ingest.phantom_image import LUNGS, SIZE, ZONES, draw_chest
+from vlm.data.shown_evidence import compose_report
 from vlm.errors import UserError
 
 

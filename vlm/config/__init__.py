@@ -29,7 +29,7 @@ from vlm.config.model import (
     VitalsConfig,
 )
 from vlm.config.over_time import MeasurementsConfig, SeriesColumnConfig
-from vlm.config.signals import SignalColumnConfig, SignalConfig
+from vlm.config.signal_options import SignalColumnConfig, SignalConfig
 from vlm.config.training import (
     EvaluationConfig,
     LossConfig,

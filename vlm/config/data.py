@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vlm.config.over_time import Hours, MeasurementsConfig, SeriesColumnConfig
-from vlm.config.signals import SignalColumnConfig
+from vlm.config.signal_options import SignalColumnConfig
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vlm.config.signals import SignalConfig
+from vlm.config.signal_options import SignalConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 
 from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
-from vlm.data.dataset import CaseDataset, available_evidence, compose_report, load_pictures, with_prior_report
+from vlm.data.dataset import CaseDataset, load_pictures
+from vlm.data.shown_evidence import available_evidence, compose_report, with_prior_report
 from vlm.data.storage import matrix
 from vlm.data.study import PRIOR, StudyPicture
 

@@ -15,9 +15,9 @@ import torch
 from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example, missing_notes
 from vlm.data.collate import Batch, Collator, to_device
-from vlm.data.dataset import with_prior_report
 from vlm.data.images.image import read_image, to_square
 from vlm.data.sections import split_sections
+from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError, one_line
