@@ -1,7 +1,6 @@
 """Options of physiological signals: where their samples are, and how the model reads them."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,5 @@ class SignalConfig:
     cycles: list[float] = field(default_factory=list)
     """[lowest, highest] rate of a repeated event, a minute, such as [30, 220] for heart beats: the events are found,
     and their rate, its variation and their mean shape are features. Empty: none is sought."""
-    injection: Literal["tokens", "text", "none"] = "tokens"
-    """How the rate of the cycles enters the language model: its digits as tokens, as text in the prompt, or only
-    through z."""
+    digits: bool = True
+    """Show the language model the digits of that rate, one token each."""
