@@ -138,7 +138,7 @@ def draft_case(arguments: argparse.Namespace) -> None:
     stream = None if arguments.json else sys.stdout
     case = arguments.adapter, arguments.image, arguments.vitals, arguments.max_new_tokens, stream
     fhir = arguments.fhir, arguments.fhir_subject
-    report = draft_case(*case, *fhir, arguments.context, **engine_of(arguments))
+    report = draft_case(*case, *fhir, arguments.context, arguments.signal, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

@@ -12,6 +12,7 @@ from vlm.adapter.folder import load, save
 from vlm.adapter.hub import push
 from vlm.adapter.metadata import CardDetails
 from vlm.inference.engine import ReportEngine
+from vlm.inference.signal_input import Signal
 from vlm.model import clinical_vlm
 from vlm.report import Report
 
@@ -72,14 +73,16 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         max_new_tokens: int = 96,
         streamer: BaseStreamer | None = None,
         context: str = "",
+        signal: Signal = None,
     ) -> Report:
         """Draft the report of one case from an image file, or none, and vitals by name.
 
-        `context` is text to show in the prompt, such as the indication. A Transformers `streamer` gets the tokens as
+        `context` is text to show in the prompt, such as the indication; `signal` a file or the samples of a signal such
+        as an ECG, recorded as those for training. A Transformers `streamer` gets the tokens as
         they are generated. Raises `UserError` for an image that cannot be read, for a vital that the adapter does not
-        know, and for a context that is too long.
+        know, for a context that is too long, and for a signal that cannot be read.
         """
-        return ReportEngine(self).predict([(image, vitals, context)], 1, max_new_tokens, streamer)[0]
+        return ReportEngine(self).predict([(image, vitals, context, "", signal)], 1, max_new_tokens, streamer)[0]
 
     def predict_many(self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96) -> list[Report]:
         """Draft the reports of many cases, in their order; raises `UserError` as `predict` does."""

@@ -73,6 +73,9 @@ class Case(BaseModel):
         "a ServiceRequest in it is the context, if none is given"
     )  # fmt: skip
     context: str = Field("", description="the indication, or other text to show in the prompt")
+    signal: list[Any] | None = Field(
+        None, description="signal such as an ECG: a list of numbers for each channel, null at a gap"
+    )
     format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
 
 
@@ -104,7 +107,8 @@ _FORM = {"type": "object", "additionalProperties": {"type": "string", "descripti
          "properties": {"image": {"type": "string", "format": "binary"},
                         "vitals": {"type": "string", "description": "JSON object of names and values"},
                         "observations": {"type": "string", "description": "FHIR Observations as JSON"},
-                        "context": {"type": "string"}, "format": {"type": "string"}}}  # fmt: skip
+                        "context": {"type": "string"}, "signal": {"type": "string", "description": "lists as JSON"},
+                        "format": {"type": "string"}}}  # fmt: skip
 _BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
                                        "application/json": {"schema": Case.model_json_schema()}}}  # fmt: skip
 
@@ -138,7 +142,7 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
                 case, picture = await _read(counted)
             with named_failures():
                 vitals, context, noted = _inputs_of(case, schema)
-            prepared = await run_in_threadpool(service.prepare, picture, vitals, context)
+            prepared = await run_in_threadpool(service.prepare, picture, vitals, context, case.signal)
             drafted = await result_of(service.draft(prepared))
             drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
             if case.format == "fhir":
@@ -254,7 +258,7 @@ async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
             raise HTTPException(422, f"{name}: given twice")
         if isinstance(value, UploadFile) != (name == "image"):
             raise HTTPException(422, f"{name}: {'send it as a file' if name == 'image' else 'is no file field'}")
-        if isinstance(value, str) and name not in ("vitals", "observations") and not is_encodable(value):
+        if isinstance(value, str) and name not in ("vitals", "observations", "signal") and not is_encodable(value):
             raise HTTPException(400, f"{name}: not UTF-8")
         fields[name] = value
     image: UploadFile | None = fields.pop("image", None)
@@ -262,8 +266,9 @@ async def _read_form(form: FormData) -> tuple[Case, bytes | None]:
     vitals = _json("vitals", fields.pop("vitals", "").strip() or "{}")
     if not isinstance(vitals, dict):
         raise HTTPException(422, 'vitals: one JSON object, such as {"glucose": 8.7, "bp": "145/90"}')
-    if "observations" in fields:
-        known["observations"] = _json("observations", fields.pop("observations").strip() or "{}")
+    for name, nothing in (("observations", "{}"), ("signal", "null")):
+        if name in fields:
+            known[name] = _json(name, fields.pop(name).strip() or nothing)
     for name in fields:
         if name in vitals:
             raise HTTPException(422, f"vitals: {name} is given twice")

@@ -173,13 +173,15 @@ class Service:
         finally:
             self._turn.release()
 
-    def prepare(self, picture: np.ndarray | None, vitals: Mapping[str, Any], context: str = "") -> Prepared:
-        """Prepare one case's inputs for `draft`; raises `UserError` for a wrong vital or too long a context."""
+    def prepare(
+        self, picture: np.ndarray | None, vitals: Mapping[str, Any], context: str = "", signal: list[Any] | None = None
+    ) -> Prepared:
+        """Prepare one case's inputs for `draft`; raises `UserError` for a wrong vital, signal or too long a context."""
         if len(context) > self.limits.context:
             raise UserError(f"context: {len(context):,} characters, at most {self.limits.context:,}")
         try:
             with named_failures():
-                return self.engine.prepare(picture, vitals, context)
+                return self.engine.prepare(picture, vitals, context, signal=signal)
         except UserError as error:
             longer = str(error).startswith("the prompt has ")
             raise UserError(f"context: too long; {error}" if longer else str(error)) from None

@@ -17,13 +17,14 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     Raises `UserError` as `draft_case`, `explain` and `draw` do.
     """
     require("captum", "--explain: needs the package captum")
-    inputs = arguments.image, arguments.vitals, arguments.context
+    inputs = arguments.image, arguments.vitals, arguments.context, arguments.signal
     case = OpenedCase.of(arguments.adapter, *inputs, **engine_of(arguments))
     stream = None if arguments.json else out
     report = case.draft(arguments.max_new_tokens, stream, arguments.fhir, arguments.fhir_subject)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
-    explanation = explain(case.engine, case.image, case.values, report, arguments.explain_words, case.context)
+    words, read = arguments.explain_words, (case.context, case.signal)
+    explanation = explain(case.engine, case.image, case.values, report, words, *read)
     draw(explanation, arguments.explain)
     if stream is None:
         print(

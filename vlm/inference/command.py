@@ -11,6 +11,7 @@ from vlm.data.images.image import read_image
 from vlm.inference.engine import Engine, check_context
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
+from vlm.inference.signal_input import read_signal
 from vlm.inference.vitals_argument import ENDINGS, read_vitals
 from vlm.plain import printable
 from vlm.report import Report
@@ -29,15 +30,24 @@ class OpenedCase(NamedTuple):
     image: str | None
     values: dict[str, Any]
     context: str
+    signal: str | None
     noted: tuple[str, ...]
     """Warnings on what was left out of a FHIR file."""
 
     @classmethod
-    def of(cls, adapter: str, image: str | None, vitals: str, context: str = "", **engine: Any) -> "OpenedCase":
+    def of(
+        cls,
+        adapter: str,
+        image: str | None,
+        vitals: str,
+        context: str = "",
+        signal: str | None = None,
+        **engine: Any,
+    ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
         `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, an unknown or
-        non-numeric vital, too long a context, and an adapter that cannot be loaded.
+        non-numeric vital, too long a context, an unreadable signal, and an adapter that cannot be loaded.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -52,8 +62,9 @@ class OpenedCase(NamedTuple):
         check_context(context)
         if image is not None:
             read_image(image)
+        read_signal(signal, opened.config.spec)
         drafter = open_engine(opened, **engine)
-        return cls(drafter, opened.path, image, values, context, noted)
+        return cls(drafter, opened.path, image, values, context, signal, noted)
 
     def draft(
         self, max_new_tokens: int, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
@@ -62,7 +73,7 @@ class OpenedCase(NamedTuple):
 
         `subject` is the Bundle's reference to a patient. Raises `UserError` if the disk is full.
         """
-        case = [(self.image, self.values, self.context)]
+        case = [(self.image, self.values, self.context, "", self.signal)]
         report = self.engine.predict(case, max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
         if fhir:
@@ -82,10 +93,12 @@ def draft_case(
     fhir: str | None = None,
     subject: str | None = None,
     context: str = "",
+    signal: str | None = None,
     **engine: Any,
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
-    return OpenedCase.of(adapter, image, vitals, context, **engine).draft(max_new_tokens, stream, fhir, subject)
+    case = OpenedCase.of(adapter, image, vitals, context, signal, **engine)
+    return case.draft(max_new_tokens, stream, fhir, subject)
 
 
 def draft_table(

@@ -21,6 +21,7 @@ from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError, one_line
+from vlm.inference.signal_input import Signal, read_signal
 from vlm.inference.study_images import Images, read_study
 from vlm.plain import printable
 from vlm.report import Report
@@ -33,8 +34,9 @@ MAX_SECONDS = 600.0
 LONGEST_CONTEXT = 20_000
 """Longest context text in a prompt, characters."""
 Vitals = Mapping[str, Any] | None
-Case = tuple[Images, Vitals] | tuple[Images, Vitals, str] | tuple[Images, Vitals, str, str]
-"""Images and vitals by name, or None; the context and the report of an earlier study, if there are any."""
+Case = (tuple[Images, Vitals] | tuple[Images, Vitals, str] | tuple[Images, Vitals, str, str]
+        | tuple[Images, Vitals, str, str, Signal])  # fmt: skip
+"""Images and vitals by name, or None; the context, the report of an earlier study and the signal, if there are any."""
 Prepared = tuple[Example, tuple[str, ...]]
 """A case's example for the model, and warnings on what is missing or implausible."""
 
@@ -114,12 +116,12 @@ class Engine(ABC):
         return to_square(read_image(image), self.model.spec.image)
 
     def prepare(
-        self, images: Images, vitals: Mapping[str, Any] | None, context: str = "", prior_report: str = ""
+        self, images: Images, vitals: Vitals, context: str = "", prior_report: str = "", signal: Signal = None
     ) -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
         Raises `UserError` for an unreadable image, a vital that the adapter does not know, a context of book length
-        or too long for the base, and as `read_study` does.
+        or too long for the base, and as `read_study` and `read_signal` do.
         """
         check_context(context)
         check_context(prior_report)
@@ -134,7 +136,9 @@ class Engine(ABC):
             warnings.append("no indication given; the adapter was trained with one")
         if spec.context is False and context.strip():
             warnings.append("an indication was given; the adapter names none among what it was trained with")
-        example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report))
+        samples, doubts = read_signal(signal, spec)
+        warnings += doubts
+        example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report), signal=samples)
         self.room(example)
         blank = len(pictures) - int(example["has_image"]) * len(example["pixel_values"])
         if blank:

@@ -160,7 +160,7 @@ def check_cycles(config: SignalConfig, spec: SignalSpec) -> None:
         return
     highest = config.cycles[1]
     per_period = 60 * spec.samples_a_second / highest
-    if per_period < FEWEST_SAMPLES or 3 * int(per_period) > spec.length:
+    if per_period < FEWEST_SAMPLES or 3 * per_period > spec.length:
         raise UserError(
             f"model.signal.cycles: at {highest:g} a minute each has {per_period:.3g} of the {spec.length:,} samples, "
             f"{spec.samples_a_second:g} a second; write rates that they show, or [] to look for none"
