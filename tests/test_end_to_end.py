@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vlm.data.ingest.phantom import TABLE, draw_cases
+from vlm.data.ingest.phantom import draw_cases
+from vlm.data.ingest.phantom_words import TABLE
 from vlm.data.splits import assign_splits
 
 PROJECT = Path(__file__).resolve().parent.parent

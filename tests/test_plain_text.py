@@ -11,7 +11,8 @@ from vlm.config import PromptConfig, VitalConfig
 from vlm.data.prompt import PlainText, Prompt
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.inference.engine import LONGEST_CONTEXT, Draft, Engine, ReportEngine
+from vlm.inference.context import LONGEST_CONTEXT
+from vlm.inference.engine import Draft, Engine, ReportEngine
 from vlm.inference.options import check_draft_options, engine_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.weights import cache_folder

@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from vlm.errors import Stopped, UserError
     from vlm.evaluation.compare import compare
     from vlm.evaluation.run import evaluate_adapter as evaluate
+    from vlm.inference.study_images import StudyImage
     from vlm.pretrained import ClinicalVLM
     from vlm.report import Report
     from vlm.training.run import train
 
-__all__ = ["ClinicalVLM", "Config", "Report", "Stopped", "UserError", "__version__", "compare", "evaluate",
-           "load_config", "train"]  # fmt: skip
+__all__ = ["ClinicalVLM", "Config", "Report", "Stopped", "StudyImage", "UserError", "__version__", "compare",
+           "evaluate", "load_config", "train"]  # fmt: skip
 _PLACES = {
     "ClinicalVLM": "vlm.pretrained:ClinicalVLM",
     "Config": "vlm.config:Config",
     "Report": "vlm.report:Report",
     "Stopped": "vlm.errors:Stopped",
+    "StudyImage": "vlm.inference.study_images:StudyImage",
     "UserError": "vlm.errors:UserError",
     "compare": "vlm.evaluation.compare:compare",
     "evaluate": "vlm.evaluation.run:evaluate_adapter",

@@ -21,7 +21,7 @@ from vlm.data.prepare.commands import check_options, pack_options
 from vlm.errors import UserError, require, run_program
 from vlm.evaluation.commands import compare_options, evaluate_options
 from vlm.explanation.commands import explain_options
-from vlm.inference.options import add_draft_options, check_draft_options, cluster_of, engine_of
+from vlm.inference.options import add_draft_options, check_draft_options, cluster_of, engine_of, images_of
 from vlm.training.commands import train_options, watch_options
 from vlm.version import __version__
 
@@ -134,11 +134,13 @@ def run_draft(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 def draft_case(arguments: argparse.Namespace) -> None:
     """Print one draft and what its reader should know."""
     from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
+    from vlm.inference.study_images import StudyImage
 
     stream = None if arguments.json else sys.stdout
-    case = arguments.adapter, arguments.image, arguments.vitals, arguments.max_new_tokens, stream
-    fhir = arguments.fhir, arguments.fhir_subject
-    report = draft_case(*case, *fhir, arguments.context, arguments.signal, **engine_of(arguments))
+    images = [StudyImage(*image) for image in images_of(arguments)]
+    case = arguments.adapter, images, arguments.vitals, arguments.max_new_tokens, stream
+    told = arguments.fhir, arguments.fhir_subject, arguments.context, arguments.prior_report, arguments.signal
+    report = draft_case(*case, *told, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

@@ -1,13 +1,13 @@
 """Resolve names that differ between the supported versions of a library."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,19 +47,23 @@ def needs_bitsandbytes(least: str) -> str:
     return f"needs bitsandbytes ≥ {least}, this is {found}; pip install --upgrade bitsandbytes"
 
 
-class _RealLinspace(TorchFunctionMode):
-    """Make `torch.linspace` on the CPU: earlier timm reads its drop-path rates from one."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
-        real = {"device": "cpu"} if func is torch.linspace else {}
-        return func(*args, **{**real, **(kwargs or {})})
-
-
 @contextmanager
 def meta_device() -> Iterator[None]:
-    """Build modules on the meta device, without memory for their weights."""
-    with torch.device("meta"), _RealLinspace():
+    """Build and try modules on the meta device, without memory for their weights.
+
+    Autocast is that of the CPU meanwhile: PyTorch has none for the meta device, and earlier timm and Transformers ask.
+    """
+
+    def of_the_cpu(call: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(*args: Any, **options: Any) -> Any:
+            options = {key: "cpu" if value == "meta" else value for key, value in options.items()}
+            return call(*("cpu" if value == "meta" else value for value in args), **options)
+
+        return asked
+
+    with (
+        torch.device("meta"),
+        patch.object(torch.autocast, "__init__", of_the_cpu(torch.autocast.__init__)),
+        patch.object(torch, "is_autocast_enabled", of_the_cpu(torch.is_autocast_enabled)),
+    ):
         yield

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 SETTINGS = {
@@ -20,7 +21,7 @@ def prepare_host() -> None:
 
 
 def limit_process(memory: int, cpu_seconds: int | None = None, writes: bool = True) -> None:
-    """Limit this process to `memory` bytes beyond its current use, to CPU time, and to no file writes.
+    """Limit this process to `memory` bytes and CPU time beyond its current use, and to no file writes.
 
     Linux enforces all of it, other systems a part, and Windows nothing.
     """
@@ -28,7 +29,7 @@ def limit_process(memory: int, cpu_seconds: int | None = None, writes: bool = Tr
         import resource
     except ImportError:  # Windows
         return
-    limits = {resource.RLIMIT_CPU: cpu_seconds} if cpu_seconds else {}
+    limits = {resource.RLIMIT_CPU: cpu_seconds + int(time.process_time())} if cpu_seconds else {}
     limits |= {} if writes else {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])

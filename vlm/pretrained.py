@@ -11,14 +11,11 @@ from transformers.generation import BaseStreamer
 from vlm.adapter.folder import load, save
 from vlm.adapter.hub import push
 from vlm.adapter.metadata import CardDetails
-from vlm.inference.engine import ReportEngine
+from vlm.inference.engine import Case, ReportEngine
 from vlm.inference.signal_input import Signal
+from vlm.inference.study_images import Images
 from vlm.model import clinical_vlm
 from vlm.report import Report
-
-Vitals = Mapping[str, Any] | None
-Case = tuple[str | Path | None, Vitals] | tuple[str | Path | None, Vitals, str]
-"""Image file and vitals by name, of which either may be None; and the context, if there is one."""
 
 
 class ClinicalVLM(clinical_vlm.ClinicalVLM):
@@ -68,22 +65,28 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
 
     def predict(
         self,
-        image: str | Path | None = None,
+        image: Images = None,
         vitals: Mapping[str, Any] | None = None,
         max_new_tokens: int = 96,
         streamer: BaseStreamer | None = None,
         context: str = "",
+        prior_report: str = "",
         signal: Signal = None,
     ) -> Report:
         """Draft the report of one case from an image file, or none, and vitals by name.
 
-        `context` is text to show in the prompt, such as the indication; `signal` a file or the samples of a signal such
-        as an ECG, recorded as those for training. A Transformers `streamer` gets the tokens as
-        they are generated. Raises `UserError` for an image that cannot be read, for a vital that the adapter does not
-        know, for a context that is too long, and for a signal that cannot be read.
+        For a study `image` is a list of files, or of `StudyImage` with their view and time. `context` is text to show
+        in the prompt, such as the indication; `prior_report` is that of the earlier study; `signal` is a file or the
+        samples of a signal such as an ECG, recorded as those for training. A Transformers `streamer` gets the tokens
+        as they are generated. Raises `UserError` for an image or a signal that cannot be read, for images and roles
+        that the adapter does not take, for a vital that it does not know, and for a context that is too long.
         """
-        return ReportEngine(self).predict([(image, vitals, context, "", signal)], 1, max_new_tokens, streamer)[0]
+        case = (image, vitals, context, prior_report, signal)
+        return ReportEngine(self).predict([case], 1, max_new_tokens, streamer)[0]
 
     def predict_many(self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96) -> list[Report]:
-        """Draft the reports of many cases, in their order; raises `UserError` as `predict` does."""
+        """Draft the reports of many cases, in their order; raises `UserError` as `predict` does.
+
+        A case holds the image or images, the vitals, and if there are any the context and the prior report.
+        """
         return ReportEngine(self).predict(cases, batch_size=batch_size, max_new_tokens=max_new_tokens)

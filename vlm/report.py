@@ -11,6 +11,24 @@ NOTICE = "Draft for a clinician's eyes. Not a diagnosis."
 
 
 @dataclass(frozen=True)
+class ReadImage:
+    """Name an image that the model read by its role."""
+
+    view: str = ""
+    """View; empty if it is not known."""
+    prior: bool = False
+    """True for an image of an earlier study."""
+    days: float | None = None
+    """Days from the earlier study to this one; None if they are not known, and for a current image."""
+
+    def __str__(self) -> str:
+        words = " ".join(filter(None, ("prior" if self.prior else "", self.view, "image")))
+        if not self.prior:
+            return words
+        return f"{words}, time unknown" if self.days is None else f"{words}, {self.days:g} days before"
+
+
+@dataclass(frozen=True)
 class Report:
     """Hold a drafted report, the label probabilities, and notes for the reader."""
 
@@ -29,10 +47,12 @@ class Report:
     """False for a truncated draft, which a warning says too."""
     sections: dict[str, str] = field(default_factory=dict)
     """The parts of the draft by name, such as `findings`; empty for an adapter trained without headings."""
+    images: tuple[ReadImage, ...] = ()
+    """The images that the model read, in its order."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, for JSON."""
-        return {**asdict(self), "warnings": list(self.warnings)}
+        return {**asdict(self), "warnings": list(self.warnings), "images": [asdict(image) for image in self.images]}
 
     def __str__(self) -> str:
         return f"{self.text}\n{self.after_text()}"
@@ -40,10 +60,12 @@ class Report:
     def after_text(self) -> str:
         """Format the text printed below the draft."""
         calibration = [f"({self.calibration})"] if self.calibration else []
+        named = self.images not in ((), (ReadImage(),))
+        read = [f"read: {escaped('; '.join(map(str, self.images)))}"] if named else []
         warnings = [f"warning: {escaped(warning, LONGEST)}" for warning in self.warnings[:MOST_LINES]]
         if len(self.warnings) > MOST_LINES:
             warnings.append(f"warning: {len(self.warnings) - MOST_LINES} more; --json holds them all")
-        return "\n".join(["", *self.probability_lines(), *calibration, *warnings, "", self.notice])
+        return "\n".join(["", *self.probability_lines(), *calibration, *read, *warnings, "", self.notice])
 
     def probability_lines(self) -> list[str]:
         """Format one aligned line per label, only the most probable ones where there are many."""

@@ -315,9 +315,9 @@ def test_the_indication_and_the_sections_are_shown_as_text(adapter, monkeypatch)
     described = replace(adapter, config=adapter.config._replace(spec=spec))
     text = "Findings: <i>Shadow.</i> Impression: Pneumonia."
     report = Report(text, {"pathology": 0.5}, sections={"findings": "<i>Shadow.</i>", "impression": "Pneumonia."})
-    shown = view.finished(report, described, False, "<b>Cough</b>")
+    shown = view.finished(report, described, "<b>Cough</b>")
     assert '<b class="vlm-heading">Findings:</b> &lt;i&gt;Shadow.&lt;/i&gt;\n' in shown
     assert '<b class="vlm-heading">Impression:</b> Pneumonia.</p>' in shown
     assert "no image, the indication" in shown and "<b>Cough</b>" not in shown
-    plain = view.finished(replace(report, sections={}), described, False)
+    plain = view.finished(replace(report, sections={}), described)
     assert "vlm-heading" not in plain and "Findings: &lt;i&gt;Shadow" in plain and "the indication" not in plain

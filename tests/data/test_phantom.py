@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from vlm.config import DataConfig, PhantomConfig
-from vlm.data.ingest.phantom import EVIDENCE, FINDINGS, TABLE, draw_cases, load_phantom, opacity_masks, read_facts
+from vlm.data.ingest.phantom import draw_cases, load_phantom, opacity_masks
 from vlm.data.ingest.phantom_image import LUNGS, SIZE, ZONES, draw_chest
+from vlm.data.ingest.phantom_words import EVIDENCE, FINDINGS, TABLE, read_facts
 from vlm.data.shown_evidence import compose_report
 from vlm.errors import UserError
 

@@ -194,7 +194,7 @@ def test_json_lines_are_a_table(tmp_path: Path) -> None:
     frame = read_table(path)
     assert frame.columns.tolist() == ["id", "age", "edema", "note", "tags"] and frame.index.tolist() == [-1, 1, 3]
     assert frame.values.tolist() == [["007", 54, None, None, None], [None, 61.5, True, None, None],
-                                     ["c", None, None, "a\nb", []]]  # fmt: skip
+                                     ["c", None, None, "a\nb", [{}]]]  # fmt: skip
     for text, message in (('{"a": 1}\n[1]\n', "row 2 is no JSON object"), ('{"a": 1, "a": 2}\n', "the key 'a' stands"),
                           ("", "the file is empty"), ('{"a": "\ufeff"}\n{"a": tru}\n', "row 2 is no")):  # fmt: skip
         path.write_text(text)

@@ -8,6 +8,7 @@ import pytest
 
 from vlm.config import VitalConfig
 from vlm.config.strict import from_dict, to_dict
+from vlm.data.claims import check_numbers
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, describe
 from vlm.data.vitals.series import expand, state_words
@@ -189,6 +190,31 @@ def test_a_boundary_change_is_stable() -> None:
     for first, last in ((10.7, 11.2), (3.1, 3.6), (9.3, 8.8)):
         x, _ = SCHEMA.parse({"glucose": [["-1 d", first], [0, last]]})
         assert abs(x[1]) == np.float32(0.5)
+
+
+@pytest.mark.parametrize(
+    ("draft", "expected"),
+    [
+        ("Glucose is elevated at 11.2 and rising.", [("glucose", True), ("glucose", True), ("glucose_change", True)]),
+        (
+            "Glucose has risen from 9.1 to 11.2 mmol/L.",
+            [("glucose", True), ("glucose", True), ("glucose_change", True)],
+        ),
+        ("Glucose is 9.1.", [("glucose", False)]),
+        ("Glucose fell from 9.4 to 11.2.", [("glucose", False), ("glucose", True), ("glucose_change", False)]),
+        ("Glucose is stable.", [("glucose_change", False)]),
+        ("Glucose is not stable.", [("glucose_change", True)]),
+        ("Glucose change 2.1 mmol/L, temperature stable.", [("glucose_change", True), ("temperature_change", False)]),
+    ],
+)
+def test_words_of_change_are_checked_against_the_series(draft: str, expected: list[tuple[str, bool]]) -> None:
+    given = read({"glucose": SERIES, "temperature": 37})[0]
+    assert [(claim.vital, claim.consistent) for claim in check_numbers(draft, given, SCHEMA)] == expected
+
+
+def test_a_word_of_change_without_a_change_is_wrong() -> None:
+    claims = check_numbers("Glucose is rising.", read({"glucose": 11.2})[0], SCHEMA)
+    assert [(claim.given, claim.consistent) for claim in claims] == [("not measured", False)]
 
 
 def test_statistics_are_fitted_to_each_feature() -> None:

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from vlm.evaluation.arms import _donors
 from vlm.evaluation.baselines import constant_report, image_features, nearest_reports
+from vlm.evaluation.evidence_parts import choose_donors
 
 
 class Pictures:
@@ -55,6 +55,6 @@ def test_the_strongest_constant_report() -> None:
 def test_nobody_is_minus_one() -> None:
     """Else a case without an image would be another case when its image is withheld, and drafted again."""
     has, patients = np.array([True, False, True]), np.array([0, 1, 0])
-    assert _donors(has, patients, "own", 0).tolist() == [0, -1, 2]
+    assert choose_donors(has, patients, "own", 0).tolist() == [0, -1, 2]
     for shown in ("none", "blank", "swapped"):  # all images are of one patient
-        assert _donors(has, patients, shown, 0).tolist() == [-1, -1, -1]
+        assert choose_donors(has, patients, shown, 0).tolist() == [-1, -1, -1]

@@ -14,9 +14,10 @@ from vlm.config import Config
 from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
-from vlm.evaluation.arms import ARMS, Arm, ArmCases, _donors
+from vlm.evaluation.arms import ARMS, Arm, ArmCases
 from vlm.evaluation.compare import compare
 from vlm.evaluation.evaluate import run_arm
+from vlm.evaluation.evidence_parts import choose_donors
 from vlm.evaluation.scoring import score_cases
 from vlm.inference.engine import ReportEngine
 from vlm.inference.many import Counts, TableJob
@@ -29,7 +30,7 @@ from vlm.model.clinical_vlm import ClinicalVLM
 @settings(max_examples=300, deadline=None)
 def test_a_swap_shows_another_patient_s(cases: list[tuple[int, bool]], seed: int) -> None:
     patients, has = np.array([p for p, _ in cases]), np.array([h for _, h in cases])
-    donors = _donors(has, patients, "swapped", seed)
+    donors = choose_donors(has, patients, "swapped", seed)
     sizes = np.bincount(patients[has]) if has.any() else np.zeros(1, int)
     if (sizes > 0).sum() < 2:
         assert (donors == -1).all(), "nobody else's is there"

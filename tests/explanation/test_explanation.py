@@ -21,6 +21,7 @@ from vlm.data.case import make_example
 from vlm.data.images.image import to_square
 from vlm.data.ingest.phantom_image import SIZE, draw_chest
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.study import StudyPicture
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, finer_stage, label_heats
@@ -74,7 +75,7 @@ def test_the_attributions_add_up(model: ClinicalVLM, image: Path) -> None:
         case = scorer(model, image, VITALS)
         tokens = tokens_of((7, 16), token_spans(model.tokenizer, DRAFT)[1])
         given, missing = (float(case.log_probabilities(e, tokens).sum()) for e in (case.given, case.missing))
-    assert words.text == "opacities" and words.cells is not None and words.cells.shape == (2, 2)
+    assert words.text == "opacities" and words.cells is not None and words.cells.shape == (1, 2, 2)
     added = words.cells.sum() + sum(words.by_vital.values())
     assert abs(added - (given - missing)) <= TOLERANCE * max(abs(given - missing), 0.1)
     assert words.alone == pytest.approx(missing, abs=1e-4) and words.completeness_error <= TOLERANCE
@@ -192,16 +193,19 @@ def test_the_heat_lies_where_a_hand_made_model_looks(
         model.joint.head = torch.nn.Linear(8, 2)
         model.joint.head.weight.abs_()
     explanation = explain(model, tmp_path / "spot.png", None, report(model), "opacities")
-    for heat in (explanation.heat_of("pathology"), resample_to_image(np.abs(explanation.passages[0].heat), spot.shape)):
+    for heat in (
+        explanation.heat_of("pathology"),
+        resample_to_image(np.abs(explanation.passages[0].heat[0]), spot.shape),
+    ):
         hottest = np.unravel_index(heat.argmax(), spot.shape)
         assert np.hypot(hottest[0] - place[0], hottest[1] - place[1]) <= 8
-    cells = np.abs(explanation.passages[0].cells)
+    cells = np.abs(explanation.passages[0].cells[0])
     assert np.unravel_index(cells.argmax(), cells.shape) == ((place[0] + 8) // 8, place[1] // 8), "padded by 8 above"
 
 
 def test_the_overlay_keeps_the_aspect_and_cuts_the_padding_away(model: ClinicalVLM, image: Path) -> None:
     explanation = explain(model, image, VITALS, report(model), "opacities")
-    assert explanation.picture.shape == (30, 40)
+    assert explanation.pictures[0].pixels.shape == (30, 40)
     for name in (None, "opacities", "Opacities", "effusion"):
         pixels = overlay(explanation, name)
         assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8
@@ -227,7 +231,7 @@ def test_a_frozen_cnn_has_a_heat_too(tiny_config: Config, image: Path) -> None:
     config = replace(tiny_config, model=replace(tiny_config.model, vision=vision))
     model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32).eval()
     example, _ = ReportEngine(model).prepare(image, VITALS)
-    assert [heat.shape for heat in label_heats(model, example)] == [(2, 2)] * 2
+    assert [heat.shape for heat in label_heats(model, example)] == [(1, 2, 2)] * 2
 
 
 def test_explaining_leaves_the_model_as_it_was(model: ClinicalVLM, image: Path) -> None:
@@ -358,7 +362,8 @@ def pointed(model: ClinicalVLM) -> list[Case]:
     cases = []
     for number in range(4):
         picture, mask = draw_chest("patchy", "left", "lower", np.random.default_rng([7, number]))
-        example = make_example(model.spec, to_square(picture.astype(np.float32), model.spec.image), np.full(4, np.nan))
+        square = to_square(picture.astype(np.float32), model.spec.image)
+        example = make_example(model.spec, [StudyPicture(square)], np.full(4, np.nan))
         small = cv2.resize(mask.astype(np.uint8), (64, 64), interpolation=cv2.INTER_NEAREST) > 0
         cases.append(Case(example, small, DRAFT, finding_spans(DRAFT)[0]))
     return cases

@@ -8,7 +8,7 @@ import pytest
 
 from tests.indiana import CODES, CodedReport, coded_reports
 from vlm.data.claims import check_numbers
-from vlm.data.ingest.phantom import VITALS
+from vlm.data.ingest.phantom_words import VITALS
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.evaluation.agreement import NAMES, Agreement

@@ -17,7 +17,8 @@ from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.explanation.explain import explain
 from vlm.inference.command import draft_case
-from vlm.inference.engine import LONGEST_CONTEXT, ReportEngine
+from vlm.inference.context import LONGEST_CONTEXT
+from vlm.inference.engine import ReportEngine
 from vlm.inference.fhir import Software, context_of, from_fhir, to_fhir
 from vlm.inference.options import check_draft_options
 from vlm.report import NOTICE, Report

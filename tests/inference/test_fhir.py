@@ -16,7 +16,7 @@ from tests.fhir_bundles import loinc_check_digit, of_type, validate
 from tests.forks import Forks
 from vlm.adapter import digest, save
 from vlm.config import VitalConfig
-from vlm.data.ingest.phantom import VITALS as PHANTOM
+from vlm.data.ingest.phantom_words import VITALS as PHANTOM
 from vlm.data.vitals.catalog import CATALOG, in_unit
 from vlm.data.vitals.schema import VitalsSchema, describe
 from vlm.data.vitals.units import ucum, ucum_conversion

@@ -154,7 +154,8 @@ def test_an_evaluation_leaves_the_gradients_of_packed_weights_as_they_were(
     model.prefix_kv_cache()
     torch.testing.assert_close(gradients(model), before, rtol=1e-5, atol=1e-7)
     assert torch.isfinite(before).all() and before.norm() > 0
-    assert (gradients(plain) - before).norm() < 0.02 * before.norm(), "as beside the dequantised weights"
+    rounded = quantization == "int8" and needs_bitsandbytes("0.48")  # until then inputs too, as on a GPU
+    assert (gradients(plain) - before).norm() < (0.1 if rounded else 0.02) * before.norm(), "as beside the dequantised"
 
 
 def test_packed_8_bit_weights_take_inputs_of_four_dimensions(build: Build, tiny_llm: str, tmp_path: Path) -> None:

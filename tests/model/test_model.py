@@ -218,7 +218,7 @@ def tokens_alone(pretrained: bool = False, **options: Any) -> torch.nn.Module:
             VisionConfig(name="vit_small_patch14_dinov2", weights="random"),
             "takes no images of 160 pixels: .* patches of 14; set data.image_size 154 or 168",
         ),
-        (VisionConfig(name="crossvit_tiny_240", weights="random"), "takes no images of 160 pixels .*image_size 240"),
+        (VisionConfig(name="efficientformer_l1", weights="random"), "takes no images of 160 pixels .*image_size 224"),
         (VisionConfig(name="poolformer_s12", weights="random", frozen_stages=1), "poolformer_s12 has no stages"),
     ],
 )
@@ -306,7 +306,7 @@ def test_an_evaluation_leaves_the_gradients_of_packed_weights_as_they_were(tiny_
      (float("nan"), 80, "not measured"), (float("nan"), 95, "elevated")],
 )  # fmt: skip
 def test_blood_pressure_is_one_measurement(systolic: float, diastolic: float, wanted: str) -> None:
-    from vlm.data.ingest.phantom import VITALS
+    from vlm.data.ingest.phantom_words import VITALS
     from vlm.model.vitals import PRESSURE_STATES, VitalFeatures, pressure_state
 
     parts = [VitalFeatures(vital, 0.0, 1.0, (0.0, 1.0)) for vital in VITALS[1:3]]

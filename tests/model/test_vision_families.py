@@ -437,7 +437,7 @@ def test_heat_is_mapped_on_a_transformers_own_grid(tiny_config: Config, tmp_path
     dataset = case_dataset(config, model.spec, load_cohort(config.data), "train")
     example = next(case for case in (dataset[index] for index in range(8)) if case["has_image"])
     heats = label_heats(model, example)
-    assert len(heats) == 2 and all(heat.shape == (4, 4) and heat.any() for heat in heats)
+    assert len(heats) == 2 and all(heat.shape == (1, 4, 4) and heat.any() for heat in heats)
 
 
 def test_a_size_of_zero_is_that_of_the_encoder_s_weights(tiny_config: Config, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.changed_tables import CHANGES, HARMLESS, data, job
@@ -84,3 +85,22 @@ def test_a_run_resumes_on_the_base_that_it_began_with_alone(tiny_config: Config,
     with pytest.raises(UserError, match="tiny: the weights of the base changed since the run began; put them back"):
         train(replace(config, train=replace(short, max_steps=4)), resume=True)
     assert (folder / "log.jsonl").read_text() == log
+
+
+def test_a_run_of_an_earlier_version_goes_on_though_options_came_after_it(tiny_config: Config) -> None:
+    """Options of list items too, beside items that are names alone: none of them stood in the earlier config."""
+    table = replace(tiny_config.data.table, vitals=["glucose", *tiny_config.data.table.vitals[1:]])
+    config = replace(tiny_config, data=replace(tiny_config.data, table=table))
+    folder = RunFolder(config)
+    folder.create(config, "0" * 64)
+    written = yaml.safe_load(folder.config.read_text())
+    for vital in written["data"]["table"]["vitals"][1:]:
+        for key in ("over_time", "steady", "of", "feature"):
+            del vital[key]
+    for key in ("time", "origin", "time_unit", "series", "series_of", "measurements"):
+        del written["data"]["table"][key]
+    folder.config.write_text(yaml.safe_dump(written))
+    assert folder.check(config, "0" * 64, resume=True) is None
+    changed = replace(table, vitals=["glucose", replace(table.vitals[1], over_time=True), *table.vitals[2:]])
+    with pytest.raises(UserError, match=r"data\.table\.vitals.*a resumed run keeps it"):
+        folder.check(replace(config, data=replace(config.data, table=changed)), "0" * 64, resume=True)

@@ -20,7 +20,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     """Render the README.md of the adapter with the Hub's metadata; it holds no patient data."""
     base = model.model_config.llm.base
     head = metadata(base, metrics).to_yaml()
-    vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.vitals)
+    vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.given)
     weights = model.model_config.vision.weights
     text = render(
         "vlm.adapter",

@@ -35,6 +35,7 @@ class Adapter:
             "adapter_digest": self.software.adapter,
             "vitals": [asdict(vital) for vital in spec.schema.given],
             "labels": list(spec.labels),
+            "study": asdict(spec.study) if spec.study is not None else None,
             "sections": list(spec.sections),
             "context": spec.context,
             "image_size": spec.image.size,

@@ -7,8 +7,9 @@ import numpy as np
 from vlm.config import PhantomConfig
 from vlm.data.case import CaseSpec
 from vlm.data.images.image import to_square
-from vlm.data.ingest.phantom import VITALS, draw_cases
+from vlm.data.ingest.phantom import draw_cases
 from vlm.data.ingest.phantom_image import draw_chest
+from vlm.data.ingest.phantom_words import VITALS
 
 SEED = 2024
 """Seed of another cohort than those that the configs train on."""

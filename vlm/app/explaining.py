@@ -8,16 +8,17 @@ import importlib.util
 from typing import Any
 
 import cv2
-import numpy as np
 
 from vlm.app.view import png_link
-from vlm.explanation.explain import explain_example
+from vlm.explanation.explain import explain_example, read_images
 from vlm.explanation.result import Explanation, overlay
 from vlm.inference.engine import Engine, Prepared, ReportEngine, merged_lora
+from vlm.inference.study_images import Images
 from vlm.report import Report
 from vlm.resources import render
 
 MOST_MAPS = 6
+"""Most heat maps that are shown; more only where the leading label has one for each of more images."""
 LIKELY = 0.5
 """Probability from which a label's heat map is shown; the leading label's always is."""
 FAINT = 0.3
@@ -30,15 +31,17 @@ def why_unexplainable(engine: Engine) -> str:
         return "only PyTorch's engine has gradients; use --engine torch"
     if engine.model.model_config.vitals.injection == "text":
         return "this adapter reads vitals as words, not as features"
+    if engine.model.spec.study is not None:
+        return "this adapter reads several images a case"
     if importlib.util.find_spec("captum") is None:
         return "captum is not installed; pip install 'clinical-vlm[explain]'"
     return ""
 
 
-def explained(engine: Engine, prepared: Prepared, picture: np.ndarray | None, report: Report) -> Explanation:
-    """Explain the words and the labels of a draft; `picture` is the square that the model saw, S × S uint8."""
+def explained(engine: Engine, prepared: Prepared, images: Images, report: Report) -> Explanation:
+    """Explain the words and the labels of a draft; `images` are what it was prepared from, as squares (S × S uint8)."""
     assert isinstance(engine, ReportEngine)
-    shown = picture if prepared[0]["has_image"] else None
+    shown = [square for _, square in read_images(engine, images)]
     with merged_lora(engine.model):
         return explain_example(engine.model, prepared[0], report, shown, spans=[])
 
@@ -55,16 +58,22 @@ def _tinted(text: str, image: float, vitals: float, language: float) -> dict[str
 
 
 def _maps(explanation: Explanation) -> list[dict[str, str]]:
-    """Render the heat maps of the likely labels over the image, the leading one's first."""
-    if explanation.picture is None or explanation.leading_label is None:
+    """Render the heat maps of the likely labels over each image, the leading label's first."""
+    images = explanation.pictures
+    if not images or explanation.leading_label is None:
         return []
     leading = explanation.leading_label.name
     names = [leading, *(label.name for label in explanation.labels if label.probability > LIKELY)]
-    return [
-        {
-            "title": name.replace("_", " "),
-            "alt": f"Heat of the label {name.replace('_', ' ')} over the image",
-            "link": png_link(cv2.cvtColor(overlay(explanation, name), cv2.COLOR_RGB2BGR)),
-        }
-        for name in list(dict.fromkeys(names))[:MOST_MAPS]
-    ]
+    likely = list(dict.fromkeys(names))[: max(1, MOST_MAPS // len(images))]
+    return [_map(explanation, name, place) for name in likely for place in range(len(images))]
+
+
+def _map(explanation: Explanation, name: str, place: int) -> dict[str, str]:
+    """Render the heat map of a label over one image, named where there are several."""
+    label, role = name.replace("_", " "), explanation.pictures[place].name
+    several = len(explanation.pictures) > 1
+    return {
+        "title": f"{label}: {role}" if several else label,
+        "alt": f"Heat of the label {label} over the image{f' {role}' if several else ''}",
+        "link": png_link(cv2.cvtColor(overlay(explanation, name, place), cv2.COLOR_RGB2BGR)),
+    }

@@ -46,6 +46,7 @@ class Gate:
     def __init__(self, app: Any, blocks: Any, service: Service, bodies: Bodies) -> None:
         self.app, self.blocks, self.bodies = app, blocks, bodies
         self.uploads, self._folder = service.uploads, service.folder
+        self.most = service.engine.model.spec.study_images  # files of a case
         self._active: dict[str, float] = {}
         """Time by `time.monotonic` when each page's results were last asked for; infinite while it listens."""
 
@@ -115,21 +116,20 @@ class Gate:
         return sending
 
     async def _upload(self, request: Request, send: Any) -> None:
-        """Keep one uploaded file for its session, and answer its name where Gradio answers a path."""
+        """Keep the uploaded files of a case for their session, and answer names where Gradio answers paths."""
         session = _session(request)
         async with (
             self.bodies.reading(request) as counted,
-            form_of(counted, files=1, fields=1, largest=1 << 10) as form,
+            form_of(counted, files=self.most, fields=1, largest=1 << 10) as form,
         ):
-            file = form.get("files")
-            data = await file.read() if isinstance(file, UploadFile) else None
-        if data is None:
+            sent = [await file.read() for file in form.getlist("files") if isinstance(file, UploadFile)]
+        if not sent:
             raise HTTPException(422, "files: send one file")
         try:
-            name = self.uploads.add(session, data)
+            names = self.uploads.add_all(session, sent)
         except Full as error:
             raise HTTPException(429, str(error), {"retry-after": "1"}) from None
-        await JSONResponse([name])(request.scope, request.receive, send)
+        await JSONResponse(names)(request.scope, request.receive, send)
 
     async def _event(self, request: Request, send: Any) -> None:
         session = _session(request)
@@ -172,6 +172,8 @@ class Gate:
             if claimed := self.uploads.claim(session, value["path"]):
                 return {"path": str(self._folder / claimed), "meta": {"_type": "gradio.FileData"}}
             raise HTTPException(403, "data: a file that this browser did not upload, or not just now; choose it again")
+        if isinstance(value, list) and len(value) <= self.most and all(isinstance(one, dict) for one in value):
+            return [self._plain(one, session) for one in value]
         raise HTTPException(422, "data: only texts, numbers and this browser's own uploads")
 
     # -------------------------------------------------------------------------------------- results

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.form import Field, fields, given
 from vlm.app.gate import Gate
 from vlm.app.headers import PAGE_SCRIPT
+from vlm.app.image_form import Arrived, ImageForm
 from vlm.app.service import Busy, Service
 from vlm.errors import UserError
+from vlm.inference.study_images import StudyImage
 from vlm.report import NOTICE, Report
 
 POLL_SECONDS = 0.08
@@ -70,9 +73,10 @@ class Blocks(gr.Blocks):
 class Answer(NamedTuple):
     """A shown draft and its case."""
 
-    picture: np.ndarray | None
+    images: list[StudyImage]
     vitals: dict[str, str]
     context: str
+    prior_report: str
     report: Report
 
 
@@ -83,6 +87,7 @@ class Page:
         self.service, self.adapter = service, adapter
         self.spec = adapter.config.spec
         self.form = fields(self.spec.schema)
+        self.images = ImageForm(service, self.spec)
         self.unexplained = why_unexplainable(service.engine)
 
     def build(self) -> gr.Blocks:
@@ -91,7 +96,7 @@ class Page:
             gr.HTML(view.head(self.adapter), js_on_load=None)
             gr.HTML(f"<p><strong>{NOTICE}</strong> <span>Never act on it without the evidence itself.</span></p>",
                     elem_id="vlm-notice", js_on_load=None)  # fmt: skip
-            self.picture, self.answer = gr.State(None), gr.State(None)
+            self.answer = gr.State(None)
             with gr.Row(elem_id="vlm-columns"):
                 with gr.Column(scale=5, min_width=320, elem_id="vlm-inputs"):
                     self._build_inputs()
@@ -106,15 +111,15 @@ class Page:
         return page
 
     def _build_inputs(self) -> None:
-        most = f"at most {self.service.limits.upload >> 20} MiB"
-        self.upload = gr.File(label=f"Image: PNG, JPEG, TIFF or DICOM, {most}", height=180, elem_id="vlm-upload")
-        self.preview = gr.HTML(visible=False, js_on_load=None)
-        self.remove = gr.Button("Remove the image", size="sm", visible=False)
+        self.images.build()
         gr.HTML('<h2>Vitals</h2><p class="vlm-soft">Leave empty what was not measured.</p>', js_on_load=None)
         with gr.Row():
             self.values = [_input(field) for field in self.form]
         self.context = gr.Textbox(label="Indication, optional", info="Or other context; shown in the prompt.",
                                   lines=2, max_lines=6, max_length=self.service.limits.context)  # fmt: skip
+        self.prior_report = gr.Textbox(label="Report of the earlier study, optional", lines=2, max_lines=6,
+                                       max_length=self.service.limits.context,
+                                       visible=self.spec.study is not None)  # fmt: skip
         with gr.Row():
             self.draft = gr.Button("Draft the report", variant="primary", size="md", min_width=180, elem_id="vlm-draft")
             self.stop = gr.Button("Stop", visible=False, size="md", min_width=90)
@@ -125,42 +130,51 @@ class Page:
             self.examples = [(gr.Button(case.title, size="sm", min_width=140), case) for case in cases]
 
     def _connect(self) -> None:
-        image = [self.picture, self.upload, self.preview, self.remove]
-        values = [*self.values, self.context]
+        images, roles = self.images.outputs, self.images.roles
+        values = [*self.values, self.context, self.prior_report]
         shown = [self.result, self.answer, self.draft, self.stop, self.explain, self.explanation]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         explaining = self.explain.click(self.explain_draft, self.answer, [self.explain, self.explanation], **quiet)
-        asked = [self.picture, self.context, *self.values]
+        asked = [self.images.pictures, self.context, self.prior_report, *self.values, *roles]
         writing = self.draft.click(self.write, asked, shown, cancels=[explaining], **quiet)
         quiet["cancels"] = [writing, explaining]  # an explanation of another case must not appear beside these inputs
         self.stop.click(_nothing, None, shown, **quiet)
-        self.remove.click(lambda: [*_image(None), *_nothing()], None, [*image, *shown], **quiet)
-        self.clear.click(self._filler(None), None, [*image, *values, *shown], **quiet)
+        for place, slot in enumerate(self.images.slots):
+            slot.remove.click(partial(self.remove, place), [self.images.pictures, *roles], [*images, *shown], **quiet)
+        self.clear.click(self._filler(None), None, [*images, *values, *shown], **quiet)
         for button, case in self.examples:
-            button.click(self._filler(case), None, [*image, *values, *shown], **quiet)
+            button.click(self._filler(case), None, [*images, *values, *shown], **quiet)
         quiet["show_progress"] = "minimal"
-        self.upload.upload(self.read_upload, self.upload, [*image, *shown], preprocess=False, **quiet)
+        upload, arrived = self.images.upload, self.images.arrived
+        if self.spec.study is None:
+            upload.upload(self.read_upload, upload, [*images, *shown], preprocess=False, **quiet)
+            return
+        read = upload.upload(self.images.read, upload, arrived, preprocess=False, **quiet)
+        del quiet["cancels"]
+        read.then(self.place, [arrived, self.images.pictures, *roles], [*images, *shown], **quiet)
 
     # ---------------------------------------------------------------------------------------- events
 
     async def read_upload(self, file: Mapping[str, Any]) -> list[Any]:
-        """Read an uploaded image and delete it; an unreadable one gives a message in place of the draft.
+        """Show an image that was uploaded, in place of any other."""
+        return self.place(await self.images.read(file), None)
 
-        Its path is of no file: its last part is the name under which the gate has claimed the upload.
-        """
-        data = self.service.uploads.take(Path(file["path"]).name)
-        if data is None:
-            return [*_image(None), *_shown(view.refused("image: not uploaded just now; choose it again"))]
-        try:
-            return [*_image(await self.service.read_image(data)), *_nothing()]
-        except (UserError, TooLate, Failed) as error:
-            return [*_image(None), *_shown(view.refused(str(error)))]
+    def place(self, arrived: Arrived | None, pictures: Any, *roles: Any) -> list[Any]:
+        """Show images that arrived; unreadable ones give a message in place of the draft."""
+        updates, message = self.images.place(arrived, pictures, *roles)
+        return [*updates, *(_shown(view.refused(message)) if message else _nothing())]
 
-    async def write(self, picture: np.ndarray | None, context: str, *values: Any) -> AsyncIterator[list[Any]]:
+    def remove(self, place: int, pictures: Any, *roles: Any) -> list[Any]:
+        """Take an image away."""
+        return [*self.images.without(place, pictures, *roles), *_nothing()]
+
+    async def write(self, pictures: Any, context: str, earlier: str, *values: Any) -> AsyncIterator[list[Any]]:
         """Draft and stream the words; every refusal is shown as a message."""
         try:
-            vitals = given(self.form, values)
-            prepared = await run_in_threadpool(self.service.prepare, picture, vitals, context or "")
+            vitals = given(self.form, values[: len(self.form)])
+            images = self.images.given(pictures, values[len(self.form) :])
+            case = images, vitals, context or "", earlier or ""
+            prepared = await run_in_threadpool(self.service.prepare, *case)
             job = self.service.draft(prepared)
         except (UserError, Busy, Failed) as error:
             yield _shown(view.refused(str(error)))
@@ -179,15 +193,16 @@ class Page:
             return
         finally:
             job.cancelled = True
-        page = view.finished(report, self.adapter, bool(prepared[0]["has_image"]), context or "")
-        yield _shown(page, Answer(picture, vitals, context or "", report), explain=not self.unexplained)
+        page = view.finished(report, self.adapter, context or "", earlier or "")
+        yield _shown(page, Answer(*case, report), explain=not self.unexplained)
 
     async def explain_draft(self, answer: Answer) -> AsyncIterator[list[Any]]:
         """Explain the draft that is shown."""
         yield [gr.Button(visible=False), view.waiting("looking at what the draft rests on …")]
         try:
-            picture, vitals, context, report = answer
-            prepared = await run_in_threadpool(self.service.prepare, picture, vitals, context)
+            images, vitals, context, earlier, report = answer
+            prepared = await run_in_threadpool(self.service.prepare, images, vitals, context, earlier)
+            picture = next((image.image for image in images if isinstance(image.image, np.ndarray)), None)
             job = self.service.ask(lambda engine: show(explained(engine, prepared, picture, report)))
             yield [gr.skip(), await result_of(job)]
         except (UserError, Busy, TooLate, Failed) as error:
@@ -196,8 +211,8 @@ class Page:
     def _filler(self, case: SyntheticCase | None) -> Any:
         """Make a handler that fills the inputs with an example, or empties them."""
         vitals = [case.vitals.get(field.name, NOT_GIVEN) if case else NOT_GIVEN for field in self.form]
-        image = case.picture if case else None
-        return lambda: [*_image(image), *vitals, "", *_nothing()]
+        pictures = [case.picture] if case and case.picture is not None else []
+        return lambda: [*self.images.updates(pictures), *vitals, "", "", *_nothing()]
 
 
 _ICON = (
@@ -214,13 +229,6 @@ def _input(field: Field) -> Any:
     plain = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False, autocapitalize="off")
     return gr.Textbox(label=field.label, info=field.help or None, min_width=220, max_lines=1, max_length=field.longest,
                       html_attributes=plain)  # fmt: skip
-
-
-def _image(square: np.ndarray | None) -> list[Any]:
-    """Return the updates of the picture: the field to choose one, its preview and the button to remove it."""
-    there = square is not None
-    shown = view.picture(square) if square is not None else ""
-    return [square, gr.File(None, visible=not there), gr.HTML(shown, visible=there), gr.Button(visible=there)]
 
 
 def _nothing() -> list[Any]:

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,15 +23,15 @@ from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.uploads import Uploads
 from vlm.data.images.sandbox import DecodeLimits, ImageDecoder
 from vlm.errors import UserError
-from vlm.inference.engine import Engine, Prepared, ReportEngine
+from vlm.inference.engine import Engine, Prepared, ReportEngine, Vitals
+from vlm.inference.signal_input import Signal
+from vlm.inference.study_images import Images
 from vlm.plain import printable
 from vlm.report import Report
 
 Result = TypeVar("Result")
 LONGEST_PROMPT = 1024
 """Longest prompt without the evidence, tokens; a longer one has a context that no adapter was trained on."""
-
-
 DECODERS = 2
 """Images decoded at once, each in a process of its own that is killed at a limit of time or memory."""
 SECONDS_AN_IMAGE = 10.0
@@ -48,9 +48,9 @@ class Limits:
     """Limits of one server."""
 
     upload: int = 64 << 20
-    """Size of an image file, bytes."""
+    """Size of an image file, and of all of a case together, bytes."""
     context: int = 2000
-    """Length of the context, characters."""
+    """Length of the context, and of an earlier report, characters."""
     tokens: int = 96
     """Longest draft, tokens."""
     seconds: float = 60
@@ -156,32 +156,33 @@ class Service:
 
     # --------------------------------------------------------------------------------------- inputs
 
-    async def read_image(self, data: bytes) -> np.ndarray:
-        """Decode an image file as the model sees it, S × S uint8.
+    async def read_image(self, data: bytes, name: str = "image") -> np.ndarray:
+        """Decode an image file as the model sees it, S × S uint8; messages call it `name`.
 
         Raises `UserError` for an unreadable one, and `TooLate` where earlier images take all the time there is.
         """
-        return await anyio.to_thread.run_sync(self.read_bytes, data, limiter=self._readers)
+        return await anyio.to_thread.run_sync(self.read_bytes, data, name, limiter=self._readers)
 
-    def read_bytes(self, data: bytes) -> np.ndarray:
+    def read_bytes(self, data: bytes, name: str = "image") -> np.ndarray:
         """Decode as `read_image` does, from a thread that may block."""
         if not self._turn.acquire(timeout=self.limits.seconds):
             raise TooLate
         try:
             with named_failures():
-                return self._decoder.decode_square(data, "image", self.engine.model.spec.image)
+                return self._decoder.decode_square(data, name, self.engine.model.spec.image)
         finally:
             self._turn.release()
 
     def prepare(
-        self, picture: np.ndarray | None, vitals: Mapping[str, Any], context: str = "", signal: list[Any] | None = None
+        self, images: Images, vitals: Vitals, context: str = "", prior_report: str = "", signal: Signal = None
     ) -> Prepared:
-        """Prepare one case's inputs for `draft`; raises `UserError` for a wrong vital, signal or too long a context."""
-        if len(context) > self.limits.context:
-            raise UserError(f"context: {len(context):,} characters, at most {self.limits.context:,}")
+        """Prepare one case's inputs for `draft`; raises `UserError` for any that the adapter does not take."""
+        for name, text in (("context", context), ("prior_report", prior_report)):
+            if len(text) > self.limits.context:
+                raise UserError(f"{name}: {len(text):,} characters, at most {self.limits.context:,}")
         try:
             with named_failures():
-                return self.engine.prepare(picture, vitals, context, signal=signal)
+                return self.engine.prepare(images, vitals, context, prior_report, signal)
         except UserError as error:
             longer = str(error).startswith("the prompt has ")
             raise UserError(f"context: too long; {error}" if longer else str(error)) from None

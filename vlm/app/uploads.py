@@ -3,6 +3,7 @@
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 UPLOAD_TTL_SECONDS = 60.0
@@ -30,12 +31,16 @@ class Uploads:
         self._lock = threading.Lock()
 
     def add(self, session: str, data: bytes) -> str:
-        """Store an upload in place of the session's last one, and return its name; raises `Full`."""
+        """Store an upload in place of the session's last ones, and return its name; raises `Full`."""
+        return self.add_all(session, [data])[0]
+
+    def add_all(self, session: str, files: Sequence[bytes]) -> list[str]:
+        """Store uploads in place of the session's last ones, and return their names; raises `Full`."""
         with self._lock:
             self._drop(session)
-            if sum(len(upload.data) for upload in self._kept.values()) + len(data) > self.total:
+            if sum(len(upload.data) for upload in self._kept.values()) + sum(map(len, files)) > self.total:
                 raise Full("too many uploads at once; try again in a moment")
-            return self._keep(session, data)
+            return [self._keep(session, data) for data in files]
 
     def claim(self, session: str, name: str) -> str | None:
         """Give an upload of this session a new name that only the server knows; None if there is no such upload."""

@@ -13,7 +13,7 @@ from vlm.data.sections import heading, section_parts
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.inference.fhir import to_fhir
 from vlm.model.calibration import Calibration
-from vlm.report import Report
+from vlm.report import ReadImage, Report
 from vlm.resources import data_uri, render
 
 
@@ -43,18 +43,19 @@ def writing(text: str, ahead: int) -> str:
     return _result(state="writing", text=text, message="writing …" if text else before)
 
 
-def finished(report: Report, adapter: Adapter, has_image: bool, context: str = "") -> str:
+def finished(report: Report, adapter: Adapter, context: str = "", prior_report: str = "") -> str:
     """Render a finished draft with its probabilities, warnings and files."""
     schema, names = adapter.config.spec.schema, adapter.config.spec.sections
-    bundle = to_fhir(report, schema, adapter.software, has_image, context=context)
-    read = [*_values(report, schema), "an image" if has_image else "no image"]
+    bundle = to_fhir(report, schema, adapter.software, bool(report.images), context=context)
+    read = [*_values(report, schema), *_images(report)]
+    told = {"the indication": context, "the earlier report": prior_report}
     return _result(
         state="done",
         text=report.text,
         parts=[(heading(name) if name else "", part) for name, part in section_parts(report.text, names) if part],
         report=report,
         meaning=meaning(adapter.config.calibration),
-        read=", ".join([*read, *(["the indication"] if context.strip() else [])]),
+        read=", ".join([*read, *(name for name, text in told.items() if text.strip())]),
         files=[
             _file("Text", "draft.txt", "text/plain", str(report)),
             _file("JSON", "draft.json", "application/json", _json(report.to_dict())),
@@ -78,10 +79,12 @@ def percent(value: float) -> str:
     return "< 0.1 %" if value < 0.001 else "> 99.9 %" if value > 0.999 else f"{value:.1%}".replace("%", " %")
 
 
-def picture(square: np.ndarray) -> str:
-    """Render an image as the model sees it; S × S, uint8."""
+def picture(square: np.ndarray, number: int | None = None) -> str:
+    """Render an image as the model sees it, S × S, uint8, with its number in a study."""
     side = square.shape[0]
-    caption = f"As the model sees it, {side} × {side} pixels"
+    caption = (
+        f"As the model sees it, {side} × {side} pixels" if number is None else f"Image {number} as the model sees it"
+    )
     return f'<figure class="vlm-picture"><img alt="{caption}" src="{png_link(square)}">' \
            f"<figcaption>{caption}</figcaption></figure>"  # fmt: skip
 
@@ -99,6 +102,13 @@ def _values(report: Report, schema: VitalsSchema) -> list[str]:
     units = {vital.name: vital.unit for vital in schema.vitals}
     shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in report.vitals.items()}
     return [f"{name.replace('_', ' ')} {value} {units[name]}".strip() for name, value in shown.items()]
+
+
+def _images(report: Report) -> list[str]:
+    """Name the images that were read; one without a role is `an image`."""
+    if not report.images:
+        return ["no image"]
+    return ["an image"] if report.images == (ReadImage(),) else [str(image) for image in report.images]
 
 
 def _file(title: str, name: str, kind: str, text: str) -> dict[str, str]:

@@ -5,18 +5,18 @@ A YAML file in `configs/` mirrors these dataclasses one to one; `vlm.config.pars
 
 from dataclasses import dataclass, field
 
+from vlm.config.augment import AugmentConfig, DropoutConfig
 from vlm.config.data import (
-    AugmentConfig,
     ChexpertConfig,
     CovidCxrConfig,
     DataConfig,
-    DropoutConfig,
     MimicCxrConfig,
     PhantomConfig,
     SectionConfig,
     Source,
     SourceConfig,
     SplitConfig,
+    StudyImageConfig,
     TableConfig,
     VitalConfig,
 )
@@ -61,6 +61,7 @@ __all__ = [
     "Source",
     "SourceConfig",
     "SplitConfig",
+    "StudyImageConfig",
     "TableConfig",
     "TrainConfig",
     "VisionConfig",

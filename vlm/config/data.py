@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vlm.config.augment import AugmentConfig, DropoutConfig
 from vlm.config.over_time import Hours, MeasurementsConfig, SeriesColumnConfig
 from vlm.config.signal_options import SignalColumnConfig
 
@@ -60,6 +61,22 @@ class SectionConfig:
 
 
 @dataclass(frozen=True)
+class StudyImageConfig:
+    """One further column of images of a study, beside `image`."""
+
+    column: str
+    """Column of the file's name, or of several: see `image_separator`."""
+    view: str = ""
+    """View of all its images, such as `lateral`; empty: not known, or said by `view_column`."""
+    view_column: str | None = None
+    """Column of the view, in place of `view`."""
+    prior: bool = False
+    """Whether the images are of an earlier study."""
+    days: str | None = None
+    """Column of the days from the earlier study to this one; null or an empty cell: not known."""
+
+
+@dataclass(frozen=True)
 class TableConfig:
     """A user's own table and folder of images."""
 
@@ -74,6 +91,19 @@ class TableConfig:
     """Folder of the images, relative to `data.root`."""
     image: str | None = "image"
     """Column of the image's file name; null without images."""
+    view: str | None = None
+    """Column of the view of `image`: PA, AP, lateral or any other word."""
+    study_images: list[StudyImageConfig] = field(default_factory=list)
+    """Columns of further images of a study: other views, or those of an earlier study."""
+    image_separator: str | None = None
+    """What separates several names in one cell, such as `;`; null: a cell names one image, a list several."""
+    study: str | None = None
+    """Column of the study's id, for a table with one row an image: rows of one study become one case."""
+    priors: int = 0
+    """Most earlier studies of the same patient that a case shows, by `time` or `origin`, the latest first, with the
+    report of the latest; 0 for none."""
+    prior_report: str | None = None
+    """Column of the report of an earlier study; it goes before that of `priors`."""
     id: str | None = None
     """Column of the case's id; null numbers the rows."""
     patient: str | None = None
@@ -93,7 +123,8 @@ class TableConfig:
     vitals: list[VitalConfig | str] = field(default_factory=list)
     """Clinical values in order: a description, or the name of a ready-made entry such as glucose."""
     time: str | None = None
-    """Column of the study's time, for series: a date with its time, or a number in `time_unit` from any origin."""
+    """Column of the study's time, for series and `priors`: a date (`2024-03-01`, `20240301`), with its time or not, or
+    a number in `time_unit` from any origin."""
     origin: str | None = None
     """Column of an event common to a patient's studies, such as the admission, as its time from this study: `-2 d`; in
     place of `time`."""
@@ -121,6 +152,9 @@ class PhantomConfig:
     """Seed of the cohort; the same seed draws the same cases."""
     missing: float = 0.04
     """Probability that a case lacks its image, glucose or blood pressure, each independently."""
+    study: bool = False
+    """Draw studies: a lateral view, a prior picture, glucose over time and an indication, each of which alone shows
+    something."""
 
 
 @dataclass(frozen=True)
@@ -195,40 +229,6 @@ class SplitConfig:
     """Share of patients for the final test."""
     seed: int = 0
     """Seed of the hash."""
-
-
-@dataclass(frozen=True)
-class DropoutConfig:
-    """Evidence withheld at random in training, so that the model learns missing inputs."""
-
-    image: float = 0.1
-    """Probability that a training case loses its image."""
-    vitals: float = 0.05
-    """Probability that a training case loses all its vitals."""
-    value: float = 0.05
-    """Probability that a value is lost, each independently."""
-    view: float = 0.1
-    """Probability that a further view of a study is lost, each independently."""
-    prior: float = 0.1
-    """Probability that a study loses its earlier images and report."""
-    context: float = 0.0
-    """Probability that a study loses its context."""
-    signal: float = 0.05
-    """Probability that a training case loses its signal."""
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of training images; no mirroring, which would put the heart on the wrong side."""
-
-    rotate: float = 0.0
-    """Largest rotation, degrees."""
-    shift: float = 0.0
-    """Largest shift, share of the image's side."""
-    scale: float = 0.0
-    """Largest relative change of size."""
-    contrast: float = 0.0
-    """Largest relative change of contrast and of brightness."""
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,8 @@ def _ask_child(method: str, *job: Any) -> bytes | None:
 def _render_and_send(sender: "Connection", template: str, system: str, special: dict[str, str]) -> None:
     """Render in the child and send JSON, so that the parent executes nothing of it."""
     try:
+        from transformers.utils import chat_template_utils  # noqa: F401 early ones import torch: before the limits
+
         random.seed(0)
         limit_process(MEMORY, CPU_SECONDS)  # where it cannot, the parent waits no longer than `WAIT_SECONDS`
         answer = [_rendering(template, conversation, special) for conversation in _conversations(system)]

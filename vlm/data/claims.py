@@ -14,6 +14,11 @@ _LEVELS = {
     "normal": re.compile(r"\b(?:normal|unremarkable|within (?:normal )?limits|in range)\b"),
     "not measured": re.compile(r"\bnot (?:measured|given|available|known)\b"),
 }
+_TRENDS = {
+    "rising": re.compile(r"\b(?:rising|rises|rose|risen|climbing|climbed)\b"),
+    "falling": re.compile(r"\b(?:falling|falls|fell|fallen|dropping|dropped)\b"),
+    "stable": re.compile(r"\b(?:stable|steady|unchanged)\b"),
+}
 _NEGATED = re.compile(r"\bnot\b|\bno\b")
 
 
@@ -34,8 +39,8 @@ def check_numbers(report: str, values: Mapping[str, float], schema: VitalsSchema
 
     `values` maps schema names to the measured vitals. A number must equal the given one
     at the precision it is written with; a word (elevated, low, normal) must be that of the vital's reference
-    range; anything but "not measured" said of a missing vital is inconsistent. Sentences that name no vital are
-    not looked at.
+    range, and a word of change (rising, stable, falling) that of the change of a series; anything but "not measured"
+    said of a missing vital is inconsistent. Sentences that name no vital are not looked at.
     """
     claims: list[Claim] = []
     names = _patterns(schema)
@@ -64,17 +69,31 @@ def _claims(text: str, vitals: tuple[str, ...], values: Mapping[str, float], sch
     for number in _NUMBER.finditer(text):
         stated = [part for part in number.groups() if part is not None]
         if len(stated) == len(vitals):
-            right = len(measured) == len(stated) and all(map(_equal, stated, measured))
+            since = _first(vitals[0], values) if re.search(r"\bfrom $", text[: number.start()]) else None
+            right = len(measured) == len(stated) and all(map(_equal, stated, measured if since is None else [since]))
             yield Claim(name, number.group(), "/".join(f"{value:g}" for value in measured) or "not measured", right)
-    level = _level(vitals, values, schema)
-    if level is None:
-        return
-    for word, pattern in _LEVELS.items():
+    if (level := _level(vitals, values, schema)) is not None:
+        yield from _word_claims(text, name, level, _LEVELS)
+    change = schema.features.get(vitals[0], {}).get("change") if len(vitals) == 1 else None
+    trend = _level((schema.names[change],), values, schema) if change is not None else None
+    if change is not None and trend is not None:
+        trend = {"elevated": "rising", "low": "falling", "normal": "stable"}.get(trend, trend)
+        yield from _word_claims(text, schema.names[change], trend, _TRENDS)
+
+
+def _word_claims(text: str, name: str, level: str, patterns: Mapping[str, re.Pattern[str]]) -> Iterator[Claim]:
+    """Yield the claim of the first word of the patterns that a text has."""
+    for word, pattern in patterns.items():
         match = pattern.search(text)
         if match:
             denied = word != "not measured" and _NEGATED.search(text[: match.start()]) is not None
             yield Claim(name, f"{'not ' * denied}{match.group()}", level, (word == level) != denied)
             return
+
+
+def _first(vital: str, values: Mapping[str, float]) -> float | None:
+    """Return the first value of a vital's series, which a report may name as in `from 9.1 to 11.2`."""
+    return values[vital] - values[f"{vital}_change"] if {vital, f"{vital}_change"} <= values.keys() else None
 
 
 def _equal(stated: str, value: float) -> bool:

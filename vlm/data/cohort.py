@@ -1,7 +1,7 @@
 """Cohort: cases of any source as one `datasets.Dataset` with declared features."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,17 @@ class FactReader:
     """Name of the source; a packed copy of its cases finds the reader by it."""
     read: Callable[[str], Facts]
     evidence: dict[str, str]
-    """Name of the fact → `image` or `vitals`."""
+    """Name of the fact → its evidence: `image`, `vitals`, `prior`, `trend`, `context` or a view such as `lateral`."""
+    unsaid: dict[str, str] = field(default_factory=dict)
+    """Name of the fact → what a report states of it where its evidence is missing."""
+    mix: Callable[[Mapping[str, Facts]], Facts] | None = None
+    """Facts of a case whose evidence is of several cases, from the facts of each by kind of evidence."""
+
+    def combine(self, stated: Mapping[str, Facts]) -> Facts:
+        """Combine the facts of the cases that give each kind of evidence; without `mix`, each has its kind's."""
+        if self.mix is not None:
+            return self.mix(stated)
+        return {name: stated[kind][name] for name, kind in self.evidence.items()}
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,9 @@ def check_needs(needs: Iterable[str], schema: VitalsSchema, where: str, views: C
     """Raise `UserError` for a need that is no kind of evidence, vital or view; with None any word may be a view."""
     for need in needs:
         if need not in NEEDS and need not in (views if views is not None else (view_name(need, where),)):
+            if views and need not in schema.names:
+                known = ", ".join((*NEEDS, *sorted(views)))
+                raise UserError(f"{where}: {need} is no vital, and none of {known}, of which the last are the views")
             schema.position(need, where)
 
 

@@ -213,6 +213,13 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         """Return the samples of a row's signal, C × l, or None."""
         return from_bytes(row.get("signal"), len(self.spec.signal.channels)) if self.spec.signal is not None else None
 
+    def has_signal(self) -> np.ndarray:
+        """Find the cases with a signal that the model reads; N, bool."""
+        if self.spec.signal is None:
+            return np.zeros(len(self.rows), bool)
+        sizes = [pc.binary_length(part).to_numpy(zero_copy_only=False) for part in column(self.rows, "signal").chunks]
+        return np.concatenate([np.zeros(0), *sizes]) > 0
+
     @property
     def reports(self) -> list[str]:
         """List all reference reports, in table order."""

@@ -147,10 +147,9 @@ class StudySpec:
         """Raise `UserError` for a view that the model was not trained with."""
         if view and view not in self.views:
             near = nearest(view, self.views)
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(self.views) or 'none'}"
-            raise UserError(
-                f"{where}: the adapter knows no view {shortened(view)}; {hint} Leave it away if it is another"
-            )
+            hint = f"; did you mean {near}?" if near else ""
+            known = ", ".join(self.views) or "none"
+            raise UserError(f"{where}: the adapter knows no view {shortened(view)}, but {known}{hint}")
 
     def expected_numbers(self) -> list[int]:
         """List the expected roles as numbers: of a view from 1, and 0 for a prior."""

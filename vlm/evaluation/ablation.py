@@ -116,9 +116,8 @@ def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         add(False, f"{cut['cases']} of {cases} drafts were cut at {cut['max_new_tokens']} tokens "
                    "(evaluation.max_new_tokens): what they did not come to say counts as missing.")  # fmt: skip
     ablation = metrics.get("ablation", {})
-    for kind, swapped in (("image", "image_swapped"), ("vitals", "vitals_swapped")):
-        if swapped in ablation:
-            add(*_dependence(kind, ablation[swapped], cases))
+    for arm in filter(lambda name: name.endswith("_swapped"), ablation):
+        add(*_dependence(arm.removesuffix("_swapped").replace("_", " "), ablation[arm], cases))
     baselines = metrics.get("baselines", {})
     ours = metrics.get("findings", {}).get("f1", {}).get("value")
     for name, title in (("constant", "a constant report"), ("nearest", "the nearest training case's report")):
@@ -154,7 +153,7 @@ def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _dependence(kind: str, change: Mapping[str, Any], cases: int) -> tuple[bool | None, str]:
-    """Judge whether another patient's image or vitals change the output; returns `good` and a sentence."""
+    """Judge whether another patient's evidence of one kind changes the output; returns `good` and a sentence."""
     share, loss, area = change["drafts_changed"], change["text_loss_change"], change["auroc_change"]
     if share["value"] is None:
         return None, f"Use of the {kind} was not tested: {share['why']}."

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,11 +10,11 @@ from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
 from vlm.data.dataset import CaseDataset, load_pictures
 from vlm.data.shown_evidence import available_evidence, compose_report, with_prior_report
-from vlm.data.storage import matrix
-from vlm.data.study import PRIOR, StudyPicture
+from vlm.data.study import PRIOR, StudyPicture, sorted_pictures
+from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND, Parts, Source, choose_donors, one
 
-Source = Literal["own", "swapped", "blank", "none"]
-"""`blank` is an all-black image; `none` is a missing image, which the model was trained on."""
+PRIOR_REPORT = "prior_report"
+"""The text of `prior`; its images are with the other images where these are swapped together."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,18 @@ class Arm:
 
     name: str
     image: Source = "own"
+    """Source of all images of a case."""
     vitals: Source = "own"
+    part: str = ""
+    """The one further part whose source differs: a view, `prior`, `context`, `trend` or `signal`; empty for none."""
+    shown: Source = "own"
+    """Source of that part."""
+
+    @property
+    def changes(self) -> dict[str, Source]:
+        """Map each part of the evidence that is not the case's own to its source."""
+        sources = {"image": self.image, "vitals": self.vitals, self.part: self.shown}
+        return {part: source for part, source in sources.items() if source != "own"}
 
 
 ARMS = (
@@ -38,34 +48,39 @@ ARMS = (
 )
 
 
-_ONE = {"image": "an image", "vitals": "vitals"}
+def all_arms(dataset: CaseDataset) -> list[Arm]:
+    """List the arms of a split: `ARMS`, and two for each further part of the evidence that its cases have."""
+    arms = list(ARMS)
+    for part in Parts(dataset).further:
+        name = part.replace(" ", "_")
+        arms += [Arm(f"{name}_swapped", part=part, shown="swapped"), Arm(f"{name}_withheld", part=part, shown="none")]
+    return arms
 
 
 class ArmCases(torch.utils.data.Dataset[Example]):
     """Dataset of a split's cases under one arm: the arm's evidence, and the case's own report and labels."""
 
     def __init__(self, arm: Arm, dataset: CaseDataset, seed: int = 0) -> None:
-        self.arm, self.dataset = arm, dataset
-        rows = dataset.rows
-        self.has_image = np.array([dataset.shows_image(index) for index in range(len(rows))], dtype=bool)
-        self.vitals = matrix(rows, "vitals", len(dataset.spec.schema))
-        has_vitals = np.array([not np.isnan(x).all() for x in self.vitals], dtype=bool)
-        _, patients = np.unique(np.array(rows["patient"], dtype=object).astype(str), return_inverse=True)
-        self.image_donor = _donors(self.has_image, patients, arm.image, seed)
-        self.vitals_donor = _donors(has_vitals, patients, arm.vitals, seed + 1)
-        changed = [has for has, shown in ((self.has_image, arm.image), (has_vitals, arm.vitals)) if shown != "own"]
-        self.changed = np.logical_or.reduce(changed) if changed else np.zeros(len(rows), dtype=bool)
+        self.arm, self.dataset, self.parts = arm, dataset, Parts(dataset)
+        self.vitals, self.has_image = self.parts.vitals, self.parts.has("image")
+        _, patients = np.unique(np.array(dataset.rows["patient"], dtype=object).astype(str), return_inverse=True)
+        self.image_donor = choose_donors(self.has_image, patients, arm.image, seed)
+        self.vitals_donor = choose_donors(self.parts.has("vitals"), patients, arm.vitals, seed + 1)
+        self._part_donor = choose_donors(self.parts.has(arm.part), patients, arm.shown, seed + 2)
+        changed = [self.parts.has(part) for part in arm.changes]
+        self.changed = np.logical_or.reduce(changed) if changed else np.zeros(len(dataset), dtype=bool)
         """N, bool: cases whose evidence differs from their own. The others have nothing to swap or withhold."""
-        self.undefined = self._undefined(has_vitals, patients)
+        self.undefined = self._undefined(patients)
         """Reason why the arm cannot be applied to any case; empty if it can."""
 
-    def _undefined(self, has_vitals: np.ndarray, patients: np.ndarray) -> str:
-        for kind, shown, has in (("image", self.arm.image, self.has_image), ("vitals", self.arm.vitals, has_vitals)):
+    def _undefined(self, patients: np.ndarray) -> str:
+        for part, shown in self.arm.changes.items():
+            has = self.parts.has(part)
             if shown == "swapped" and len(np.unique(patients[has])) == 1:
-                return f"all {has.sum()} test cases with {_ONE[kind]} are of one patient: there is no other's to show"
+                return f"all {has.sum()} test cases with {one(part)} are of one patient: there is no other's to show"
         if self.arm == ARMS[0] or self.changed.any():
             return ""
-        return f"no test case has {' or '.join(_ONE[kind] for kind in _ONE if getattr(self.arm, kind) != 'own')}"
+        return f"no test case has {' or '.join(map(one, self.arm.changes))}"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -76,80 +91,112 @@ class ArmCases(torch.utils.data.Dataset[Example]):
         if self.arm == ARMS[0]:
             return self.dataset[index]
         row = self.dataset.rows[index]
+        hidden = "vitals" in self.dataset.withhold
         return make_example(
             self.dataset.spec,
             self._pictures(index),
-            self._vitals(index),
+            np.full(self.vitals.shape[1], np.nan, dtype=np.float32) if hidden else self._vitals(index),
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
             report=self.dataset.report(index, bool(self.dataset.spec.sections)),
-            context=with_prior_report(row["context"] or "", row["prior_report"] or ""),
+            context=with_prior_report(*self._texts(index)),
+            signal=self._signal(index),
         )
 
     @property
-    def shown(self) -> list[tuple[int, int, str]]:
-        """Image donor, vitals donor (-1 for none) and context of each case; equal tuples are the same input."""
-        rows = self.dataset.rows.select_columns(["context", "prior_report"])
-        contexts = (with_prior_report(row["context"] or "", row["prior_report"] or "") for row in rows)
-        return list(zip(self.image_donor.tolist(), self.vitals_donor.tolist(), contexts, strict=True))
+    def shown(self) -> list[tuple[int | str, ...]]:
+        """Image donor, vitals donor (-1 for none), donors of further parts, and the texts of each case.
+
+        Equal tuples are the same input.
+        """
+        further = [self.donor(part).tolist() for part in self.parts.further if part != CONTEXT]
+        texts = [with_prior_report(*self._texts(index)) for index in range(len(self))]
+        return list(zip(self.image_donor.tolist(), self.vitals_donor.tolist(), *further, texts, strict=True))
+
+    def donor(self, part: str) -> np.ndarray:
+        """Return the row whose evidence of a part each case is shown; N, -1 for none."""
+        if part == "image":
+            return self.image_donor
+        if part == "vitals":
+            return self.vitals_donor
+        if self.arm.part == part or (self.arm.part, part) == (PRIOR, PRIOR_REPORT):
+            return self._part_donor
+        rows = np.arange(len(self)) if part in (CONTEXT, PRIOR_REPORT, SIGNAL) else self.image_donor
+        rows = self.vitals_donor if part == TREND else rows
+        has = self.parts.has(PRIOR if part == PRIOR_REPORT else part)
+        return np.where((rows >= 0) & has[rows], rows, -1)
 
     def facts(self, reader: FactReader) -> list[Facts]:
-        """List each case's facts: image facts from the image donor, vitals facts from the vitals donor."""
+        """List each case's facts: each as the donor of its evidence has it, where that evidence is shown."""
+        donors = {kind: self.donor(kind) for kind in dict.fromkeys(reader.evidence.values())}
         wanted = []
         for index in range(len(self)):
-            image = self._stated(reader, int(self.image_donor[index]), self.image_donor[index] >= 0, True)
-            vitals = self._stated(reader, int(self.vitals_donor[index]), True, self.vitals_donor[index] >= 0)
-            wanted.append(
-                {name: (image if kind == "image" else vitals)[name] for name, kind in reader.evidence.items()}
-            )
+            seen = self._available(index)
+            stated = {}
+            for kind, rows in donors.items():
+                row = self.dataset.rows[int(rows[index]) if rows[index] >= 0 else index]
+                stated[kind] = reader.read(compose_report(row["sections"], self.dataset.sections, seen))
+            wanted.append(reader.combine(stated))
         return wanted
 
-    def _stated(self, reader: FactReader, index: int, image: bool, vitals: bool) -> Facts:
-        row = self.dataset.rows[max(index, 0)]
-        own = self.vitals[max(index, 0)] if vitals else np.full(self.vitals.shape[1], np.nan)
-        roles = self.dataset.shown_roles(max(index, 0)) if image else set()
-        roles |= {PRIOR} if row["prior_report"] else set()
-        seen = available_evidence(self.dataset.spec.schema.names, own, roles, row["context"] or "")
-        return reader.read(compose_report(row["sections"], self.dataset.sections, seen))
+    def _available(self, index: int) -> set[str]:
+        """Collect the evidence that a case is shown."""
+        context, prior_report = self._texts(index)
+        roles = {PRIOR} if prior_report else set()
+        for donor, parts in self._image_donors(index).items():
+            roles |= {role for role in self.parts.roles[donor] if self.parts.of_role(role) in parts}
+        signal, names = bool(self.donor(SIGNAL)[index] >= 0), self.dataset.spec.schema.names
+        return available_evidence(names, self._vitals(index), roles, context, signal)
+
+    def _texts(self, index: int) -> tuple[str, str]:
+        """Return the context and the prior report that a case is shown."""
+        donors = int(self.donor(CONTEXT)[index]), int(self.donor(PRIOR_REPORT)[index])
+        texts = self.parts.contexts, self.parts.prior_reports
+        context, report = (known[row] if row >= 0 else "" for known, row in zip(texts, donors, strict=True))
+        return context, report
+
+    def _image_donors(self, index: int) -> dict[int, set[str]]:
+        """Map each row whose images a case is shown to the parts that it is shown of them."""
+        donors: dict[int, set[str]] = {}
+        for part in self.parts.of_images:
+            donors.setdefault(int(self.donor(part)[index]), set()).add(part)
+        donors.pop(-1, None)
+        return donors
 
     def _pictures(self, index: int) -> list[StudyPicture]:
-        donor = int(self.image_donor[index])
         if self.arm.image == "blank" and self.has_image[index]:
             size = self.dataset.spec.image.size
             return [StudyPicture(np.zeros((size, size), dtype=np.uint8))]
-        if donor < 0 or "image" in self.dataset.withhold:
+        if "image" in self.dataset.withhold:
             return []
-        return load_pictures(self.dataset.rows[donor]["images"], self.dataset.spec)
+        shown = [
+            item
+            for donor, parts in self._image_donors(index).items()
+            for item in load_pictures(self.dataset.rows[donor]["images"], self.dataset.spec)
+            if self.parts.of_role(item.role) in parts
+        ]
+        return sorted_pictures(shown)[: self.dataset.spec.study_images]
+
+    def _signal(self, index: int) -> np.ndarray | None:
+        """Return the samples of the signal that a case is shown, C × l, or None."""
+        donor = int(self.donor(SIGNAL)[index])
+        hidden = donor < 0 or SIGNAL in self.dataset.withhold
+        return None if hidden else self.dataset.signal(self.dataset.rows[donor])
 
     def _vitals(self, index: int) -> np.ndarray:
-        donor = int(self.vitals_donor[index])
-        if donor < 0 or "vitals" in self.dataset.withhold:
+        """Return the values that a case is shown, m; without its trend, as if only the last had been measured."""
+        donor, trend = int(self.vitals_donor[index]), int(self._part_donor[index])
+        if donor < 0:
             return np.full(self.vitals.shape[1], np.nan, dtype=np.float32)
-        return self.vitals[donor]
+        values = self.vitals[donor].copy()
+        if self.arm.part == TREND and self.parts.has(TREND)[index]:
+            places = self.parts.trend_places
+            values[places] = self.vitals[trend, places] if trend >= 0 else self._alone(values)
+        return values
 
-
-def _donors(has: np.ndarray, patients: np.ndarray, shown: Source, seed: int) -> np.ndarray:
-    """Choose the donor row of each row's evidence; -1 for none. `patients` is each row's patient, numbered from 0.
-
-    When swapped, each row with evidence gets another patient's, and each row is a donor once. If one patient has
-    more than half of the rows, the others' rows are donors several times. If all rows are one patient's, none is.
-    """
-    rows = np.where(has, np.arange(len(has)), -1)
-    if shown == "own":
-        return rows
-    if shown in ("none", "blank"):
-        return np.full(len(has), -1)
-    owners = np.random.default_rng(seed).permutation(np.flatnonzero(has))
-    _, first, sizes = np.unique(patients[owners], return_index=True, return_counts=True)
-    if len(sizes) < 2:
-        return np.full(len(has), -1)
-    place = {patients[owners[start]]: start for start in first.tolist()}
-    owners = owners[np.argsort([place[patient] for patient in patients[owners]], kind="stable")]  # patient by patient
-    rows[owners] = np.roll(owners, sizes.max())  # beyond the end of every patient's own rows
-    left = owners[patients[rows[owners]] == patients[owners]]  # of a patient with more than half of the rows
-    if len(left):
-        rows[left] = np.resize(owners[patients[owners] != patients[left[0]]], len(left))
-    return rows
+    def _alone(self, values: np.ndarray) -> np.ndarray:
+        counts = np.isin(self.parts.trend_places, self.parts.count_places) & ~np.isnan(values[self.parts.trend_places])
+        return np.where(counts, 1, np.nan).astype(values.dtype)
 
 
 def all_correct(stated: Sequence[Facts], wanted: Sequence[Facts], names: Sequence[str]) -> np.ndarray:

@@ -21,8 +21,9 @@ from vlm.data.storage import matrix
 from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
 from vlm.evaluation.agreement import NAMES, is_read
-from vlm.evaluation.arms import ARMS, Arm, ArmCases
+from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_arms
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
+from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND
 from vlm.evaluation.figures import draw_figures
 from vlm.evaluation.html_report import write_page
 from vlm.evaluation.intervals import mean
@@ -72,7 +73,7 @@ def evaluate(
     test = splits["test"]
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
-    arms = {arm.name: ArmCases(arm, test) for arm in ARMS if _applies(arm, config)}
+    arms = {arm.name: ArmCases(arm, test) for arm in all_arms(test) if _applies(arm, config)}
     drafted: DraftCache = {}
     results = {
         name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
@@ -128,11 +129,12 @@ def evaluate(
 
 def _applies(arm: Arm, config: Config) -> bool:
     """Check whether to run an arm: the first always, the others with ablation on and their evidence not withheld."""
-    changed = {name for name, shown in (("image", arm.image), ("vitals", arm.vitals)) if shown != "own"}
+    whole = {"vitals": "vitals", TREND: "vitals", CONTEXT: CONTEXT, SIGNAL: SIGNAL}
+    changed = {whole.get(part, "image") for part in arm.changes}
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 
 
-DraftCache = dict[tuple[int, int, str], Draft]
+DraftCache = dict[tuple[int | str, ...], Draft]
 """Cache of drafts by input, shared by the arms, so that no input is drafted twice."""
 
 

@@ -203,18 +203,25 @@ def auroc_of(scores: np.ndarray, targets: np.ndarray, bootstrap: Bootstrap) -> d
 
 
 def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Compute the shares of reports that state all image facts, and all vitals facts, of the input shown."""
+    """Compute for each kind of evidence the share of reports that state all its facts, of the input shown.
+
+    For all kinds but the vitals also the share that assert such a fact among the cases that are not shown it.
+    """
     wanted, stated = cases.facts(reader), [reader.read(text) for text in drafts]
-    names = {kind: [n for n, k in reader.evidence.items() if k == kind] for kind in ("image", "vitals")}
-    shown, everyone = cases.image_donor >= 0, np.ones(len(cases), dtype=bool)
-    asserted = np.array([any(fact[name] not in (None, "no image") for name in names["image"]) for fact in stated])
-    measures = {
-        "image_facts_right": (all_correct(stated, wanted, names["image"]), shown),
-        "vitals_facts_right": (all_correct(stated, wanted, names["vitals"]), everyone),
-        "finding_asserted_without_image": (asserted, ~shown),
-    }
+    measures: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    asserted_without = {}
+    for kind in dict.fromkeys(reader.evidence.values()):
+        names = [name for name, evidence in reader.evidence.items() if evidence == kind]
+        right, first = all_correct(stated, wanted, names), names[0]
+        if kind == "vitals":
+            measures["vitals_facts_right"] = right, np.ones(len(cases), dtype=bool)
+            continue
+        shown = np.array([fact[first] not in (None, reader.unsaid.get(first)) for fact in wanted], dtype=bool)
+        said = [any(fact[name] not in (None, reader.unsaid.get(name)) for name in names) for fact in stated]
+        measures[f"{kind}_facts_right"] = right, shown
+        asserted_without[f"{first}_asserted_without_{kind}"] = np.array(said, dtype=bool), ~shown
     result = {}
-    for name, (hits, among) in measures.items():
+    for name, (hits, among) in {**measures, **asserted_without}.items():
         rows = np.flatnonzero(among)
         estimate = bootstrap(mean(hits[rows]), rows) if len(rows) else undefined()
         result[name] = {**estimate, "cases": len(rows)}

@@ -1,19 +1,22 @@
 """Make an `Explanation` from a case and its draft."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm.data.case import Example
-from vlm.data.images.image import Box, read_image, resize, stretch_contrast
+from vlm.data.images.image import Box, is_blank, read_image, resize, stretch_contrast
+from vlm.data.study import PRIOR, StudySpec, roles_of, sorted_pictures
 from vlm.errors import UserError, require
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
 from vlm.explanation.phrases import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
-from vlm.explanation.result import Attribution, ExplainedLabel, ExplainedWords, Explanation
+from vlm.explanation.result import Attribution, ExplainedLabel, ExplainedWords, Explanation, ShownImage
 from vlm.inference.engine import Engine, ReportEngine, merged_lora
 from vlm.inference.signal_input import Signal
+from vlm.inference.study_images import Images, as_images, read_study
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import Report
 
@@ -23,18 +26,19 @@ LONGEST_SIDE = 1024
 
 def explain(
     engine: Engine | ClinicalVLM,
-    image: str | Path | None,
+    images: Images,
     vitals: Mapping[str, Any] | None,
     report: Report | None = None,
     words: str = "",
     context: str = "",
+    prior_report: str = "",
     signal: Signal = None,
 ) -> Explanation:
-    """Explain a draft: the source shares of every word, and the heat map and vitals of labels and chosen words.
+    """Explain a draft: the source shares of every word, and the heat maps and vitals of labels and chosen words.
 
-    `image` and `vitals` are what `predict` was given, `report` what it gave; without it the case is drafted first.
-    `words` are chosen as in `opacity, lower zone`; without them the findings, places and levels that the rules read
-    in the draft are. Each of them takes 10 to 30 s of two CPU cores with the demo's model.
+    All but `report` and `words` are what `predict` was given, `report` what it gave; without it the case is drafted
+    first. `words` are chosen as in `opacity, lower zone`; without them the findings, places and levels that the rules
+    read in the draft are. Each of them takes 10 to 30 s of two CPU cores with the demo's model.
 
     Raises `UserError` as `predict` does, for words that the draft does not say, for an engine that is not PyTorch's,
     and where captum is not installed.
@@ -46,19 +50,26 @@ def explain(
         raise UserError("--explain: only PyTorch's engine has gradients; use --engine torch")
     if engine.model.model_config.vitals.injection == "text":
         raise UserError("--explain: this adapter reads vitals as words (model.vitals.injection: text), not as features")
-    prepared = engine.prepare(image, vitals, context, signal=signal)
+    prepared = engine.prepare(images, vitals, context, prior_report, signal)
     if report is None:
         report = next(engine.reports([prepared]))
-    picture = shown_picture(engine, image) if prepared[0]["has_image"] else None
+    pictures = [shown_picture(engine, source, square) for source, square in read_images(engine, images)]
     spans = named_spans(report.text, words) if words.strip() else None
     with merged_lora(engine.model):
-        return explain_example(engine.model, prepared[0], report, picture, spans)
+        return explain_example(engine.model, prepared[0], report, pictures, spans)
 
 
 def explain_example(
-    model: ClinicalVLM, example: Example, report: Report, picture: np.ndarray | None, spans: list[Span] | None = None
+    model: ClinicalVLM,
+    example: Example,
+    report: Report,
+    pictures: Sequence[np.ndarray],
+    spans: list[Span] | None = None,
 ) -> Explanation:
-    """Explain a prepared case; the model is in evaluation mode."""
+    """Explain a prepared case; the model is in evaluation mode.
+
+    `pictures` are those to show, in the order of the example's images (see `read_images`); none without an image.
+    """
     text, names = report.text, model.spec.schema.names
     ids, places = token_spans(model.tokenizer, text)
     if spans is None:
@@ -71,7 +82,9 @@ def explain_example(
         words = tuple(Attribution(*span, *scorer.shapley(tokens_of(span, places))) for span in word_spans(text))
         passages = tuple(_passage(scorer, span, text, places, names) for span in spans)
     labels = _labels(model, example, report)
-    return Explanation(report, picture, words, passages, labels, names, _notes(example, passages, names))
+    roles = image_names(example, model.spec.study) if example["has_image"] else []
+    shown = tuple(ShownImage(name, picture) for name, picture in zip(roles, pictures, strict=True))
+    return Explanation(report, shown, words, passages, labels, names, _notes(example, passages, names))
 
 
 def _passage(scorer: CaseScorer, span: Span, text: str, places: list[Span], names: tuple[str, ...]) -> ExplainedWords:
@@ -81,7 +94,7 @@ def _passage(scorer: CaseScorer, span: Span, text: str, places: list[Span], name
         *span,
         image=float(parts.cells.sum()),
         vitals=float(parts.vitals.sum()),
-        alone=scorer.shapley(tokens)[2],
+        alone=parts.alone,
         text=text[slice(*span)],
         cells=parts.cells if scorer.has_image else None,
         heat=scorer.heat(tokens) if scorer.has_image else None,
@@ -116,10 +129,36 @@ def _notes(example: Example, passages: tuple[ExplainedWords, ...], names: tuple[
     return tuple(notes)
 
 
-def shown_picture(engine: Engine, image: str | Path | None) -> np.ndarray | None:
-    """Return the image with the model's contrast, in its own aspect ratio and no larger than a screen; H × W uint8."""
-    if image is None:
-        return None
+def image_names(example: Example, study: StudySpec | None) -> list[str]:
+    """Name the n images of a case by their roles, as `PA`, `lateral` or `prior PA, 30 days`; each name stands once."""
+    seen: Counter[str] = Counter()
+    names = []
+    for role in roles_of(example["image_roles"].numpy(), study):
+        name = f"{PRIOR} {role.view}".strip() if role.prior else role.view or "image"
+        if role.prior and not np.isnan(role.days):
+            name += f", {role.days:g} day{'' if role.days == 1 else 's'}"
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
+
+
+def read_images(engine: Engine, images: Images) -> list[tuple[str | Path | np.ndarray, np.ndarray]]:
+    """List the images of a case in the order of its example, without blank ones: each as given and as its square.
+
+    Raises `UserError` as `read_study` does.
+    """
+    pictures, _ = read_study(images, engine.model.spec, engine.read_picture)
+    given = {id(picture): item.image for picture, item in zip(pictures, as_images(images), strict=True)}
+    return [(given[id(item)], item.picture) for item in sorted_pictures(p for p in pictures if not is_blank(p.picture))]
+
+
+def shown_picture(engine: Engine, image: str | Path | np.ndarray, square: np.ndarray) -> np.ndarray:
+    """Return the image with the model's contrast, in its own aspect ratio and no larger than a screen; H × W uint8.
+
+    An image that was given as its square (S × S) is shown as that.
+    """
+    if isinstance(image, np.ndarray):
+        return square
     stretched = stretch_contrast(read_image(image), engine.model.spec.image)
     box = Box.of(stretched.shape, min(LONGEST_SIDE, max(stretched.shape)))
     return resize(stretched, box.height, box.width)

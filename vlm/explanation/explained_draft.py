@@ -8,7 +8,8 @@ from vlm.errors import require
 from vlm.explanation.explain import explain
 from vlm.explanation.picture import draw
 from vlm.inference.command import OpenedCase
-from vlm.inference.options import engine_of
+from vlm.inference.options import engine_of, images_of
+from vlm.inference.study_images import StudyImage
 
 
 def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
@@ -17,14 +18,15 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     Raises `UserError` as `draft_case`, `explain` and `draw` do.
     """
     require("captum", "--explain: needs the package captum")
-    inputs = arguments.image, arguments.vitals, arguments.context, arguments.signal
-    case = OpenedCase.of(arguments.adapter, *inputs, **engine_of(arguments))
+    images = [StudyImage(*image) for image in images_of(arguments)]
+    told = arguments.vitals, arguments.context, arguments.prior_report, arguments.signal
+    case = OpenedCase.of(arguments.adapter, images, *told, **engine_of(arguments))
     stream = None if arguments.json else out
     report = case.draft(arguments.max_new_tokens, stream, arguments.fhir, arguments.fhir_subject)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
-    words, read = arguments.explain_words, (case.context, case.signal)
-    explanation = explain(case.engine, case.image, case.values, report, words, *read)
+    inputs = case.images, case.values, report, arguments.explain_words, case.context, case.prior_report, case.signal
+    explanation = explain(case.engine, *inputs)
     draw(explanation, arguments.explain)
     if stream is None:
         print(

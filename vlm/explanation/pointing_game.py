@@ -22,6 +22,7 @@ from vlm.config import DataConfig
 from vlm.data.case import Example
 from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.phantom import load_phantom, opacity_masks
+from vlm.data.study import PRIOR, roles_of
 from vlm.errors import UserError, require
 from vlm.explanation.attribution import CaseScorer, label_heats
 from vlm.explanation.phrases import Span, finding_spans, token_spans, tokens_of
@@ -30,6 +31,7 @@ from vlm.findings.labeller import label
 from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
 
+LATERAL = "lateral"
 LABEL, FINDING = "pathology", "opacity"
 """The label whose heat map is tested, and the finding whose words are."""
 
@@ -78,7 +80,7 @@ def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | Non
     dataset = CaseDataset(cohort.split(split), model.spec, cohort.sections)
     masks = opacity_masks(data.phantom, set(dataset.rows["id"]))
     every = (dataset[index] for index in range(len(dataset)))
-    examples = [case for case in every if case["has_image"] and masks[case["id"]].any()][:most]
+    examples = [case for case in every if _begins_frontal(case, model) and masks[case["id"]].any()][:most]
     drafts = ReportEngine(model).draft(examples, max_new_tokens=max_new_tokens)
     cases = []
     for example, (draft, *_) in zip(examples, tqdm(drafts, total=len(examples), desc="drafting"), strict=True):
@@ -90,15 +92,21 @@ def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | Non
     return cases
 
 
+def _begins_frontal(case: Example, model: ClinicalVLM) -> bool:
+    """Check whether the first image of a case is a current frontal one, as the masks are."""
+    first = roles_of(case["image_roles"].numpy(), model.spec.study)[0]
+    return bool(case["has_image"]) and first.role not in (PRIOR, LATERAL)
+
+
 def heats(model: ClinicalVLM, cases: Sequence[Case], title: str) -> dict[str, list[np.ndarray]]:
-    """Map each method to the heat map of each case, h × w."""
+    """Map each method to the heat map of each case's first image, h × w: the frontal one, as the masks are."""
     maps: dict[str, list[np.ndarray]] = {"finding words": [], f"label {LABEL}": []}
     with merged_lora(model):
         for case in tqdm(cases, desc=title, unit="case"):
             ids, places = token_spans(model.tokenizer, case.draft)
             scorer = CaseScorer(model, case.example, ids)
-            maps["finding words"].append(scorer.heat(tokens_of(case.words, places)))
-            maps[f"label {LABEL}"].append(label_heats(model, case.example)[model.spec.labels.index(LABEL)])
+            maps["finding words"].append(scorer.heat(tokens_of(case.words, places))[0])
+            maps[f"label {LABEL}"].append(label_heats(model, case.example)[model.spec.labels.index(LABEL)][0])
     return maps
 
 

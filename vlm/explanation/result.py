@@ -17,6 +17,15 @@ STRENGTH = 0.55
 """Opacity of the overlay where the heat is largest."""
 
 
+class ShownImage(NamedTuple):
+    """An image of the case, as it is shown."""
+
+    name: str
+    """Its role, such as `PA`, `lateral` or `prior, 30 days`; `image` where none was said."""
+    pixels: np.ndarray
+    """H × W uint8, in its own aspect ratio."""
+
+
 class TintedWord(NamedTuple):
     """A piece of the draft, and the share of each source in it; the shares add up to 1."""
 
@@ -36,7 +45,7 @@ class Attribution:
     end: int
     """End of its characters in the draft: `report.text[start:end]`."""
     image: float
-    """The image's contribution to its log-probability, nats."""
+    """The images' contribution to its log-probability, nats."""
     vitals: float
     """The vitals' contribution, nats."""
     alone: float
@@ -44,7 +53,7 @@ class Attribution:
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """Shares of image, vitals and language.
+        """Shares of images, vitals and language.
 
         The language's share is exp(−|image| − |vitals|): where both speak for the word it is its probability with
         nothing given over that with everything given. The rest is divided in proportion to the nats.
@@ -57,19 +66,30 @@ class Attribution:
 
 @dataclass(frozen=True)
 class ExplainedWords(Attribution):
-    """Chosen words with their attributions to places in the image and to vitals."""
+    """Chosen words with their attributions to places in the images and to vitals."""
 
     text: str
     cells: np.ndarray | None
-    """h × w, nats of each cell of the CNN's last grid; adds up to `image`. None without an image."""
+    """n × h × w, nats of each cell of the CNN's last grid of each image; adds up to `image`. None without an image."""
     heat: np.ndarray | None
-    """Heat map of the words, on the finer grid of an earlier stage; without a unit. None without an image."""
+    """n × h × w, heat of the words, on the finer grid of an earlier stage; without a unit. None without an image."""
     by_vital: dict[str, float]
     """Nats of each vital; add up to `vitals`, a missing one is exactly 0."""
     completeness_error: float
     """Error of the sums, as a share of the evidence's contribution."""
     steps: int
     """Number of points on the path of integration."""
+
+    @property
+    def by_image(self) -> list[float]:
+        """Nats of each image, the sum of its cells; n, they add up to `image`."""
+        return [] if self.cells is None else [float(cells.sum()) for cells in self.cells]
+
+    @property
+    def image_shares(self) -> list[float]:
+        """Share of each image in what the images contribute: its nats without their sign, over those of all; n."""
+        sizes = [abs(nats) for nats in self.by_image]
+        return [size / max(sum(sizes), 1e-12) for size in sizes]
 
 
 @dataclass(frozen=True)
@@ -79,16 +99,16 @@ class ExplainedLabel:
     name: str
     probability: float
     heat: np.ndarray | None
-    """On the grid of the CNN's last stage but one, without a unit; None without an image."""
+    """n × h × w, on the grid of the CNN's last stage but one, without a unit; None without an image."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Explanation of a drafted report. Maps lie over the square that the CNN saw; `overlay` lays them on the image."""
+    """Explanation of a drafted report. Maps lie over the square that the CNN saw; `overlay` lays them on an image."""
 
     report: Report
-    picture: np.ndarray | None
-    """The shown image, H × W uint8, in its own aspect ratio; None where none was read."""
+    pictures: tuple[ShownImage, ...]
+    """The n images in the order of the maps: current before prior, by view; empty where none was read."""
     words: tuple[Attribution, ...]
     """Every word and punctuation mark of the draft, in order."""
     passages: tuple[ExplainedWords, ...]
@@ -115,11 +135,11 @@ class Explanation:
         stops = [*(word.start for word in self.words[1:]), len(text)][: len(self.words)]
         return [TintedWord(text[word.start : stop], *word.shares) for word, stop in zip(self.words, stops, strict=True)]
 
-    def heat_of(self, name: str | None = None) -> np.ndarray:
-        """Return the heat of a label or of chosen words over the picture (H × W, 0 to 1).
+    def heat_of(self, name: str | None = None, image: int = 0) -> np.ndarray:
+        """Return the heat of a label or of chosen words over an image (H × W, 0 to 1), given its place in `pictures`.
 
-        Without a name it is the leading label's. Only positive heat is shown. Raises `UserError` for another name, and
-        where there was no image.
+        Without a name it is the leading label's. Only positive heat is shown, of all images on one scale: 1 is the
+        largest of any of them. Raises `UserError` for another name or image, and where there was no image.
         """
         known: dict[str, np.ndarray | None] = {}
         for words in self.passages:  # repeated words share one map
@@ -131,33 +151,48 @@ class Explanation:
         if key not in known:
             raise UserError(f"{name!r} is neither a label nor an explained word; known: {', '.join(known) or 'none'}")
         heat = known[key]
-        if heat is None or self.picture is None:
+        if heat is None or not self.pictures:
             raise UserError("no image was read, so there is nothing to lay a heat over")
-        return resample_to_image(heat, self.picture.shape)
+        if not 0 <= image < len(self.pictures):
+            raise UserError(f"image {image}: the case has {len(self.pictures)}, numbered from 0")
+        shown = [positive_heat(cells, item.pixels.shape) for cells, item in zip(heat, self.pictures, strict=True)]
+        return shown[image] / max(*(float(heat.max()) for heat in shown), 1e-12)
 
     def lines(self) -> list[str]:
         """Format one aligned line for each of the chosen words, the completeness error, and the notes."""
         width = max((len(words.text) for words in self.passages), default=0)
         lines = [
             f"{words.text:<{width}}  image {image:4.0%}  vitals {vitals:4.0%}  language {language:4.0%}"
+            f"{self._shares_line(words)}"
             for words in self.passages
             for image, vitals, language in [words.shares]
         ]
         error = [f"completeness error {self.completeness_error:.2%} at most"] if lines else []
         return [*lines, *error, *(f"note: {note}" for note in self.notes)]
 
+    def _shares_line(self, words: ExplainedWords) -> str:
+        """Format the share of each image; empty for one image."""
+        if len(self.pictures) < 2:
+            return ""
+        pairs = zip(self.pictures, words.image_shares, strict=True)
+        return "  of the images: " + "; ".join(f"{image.name} {share:.0%}" for image, share in pairs)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON: the maps as rows of cells, without the picture."""
+        """Return plain values, for JSON: the maps as rows of cells by the name of their image, without the pictures."""
+        names = [image.name for image in self.pictures]
         return {
+            "images": names,
             "words": [{"text": piece.text, **_shares(piece[1:])} for piece in self.tinted_words()],
             "passages": [
                 {"text": words.text, **_shares(words.shares), "image_nats": words.image, "vitals_nats": words.vitals,
-                 "log_probability_alone": words.alone, "by_vital": words.by_vital, "cells": _rows(words.cells),
-                 "heat": _rows(words.heat),
+                 "log_probability_alone": words.alone, "by_vital": words.by_vital,
+                 "by_image": dict(zip(names, words.by_image, strict=True)),
+                 "image_shares": dict(zip(names, words.image_shares, strict=True)),
+                 "cells": _rows(words.cells, names), "heat": _rows(words.heat, names),
                  "completeness_error": words.completeness_error, "steps": words.steps}
                 for words in self.passages
             ],
-            "labels": [{"name": label.name, "probability": label.probability, "heat": _rows(label.heat)}
+            "labels": [{"name": label.name, "probability": label.probability, "heat": _rows(label.heat, names)}
                        for label in self.labels],
             "completeness_error": self.completeness_error,
             "notes": list(self.notes),
@@ -165,7 +200,13 @@ class Explanation:
 
 
 def resample_to_image(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resample a map over the square (h × w cells) to the image inside it (H × W); scale positive values to 0 to 1.
+    """Resample a map over the square (h × w cells) to the image inside it (H × W); scale positive values to 0 to 1."""
+    inside = positive_heat(heat, shape)
+    return inside / max(float(inside.max()), 1e-12)
+
+
+def positive_heat(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Resample the positive part of a map over the square (h × w cells) to the image inside it (H × W).
 
     The padding that makes an image square is cropped, with its heat.
     """
@@ -173,27 +214,28 @@ def resample_to_image(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     box = Box.of(tuple(shape), side)
     positive = np.maximum(heat, 0).astype(np.float32)
     square = cv2.resize(positive, (side, side), interpolation=cv2.INTER_LINEAR)
-    inside = square[box.rows, box.columns]
-    return inside / max(float(inside.max()), 1e-12)
+    return square[box.rows, box.columns]
 
 
 def _shares(shares: Sequence[float]) -> dict[str, float]:
     return dict(zip(("image", "vitals", "language"), shares, strict=True))
 
 
-def _rows(heat: np.ndarray | None) -> list[list[float]] | None:
-    return None if heat is None else [[float(f"{value:.4g}") for value in row] for row in heat.tolist()]
+def _rows(heat: np.ndarray | None, names: Sequence[str]) -> dict[str, list[list[float]]] | None:
+    if heat is None:
+        return None
+    maps = zip(names, heat.tolist(), strict=True)
+    return {name: [[float(f"{value:.4g}") for value in row] for row in rows] for name, rows in maps}
 
 
-def overlay(explanation: Explanation, name: str | None = None) -> np.ndarray:
-    """Overlay the heat of one label or of chosen words on the image, H × W × 3 uint8, RGB.
+def overlay(explanation: Explanation, name: str | None = None, image: int = 0) -> np.ndarray:
+    """Overlay the heat of one label or of chosen words on an image, H × W × 3 uint8, RGB.
 
-    Without a name it is the leading label's. Raises `UserError` for a name that was not explained and where there was
-    no image: there is no heat without one.
+    Without a name it is the leading label's; `image` is the place in `pictures`. Raises `UserError` for a name that
+    was not explained and where there was no image: there is no heat without one.
     """
-    heat = explanation.heat_of(name)  # H × W
-    assert explanation.picture is not None  # checked by `heat_of`
-    grey = np.repeat(explanation.picture[..., None].astype(np.float32), 3, axis=2)
+    heat = explanation.heat_of(name, image)  # H × W
+    grey = np.repeat(explanation.pictures[image].pixels[..., None].astype(np.float32), 3, axis=2)
     colour = colormaps["inferno"](0.15 + 0.8 * heat)[..., :3] * 255
     weight = STRENGTH * heat[..., None] ** 0.7  # a place without heat shows the image alone
     return np.round(grey * (1 - weight) + colour * weight).astype(np.uint8)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
-from vlm.data.images.image import read_image
-from vlm.inference.engine import Engine, check_context
+from vlm.data.images.image import read_image, to_square
+from vlm.inference.context import check_context
+from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
 from vlm.inference.signal_input import read_signal
+from vlm.inference.study_images import Images, StudyImage, as_images, read_study
 from vlm.inference.vitals_argument import ENDINGS, read_vitals
 from vlm.plain import printable
 from vlm.report import Report
@@ -27,9 +29,10 @@ class OpenedCase(NamedTuple):
     engine: Engine
     folder: Path
     """Folder of the adapter."""
-    image: str | None
+    images: list[StudyImage]
     values: dict[str, Any]
     context: str
+    prior_report: str
     signal: str | None
     noted: tuple[str, ...]
     """Warnings on what was left out of a FHIR file."""
@@ -38,16 +41,18 @@ class OpenedCase(NamedTuple):
     def of(
         cls,
         adapter: str,
-        image: str | None,
+        images: Images,
         vitals: str,
         context: str = "",
+        prior_report: str = "",
         signal: str | None = None,
         **engine: Any,
     ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
-        `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, an unknown or
-        non-numeric vital, too long a context, an unreadable signal, and an adapter that cannot be loaded.
+        `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, a role or number of
+        images that the adapter does not know, an unknown or non-numeric vital, too long a context, an unreadable
+        signal, and an adapter that cannot be loaded.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -60,11 +65,12 @@ class OpenedCase(NamedTuple):
             noted = (*noted, *more)
         schema.parse(values, "--vitals")
         check_context(context)
-        if image is not None:
-            read_image(image)
-        read_signal(signal, opened.config.spec)
+        check_context(prior_report, "prior report")
+        spec, given_images = opened.config.spec, as_images(images)
+        read_study(given_images, spec, lambda image: to_square(read_image(image), spec.image))
+        read_signal(signal, spec)
         drafter = open_engine(opened, **engine)
-        return cls(drafter, opened.path, image, values, context, signal, noted)
+        return cls(drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted))
 
     def draft(
         self, max_new_tokens: int, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
@@ -73,12 +79,12 @@ class OpenedCase(NamedTuple):
 
         `subject` is the Bundle's reference to a patient. Raises `UserError` if the disk is full.
         """
-        case = [(self.image, self.values, self.context, "", self.signal)]
-        report = self.engine.predict(case, max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
+        case = (self.images, self.values, self.context, self.prior_report, self.signal)
+        report = self.engine.predict([case], max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
         if fhir:
             schema = self.engine.model.spec.schema
-            about, shown = Software.of(self.folder), self.image is not None
+            about, shown = Software.of(self.folder), bool(self.images)
             bundle = to_fhir(report, schema, about, shown, subject, context=self.context)
             replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
         return report
@@ -86,18 +92,19 @@ class OpenedCase(NamedTuple):
 
 def draft_case(
     adapter: str,
-    image: str | None,
+    images: Images,
     vitals: str,
     max_new_tokens: int,
     stream: TextIO | None,
     fhir: str | None = None,
     subject: str | None = None,
     context: str = "",
+    prior_report: str = "",
     signal: str | None = None,
     **engine: Any,
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
-    case = OpenedCase.of(adapter, image, vitals, context, signal, **engine)
+    case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, **engine)
     return case.draft(max_new_tokens, stream, fhir, subject)
 
 

@@ -1,6 +1,5 @@
 """Draft reports with a loaded model, one case or many, in the order given."""
 
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,22 +19,23 @@ from vlm.data.sections import split_sections
 from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
-from vlm.errors import UserError, one_line
+from vlm.errors import one_line
+from vlm.inference.context import check_context, context_doubts
 from vlm.inference.signal_input import Signal, read_signal
-from vlm.inference.study_images import Images, read_study
+from vlm.inference.study_images import Images, images_read, read_study
 from vlm.plain import printable
-from vlm.report import Report
+from vlm.report import NOTICE, Report
 
 if TYPE_CHECKING:  # other engines draft without it, and start sooner
     from vlm.model.clinical_vlm import ClinicalVLM
     from vlm.model.evidence import EvidenceEncoder
 
 MAX_SECONDS = 600.0
-LONGEST_CONTEXT = 20_000
-"""Longest context text in a prompt, characters."""
 Vitals = Mapping[str, Any] | None
-Case = (tuple[Images, Vitals] | tuple[Images, Vitals, str] | tuple[Images, Vitals, str, str]
-        | tuple[Images, Vitals, str, str, Signal])  # fmt: skip
+Case = (
+    tuple[Images, Vitals] | tuple[Images, Vitals, str] | tuple[Images, Vitals, str, str]
+    | tuple[Images, Vitals, str, str, Signal]
+)  # fmt: skip
 """Images and vitals by name, or None; the context, the report of an earlier study and the signal, if there are any."""
 Prepared = tuple[Example, tuple[str, ...]]
 """A case's example for the model, and warnings on what is missing or implausible."""
@@ -97,9 +97,9 @@ class Engine(ABC):
             if draft.cut_at:
                 warnings = (*warnings, f"the draft is not finished: it was cut at {draft.cut_at}")
             finished = not draft.cut_at
-            text = printable(draft.text)
-            sections = split_sections(text, self.model.spec.sections)
-            yield Report(text, probabilities, shown, warnings, calibration, finished=finished, sections=sections)
+            text, read = printable(draft.text), images_read(example, self.model.spec.study)
+            parts = split_sections(text, self.model.spec.sections)
+            yield Report(text, probabilities, shown, warnings, calibration, NOTICE, finished, parts, read)
 
     def prompt_length(self, example: Example) -> int:
         """Return the number of prompt tokens around the evidence, and of those of further images."""
@@ -124,20 +124,15 @@ class Engine(ABC):
         or too long for the base, and as `read_study` and `read_signal` do.
         """
         check_context(context)
-        check_context(prior_report)
+        check_context(prior_report, "prior report")
         spec = self.model.spec
         warnings: list[str] = []
         x, implausible = spec.schema.parse(vitals or {}, note=warnings.append)
         warnings += [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
         warnings += missing_notes(spec.schema, x, implausible)
         pictures, doubts = read_study(images, spec, self.read_picture)
-        warnings += doubts
-        if spec.context and not context.strip():
-            warnings.append("no indication given; the adapter was trained with one")
-        if spec.context is False and context.strip():
-            warnings.append("an indication was given; the adapter names none among what it was trained with")
-        samples, doubts = read_signal(signal, spec)
-        warnings += doubts
+        samples, unsure = read_signal(signal, spec)
+        warnings += [*doubts, *context_doubts(spec, context), *unsure]
         example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report), signal=samples)
         self.room(example)
         blank = len(pictures) - int(example["has_image"]) * len(example["pixel_values"])
@@ -198,14 +193,6 @@ class _Limits:
             self.unfinished = set((ids != self.end).all(dim=1).nonzero().flatten().tolist())
             self.cut_at = f"{self.most} tokens" if ids.shape[1] >= self.most else f"{self.seconds:g} seconds"
         return torch.full((len(ids),), over, device=ids.device)
-
-
-def check_context(context: str) -> None:
-    """Raise `UserError` for a context of book length, and for one with bytes that are no letters."""
-    if len(context) > LONGEST_CONTEXT:
-        raise UserError(f"the context has {len(context):,} characters, more than {LONGEST_CONTEXT:,}")
-    if re.search(r"[\ud800-\udfff]", context):
-        raise UserError("the context is not UTF-8")
 
 
 def _doubt(vital: VitalConfig, value: float) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
                              "server")  # fmt: skip
     parser.add_argument("--vllm_url", metavar="URL", help="address of vLLM, such as http://localhost:8000")
     parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA or merged model on that server")
-    parser.add_argument("--image", help="image file; omit it for a case without one")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="image file; several times for a "
+                        "study, never for a case without one")  # fmt: skip
+    _add_study_options(parser)
     parser.add_argument(
-        "--vitals", default="", help='"glucose=8.7, bp=145/90", a JSON object of these or of FHIR, or a file of one'
+        "--vitals",
+        default="",
+        help='"glucose=8.7, bp=145/90", a series as "glucose=9.1@-48h;11@0h", JSON of these or of FHIR, or a file',
     )
     parser.add_argument("--context", default="", metavar="TEXT", help="the indication, or other text to show in the "
                         "prompt")  # fmt: skip
@@ -55,6 +60,37 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--ray_gpus", type=float, default=0, help="GPUs of each engine, also a fraction")
 
 
+def _add_study_options(parser: argparse.ArgumentParser) -> None:
+    study = parser.add_argument_group("a study", "for adapters trained on several images a case")
+    study.add_argument("--view", action="append", default=[], metavar="VIEW", help="view of each --image in turn: PA, "
+                       'AP, lateral; "" where it is not known')  # fmt: skip
+    study.add_argument("--prior", action="append", default=[], metavar="FILE", help="image of an earlier study")
+    study.add_argument("--prior_view", action="append", default=[], metavar="VIEW", help="view of each --prior in turn")
+    study.add_argument("--prior_days", action="append", default=[], type=float, metavar="DAYS", help="days from the "
+                       "earlier study to this one, of each --prior in turn or once for all")  # fmt: skip
+    study.add_argument("--prior_report", default="", metavar="TEXT", help="report of the earlier study")
+
+
+def images_of(arguments: argparse.Namespace) -> list[tuple[str, str, bool, float | None]]:
+    """Pair the images of a case with their roles: (file, view, prior, days); raises `UserError` where they do not."""
+    views = _paired(arguments.image, arguments.view, "--image", "--view", "")
+    prior_views = _paired(arguments.prior, arguments.prior_view, "--prior", "--prior_view", "")
+    days = arguments.prior_days
+    if len(days) == 1 and arguments.prior:
+        days = days * len(arguments.prior)
+    prior_days = _paired(arguments.prior, days, "--prior", "--prior_days", None)
+    current = [(file, view, False, None) for file, view in zip(arguments.image, views, strict=True)]
+    return current + [(file, view, True, time)
+                      for file, view, time in zip(arguments.prior, prior_views, prior_days, strict=True)]  # fmt: skip
+
+
+def _paired(images: Sequence[str], roles: Sequence[Any], image: str, role: str, unknown: Any) -> Sequence[Any]:
+    """Return one role an image; raises `UserError` for another number of them than there are images, or none."""
+    if roles and len(roles) != len(images):
+        raise UserError(f"{role}: {len(roles)} given for {len(images)} of {image}; give one for each, or none")
+    return roles or [unknown] * len(images)
+
+
 def check_draft_options(arguments: argparse.Namespace) -> None:
     """Raise `UserError` for values out of range and for options that exclude each other."""
     for name in ("max_new_tokens", "batch_size", "ray_workers"):
@@ -70,8 +106,11 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
         _check_explain(arguments)
     if (arguments.encoding or arguments.sheet) and not arguments.input:
         raise UserError("--encoding and --sheet: are for a table of cases; name it with --input")
-    if arguments.input and (arguments.image or arguments.vitals):
+    images = images_of(arguments)
+    if arguments.input and (images or arguments.vitals):
         raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
+    if arguments.input and arguments.prior_report:
+        raise UserError("--prior_report: is for one case; name a table's column of it with --prior_report_column")
     if arguments.input and arguments.context:
         raise UserError("--context: is for one case; name a table's column of it with --context_column")
     if arguments.input and arguments.signal:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm.data.case import CaseSpec
-from vlm.data.study import PRIOR, StudyPicture, check_days, view_name
+from vlm.data.case import CaseSpec, Example
+from vlm.data.study import PRIOR, StudyPicture, StudySpec, check_days, roles_of, view_name
 from vlm.errors import UserError
+from vlm.report import ReadImage
 
 
 class StudyImage(NamedTuple):
@@ -47,8 +48,17 @@ def read_study(
     dated after, and as `read` does.
     """
     given = as_images(images)
+    pictures = check_roles(given, spec)
+    for place, item in enumerate(given):
+        picture = read(item.image) if isinstance(item.image, str | Path) else item.image
+        pictures[place] = pictures[place]._replace(picture=picture)
+    return pictures, _warnings(pictures, spec)
+
+
+def check_roles(given: Sequence[StudyImage], spec: CaseSpec) -> list[StudyPicture]:
+    """Return the roles of the images of a case, without their pictures; raises `UserError` as `read_study` does."""
     _check_count(given, spec)
-    pictures = []
+    roles = []
     for number, item in enumerate(given, 1):
         where = "the image" if len(given) == 1 else f"image {number} of {len(given)}"
         view = view_name(item.view, where)
@@ -61,9 +71,16 @@ def read_study(
             days = math.nan if item.days is None else check_days(item.days, where)
         elif item.days:
             raise UserError(f"{where}: a current image has no days before the study; say that it is a prior")
-        picture = read(item.image) if isinstance(item.image, str | Path) else item.image
-        pictures.append(StudyPicture(picture, view, item.prior, days))
-    return pictures, _warnings(pictures, spec)
+        roles.append(StudyPicture(np.empty(0, np.uint8), view, item.prior, days))
+    return roles
+
+
+def images_read(example: Example, study: StudySpec | None) -> tuple[ReadImage, ...]:
+    """Name the images of an example by their roles, in the model's order."""
+    if not example["has_image"]:
+        return ()
+    roles = roles_of(example["image_roles"].numpy(), study)
+    return tuple(ReadImage(r.view, r.prior, r.days if r.prior and not math.isnan(r.days) else None) for r in roles)
 
 
 def _check_count(given: Sequence[StudyImage], spec: CaseSpec) -> None:

@@ -11,6 +11,7 @@ from vlm.config import DataConfig, SectionConfig, SourceConfig, VitalConfig
 from vlm.data.cohort import Cohort, Columns, build_dataset
 from vlm.data.signals.signal_spec import same_format
 from vlm.data.vitals.schema import VitalsSchema
+from vlm.data.vitals.series import expand
 from vlm.data.vitals.units import conversion
 from vlm.errors import UserError
 
@@ -78,7 +79,9 @@ def _vitals(sources: Sequence[_Source]) -> tuple[VitalsSchema, list[str]]:
     notes = []
     for source in sources:
         for vital in source.cohort.schema.vitals:
-            owner, kept = first.setdefault(vital.name, (source.name, vital))
+            owner, base = first.get(vital.of, (source.name, None))
+            made = next((made for made in expand(base) if made.feature == vital.feature), vital) if base else vital
+            owner, kept = first.setdefault(vital.name, (owner, made))
             if vital.over_time and not kept.over_time:  # a plain value of one source is the last value of another
                 first[vital.name] = owner, replace(kept, over_time=True, steady=vital.steady)
             factor, offset = _conversion(kept, vital, owner, source.name)

@@ -14,6 +14,8 @@ from vlm.data.size_limits import Lines
 from vlm.errors import UserError
 
 MOST_KEYS = 100_000
+MOST_NAMES = 1000
+"""Most names of images in one cell."""
 SPARSEST = 200
 """Most table cells for each stated cell, in very large tables."""
 
@@ -31,10 +33,12 @@ def read_json_lines(path: Path, rows: int) -> Iterator[pd.DataFrame]:
 
 
 def _cell(value: Any) -> Any:
-    """Replace a list or an object by an empty one of the same type; a series, a list of pairs, stays."""
-    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        return value
-    return type(value)() if isinstance(value, list | dict) else value
+    """Keep a list of names and a series, a list of pairs; replace another list or an object by an empty object."""
+    if isinstance(value, list):
+        names = len(value) <= MOST_NAMES and all(isinstance(name, str | None) for name in value)
+        pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+        return value if names or pairs else [{}]
+    return {} if isinstance(value, dict) else value
 
 
 def _columns(path: Path) -> dict[str, None]:

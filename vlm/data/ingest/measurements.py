@@ -14,7 +14,7 @@ from vlm.config import SeriesColumnConfig, TableConfig
 from vlm.data.ingest.column_names import find_column
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.data.vitals.series import MOST_POINTS, NOW, STUDY_TIME, Series, When, hours_before, read_time
+from vlm.data.vitals.series import MOST_POINTS, NOW, STUDY_TIME, Point, Series, When, hours_before, read_time
 from vlm.data.vitals.values import is_missing, quoted, read_value
 from vlm.errors import UserError
 from vlm.faults import Faults
@@ -49,14 +49,14 @@ class Measurements:
             return measured
         for frame in read(path):
             measured.read_columns(frame, str(path))
+        measured.faults.raise_any()
         if table.measurements.file:
             measured.read_file(root / table.measurements.file, read)
-        measured.faults.raise_any()
         return measured
 
     def rows(self, frame: pd.DataFrame, where: str) -> list[Row]:
         """Return the place and the key of each row of the cases."""
-        column = self.table.patient if self.table.series_of == "patient" else self.table.id
+        column = self.table.patient if self.table.series_of == "patient" else self.table.study or self.table.id
         numbers = frame.index + 2
         keys = map(cell_text, frame[find_column(frame.columns, column, where)]) if column else (
             f"row-{number}" for number in numbers)  # fmt: skip
@@ -75,7 +75,7 @@ class Measurements:
         by_patient = table.series_of == "patient"
         if by_patient and not (table.patient and (table.time or table.origin)):
             raise UserError(f"{where}.series_of: patient needs the columns patient, and time or origin")
-        if table.measurements.file and not (by_patient or table.id):
+        if table.measurements.file and not (by_patient or table.study or table.id):
             raise UserError(f"{where}.measurements: needs the column id of the cases, or series_of: patient")
 
     def _position(self, name: str, where: str) -> int:
@@ -132,6 +132,7 @@ class Measurements:
                     unit = written if is_missing(unit) else str(unit)
                     when = self._measured(at, f"{place}: {own.time}")
                     self._add(cell_text(of), position, when, cell, f"{place}: {own.value}", unit)
+        self.faults.raise_any()
         if others:
             words = ", ".join(f"{word:.40}" for word, _ in others.most_common(3))
             self.left_out[f"measurements are none of the vitals ({words})"] += others.total()
@@ -230,7 +231,7 @@ class Measurements:
             elif when.clock in ("study", at.clock) and hours_before(when, at) > 0:
                 self.left_out["values after their study were left out"] += 1
             else:
-                found.setdefault(name, Series()).append((when, value))
+                found.setdefault(name, Series()).append(Point(when, value))
         if any(len(series) > MOST_POINTS for series in found.values()):
             self.left_out[f"series had more than {MOST_POINTS:,} values; the newest were taken"] += 1
         return {name: Series(series[-MOST_POINTS:]) for name, series in found.items()}

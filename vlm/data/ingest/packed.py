@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 
 from vlm.config import DataConfig
 from vlm.data.cohort import Cohort, build_dataset, selected_labels
-from vlm.data.ingest import phantom
+from vlm.data.ingest.phantom_study import STUDY_FACTS
+from vlm.data.ingest.phantom_words import FACTS
 from vlm.data.packed.manifest import ONE_IMAGE, STUDIES, Pack, join_address, open_address, read_pack, split_of
 from vlm.data.packed.shards import check_columns, image_reference
 from vlm.data.signals.signal_spec import MOST_SAMPLES, SignalFormat
 from vlm.data.study import LONGEST_DAYS, MOST_IMAGES, image_cell, view_name
 from vlm.errors import UserError
 
-FACT_READERS = {reader.name: reader for reader in (phantom.FACTS,)}
+FACT_READERS = {reader.name: reader for reader in (FACTS, STUDY_FACTS)}
 AT_ONCE = 8
 """Shards read concurrently: most of the time is I/O wait."""
 MAY_BE_NULL = ("image", "context", "probability")

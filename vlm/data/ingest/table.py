@@ -19,6 +19,7 @@ from vlm.data.cohort import (
     Notes,
     build_dataset,
     check_needs,
+    features,
     image_paths,
     range_warnings,
     read_label_columns,
@@ -31,10 +32,12 @@ from vlm.data.images.store import ImageStore
 from vlm.data.ingest.column_names import find_column, listed
 from vlm.data.ingest.measurements import Measurements, cell_text
 from vlm.data.ingest.read import TableOptions, read_chunks, reading_notes
+from vlm.data.ingest.studies import Studies, StudyKeys
+from vlm.data.ingest.study_columns import StudyColumns, check_study_options, has_views, study_table_columns
 from vlm.data.labels import LabelReader
 from vlm.data.sections import check_distinct
 from vlm.data.signals.signal_column import SignalColumn
-from vlm.data.study import Cell, image_cell
+from vlm.data.study import flat_images
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.synonyms import is_missing_word
@@ -79,17 +82,23 @@ def load_frames(
     `measured` are the values over time of the whole table, read before.
     """
     schema = VitalsSchema(resolve_vitals(table.vitals))
-    _check_needs(table, schema, ())
+    check_study_options(table)
+    _check_needs(table, schema, None if has_views(table) else ())
     if measured is None and (table.series or table.measurements.file):
         raise UserError("data.table: series and measurements are read by the source table alone")
     if data.section_headings:
         check_distinct(table.report)
     reader = _Reader(data, table, schema, measured or Measurements(table, schema, Faults()))
     signal, sizes = reader.signals.format, (len(table.labels), len(table.report))
-    dataset = build_dataset(reader.all_columns(parts), schema, *sizes, signal is not None)
+    studies = Studies(table, data.max_images, schema.names, reader.faults)
+    cases = studies.cases(reader.all_columns(parts), features(len(schema), *sizes, signal is not None))
+    dataset = build_dataset(cases, schema, *sizes, signal is not None)
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
-    warnings = [*reader.notes(path), *reader.images.notes(), *reader.signals.notes()]
+    if has_views(table):
+        images = flat_images(dataset)
+        _check_needs(table, schema, set(images.views[~images.prior]) - {""})
+    warnings = [*reader.notes(path), *studies.notes(path), *reader.images.notes(), *reader.signals.notes()]
     warnings += range_warnings(str(path), schema, reader.doubtful, dataset)
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
@@ -115,6 +124,7 @@ class _Reader:
     label_notes: list[str] = field(default_factory=list)
     store: ImageStore = field(default_factory=ImageStore)
     """Store of images embedded in the table."""
+    keys: StudyKeys = field(init=False)
     series_notes: Notes = field(default_factory=dict)
     no_reports: dict[str, list[str]] = field(default_factory=dict)
     """Report column → its cells with a word for missing, such as `NA`."""
@@ -122,6 +132,7 @@ class _Reader:
     def __post_init__(self) -> None:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
         self.measured.faults = self.faults
+        self.keys = StudyKeys(self.table, self.faults)
         self.signals = SignalColumn(self.table.signal, Path(self.data.root), self.faults)
 
     def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
@@ -156,36 +167,42 @@ class _Reader:
         for name, rows in doubtful.items():
             self.doubtful.setdefault(name, []).extend(rows)
         labels = read_label_columns(frame, where, self.labels, [column[name] for name in table.labels], self.faults)
-        ids = _cells(frame, column.get(table.id), where) or [f"row-{number}" for number in frame.index + 2]
+        own = table.study or table.id
+        ids = _cells(frame, column.get(own), where) or [f"row-{number}" for number in frame.index + 2]
         patients = _cells(frame, column.get(table.patient), where) or ids
-        for number, cells in zip(frame.index + 2, patients, strict=True):
-            if _ROUNDED.fullmatch(cells):
-                way_out = "format the column as text before it is saved"
-                self.faults.add(f"{where}: row {number}: {table.patient or table.id} {cells!r} is rounded; {way_out}")
-            if is_missing_word(cells):
-                what = f"{cells!r:.60} names nobody" if cells else "is empty"
-                self.faults.add(f"{where}: row {number}: {table.patient or table.id} {what}; the split is by patient")
+        self._check_names(table.patient or own, patients, frame, where, "names nobody", "the split is by patient")
+        if table.study and table.patient:
+            self._check_names(table.study, ids, frame, where, "names no study", "each row is of one")
         nothing = [""] * len(frame)
         probabilities = pd.Series(_cells(frame, column.get(table.probability), where) or nothing, index=frame.index)
-        signal = table.signal.column
         sections = [self._reports(column[section.column], frame, where) for section in table.report]
         fixed = frame[column[table.split]] if table.split else None
         return {
             "id": ids,
             "patient": patients,
             "split": splits_for(patients, self.data, fixed, where, self.faults),
-            "images": self._images(frame[column[table.image]], where) if table.image else [[]] * len(frame),
+            "images": StudyColumns(table, self._paths, self.faults).read(frame, column, where),
             "vitals": vitals,
             "labels": labels,
             "sections": [list(texts) for texts in zip(*sections, strict=True)] or [[] for _ in ids],
             "context": _cells(frame, column.get(table.context), where) or nothing,
+            "prior_report": self._reports(column[table.prior_report], frame, where) if table.prior_report else nothing,
             "probability": _probabilities(probabilities, where, table.probability, self.faults),
-            **(
-                {"signal": self.signals.read(list(frame[column[signal]]), list(frame.index + 2), where)}
-                if signal
-                else {}
-            ),
+            **self.signals.of(frame, column.get(table.signal.column), where),
+            **self.keys.of(measured, where),
         }
+
+    def _check_names(
+        self, column: str | None, names: list[str], frame: pd.DataFrame, where: str, nobody: str, why: str
+    ) -> None:
+        """Note a fault for each id that is missing or rounded."""
+        for number, name in zip(frame.index + 2, names, strict=True):
+            if _ROUNDED.fullmatch(name):
+                way_out = "format the column as text before it is saved"
+                self.faults.add(f"{where}: row {number}: {column} {name!r} is rounded; {way_out}")
+            if is_missing_word(name):
+                what = f"{name!r:.60} {nobody}" if name else "is empty"
+                self.faults.add(f"{where}: row {number}: {column} {what}; {why}")
 
     def _reports(self, name: str, frame: pd.DataFrame, where: str) -> list[str]:
         """Read the texts of a report section; a word for missing, such as `NA`, becomes an empty text."""
@@ -193,10 +210,6 @@ class _Reader:
         if nothing := [text for text in texts if text and is_missing_word(text)]:
             self.no_reports.setdefault(name, []).extend(nothing)
         return ["" if is_missing_word(text) else text for text in texts]
-
-    def _images(self, names: pd.Series, where: str) -> list[list[Cell]]:
-        """Read the images of each row."""
-        return [[image_cell(path)] if path else [] for path in self._paths(names, where)]
 
     def _paths(self, names: pd.Series, where: str) -> list[str]:
         """Find the file of each cell; on a fault, cell by cell, so that all faults are named."""
@@ -215,7 +228,12 @@ class _Reader:
         table = self.table
         single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
         single += [table.signal.column]
-        wanted = [*filter(None, single), *table.labels, *(section.column for section in table.report)]
+        wanted = [
+            *filter(None, single),
+            *study_table_columns(table),
+            *table.labels,
+            *(section.column for section in table.report),
+        ]
         found: dict[str | None, str] = {name: find_column(frame.columns, name, str(path)) for name in wanted}
         self.renamed |= {str(name): column for name, column in found.items() if name != column}
         return found
@@ -270,6 +288,6 @@ def _refuse_unit(frame: pd.DataFrame, schema: VitalsSchema, vital: str, path: Pa
             raise UserError(f"{path}: row 1: column {column}: its unit is none of those that {vital} takes: {units}")
 
 
-def _check_needs(table: TableConfig, schema: VitalsSchema, views: Collection[str]) -> None:
+def _check_needs(table: TableConfig, schema: VitalsSchema, views: Collection[str] | None) -> None:
     for section in table.report:
         check_needs(section.needs, schema, f"data.table.report: {section.column}: needs", views)

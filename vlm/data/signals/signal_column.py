@@ -1,11 +1,11 @@
 """Read the signals of a table's rows, from one file of all cases, a file a case or lists in the cells."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vlm.config import SignalColumnConfig
 from vlm.data.signals.signal_file import ENDINGS, open_signals, read_signal_file, signal_values
@@ -43,15 +43,18 @@ class SignalColumn:
         """Signals of all cases and the place of each key."""
         return open_signals(self.root / self.config.file, self.config.array, self.config.key)
 
-    def read(self, cells: Sequence[Any], rows: Sequence[int], where: str) -> list[bytes]:
-        """Read the signals of some rows as `to_bytes` stores them; unreadable ones go to the faults."""
+    def of(self, frame: pd.DataFrame, column: str | None, where: str) -> dict[str, list[bytes]]:
+        """Return the column `signal` of some rows, as `to_bytes` stores samples; unreadable ones go to the faults.
+
+        It is empty for a table without signals, whose `column` is None.
+        """
         stored = []
-        for number, cell in zip(rows, cells, strict=True):
+        for number, cell in zip(frame.index + 2, frame[column] if column else (), strict=False):
             at, samples = f"{where}: row {number}: {self.config.column}", None
             with self.faults.gather():
                 samples = self._samples(cell, at)
             stored.append(to_bytes(samples))
-        return stored
+        return {"signal": stored} if column else {}
 
     def _samples(self, cell: Any, at: str) -> np.ndarray | None:
         assert self.format is not None

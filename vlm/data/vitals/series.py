@@ -26,6 +26,8 @@ HOURS = {"s": 1 / 3600, "min": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 _SPELLED = {"sec": "s", "mins": "min", "minute": "min", "minutes": "min", "hr": "h", "hrs": "h", "hour": "h",
             "hours": "h", "day": "d", "days": "d", "wk": "w", "week": "w", "weeks": "w"}  # fmt: skip
 _OFFSET = re.compile(r"([+-]?) ?(\d{1,12}(?:[.,]\d{1,9})?|[.,]\d{1,9}) ?([a-z]*)", re.ASCII)
+_DAY = re.compile(r"((?:1[89]|2[0-2])\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))(?:\.0)?", re.ASCII)
+"""A date without hyphens, as DICOM writes it."""
 _HOW = "write -48 h, -2 d, 0, or a date with its time and zone"
 _FORM = '[["-48 h", 9.1], [0, 11.2]] or 9.1@-48h;11.2@0h'
 _EPOCH = datetime(1970, 1, 1)
@@ -42,7 +44,9 @@ class When(NamedTuple):
 
 NOW = When(0.0)
 """The study's own time."""
-_CLOCKS = {"origin": "counted from an origin", "zoned": "with a zone", "naive": "without a zone"}
+CLOCK_WORDS = {"study": "counted from the study", "origin": "counted from an origin", "zoned": "with a zone",
+               "naive": "without a zone"}  # fmt: skip
+"""Clock of a time → its words for messages."""
 
 
 class Point(NamedTuple):
@@ -52,8 +56,8 @@ class Point(NamedTuple):
     value: float
 
 
-class Series(list[tuple[When, float]]):
-    """A cell of times and values in the vital's unit, read already."""
+class Series(list[Point]):
+    """A cell whose points were read already."""
 
 
 def expand(vital: VitalConfig) -> tuple[VitalConfig, ...]:
@@ -107,13 +111,13 @@ def state_words(vital: VitalConfig) -> list[str]:
 # ------------------------------------------------------------------------------------------- reading
 
 
-def split_points(cell: Any, where: str) -> list[tuple[Any, Any]]:
+def split_points(cell: Any, where: str) -> Sequence[tuple[Any, Any]]:
     """Split a cell into pairs of time and value, neither read yet; a plain value is one pair, at the study's time.
 
     Raises `UserError` for a list of anything else, and for more than 4,096 pairs.
     """
     if isinstance(cell, Series):
-        return [*cell]
+        return cell
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = parse_json(cell, MOST_POINTS + 1)
@@ -143,24 +147,29 @@ def split_pressures(pairs: Sequence[tuple[Any, Any]], where: str) -> list[list[t
 
 def read_points(vital: VitalConfig, pairs: Iterable[tuple[Any, Any]], where: str, unit: str = "") -> list[Point]:
     """Read pairs of `split_points`; raises `UserError` as `read_value` and `read_time` do."""
+    if isinstance(pairs, Series):
+        return pairs
     return [Point(read_time(time, where), read_value(vital, value, where, unit)) for time, value in pairs]
 
 
 def read_time(cell: Any, where: str, unit: str = "") -> When:
     """Read a time: `-48 h` before the study, a date with its time in ISO 8601, or a bare number in `unit`.
 
-    A bare number counts from the origin of the table's own; without a `unit`, 0 alone is one. Raises `UserError` for
-    anything else.
+    A bare number counts from the origin of the table's own; without a `unit`, 0 alone is one, and `20240301` a date.
+    Raises `UserError` for anything else.
     """
     if isinstance(cell, When):
         return cell
     if isinstance(cell, date):
         return _moment(cell, where)
     is_number = isinstance(cell, int | float | Decimal | np.number) and not isinstance(cell, bool)
+    if is_number and unit and -1e12 < cell < 1e12:
+        return When(float(cell) * HOURS[unit], "origin")
     if is_number and -1e12 < cell < 1e12:
-        cell = str(float(cell))
+        cell = f"{float(cell):.12g}"
     text = clean(cell[:60]) if isinstance(cell, str) else ""
-    if offset := _OFFSET.fullmatch(text.lower()):
+    day = None if unit else _DAY.fullmatch(text)
+    if not day and (offset := _OFFSET.fullmatch(text.lower())):
         sign, digits, word = offset.groups()
         hours = float(sign + digits.replace(",", "."))
         word = _SPELLED.get(word, word)
@@ -173,7 +182,7 @@ def read_time(cell: Any, where: str, unit: str = "") -> When:
         what = f"has a unit other than {', '.join(HOURS)}" if word else "has no unit"
         raise UserError(f"{where}: the time {quoted(cell)} {what}; {_HOW}")
     try:
-        return _moment(datetime.fromisoformat(text), where)
+        return _moment(datetime.fromisoformat(day[1] if day else text), where)
     except ValueError:
         what = "there is no time" if is_missing(cell) else f"{quoted(cell)} is no time"
         raise UserError(f"{where}: {what}; {_HOW}") from None
@@ -230,7 +239,7 @@ def study_time(whens: Iterable[When], study: When | None, where: str, note: Note
     whens = [when for when in whens if when.clock != "study"]
     clocks = {when.clock for when in (*whens, *([study] if study else []))} - {"study"}
     if len(clocks) > 1:
-        kinds = " and others ".join(_CLOCKS[clock] for clock in sorted(clocks))
+        kinds = " and others ".join(CLOCK_WORDS[clock] for clock in sorted(clocks))
         raise UserError(f"{where}: some times are {kinds}; give all of them in one way")
     if "naive" in clocks:
         note("times without a zone are compared as they are")

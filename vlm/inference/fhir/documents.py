@@ -76,7 +76,7 @@ def to_fhir(
     """
     time = (issued or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     values, context = report.to_dict(), _plain(context)
-    told = {name: value for name, value in values.items() if name != "sections" or value}
+    told = {name: value for name, value in values.items() if name != "images" and (name != "sections" or value)}
     made_of = [told, list(about), image, subject, *([context] if context else [])]
     root = uuid5(_IDS, json.dumps(made_of, sort_keys=True))
 

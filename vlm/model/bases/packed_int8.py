@@ -31,5 +31,11 @@ class Linear8bitLt(_Linear8bitLt):
 
 
 def mend_int8(layer: nn.Module) -> None:
-    """Give a layer of bitsandbytes the class above, in place."""
+    """Give a layer of bitsandbytes the class above, in place.
+
+    Early bitsandbytes does not take integers that come quantised for such, and would quantise them once more, silently.
+    """
     layer.__class__ = Linear8bitLt
+    weight: Any = layer.weight
+    if weight.CB is None and weight.dtype == torch.int8:
+        weight.CB = weight.data
