@@ -168,7 +168,7 @@ class Studies:
         if len(rows) == 1:
             return first
         first["images"] = [cell for row in rows for cell in row["images"]]
-        for name in (*_TEXTS, "probability"):
+        for name in (*_TEXTS, "probability", *(("signal",) if "signal" in first else ())):
             first[name] = self._agreed(name, [row[name] for row in rows], rows)
             if name == "patient" and any(row["patient"] != first["patient"] for row in rows):
                 return first  # what else differs follows from it
@@ -198,7 +198,7 @@ class Studies:
 
 
 def _is_nothing(value: Any) -> bool:
-    return value is None or value == "" or value != value
+    return value is None or value in ("", b"") or value != value
 
 
 class _Rows:
