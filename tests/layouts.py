@@ -121,3 +121,51 @@ def image_folder(root: Path) -> Path:
             rows.append(f"{i}.png,{split}{i},{5 + i},{i % 2},Clear lungs.")
         (root / split / "metadata.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+def chexpert_plus(root: Path) -> Path:
+    rows = ["path_to_image,frontal_lateral,ap_pa,deid_patient_id,patient_report_date_order,section_clinical_history,"
+            "section_findings,section_impression,age,sex,split"]  # fmt: skip
+    for patient, order, side, plane, split in (("patient1", 1, "Frontal", "PA", "train"),
+                                               ("patient1", 1, "Lateral", "", "train"),
+                                               ("patient1", 2, "Frontal", "AP", "train"),
+                                               ("patient2", 1, "Frontal", "AP", "valid")):  # fmt: skip
+        path = f"{split}/{patient}/study{order}/view1_{side.lower()}.jpg"
+        rows.append(f"{path},{side},{plane},{patient},{order},Cough.,Heart {order}.,Clear {order}.,61,Male,{split}")
+        picture(root / "PNG" / path.replace(".jpg", ".png"))
+    (root / "df_chexpert_plus_240401.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def padchest(root: Path) -> Path:
+    rows = ["ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,Projection,Report,Labels"]
+    for name, date, study, patient, view, labels in (
+        ("a.png", "20140915", "s1", "p1", "PA", "['cardiomegaly', 'pleural effusion']"),
+        ("al.png", "20140915", "s1", "p1", "L", "['cardiomegaly', 'pleural effusion']"),
+        ("b.png", "20141015", "s2", "p1", "AP_horizontal", "['normal']"),
+        ("c.png", "20150101", "s3", "p2", "PA", ""),
+        ("d.png", "20150101", "s4", "p3", "COSTAL", "['normal']"),
+        ("e.png", "20150101", "s5", "p4", "PA", "['normal']"),
+    ):
+        rows.append(f'{name},0,{date},{study},{patient},1950.0,M,{view},informe {study},"{labels}"')
+        if name != "e.png":
+            picture(root / "0" / name)
+    (root / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def rexgradient(root: Path) -> Path:
+    header = "id,PatientID,ImagePath,ImageViewPosition,StudyDate,PatientAge,PatientSex,Indication,Findings,Impression"
+    for split, rows in (
+        ("train", [("s1", "p1", "['../deid_png/a.png', '../deid_png/al.png']", "['PA', 'LATERAL']", "20200101"),
+                   ("s2", "p1", "['../deid_png/b.png', '../deid_png/no.png']", "['AP', 'PA']", "20200201")]),
+        ("test", [("s3", "p2", "['../deid_png/c.png']", "['PA']", "20200101"),
+                  ("s4", "p2", "['../deid_png/none.png']", "['PA']", "20200101")]),
+    ):  # fmt: skip
+        lines = [f'{i},{p},"{paths}","{views}",{date},061Y,M,Cough.,Heart {i}.,Clear {i}.'
+                 for i, p, paths, views, date in rows]  # fmt: skip
+        (root / "metadata").mkdir(parents=True, exist_ok=True)
+        (root / "metadata" / f"{split}_metadata.csv").write_text("\n".join([header, *lines]) + "\n")
+    for name in ("a", "al", "b", "c"):
+        picture(root / "deid_png" / f"{name}.png")
+    return root

@@ -12,6 +12,7 @@ from vlm.adapter.folder import load, save
 from vlm.adapter.hub import push
 from vlm.adapter.metadata import CardDetails
 from vlm.inference.engine import Case, ReportEngine
+from vlm.inference.signal_input import Signal
 from vlm.inference.study_images import Images
 from vlm.model import clinical_vlm
 from vlm.report import Report
@@ -70,15 +71,17 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         streamer: BaseStreamer | None = None,
         context: str = "",
         prior_report: str = "",
+        signal: Signal = None,
     ) -> Report:
         """Draft the report of one case from an image file, or none, and vitals by name.
 
         For a study `image` is a list of files, or of `StudyImage` with their view and time. `context` is text to show
-        in the prompt, such as the indication; `prior_report` is that of the earlier study. A Transformers `streamer`
-        gets the tokens as they are generated. Raises `UserError` for an image that cannot be read, for images and
-        roles that the adapter does not take, for a vital that it does not know, and for a context that is too long.
+        in the prompt, such as the indication; `prior_report` is that of the earlier study; `signal` is a file or the
+        samples of a signal such as an ECG, recorded as those for training. A Transformers `streamer` gets the tokens
+        as they are generated. Raises `UserError` for an image or a signal that cannot be read, for images and roles
+        that the adapter does not take, for a vital that it does not know, and for a context that is too long.
         """
-        case = (image, vitals, context, prior_report)
+        case = (image, vitals, context, prior_report, signal)
         return ReportEngine(self).predict([case], 1, max_new_tokens, streamer)[0]
 
     def predict_many(self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96) -> list[Report]:

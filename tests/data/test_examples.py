@@ -12,9 +12,10 @@ import torch
 from tests.examples import same
 from vlm.config import AugmentConfig, Config, DropoutConfig, SectionConfig
 from vlm.data.case import CaseSpec
-from vlm.data.dataset import CaseDataset, available_evidence, compose_report
+from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.shown_evidence import available_evidence, compose_report
 from vlm.data.study import image_cell
 
 SECTIONS = [

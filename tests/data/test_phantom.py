@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from vlm.config import DataConfig, PhantomConfig
-from vlm.data.dataset import compose_report
 from vlm.data.ingest.phantom import draw_cases, load_phantom, opacity_masks
 from vlm.data.ingest.phantom_image import LUNGS, SIZE, ZONES, draw_chest
 from vlm.data.ingest.phantom_words import EVIDENCE, FINDINGS, TABLE, read_facts
+from vlm.data.shown_evidence import compose_report
 from vlm.errors import UserError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from vlm.config import DataConfig, PhantomConfig
 from vlm.data.case import CaseSpec
-from vlm.data.dataset import CaseDataset, compose_report
+from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.phantom import draw_cases, load_phantom, opacity_masks, write_cohort
 from vlm.data.ingest.phantom_image import SIZE, draw_chest
@@ -29,6 +29,7 @@ from vlm.data.ingest.phantom_study import (
     read_study_facts,
     study_pictures,
 )
+from vlm.data.shown_evidence import compose_report
 
 CONFIG = PhantomConfig(cases=400, seed=3, study=True)
 

@@ -14,13 +14,14 @@ from vlm.adapter.card import card
 from vlm.atomic import write_manifest
 from vlm.config import Config, DataConfig, SectionConfig
 from vlm.data.case import CaseSpec
-from vlm.data.dataset import CaseDataset, compose_report
+from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.finding_labels import read_findings
 from vlm.data.ingest.phantom import TABLE, read_facts
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prepare.pack import PackOptions, pack
 from vlm.data.sections import heading, section_name, section_names, split_sections, strip_headings
+from vlm.data.shown_evidence import compose_report
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
 from vlm.findings.labeller import label

@@ -27,7 +27,7 @@ def table_of(folder: Path, text: str, **options: Any) -> DataConfig:
     (folder / "t.csv").write_text(text)
     words = text.replace(",", " ").replace(";", " ").replace('"', " ").split()
     pictures(folder, *(word for word in dict.fromkeys(words) if word.endswith(".png")))
-    return DataConfig(source="table", root=str(folder), table=TableConfig(file="t.csv", **options))
+    return DataConfig(source="table", root=str(folder), table=TableConfig(**{"file": "t.csv", **options}))
 
 
 def images_of(cohort: Cohort) -> dict[str, list[tuple[str, str, bool, float]]]:
@@ -94,6 +94,17 @@ def test_no_prior_is_of_the_future_of_another_patient_or_of_another_split(seed: 
             continue
         other = row["prior_report"].removeprefix("Report of ")
         assert other in before and split[other] == split[own] and day[other] == max(day[s] for s in before)
+
+
+def test_studies_are_ordered_by_number_where_their_times_are_not_known(tmp_path: Path) -> None:
+    text = "image,who,study,visit\nb.png,p,s2,2\nc.png,p,s10,10\na.png,p,s1,1\n"
+    data = table_of(tmp_path, text, patient="who", study="study", order="visit", priors=1)
+    found = images_of(load_table(data))
+    assert [x[0] for x in found["s10"]] == ["c.png", "b.png"] and math.isnan(found["s10"][1][3])
+    with pytest.raises(UserError, match="row 2: visit: 'second' is no number of a study"):
+        load_table(table_of(tmp_path, text.replace("s2,2", "s2,second"), **vars(data.table)))
+    with pytest.raises(UserError, match="row 2: visit: one study has several numbers"):
+        load_table(table_of(tmp_path, text.replace("s10", "s2"), **vars(data.table)))
 
 
 def test_an_event_that_studies_share_orders_them(tmp_path: Path) -> None:
@@ -197,6 +208,7 @@ def test_a_prior_dated_after_is_refused(tmp_path: Path) -> None:
             "data.table.priors: earlier studies are found by the columns",
         ),
         ({"priors": 1, "time": "p"}, "data.table.priors: earlier studies are found by the columns"),
+        ({"order": "a", "time": "b"}, "data.table.order: is for studies without time or origin"),
         ({"priors": 32}, "data.table.priors: 0 to 31, not 32"),
         ({"priors": -1}, "data.table.priors: 0 to 31, not -1"),
         ({"study_images": [StudyImageConfig("none")]}, "no column none; the table has image, text"),

@@ -16,6 +16,7 @@ from vlm.config.strict import UnknownKey, from_dict, to_dict
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
 from vlm.data.images.image import ImageSpec
+from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import StudySpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
@@ -53,7 +54,8 @@ LONGEST = 600
 
 KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
-    "prompt_ids", "model", "image", "study", "vitals", "statistics", "labels", "sections", "context", "calibration",
+    "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
+    "calibration",
 )  # fmt: skip
 """Keys of config.json."""
 SILENT = "0.3.0"
@@ -78,6 +80,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "model": to_dict(portable_config(model)),
         "image": to_dict(model.spec.image),
         **({"study": asdict(model.spec.study)} if model.spec.study is not None else {}),
+        **({"signal": asdict(model.spec.signal)} if model.spec.signal is not None else {}),
         "vitals": [to_dict(vital) for vital in model.spec.schema.vitals],
         "statistics": asdict(model.spec.statistics),
         "labels": list(model.spec.labels),
@@ -187,6 +190,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         study=from_dict(StudySpec, values["study"], where) if "study" in values else None,
         sections=_words(values.get("sections", []), "sections"),
         context=_had_context(values),
+        signal=from_dict(SignalSpec, values["signal"], where) if "signal" in values else None,
     )
     calibration = from_dict(Calibration, values["calibration"], where)
     sampled: Any = values.get("base_fingerprint")

@@ -39,6 +39,7 @@ class Adapter:
             "sections": list(spec.sections),
             "context": spec.context,
             "image_size": spec.image.size,
+            **({"signal": asdict(spec.signal)} if spec.signal is not None else {}),
             "calibration": asdict(self.config.calibration),
             "notice": NOTICE,
         }

@@ -83,7 +83,7 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
                 case, images = await _read(counted)
             with named_failures():
                 vitals, context, noted = inputs_of(case, schema)
-            prepared = await run_in_threadpool(service.prepare, images, vitals, context, case.prior_report)
+            prepared = await run_in_threadpool(service.prepare, images, vitals, context, case.prior_report, case.signal)
             drafted = await result_of(service.draft(prepared))
             drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
             if case.format == "fhir":

@@ -80,6 +80,9 @@ class Case(BaseModel):
     )  # fmt: skip
     context: str = Field("", description="the indication, or other text to show in the prompt")
     prior_report: str = Field("", description="report of the earlier study")
+    signal: list[Any] | None = Field(
+        None, description="signal such as an ECG: a list of numbers for each channel, null at a gap"
+    )
     format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
 
 
@@ -94,7 +97,8 @@ _FORM = {"type": "object", "additionalProperties": {"type": "string", "descripti
                         "prior_report": {"type": "string", "description": "report of the earlier study"},
                         "vitals": {"type": "string", "description": "JSON object of names and values"},
                         "observations": {"type": "string", "description": "FHIR Observations as JSON"},
-                        "context": {"type": "string"}, "format": {"type": "string"}}}  # fmt: skip
+                        "context": {"type": "string"}, "signal": {"type": "string", "description": "its lists as JSON"},
+                        "format": {"type": "string"}}}  # fmt: skip
 BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
                                       "application/json": {"schema": Case.model_json_schema()}}}  # fmt: skip
 """Description of the body for OpenAPI."""
@@ -184,6 +188,7 @@ def _from_base64(text: str, where: str) -> bytes:
 # ----------------------------------------------------------------------------------------------- forms
 
 _FILE_FIELDS, _ROLE_FIELDS = ("image", "prior"), ("view", "prior_view", "prior_days")
+_JSON_FIELDS = ("vitals", "observations", "signal")
 _TEXT_FIELDS = ("context", "prior_report", "format")
 
 
@@ -196,7 +201,7 @@ async def _read_form(form: FormData) -> tuple[Case, list[SentImage]]:
         if isinstance(value, UploadFile) != (name in _FILE_FIELDS):
             what = "send it as a file" if name in _FILE_FIELDS else "is no file field"
             raise HTTPException(422, f"{name}: {what}")
-        if isinstance(value, str) and name not in ("vitals", "observations") and not is_encodable(value):
+        if isinstance(value, str) and name not in _JSON_FIELDS and not is_encodable(value):
             raise HTTPException(400, f"{name}: not UTF-8")
         if name in repeated:
             repeated[name].append(value)
@@ -214,8 +219,9 @@ def _case_of(fields: dict[str, Any]) -> Case:
     vitals = _json("vitals", fields.pop("vitals", "").strip() or "{}")
     if not isinstance(vitals, dict):
         raise HTTPException(422, 'vitals: one JSON object, such as {"glucose": 8.7, "bp": "145/90"}')
-    if "observations" in fields:
-        known["observations"] = _json("observations", fields.pop("observations").strip() or "{}")
+    for name, nothing in (("observations", "{}"), ("signal", "null")):
+        if name in fields:
+            known[name] = _json(name, fields.pop(name).strip() or nothing)
     for name in fields:
         if name in vitals:
             raise HTTPException(422, f"vitals: {name} is given twice")

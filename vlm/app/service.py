@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.uploads import Uploads
 from vlm.data.images.sandbox import DecodeLimits, ImageDecoder
 from vlm.errors import UserError
-from vlm.inference.engine import Engine, Prepared, ReportEngine
+from vlm.inference.engine import Engine, Prepared, ReportEngine, Vitals
+from vlm.inference.signal_input import Signal
 from vlm.inference.study_images import Images
 from vlm.plain import printable
 from vlm.report import Report
@@ -172,17 +173,16 @@ class Service:
         finally:
             self._turn.release()
 
-    def prepare(self, images: Images, vitals: Mapping[str, Any], context: str = "", prior_report: str = "") -> Prepared:
-        """Prepare one case's inputs for `draft`.
-
-        Raises `UserError` for a wrong vital, too long a context, and images that the adapter does not take.
-        """
+    def prepare(
+        self, images: Images, vitals: Vitals, context: str = "", prior_report: str = "", signal: Signal = None
+    ) -> Prepared:
+        """Prepare one case's inputs for `draft`; raises `UserError` for any that the adapter does not take."""
         for name, text in (("context", context), ("prior_report", prior_report)):
             if len(text) > self.limits.context:
                 raise UserError(f"{name}: {len(text):,} characters, at most {self.limits.context:,}")
         try:
             with named_failures():
-                return self.engine.prepare(images, vitals, context, prior_report)
+                return self.engine.prepare(images, vitals, context, prior_report, signal)
         except UserError as error:
             longer = str(error).startswith("the prompt has ")
             raise UserError(f"context: too long; {error}" if longer else str(error)) from None

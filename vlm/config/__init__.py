@@ -5,12 +5,11 @@ A YAML file in `configs/` mirrors these dataclasses one to one; `vlm.config.pars
 
 from dataclasses import dataclass, field
 
+from vlm.config.augment import AugmentConfig, DropoutConfig
 from vlm.config.data import (
-    AugmentConfig,
     ChexpertConfig,
     CovidCxrConfig,
     DataConfig,
-    DropoutConfig,
     MimicCxrConfig,
     PhantomConfig,
     SectionConfig,
@@ -30,6 +29,7 @@ from vlm.config.model import (
     VitalsConfig,
 )
 from vlm.config.over_time import MeasurementsConfig, SeriesColumnConfig
+from vlm.config.signal_options import SignalColumnConfig, SignalConfig
 from vlm.config.training import (
     EvaluationConfig,
     LossConfig,
@@ -56,6 +56,8 @@ __all__ = [
     "RunConfig",
     "SectionConfig",
     "SeriesColumnConfig",
+    "SignalColumnConfig",
+    "SignalConfig",
     "Source",
     "SourceConfig",
     "SplitConfig",

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vlm.config.augment import AugmentConfig, DropoutConfig
 from vlm.config.over_time import Hours, MeasurementsConfig, SeriesColumnConfig
+from vlm.config.signal_options import SignalColumnConfig
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class SectionConfig:
     column: str
     """Column of the table that holds the text."""
     needs: list[str] = field(default_factory=lambda: ["image"])
-    """Evidence the text needs: `image`, `vitals` (any of them), `prior`, `context`, names of vitals or of views; [] for
-    none."""
+    """Evidence the text needs: `image`, `vitals` (any of them), `prior`, `context`, `signal`, names of vitals or of
+    views; [] for none."""
     otherwise: str = ""
     """Target text where that evidence is missing; empty leaves the part out."""
     name: str = ""
@@ -97,9 +99,11 @@ class TableConfig:
     """What separates several names in one cell, such as `;`; null: a cell names one image, a list several."""
     study: str | None = None
     """Column of the study's id, for a table with one row an image: rows of one study become one case."""
+    order: str | None = None
+    """Column of the study's number among those of its patient, for `priors` where their times are not known."""
     priors: int = 0
-    """Most earlier studies of the same patient that a case shows, by `time` or `origin`, the latest first, with the
-    report of the latest; 0 for none."""
+    """Most earlier studies of the same patient that a case shows, by `time`, `origin` or `order`, the latest first,
+    with the report of the latest; 0 for none."""
     prior_report: str | None = None
     """Column of the report of an earlier study; it goes before that of `priors`."""
     id: str | None = None
@@ -110,6 +114,8 @@ class TableConfig:
     """Column with a fixed split (`train`, `validation`, `test`); null splits by a hash of the patient."""
     context: str | None = None
     """Column of free text to show in the prompt, such as an indication; null for none."""
+    signal: SignalColumnConfig = field(default_factory=SignalColumnConfig)
+    """Signal of each case, such as an ECG."""
     probability: str | None = None
     """Column of a known probability of pathology, for the correlation figure; null takes the first label."""
     labels: list[str] = field(default_factory=list)
@@ -184,7 +190,8 @@ class MimicCxrConfig:
 
 
 Source = Literal[
-    "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "image_folder", "table", "packed"
+    "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "chexpert_plus", "padchest", "rexgradient",
+    "image_folder", "table", "packed"
 ]  # fmt: skip
 """The readers; `table` is your own data, `packed` shards of `clinical-vlm pack`."""
 
@@ -228,38 +235,6 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class DropoutConfig:
-    """Evidence withheld at random in training, so that the model learns missing inputs."""
-
-    image: float = 0.1
-    """Probability that a training case loses its image."""
-    vitals: float = 0.05
-    """Probability that a training case loses all its vitals."""
-    value: float = 0.05
-    """Probability that a value is lost, each independently."""
-    view: float = 0.1
-    """Probability that a further view of a study is lost, each independently."""
-    prior: float = 0.1
-    """Probability that a study loses its earlier images and report."""
-    context: float = 0.0
-    """Probability that a study loses its context."""
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of training images; no mirroring, which would put the heart on the wrong side."""
-
-    rotate: float = 0.0
-    """Largest rotation, degrees."""
-    shift: float = 0.0
-    """Largest shift, share of the image's side."""
-    scale: float = 0.0
-    """Largest relative change of size."""
-    contrast: float = 0.0
-    """Largest relative change of contrast and of brightness."""
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """Source, split and augmentation of the cases."""
 
@@ -271,6 +246,9 @@ class DataConfig:
     """Packed shards that training interleaves, 1 to 16; each process reads its share."""
     image_size: int = 224
     """Side of the encoder's square image, pixels; padding keeps the aspect; 0: that of its weights."""
+    studies: bool = False
+    """Read whole studies of a public collection: laterals and earlier studies of the patient too; false: frontal images
+    alone."""
     max_images: int = 5
     """Most images of a study, current and prior, that a case shows."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
@@ -295,5 +273,5 @@ class DataConfig:
     """Findings read from the reference reports as further labels, such as `pleural_effusion`, `left_opacity`."""
     section_headings: bool = False
     """Write each part of a report under its name, `Findings: … Impression: …`; drafts are split at these again."""
-    withhold: list[Literal["image", "vitals"]] = field(default_factory=list)
+    withhold: list[Literal["image", "vitals", "signal"]] = field(default_factory=list)
     """Evidence withheld from every case, in training and test, for a control run; reports stay as they are."""

@@ -11,7 +11,7 @@ LARGEST_SIDE = 2048
 
 def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Yield (key, allowed range) of each option out of range; the upper limits bound the model's size."""
-    llm, vision, vitals, fusion = config.llm, config.vision, config.vitals, config.fusion
+    llm, vision, vitals, fusion, signal = config.llm, config.vision, config.vitals, config.fusion, config.signal
     counts = (
         ("llm.lora_rank", llm.lora_rank, 1024),
         ("llm.lora_alpha", llm.lora_alpha, 65_536),
@@ -19,11 +19,15 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
         ("vision.summary_grid", vision.summary_grid, 16),
         ("vitals.tokens", vitals.tokens, 256),
         ("vitals.bins", vitals.bins, 256),
+        ("signal.tokens", signal.tokens, 256),
+        ("signal.width", signal.width, 1024),
         ("fusion.size", fusion.size, 16_384),
     )
     for key, value, most in counts:
         if not 1 <= value <= most:
             yield f"model.{key}", f"at least 1 and at most {most:,}, not {value}"
+    if signal.cycles and not (len(signal.cycles) == 2 and 0 < signal.cycles[0] < signal.cycles[1] < 1000):
+        yield "model.signal.cycles", "[lowest, highest] a minute, above 0 and below 1,000, or []"
     if not 0 <= vision.lora_rank <= 256:
         yield "model.vision.lora_rank", f"at least 0 and at most 256, not {vision.lora_rank}"
     if vision.lora_rank and not vision.train:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vlm.config.signal_options import SignalConfig
+
 
 @dataclass(frozen=True)
 class LLMConfig:
@@ -127,6 +129,8 @@ class ModelConfig:
     """Image encoder."""
     vitals: VitalsConfig = field(default_factory=VitalsConfig)
     """Vitals encoder."""
+    signal: SignalConfig = field(default_factory=SignalConfig)
+    """Encoder of a signal, if the cases have one."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """Joint vector and head."""
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -163,7 +163,7 @@ def _check_values(config: Config) -> None:
             "shares that leave some patients to train on",
         ),
         (
-            all(0 <= p < 1 for p in (dropout.image, dropout.vitals, dropout.value)),
+            all(0 <= p < 1 for p in (dropout.image, dropout.vitals, dropout.value, dropout.signal)),
             "data.dropout",
             "probabilities below 1",
         ),

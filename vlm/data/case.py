@@ -10,6 +10,7 @@ import torch
 
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
 from vlm.data.sections import check_section_names, section_names
+from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
@@ -19,7 +20,8 @@ if TYPE_CHECKING:  # inference needs no tables, and their libraries take a secon
 
 Example = dict[str, Any]
 """id, pixel_values (n × 3 or 1 × S × S), has_image, image_roles (n × 3: view, prior, days), vitals (m, NaN missing),
-targets (K, NaN unknown), report, context. A case without an image has one black picture and has_image False."""
+targets (K, NaN unknown), report, context; where the model reads a signal also signal (C × L, NaN at gaps and without
+one). A case without an image has one black picture and has_image False."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class CaseSpec:
     """Names of the sections, if they are headings of the target."""
     context: bool | None = field(default=None, compare=False)
     """True if training cases had a context, such as an indication; None if the adapter does not say."""
+    signal: SignalSpec | None = None
+    """Signal of a case, such as an ECG; None for a model that reads none."""
 
     @property
     def study_images(self) -> int:
@@ -65,8 +69,8 @@ class CaseSpec:
         statistics = VitalsStatistics.fit(cohort.schema, matrix(rows, "vitals", len(cohort.schema)), bins)
         sections = section_names(cohort.sections) if headings else ()
         context = pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column(rows, "context"))), 0)).as_py()
-        study = StudySpec.fit(rows, max_images)
-        return cls(image, cohort.schema, statistics, cohort.labels, study, sections, bool(context))
+        study, signal = StudySpec.fit(rows, max_images), SignalSpec.fit(rows, cohort.signal)
+        return cls(image, cohort.schema, statistics, cohort.labels, study, sections, bool(context), signal)
 
 
 def make_example(
@@ -77,10 +81,11 @@ def make_example(
     targets: np.ndarray | None = None,
     report: str = "",
     context: str = "",
+    signal: np.ndarray | None = None,
 ) -> Example:
     """Build the example that `Collator` takes from the pictures of a case, in any order, and m vitals with NaN.
 
-    A blank picture counts as missing.
+    `signal` is C × l, in its unit, with NaN at gaps. A blank picture counts as missing.
     """
     shown = sorted_pictures(item for item in pictures if not is_blank(item.picture))
     size = spec.image.size
@@ -94,6 +99,7 @@ def make_example(
         "targets": torch.from_numpy(targets if targets is not None else np.full(len(spec.labels), np.nan, np.float32)),
         "report": report,
         "context": context,
+        **({"signal": torch.from_numpy(spec.signal.normalise(signal))} if spec.signal is not None else {}),
     }
 
 
@@ -116,7 +122,8 @@ def random_cases(spec: CaseSpec, count: int) -> Iterator[Example]:
         coarse = rng.integers(0, 256, (4, 4), dtype=np.uint8)
         size = spec.image.size
         picture = np.kron(coarse, np.ones((-(-size // 4),) * 2, np.uint8))[:size, :size]
-        yield make_example(spec, _views(spec, picture) if number % 4 != 3 else [], x)
+        signal = spec.signal.random(rng) if spec.signal is not None and number % 4 != 2 else None
+        yield make_example(spec, _views(spec, picture) if number % 4 != 3 else [], x, signal=signal)
 
 
 def _views(spec: CaseSpec, picture: np.ndarray) -> list[StudyPicture]:

@@ -15,6 +15,7 @@ from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder, image_cell
 from vlm.data.images.store import ImageStore
 from vlm.data.labels import LabelReader
+from vlm.data.signals.signal_spec import SignalFormat
 from vlm.data.splits import SPLITS, assign_splits
 from vlm.data.storage import column, hashes, matrix, write_rows
 from vlm.data.study import view_name
@@ -57,7 +58,8 @@ class Cohort:
 
     dataset: datasets.Dataset
     """Rows: id, patient, split, images [{path, view, prior, days}], vitals (m), labels (K), sections (S), context,
-    prior_report, probability, weight (how often a training case is drawn), source (the name of one of several)."""
+    prior_report, probability, weight (how often a training case is drawn), source (the name of one of several); with
+    signals also signal, the samples (see `vlm.data.signals`)."""
     schema: VitalsSchema
     """Names and units of the m vitals."""
     labels: tuple[str, ...]
@@ -70,6 +72,8 @@ class Cohort:
     """Label → matching finding in reports, if there is one."""
     warnings: tuple[str, ...] = field(default=())
     """Warnings for the user."""
+    signal: SignalFormat | None = None
+    """What the samples of the signals are; None without signals."""
 
     def split(self, name: str) -> datasets.Dataset:
         """Select the rows of one split, in table order."""
@@ -99,7 +103,7 @@ def _counts(rows: datasets.Dataset) -> str:
     return ", ".join(f"{n} {rows.sum()} ({len(np.unique(patients[rows]))} patients)" for n, rows in inside.items())
 
 
-def features(vitals: int, labels: int, sections: int) -> datasets.Features:
+def features(vitals: int, labels: int, sections: int, signal: bool = False) -> datasets.Features:
     """Declare the columns; the images of a case are paths, decoded when a batch is made."""
     text, number = datasets.Value("string"), datasets.Value("float32")
 
@@ -120,12 +124,13 @@ def features(vitals: int, labels: int, sections: int) -> datasets.Features:
             "probability": number,
             "weight": number,
             "source": text,
+            **({"signal": datasets.Value("binary")} if signal else {}),
         }
     )
 
 
 def build_dataset(
-    columns: Columns | Iterable[Columns], schema: VitalsSchema, labels: int, sections: int
+    columns: Columns | Iterable[Columns], schema: VitalsSchema, labels: int, sections: int, signal: bool = False
 ) -> datasets.Dataset:
     """Build and check the `Dataset` from the common columns, given at once or in parts.
 
@@ -133,7 +138,7 @@ def build_dataset(
     """
     parts = [columns] if isinstance(columns, dict) else columns
     parts = ({**_unsaid(len(part["id"])), **part} for part in parts)
-    dataset = write_rows(parts, features(len(schema), labels, sections))
+    dataset = write_rows(parts, features(len(schema), labels, sections, signal))
     ids = hashes(dataset, "id")
     order = np.argsort(ids)
     twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
@@ -151,10 +156,10 @@ def build_dataset(
 
 def _unsaid(rows: int) -> Columns:
     """Return the columns that most sources do not say."""
-    return {"weight": [1.0] * rows, "source": [""] * rows, "prior_report": [""] * rows}
+    return {"weight": [1.0] * rows, "source": [""] * rows, "prior_report": [""] * rows, "signal": [b""] * rows}
 
 
-NEEDS = ("image", "vitals", "prior", "context")
+NEEDS = ("image", "vitals", "prior", "context", "signal")
 """Kinds of evidence that a section of a report may need, beside vitals and views by name."""
 
 

@@ -27,12 +27,14 @@ class Batch(TypedDict):
     attention_mask: torch.Tensor  # B × T, 0 at padding
     evidence_mask: torch.Tensor  # B × T, bool, True at evidence tokens
     labels: torch.Tensor  # B × T, token to predict, IGNORED elsewhere
+    signals: NotRequired[torch.Tensor]  # B × C × L, NaN at gaps and without one; where the model reads signals
     ids: NotRequired[list[str]]  # case ids; not for the model
 
 
 def evidence_of(batch: Batch) -> dict[str, torch.Tensor]:
     """Select what `EvidenceEncoder.encode` takes."""
-    return {name: batch[name] for name in ("pixel_values", "has_image", "vitals", "image_roles")}  # type: ignore[literal-required]
+    names = ("pixel_values", "has_image", "vitals", "image_roles", *(("signals",) if "signals" in batch else ()))
+    return {name: batch[name] for name in names}  # type: ignore[literal-required]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -82,6 +84,8 @@ class Collator:
             evidence_mask=padded([evidence for _, evidence, _ in rows], 0).bool(),
             labels=padded([labels for _, _, labels in rows], IGNORED),
         )
+        if "signal" in examples[0]:
+            batch["signals"] = torch.stack([example["signal"] for example in examples])
         if self.with_ids:
             batch["ids"] = [example["id"] for example in examples]
         return batch

@@ -15,56 +15,12 @@ from vlm.data.case import CaseSpec, Example, make_example
 from vlm.data.images.image import ImageSpec, augment, decode_image, is_blank, to_square
 from vlm.data.images.store import image_label, read_image_bytes
 from vlm.data.packed.shards import is_packed, read_packed
-from vlm.data.sections import join_sections
+from vlm.data.shown_evidence import available_evidence, compose_report, drop_roles, with_prior_report
+from vlm.data.signals.signal_spec import from_bytes
 from vlm.data.storage import column
 from vlm.data.study import PRIOR, Cell, StudyPicture, chosen_cells, role_numbers, role_of
 from vlm.distributed import log_rank0
 from vlm.errors import UserError
-
-
-def compose_report(
-    texts: Sequence[str | None],
-    sections: Sequence[SectionConfig],
-    available: Collection[str],
-    headings: bool = False,
-) -> str:
-    """Join the sections of a report whose evidence is available; `otherwise` stands in for the rest.
-
-    A report must not state what its reader cannot see: a model trained to do so invents findings.
-    """
-    parts: list[str | None] = []
-    for text, section in zip(texts, sections, strict=True):
-        # None: reports of this source lack this section
-        shown = text is None or all(need in available for need in section.needs)
-        parts.append(text if shown else section.otherwise)
-    return join_sections(parts, sections, headings)
-
-
-def available_evidence(names: Sequence[str], vitals: np.ndarray, roles: Collection[str], context: str = "") -> set[str]:
-    """Collect the evidence of a case: `image`, `vitals` (any of them), `prior`, `context`, vitals and views by name.
-
-    `roles` are those of its images (see `role_of`), the empty one for a current image of unknown view.
-    """
-    present = {name for name, value in zip(names, vitals, strict=True) if not np.isnan(value)}
-    kinds = {"vitals": present, "image": set(roles) - {PRIOR}, "context": context.strip()}
-    return present | (set(roles) - {""}) | {kind for kind, any_of in kinds.items() if any_of}
-
-
-def with_prior_report(context: str, prior_report: str) -> str:
-    """Add the report of an earlier study to the text of the prompt."""
-    return "\n".join(filter(None, (context.strip(), f"Prior report: {prior_report.strip()}" if prior_report else "")))
-
-
-def drop_roles(
-    pictures: list[StudyPicture], context: str, prior_report: str, dropout: DropoutConfig, rng: np.random.Generator
-) -> tuple[list[StudyPicture], str, str]:
-    """Drop further views, all of the prior or the context at random; the first current image stays."""
-    draws = rng.random(2 + len(pictures))
-    if draws[0] < dropout.prior:
-        pictures, prior_report = [item for item in pictures if not item.prior], ""
-    lost = [not item.prior and place > 0 and draws[2 + place] < dropout.view for place, item in enumerate(pictures)]
-    kept = [item for item, gone in zip(pictures, lost, strict=True) if not gone]
-    return kept, "" if draws[1] < dropout.context else context, prior_report
 
 
 def load_pictures(cells: Sequence[Cell], spec: CaseSpec) -> list[StudyPicture]:
@@ -148,6 +104,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         vitals = np.array(row["vitals"], dtype=np.float32)
         pictures = self._pictures(int(index), row) if self.features is None else self.features.of(int(index))
         context, prior_report = row["context"] or "", row["prior_report"] or ""
+        signal = self.signal(row)
         if self.dropout is not None:
             rng = np.random.default_rng([self.seed, self.epoch, int(index)])
             pictures, vitals = self._apply_dropout(pictures, vitals, self.dropout, rng)
@@ -155,15 +112,19 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
             if self.spec.study is not None:
                 more = np.random.default_rng([self.seed, self.epoch, int(index), 1])
                 pictures, context, prior_report = drop_roles(pictures, context, prior_report, self.dropout, more)
+            if np.random.default_rng([self.seed, self.epoch, int(index), 2]).random() < self.dropout.signal:
+                signal = None
             if self.features is None:
                 pictures = [item._replace(picture=augment(item.picture, self.augment, rng)) for item in pictures]
         # Evidence is withheld after its report is chosen: a control run has the targets of the run it is compared with.
         roles = {item.role for item in pictures} | ({PRIOR} if prior_report else set())
-        available = available_evidence(self.spec.schema.names, vitals, roles, context)
+        available = available_evidence(self.spec.schema.names, vitals, roles, context, signal is not None)
         if "image" in self.withhold:
             pictures = []
         if "vitals" in self.withhold:
             vitals = np.full_like(vitals, np.nan)
+        if "signal" in self.withhold:
+            signal = None
         example = make_example(
             self.spec,
             pictures if self.features is None else [],
@@ -172,6 +133,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
             targets=np.array(row["labels"], dtype=np.float32),
             report=compose_report(row["sections"], self.sections, available, bool(self.spec.sections)),
             context=with_prior_report(context, prior_report),
+            signal=signal,
         )
         if self.features is not None:
             shown = [item.picture for item in pictures] or [np.zeros(self.features.values.shape[1:], np.float32)]
@@ -239,12 +201,24 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         """Compose the full reference report of a case from its available evidence, without headings by default."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
-        names = {*self.spec.schema.names, "vitals", "context"}
+        names = {*self.spec.schema.names, "vitals", "context", "signal"}
         needed = any(need not in names for section in self.sections for need in section.needs)
         roles = self.shown_roles(int(index)) if needed else set()
         roles = {*roles, PRIOR} if row["prior_report"] else roles
-        available = available_evidence(self.spec.schema.names, vitals, roles, row["context"] or "")
+        signal = self.signal(row) is not None
+        available = available_evidence(self.spec.schema.names, vitals, roles, row["context"] or "", signal)
         return compose_report(row["sections"], self.sections, available, headings)
+
+    def signal(self, row: Mapping[str, Any]) -> np.ndarray | None:
+        """Return the samples of a row's signal, C × l, or None."""
+        return from_bytes(row.get("signal"), len(self.spec.signal.channels)) if self.spec.signal is not None else None
+
+    def has_signal(self) -> np.ndarray:
+        """Find the cases with a signal that the model reads; N, bool."""
+        if self.spec.signal is None:
+            return np.zeros(len(self.rows), bool)
+        sizes = [pc.binary_length(part).to_numpy(zero_copy_only=False) for part in column(self.rows, "signal").chunks]
+        return np.concatenate([np.zeros(0), *sizes]) > 0
 
     @property
     def reports(self) -> list[str]:

@@ -31,6 +31,8 @@ def contents_fingerprint(cohort: Cohort) -> str:
     texts = [hashes(rows, name) for name in ("id", "patient", "split", "context", "source")]
     if np.ptp(reports := hashes(rows, "prior_report")) if len(rows) else False:
         texts.append(reports)
+    if cohort.signal is not None:
+        texts.append(hashes(rows, "signal"))
     sections = _sections(rows, len(cohort.sections))
     singles = [_numbers(rows, name)[:, None] for name in ("probability", "weight")]
     many = matrix(rows, "vitals", len(cohort.schema)), matrix(rows, "labels", len(cohort.labels))

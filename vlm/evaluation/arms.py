@@ -8,9 +8,10 @@ import torch
 
 from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
-from vlm.data.dataset import CaseDataset, available_evidence, compose_report, load_pictures, with_prior_report
+from vlm.data.dataset import CaseDataset, load_pictures
+from vlm.data.shown_evidence import available_evidence, compose_report, with_prior_report
 from vlm.data.study import PRIOR, StudyPicture, sorted_pictures
-from vlm.evaluation.evidence_parts import CONTEXT, TREND, Parts, Source, choose_donors, one
+from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND, Parts, Source, choose_donors, one
 
 PRIOR_REPORT = "prior_report"
 """The text of `prior`; its images are with the other images where these are swapped together."""
@@ -25,7 +26,7 @@ class Arm:
     """Source of all images of a case."""
     vitals: Source = "own"
     part: str = ""
-    """The one further part whose source differs: a view, `prior`, `context` or `trend`; empty for none."""
+    """The one further part whose source differs: a view, `prior`, `context`, `trend` or `signal`; empty for none."""
     shown: Source = "own"
     """Source of that part."""
 
@@ -99,6 +100,7 @@ class ArmCases(torch.utils.data.Dataset[Example]):
             targets=np.array(row["labels"], dtype=np.float32),
             report=self.dataset.report(index, bool(self.dataset.spec.sections)),
             context=with_prior_report(*self._texts(index)),
+            signal=self._signal(index),
         )
 
     @property
@@ -119,7 +121,7 @@ class ArmCases(torch.utils.data.Dataset[Example]):
             return self.vitals_donor
         if self.arm.part == part or (self.arm.part, part) == (PRIOR, PRIOR_REPORT):
             return self._part_donor
-        rows = np.arange(len(self)) if part in (CONTEXT, PRIOR_REPORT) else self.image_donor
+        rows = np.arange(len(self)) if part in (CONTEXT, PRIOR_REPORT, SIGNAL) else self.image_donor
         rows = self.vitals_donor if part == TREND else rows
         has = self.parts.has(PRIOR if part == PRIOR_REPORT else part)
         return np.where((rows >= 0) & has[rows], rows, -1)
@@ -143,7 +145,8 @@ class ArmCases(torch.utils.data.Dataset[Example]):
         roles = {PRIOR} if prior_report else set()
         for donor, parts in self._image_donors(index).items():
             roles |= {role for role in self.parts.roles[donor] if self.parts.of_role(role) in parts}
-        return available_evidence(self.dataset.spec.schema.names, self._vitals(index), roles, context)
+        signal, names = bool(self.donor(SIGNAL)[index] >= 0), self.dataset.spec.schema.names
+        return available_evidence(names, self._vitals(index), roles, context, signal)
 
     def _texts(self, index: int) -> tuple[str, str]:
         """Return the context and the prior report that a case is shown."""
@@ -173,6 +176,12 @@ class ArmCases(torch.utils.data.Dataset[Example]):
             if self.parts.of_role(item.role) in parts
         ]
         return sorted_pictures(shown)[: self.dataset.spec.study_images]
+
+    def _signal(self, index: int) -> np.ndarray | None:
+        """Return the samples of the signal that a case is shown, C × l, or None."""
+        donor = int(self.donor(SIGNAL)[index])
+        hidden = donor < 0 or SIGNAL in self.dataset.withhold
+        return None if hidden else self.dataset.signal(self.dataset.rows[donor])
 
     def _vitals(self, index: int) -> np.ndarray:
         """Return the values that a case is shown, m; without its trend, as if only the last had been measured."""

@@ -23,7 +23,7 @@ from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
 from vlm.evaluation.agreement import NAMES, is_read
 from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_arms
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
-from vlm.evaluation.evidence_parts import CONTEXT, TREND
+from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND
 from vlm.evaluation.figures import draw_figures
 from vlm.evaluation.html_report import write_page
 from vlm.evaluation.intervals import mean
@@ -129,7 +129,7 @@ def evaluate(
 
 def _applies(arm: Arm, config: Config) -> bool:
     """Check whether to run an arm: the first always, the others with ablation on and their evidence not withheld."""
-    whole = {"vitals": "vitals", TREND: "vitals", CONTEXT: CONTEXT}
+    whole = {"vitals": "vitals", TREND: "vitals", CONTEXT: CONTEXT, SIGNAL: SIGNAL}
     changed = {whole.get(part, "image") for part in arm.changes}
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
 

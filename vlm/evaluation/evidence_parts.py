@@ -11,13 +11,13 @@ from vlm.data.study import PRIOR, role_of
 
 Source = Literal["own", "swapped", "blank", "none"]
 """`blank` is an all-black image; `none` is a missing image, which the model was trained on."""
-CONTEXT, TREND = "context", "trend"
-"""The text shown in the prompt; what is computed from a series of values, but for the last."""
+CONTEXT, TREND, SIGNAL = "context", "trend", "signal"
+"""The text shown in the prompt; what is computed from a series of values, but for the last; samples such as an ECG."""
 FURTHER_SHARE = 0.1
 """Smallest share of the test cases with a part of the evidence, beside image and vitals, for which it has arms."""
 _ONE = {"image": "an image", "vitals": "vitals", PRIOR: "an earlier study", CONTEXT: "a context",
-        TREND: "values over time"}  # fmt: skip
-_NAMES = {PRIOR: "prior", CONTEXT: "context", TREND: "trend"}
+        TREND: "values over time", SIGNAL: "a signal"}  # fmt: skip
+_NAMES = {PRIOR: "prior", CONTEXT: "context", TREND: "trend", SIGNAL: "signal"}
 _OF_SEVERAL = ("change", "slope", "count")
 """Features of a series that its last value alone does not give."""
 
@@ -26,7 +26,7 @@ class Parts:
     """Evidence of the N cases of a split: all images, the vitals, and further parts where enough cases have them.
 
     Further parts are the views that mostly accompany another one, such as `lateral`, then `prior` (its images and its
-    report), `context` and `trend`.
+    report), `context`, `trend` and `signal`.
     """
 
     def __init__(self, dataset: CaseDataset) -> None:
@@ -34,6 +34,8 @@ class Parts:
         """N × m."""
         self.roles = [dataset.shown_roles(index) for index in range(len(dataset))]
         texts = dataset.rows.select_columns(["context", "prior_report"])
+        self.signals = dataset.has_signal()
+        """N, bool."""
         self.contexts = [context or "" for context in texts["context"]]
         self.prior_reports = [report or "" for report in texts["prior_report"]]
         series = dataset.spec.schema.features.values()
@@ -63,7 +65,7 @@ class Parts:
     @property
     def of_images(self) -> tuple[str, ...]:
         """Parts that consist of images: `image`, which is those of no further part, then views and `prior`."""
-        return ("image", *(part for part in self.further if part not in (CONTEXT, TREND)))
+        return ("image", *(part for part in self.further if part not in (CONTEXT, TREND, SIGNAL)))
 
     def of_role(self, role: str) -> str:
         """Return the part to which an image of this role belongs."""
@@ -86,6 +88,8 @@ class Parts:
             return ~np.isnan(self.vitals).all(axis=1)
         if part == TREND:
             return ~np.isnan(self.vitals[:, self.change_places]).all(axis=1)
+        if part == SIGNAL:
+            return self.signals
         if part == CONTEXT:
             return [bool(text.strip()) for text in self.contexts]
         reports = self.prior_reports if part == PRIOR else [""] * len(self.roles)

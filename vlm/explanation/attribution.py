@@ -22,6 +22,7 @@ from torch import nn
 from vlm.data.case import Example, make_example
 from vlm.data.collate import Collator, batch_roles
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.encoders.signal_encoder import with_signal
 
 TOLERANCE = 0.01
 """Largest completeness error, as a share of the evidence's contribution."""
@@ -73,6 +74,7 @@ class CaseScorer:
         self.mask = torch.cat([mask, mask.new_zeros(self.draft.shape)], dim=1).to(model.device)
         with torch.no_grad(), model.autocast():
             self.roles = batch["image_roles"].to(model.device)  # n × 4
+            self.signals = batch["signals"].to(model.device) if "signals" in batch else None  # shown in every corner
             grid = model.vision.grid(self.pixels)[None]  # 1 × n × C × h × w
             absent = model.vision.missing.detach().view(1, 1, -1, 1, 1).to(grid.dtype).expand_as(grid)
             self.given = (grid if self.has_image else absent, *self._read(example["vitals"]))
@@ -123,7 +125,8 @@ class CaseScorer:
             values = model.vitals.combine(pairs)
         else:
             values = model.vitals(grid.new_zeros(rows, 0))
-        return model.fuse(image, values, whole=True).flat()
+        signals = None if self.signals is None else self.signals.expand(rows, -1, -1)
+        return model.fuse(image, with_signal(values, model.signal, signals), whole=True).flat()
 
     # ------------------------------------------------------------------------------------ four corners
 
@@ -138,6 +141,7 @@ class CaseScorer:
         if self.model.spec.study is None or not self.has_image:
             return self
         nothing = make_example(self.model.spec, [], self.example["vitals"].numpy(), context=self.example["context"])
+        nothing |= {name: self.example[name] for name in ("signal",) if name in self.example}
         same = torch.equal(nothing["image_roles"], self.example["image_roles"])
         return self if same else CaseScorer(self.model, nothing, self.draft[0].tolist())
 
@@ -251,7 +255,9 @@ def label_heats(model: ClinicalVLM, example: Example) -> list[np.ndarray]:
             grid = model.vision.grid(pixels)
         grid.requires_grad_()
         there = torch.ones(1, dtype=torch.bool, device=model.device)
-        logits = model.fuse(model.vision(model.vision.pool(grid), there, roles), model.vitals(vitals)).logits[0]
+        signals = example["signal"][None].to(model.device) if "signal" in example else None
+        clinical = with_signal(model.vitals(vitals), model.signal, signals)
+        logits = model.fuse(model.vision(model.vision.pool(grid), there, roles), clinical).logits[0]
         slopes = [torch.autograd.grad(logit, grid, retain_graph=True)[0] for logit in logits]
     return [grid_heat(model, pixels, slope) for slope in slopes]
 

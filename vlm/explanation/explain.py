@@ -15,6 +15,7 @@ from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
 from vlm.explanation.phrases import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
 from vlm.explanation.result import Attribution, ExplainedLabel, ExplainedWords, Explanation, ShownImage
 from vlm.inference.engine import Engine, ReportEngine, merged_lora
+from vlm.inference.signal_input import Signal
 from vlm.inference.study_images import Images, as_images, read_study
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.report import Report
@@ -31,6 +32,7 @@ def explain(
     words: str = "",
     context: str = "",
     prior_report: str = "",
+    signal: Signal = None,
 ) -> Explanation:
     """Explain a draft: the source shares of every word, and the heat maps and vitals of labels and chosen words.
 
@@ -48,7 +50,7 @@ def explain(
         raise UserError("--explain: only PyTorch's engine has gradients; use --engine torch")
     if engine.model.model_config.vitals.injection == "text":
         raise UserError("--explain: this adapter reads vitals as words (model.vitals.injection: text), not as features")
-    prepared = engine.prepare(images, vitals, context, prior_report)
+    prepared = engine.prepare(images, vitals, context, prior_report, signal)
     if report is None:
         report = next(engine.reports([prepared]))
     pictures = [shown_picture(engine, source, square) for source, square in read_images(engine, images)]
@@ -114,6 +116,8 @@ def _notes(example: Example, passages: tuple[ExplainedWords, ...], names: tuple[
         notes.append("no image was read: there is nothing to lay a heat over")
     if names and bool(np.isnan(example["vitals"]).all()):
         notes.append("no vitals were given")
+    if "signal" in example and not bool(example["signal"].isnan().all()):
+        notes.append("a signal was read; it is shown throughout, so what it says counts for no part")
     if not passages:
         notes.append("the draft has no word that the rules read; choose words with --explain_words")
     for words in passages:

@@ -19,13 +19,13 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     """
     require("captum", "--explain: needs the package captum")
     images = [StudyImage(*image) for image in images_of(arguments)]
-    told = arguments.vitals, arguments.context, arguments.prior_report
+    told = arguments.vitals, arguments.context, arguments.prior_report, arguments.signal
     case = OpenedCase.of(arguments.adapter, images, *told, **engine_of(arguments))
     stream = None if arguments.json else out
     report = case.draft(arguments.max_new_tokens, stream, arguments.fhir, arguments.fhir_subject)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
-    inputs = case.images, case.values, report, arguments.explain_words, case.context, case.prior_report
+    inputs = case.images, case.values, report, arguments.explain_words, case.context, case.prior_report, case.signal
     explanation = explain(case.engine, *inputs)
     draw(explanation, arguments.explain)
     if stream is None:

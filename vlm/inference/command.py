@@ -13,6 +13,7 @@ from vlm.inference.context import check_context
 from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
+from vlm.inference.signal_input import read_signal
 from vlm.inference.study_images import Images, StudyImage, as_images, read_study
 from vlm.inference.vitals_argument import ENDINGS, read_vitals
 from vlm.plain import printable
@@ -33,18 +34,26 @@ class OpenedCase(NamedTuple):
     values: dict[str, Any]
     context: str
     prior_report: str
+    signal: str | None
     noted: tuple[str, ...]
     """Warnings on what was left out of a FHIR file."""
 
     @classmethod
     def of(
-        cls, adapter: str, images: Images, vitals: str, context: str = "", prior_report: str = "", **engine: Any
+        cls,
+        adapter: str,
+        images: Images,
+        vitals: str,
+        context: str = "",
+        prior_report: str = "",
+        signal: str | None = None,
+        **engine: Any,
     ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
         `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, a role or number of
-        images that the adapter does not know, an unknown or non-numeric vital, too long a context, and an adapter that
-        cannot be loaded.
+        images that the adapter does not know, an unknown or non-numeric vital, too long a context, an unreadable
+        signal, and an adapter that cannot be loaded.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -60,8 +69,9 @@ class OpenedCase(NamedTuple):
         check_context(prior_report, "prior report")
         spec, given_images = opened.config.spec, as_images(images)
         read_study(given_images, spec, lambda image: to_square(read_image(image), spec.image))
+        read_signal(signal, spec)
         drafter = open_engine(opened, **engine)
-        return cls(drafter, opened.path, given_images, values, context, prior_report, tuple(noted))
+        return cls(drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted))
 
     def draft(
         self, max_new_tokens: int, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
@@ -70,7 +80,7 @@ class OpenedCase(NamedTuple):
 
         `subject` is the Bundle's reference to a patient. Raises `UserError` if the disk is full.
         """
-        case = (self.images, self.values, self.context, self.prior_report)
+        case = (self.images, self.values, self.context, self.prior_report, self.signal)
         report = self.engine.predict([case], max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         report = replace(report, warnings=(*self.noted, *report.warnings))
         if fhir:
@@ -91,10 +101,11 @@ def draft_case(
     subject: str | None = None,
     context: str = "",
     prior_report: str = "",
+    signal: str | None = None,
     **engine: Any,
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
-    case = OpenedCase.of(adapter, images, vitals, context, prior_report, **engine)
+    case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, **engine)
     return case.draft(max_new_tokens, stream, fhir, subject)
 
 

@@ -14,13 +14,14 @@ import torch
 from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example, missing_notes
 from vlm.data.collate import Batch, Collator, to_device
-from vlm.data.dataset import with_prior_report
 from vlm.data.images.image import read_image, to_square
 from vlm.data.sections import split_sections
+from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
 from vlm.errors import one_line
 from vlm.inference.context import check_context, context_doubts
+from vlm.inference.signal_input import Signal, read_signal
 from vlm.inference.study_images import Images, images_read, read_study
 from vlm.plain import printable
 from vlm.report import NOTICE, Report
@@ -31,8 +32,11 @@ if TYPE_CHECKING:  # other engines draft without it, and start sooner
 
 MAX_SECONDS = 600.0
 Vitals = Mapping[str, Any] | None
-Case = tuple[Images, Vitals] | tuple[Images, Vitals, str] | tuple[Images, Vitals, str, str]
-"""Images and vitals by name, or None; the context and the report of an earlier study, if there are any."""
+Case = (
+    tuple[Images, Vitals] | tuple[Images, Vitals, str] | tuple[Images, Vitals, str, str]
+    | tuple[Images, Vitals, str, str, Signal]
+)  # fmt: skip
+"""Images and vitals by name, or None; the context, the report of an earlier study and the signal, if there are any."""
 Prepared = tuple[Example, tuple[str, ...]]
 """A case's example for the model, and warnings on what is missing or implausible."""
 
@@ -112,12 +116,12 @@ class Engine(ABC):
         return to_square(read_image(image), self.model.spec.image)
 
     def prepare(
-        self, images: Images, vitals: Mapping[str, Any] | None, context: str = "", prior_report: str = ""
+        self, images: Images, vitals: Vitals, context: str = "", prior_report: str = "", signal: Signal = None
     ) -> Prepared:
         """Read one case's inputs; returns the example and warnings on what is missing or implausible.
 
         Raises `UserError` for an unreadable image, a vital that the adapter does not know, a context of book length
-        or too long for the base, and as `read_study` does.
+        or too long for the base, and as `read_study` and `read_signal` do.
         """
         check_context(context)
         check_context(prior_report, "prior report")
@@ -127,8 +131,9 @@ class Engine(ABC):
         warnings += [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
         warnings += missing_notes(spec.schema, x, implausible)
         pictures, doubts = read_study(images, spec, self.read_picture)
-        warnings += [*doubts, *context_doubts(spec, context)]
-        example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report))
+        samples, unsure = read_signal(signal, spec)
+        warnings += [*doubts, *context_doubts(spec, context), *unsure]
+        example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report), signal=samples)
         self.room(example)
         blank = len(pictures) - int(example["has_image"]) * len(example["pixel_values"])
         if blank:

@@ -32,6 +32,8 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--context", default="", metavar="TEXT", help="the indication, or other text to show in the "
                         "prompt")  # fmt: skip
+    parser.add_argument("--signal", metavar="FILE", help="signal such as an ECG, as those for training: .npy, or .csv "
+                        "with a column for each channel")  # fmt: skip
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
     parser.add_argument("--max_seconds", type=float, default=600, help="time limit of a draft or a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -117,6 +119,8 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
         raise UserError("--prior_report: is for one case; name a table's column of it with --prior_report_column")
     if arguments.input and arguments.context:
         raise UserError("--context: is for one case; name a table's column of it with --context_column")
+    if arguments.input and arguments.signal:
+        raise UserError("--signal: is for one case")
     if arguments.ray and not arguments.input:
         raise UserError("--ray: is for a table of cases; name it with --input")
     _check_fhir(arguments)

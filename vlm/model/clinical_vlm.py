@@ -123,6 +123,7 @@ class ClinicalVLM(EvidenceEncoder):
         evidence_mask: torch.Tensor,
         labels: torch.Tensor,
         image_roles: torch.Tensor | None = None,
+        signals: torch.Tensor | None = None,
         alpha: float = 0.5,
         label_count: torch.Tensor | None = None,
         token_count: torch.Tensor | None = None,
@@ -132,7 +133,7 @@ class ClinicalVLM(EvidenceEncoder):
         With gradient accumulation the counts are those of the whole effective batch; without them the losses are
         means over this batch. With alpha = 1 the text has no weight and the LLM does not run.
         """
-        encoded = self.encode(pixel_values, has_image, vitals, image_roles)
+        encoded = self.encode(pixel_values, has_image, vitals, image_roles, signals)
         label = label_loss(encoded.logits, targets)
         loss_bce = label.mean(label_count)
         if alpha == 1:

@@ -16,6 +16,7 @@ from vlm.data.prompt import Prompt
 from vlm.errors import UserError
 from vlm.model.calibration import Calibration
 from vlm.model.embedding_space import EmbeddingSpace
+from vlm.model.encoders.signal_encoder import SignalEncoder, with_signal
 from vlm.model.fusion import EvidenceTokens, JointVector
 from vlm.model.study_fusion import ImageTokens
 from vlm.model.vision import ImageEncoder
@@ -61,7 +62,11 @@ class EvidenceEncoder(nn.Module):
         )  # fmt: skip
         self.model_config = replace(config, vision=self.vision.config)  # a repository's encoder by its architecture
         self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms)
-        self.joint = JointVector(config.fusion, self.vision.summary_size, self.vitals.size, len(spec.labels))
+        self.signal: SignalEncoder | None = None
+        if spec.signal is not None:
+            self.signal = SignalEncoder(config.signal, spec.signal, space.embed_names, space.hidden_size, space.rms)
+        x_size = self.vitals.size + (self.signal.size if self.signal else 0)
+        self.joint = JointVector(config.fusion, self.vision.summary_size, x_size, len(spec.labels))
         self.evidence = EvidenceTokens(config.fusion, space.embed_names(spec.labels), space.rms)
         last = max((number for ids in prompt_ids or () for number in ids), default=0)
         if space.vocabulary is not None and last >= space.vocabulary:
@@ -75,7 +80,8 @@ class EvidenceEncoder(nn.Module):
     @property
     def evidence_tokens(self) -> int:
         """P, the number of evidence tokens in the prompt of a case with one image and no role missing."""
-        return self.model_config.vision.grid**2 + self.vitals.tokens + self.evidence.tokens
+        signal = self.signal.tokens if self.signal else 0
+        return self.model_config.vision.grid**2 + self.vitals.tokens + signal + self.evidence.tokens
 
     @property
     def device(self) -> torch.device:
@@ -87,16 +93,18 @@ class EvidenceEncoder(nn.Module):
         has_image: torch.Tensor,
         vitals: torch.Tensor,
         image_roles: torch.Tensor | None = None,
+        signals: torch.Tensor | None = None,
     ) -> FusedInputs:
-        """Encode images and vitals into evidence tokens, z and logits.
+        """Encode images, vitals and signals into evidence tokens, z and logits.
 
         `pixel_values` is N × 3 × S × S, the images of all cases in turn, `image_roles` N × 4 (see `Batch`), `has_image`
-        B, `vitals` B × m with NaN where missing. A model of one image needs no roles.
+        B, `vitals` B × m with NaN where missing, `signals` B × C × L. A model of one image needs no roles.
         """
-        return self.fuse(self.vision(pixel_values, has_image, image_roles), self.vitals(vitals))
+        clinical = with_signal(self.vitals(vitals), self.signal, signals)
+        return self.fuse(self.vision(pixel_values, has_image, image_roles), clinical)
 
     def fuse(self, image: ImageTokens, vitals: tuple[torch.Tensor, torch.Tensor], whole: bool = False) -> FusedInputs:
-        """Fuse image tokens and f with vitals tokens and x into evidence tokens, z and logits.
+        """Fuse image tokens and f with vitals and signal tokens and x into evidence tokens, z and logits.
 
         The label token takes the head's logits detached, so that the text loss does not distort the head's
         calibration. With `whole` the gradient goes through them too: an attribution follows every path to the text.
@@ -105,7 +113,7 @@ class EvidenceEncoder(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a logit near 4 moves in steps of 0.03
             z, logits = self.joint(image.f.float(), x.float())  # B × Z, B × K
         shown = self.evidence(z, logits if whole else logits.detach())
-        rest = [*([vitals_tokens] if self.vitals.tokens else []), *shown]
+        rest = [*([vitals_tokens] if vitals_tokens.shape[1] else []), *shown]
         tokens = torch.cat([part.to(image.tokens.dtype) for part in (image.tokens, *rest)], dim=1)
         there = image.there
         if there is not None:

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm.data.collate import LONGEST_REPORT
-from vlm.data.dataset import CaseDataset, with_prior_report
+from vlm.data.dataset import CaseDataset
 from vlm.data.prompt import Prompt
 from vlm.data.sections import heading, join_sections
+from vlm.data.shown_evidence import with_prior_report
 from vlm.data.storage import column
 from vlm.data.study import cell_numbers
 from vlm.errors import UserError

@@ -80,13 +80,25 @@ def layer_scales(model: ClinicalVLM, decay: float) -> dict[str, float]:
     }
 
 
+HEAD = (
+    "joint.",
+    "vision.missing",
+    "vitals.values.",
+    "signal.stem",
+    "signal.blocks",
+    "signal.cycles",
+    "signal.missing_x",
+)
+"""Parameters that learn from the labels too."""
+
+
 def part_of(name: str) -> str:
     """Name the part that a parameter belongs to: `llm`, `cnn`, `head` (and all that feeds it) or `tokens`."""
     if name.startswith("llm."):
         return "llm"
     if name.startswith("vision.cnn."):
         return "cnn"
-    return "head" if name.startswith(("joint.", "vision.missing", "vitals.values.")) else "tokens"
+    return "head" if name.startswith(HEAD) else "tokens"
 
 
 def make_schedule(

@@ -171,6 +171,8 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
     spec = CaseSpec.fit(cohort, image, config.model.vitals.bins, config.data.max_images, config.data.section_headings)
     if spec.study is not None:
         log_rank0(spec.study.describe())
+    if spec.signal is not None:
+        log_rank0(spec.signal.describe())
     model = ClinicalVLM.from_config(config.model, spec, device, dtype)
     if model.vision.lora_line:
         log_rank0(model.vision.lora_line)

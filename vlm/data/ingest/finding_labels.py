@@ -30,7 +30,7 @@ def add_finding_labels(cohort: Cohort, data: DataConfig) -> Cohort:
     if twice:
         raise UserError(f"data.finding_labels: {min(twice)!r} is a label already; name each one once")
     labels = (*cohort.labels, *names)
-    declared = features(len(cohort.schema), len(labels), len(cohort.sections))
+    declared = features(len(cohort.schema), len(labels), len(cohort.sections), cohort.signal is not None)
     parts = (_with_findings(part, wanted) for part in cohort.dataset.iter(10_000))
     return replace(cohort, dataset=write_rows(parts, declared), labels=labels)
 

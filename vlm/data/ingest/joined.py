@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm.config import DataConfig, SectionConfig, SourceConfig, VitalConfig
 from vlm.data.cohort import Cohort, Columns, build_dataset
+from vlm.data.signals.signal_spec import same_format
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.series import expand
 from vlm.data.vitals.units import conversion
@@ -36,10 +37,11 @@ def load_joined(data: DataConfig, load: Callable[[DataConfig], Cohort]) -> Cohor
     reports = _reports(cohorts)
     sections = tuple(chain(*reports))
     parts = (part for source in sources for part in _parts(source, schema, labels, reports))
-    dataset = build_dataset(parts, schema, len(labels), len(sections))
+    signal = same_format([cohort.signal for cohort in cohorts])
+    dataset = build_dataset(parts, schema, len(labels), len(sections), signal is not None)
     findings = {label: finding for cohort in cohorts for label, finding in cohort.label_findings.items()}
     warnings = tuple(f"{source.name}: {text}" for source in sources for text in source.cohort.warnings)
-    return Cohort(dataset, schema, labels, sections, None, findings, (*notes, *warnings))
+    return Cohort(dataset, schema, labels, sections, None, findings, (*notes, *warnings), signal)
 
 
 @dataclass(frozen=True)

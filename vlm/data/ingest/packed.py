@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -16,6 +17,7 @@ from vlm.data.ingest.phantom_study import STUDY_FACTS
 from vlm.data.ingest.phantom_words import FACTS
 from vlm.data.packed.manifest import ONE_IMAGE, STUDIES, Pack, join_address, open_address, read_pack, split_of
 from vlm.data.packed.shards import check_columns, image_reference
+from vlm.data.signals.signal_spec import MOST_SAMPLES, SignalFormat
 from vlm.data.study import LONGEST_DAYS, MOST_IMAGES, image_cell, view_name
 from vlm.errors import UserError
 
@@ -39,10 +41,10 @@ def load_packed(data: DataConfig) -> Cohort:
     labels = selected_labels(data, pack.labels)
     places = [pack.labels.index(name) for name in labels]
     parts = (_chosen(part, len(pack.labels), places) for part in _parts(data.root, pack))
-    dataset = build_dataset(parts, pack.schema, len(labels), len(pack.sections))
+    dataset = build_dataset(parts, pack.schema, len(labels), len(pack.sections), pack.signal is not None)
     findings = {name: finding for name, finding in pack.label_findings.items() if name in labels}
     facts = FACT_READERS.get(pack.facts)
-    cohort = Cohort(dataset, pack.schema, labels, pack.sections, facts, findings, _warnings(data, pack))
+    cohort = Cohort(dataset, pack.schema, labels, pack.sections, facts, findings, _warnings(data, pack), pack.signal)
     if cohort.fingerprint != pack.fingerprint:
         raise UserError(f"{data.root}: not the cases that were packed, though each shard has its rows and its size")
     return cohort
@@ -85,6 +87,8 @@ def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
             raise UserError(f"{address}: an empty cell in the column {column}, where we write none")
     if not pc.all(pc.equal(part["split"], split_of(name))).as_py():
         raise UserError(f"{address}: rows of another split than its name says")
+    if pack.signal is not None:
+        _check_signals(part["signal"], pack.signal, address)
     cells = table[images].combine_chunks()
     if pack.format == ONE_IMAGE:
         part["images"] = [[image_cell(image_reference(address, row))] if there else []
@@ -94,6 +98,13 @@ def _read_rows(root: str, pack: Pack, name: str) -> dict[str, Any]:
                            for place, cell in enumerate(of_case)]
                           for row, of_case in enumerate(_checked_roles(cells.to_pylist(), address))]  # fmt: skip
     return part
+
+
+def _check_signals(cells: pa.Array, found: SignalFormat, address: str) -> None:
+    """Raise `UserError` for a signal, which comes from outside, that is no whole number of samples."""
+    sizes, sample = pc.binary_length(cells).to_numpy(zero_copy_only=False), 4 * len(found.channels)
+    if (sizes % sample).any() or sizes.max(initial=0) > sample * MOST_SAMPLES:
+        raise UserError(f"{address}: a signal is not as we write it")
 
 
 def _checked_roles(rows: list[Any], address: str) -> list[Any]:

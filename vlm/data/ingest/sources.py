@@ -10,11 +10,14 @@ from vlm.data.ingest.joined import load_joined
 from vlm.data.ingest.packed import load_packed
 from vlm.data.ingest.phantom import load_phantom
 from vlm.data.ingest.readers.chexpert import load_chexpert
+from vlm.data.ingest.readers.chexpert_plus import load_chexpert_plus
 from vlm.data.ingest.readers.covid_cxr import load_covid_cxr
 from vlm.data.ingest.readers.image_folder import load_image_folder
 from vlm.data.ingest.readers.indiana import load_indiana
 from vlm.data.ingest.readers.mimic_cxr import load_mimic_cxr
 from vlm.data.ingest.readers.nih_cxr14 import load_nih_cxr14
+from vlm.data.ingest.readers.padchest import load_padchest
+from vlm.data.ingest.readers.rexgradient import load_rexgradient
 from vlm.data.ingest.table import load_table
 from vlm.data.ingest.uninformative import cohort_notes
 
@@ -25,6 +28,9 @@ SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
     "mimic_cxr": load_mimic_cxr,
     "nih_cxr14": load_nih_cxr14,
     "chexpert": load_chexpert,
+    "chexpert_plus": load_chexpert_plus,
+    "padchest": load_padchest,
+    "rexgradient": load_rexgradient,
     "image_folder": load_image_folder,
     "table": load_table,
     "packed": load_packed,

@@ -13,10 +13,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlm.config import TableConfig
 from vlm.data.cohort import Columns
 from vlm.data.images.store import digest_of
+from vlm.data.ingest.study_columns import Names, read_order
 from vlm.data.storage import column, hashes, write_rows
 from vlm.data.study import MOST_IMAGES, Cell, StudySpec, check_days, chosen_cells
 from vlm.data.vitals.series import CLOCK_WORDS, STUDY_TIME, When
@@ -46,18 +49,24 @@ class StudyKeys:
     clocks: dict[str, str] = field(default_factory=dict)
     """Clock of the studies' times → location of the first."""
 
-    def of(self, frame: pd.DataFrame, where: str) -> Columns:
+    def of(self, frame: pd.DataFrame, names: Names, where: str) -> Columns:
         """Return the columns `KEYS` of some rows; none for a table whose rows are not joined."""
         if not is_joined(self.table):
             return {}
         places = [f"{where}: row {number}" for number in frame.index + 2]
-        times = frame[STUDY_TIME] if STUDY_TIME in frame else [None] * len(frame)
+        times = frame[names[self.table.order]] if self.table.order else frame.get(STUDY_TIME, [None] * len(frame))
+        read = self._number if self.table.order else self._day
         return {
-            "day": [self._day(when, place) for when, place in zip(times, places, strict=True)],
+            "day": [read(when, place) for when, place in zip(times, places, strict=True)],
             "place": places,
             "weight": [1.0] * len(frame),
             "source": [""] * len(frame),
         }
+
+    def _number(self, cell: Any, place: str) -> float:
+        with self.faults.gather():
+            return read_order(cell, f"{place}: {self.table.order}")
+        return math.nan
 
     def _day(self, when: When | None, place: str) -> float:
         if when is None:
@@ -87,8 +96,8 @@ class Studies:
         if not is_joined(self.table):
             yield from map(self._checked, parts)
             return
-        rows = write_rows(parts, datasets.Features({**declared, **KEYS}))
-        studies = _Order.of(rows)
+        written = write_rows(parts, datasets.Features({**declared, **KEYS}))
+        studies, rows = _Order.of(written), _Rows(written)
         earlier = studies.earlier(self.table.priors)  # N × priors, -1 for none
         self.counts["cases"] = len(earlier)
         self.counts["undated"] = int(np.isnan(studies.first_day).sum()) if self.table.priors else 0
@@ -126,24 +135,27 @@ class Studies:
         self.counts["cut"] += len(kept) > MOST_IMAGES
         return kept if len(kept) <= MOST_IMAGES else chosen_cells(kept, StudySpec(MOST_IMAGES))
 
-    def _joined(self, rows: datasets.Dataset, studies: "_Order", earlier: np.ndarray, cases: range) -> Columns:
+    def _joined(self, rows: "_Rows", studies: "_Order", earlier: np.ndarray, cases: range) -> Columns:
         """Join the rows of some cases, with the images and the report of their earlier studies."""
         shown = earlier[cases.start : cases.stop]
         own = [studies.rows_of(case) for case in cases]
         before = {int(case): studies.rows_of(int(case)) for case in np.unique(shown[shown >= 0])}
         needed = np.unique(np.concatenate([*own, *before.values()]))
-        read = dict(zip(needed.tolist(), _read(rows, needed), strict=True))
+        read = dict(rows.read(needed))
         priors = {case: _Prior([read[row] for row in some.tolist()]) for case, some in before.items()}
         made = []
         for case, some, others in zip(cases, own, shown, strict=True):
             together = [read[number] for number in some.tolist()]
-            row, place = self._one(together), f"{together[0]['place']}: {self.table.time or self.table.origin}"
+            row, place = (
+                self._one(together),
+                f"{together[0]['place']}: {self.table.time or self.table.origin or self.table.order}",
+            )
             self._check_span(studies.last_day[case] - studies.first_day[case], place)
             for other in others[others >= 0].tolist():
                 days = math.nan
                 with self.faults.gather():
                     gap = round(float(studies.first_day[case] - studies.last_day[other]), 6)
-                    days = check_days(gap, place)
+                    days = days if self.table.order else check_days(gap, place)
                 row["images"] = [*row["images"], *priors[other].images(days)]
                 row["prior_report"] = row["prior_report"] or priors[other].report
             self.counts["earlier"] += bool((others >= 0).any())
@@ -156,7 +168,7 @@ class Studies:
         if len(rows) == 1:
             return first
         first["images"] = [cell for row in rows for cell in row["images"]]
-        for name in (*_TEXTS, "probability"):
+        for name in (*_TEXTS, "probability", *(("signal",) if "signal" in first else ())):
             first[name] = self._agreed(name, [row[name] for row in rows], rows)
             if name == "patient" and any(row["patient"] != first["patient"] for row in rows):
                 return first  # what else differs follows from it
@@ -167,7 +179,9 @@ class Studies:
         return first
 
     def _check_span(self, days: float, place: str) -> None:
-        if days > LONGEST_STUDY:
+        if self.table.order and days:
+            self.faults.add(f"{place}: one study has several numbers; is the id that of several?")
+        elif days > LONGEST_STUDY:
             self.faults.add(f"{place}: the images of its study are {days:,.0f} days apart; is the id that of several?")
 
     def _agreed(self, name: str, values: Sequence[Any], rows: Sequence[Row]) -> Any:
@@ -184,20 +198,23 @@ class Studies:
 
 
 def _is_nothing(value: Any) -> bool:
-    return value is None or value == "" or value != value
+    return value is None or value in ("", b"") or value != value
 
 
-def _read(rows: datasets.Dataset, places: np.ndarray) -> list[Row]:
-    """Read rows in rising order; neighbours at once."""
-    if not len(places):
-        return []
-    first, last = int(places[0]), int(places[-1]) + 1
-    if last - first <= 2 * len(places):
-        found = rows[first:last]
-        chosen: Iterable[int] = (places - first).tolist()
-    else:
-        found, chosen = rows[places.tolist()], range(len(places))
-    return [{name: values[place] for name, values in found.items()} for place in chosen]
+class _Rows:
+    """Random access to the rows of a memory-mapped file, batch by batch."""
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self.batches = rows.data.to_batches()
+        self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+
+    def read(self, places: np.ndarray) -> Iterator[tuple[int, Row]]:
+        """Yield rows with their places, which are given in rising order."""
+        bounds = np.searchsorted(places, self.starts)
+        for batch, start, first, last in zip(self.batches, self.starts, bounds[:-1], bounds[1:], strict=False):
+            if first < last:
+                chosen = places[first:last]
+                yield from zip(chosen.tolist(), pc.take(batch, pa.array(chosen - start)).to_pylist(), strict=True)
 
 
 @dataclass

@@ -30,7 +30,7 @@ def image_columns(table: TableConfig) -> list[StudyImageConfig]:
 
 def study_table_columns(table: TableConfig) -> list[str]:
     """List the columns that describe studies, besides `image`."""
-    own = [table.view, table.study, table.prior_report]
+    own = [table.view, table.study, table.order, table.prior_report]
     further = chain.from_iterable((item.column, item.view_column, item.days) for item in table.study_images)
     return [*filter(None, (*own, *further))]
 
@@ -59,10 +59,11 @@ def check_study_options(table: TableConfig) -> None:
         raise UserError(f"{where}.id: the id of the study, {table.study}, is that of the case; leave id away")
     if not 0 <= table.priors < MOST_IMAGES:
         raise UserError(f"{where}.priors: 0 to {MOST_IMAGES - 1}, not {table.priors}")
-    if table.priors and not (table.patient and (table.time or table.origin)):
-        raise UserError(
-            f"{where}.priors: earlier studies are found by the columns patient, and time or origin; set them"
-        )
+    if table.order and (table.time or table.origin):
+        raise UserError(f"{where}.order: is for studies without time or origin; give one of them")
+    if table.priors and not (table.patient and (table.time or table.origin or table.order)):
+        way_out = "set patient, and time, origin or order"
+        raise UserError(f"{where}.priors: earlier studies are found by the columns of patient and time; {way_out}")
 
 
 class StudyColumns:
@@ -147,6 +148,14 @@ def read_days(cell: Any, where: str) -> float:
     if days is None:
         raise UserError(f"{where}: {quoted(cell)} is no number of days")
     return check_days(days, where)
+
+
+def read_order(cell: Any, where: str) -> float:
+    """Read the number of a study, NaN for a missing cell; raises `UserError` for anything else."""
+    number = math.nan if is_missing(cell) else _number(cell)
+    if number is None:
+        raise UserError(f"{where}: {quoted(cell)} is no number of a study")
+    return number
 
 
 def _number(cell: Any) -> float | None:

@@ -36,6 +36,7 @@ from vlm.data.ingest.studies import Studies, StudyKeys
 from vlm.data.ingest.study_columns import StudyColumns, check_study_options, has_views, study_table_columns
 from vlm.data.labels import LabelReader
 from vlm.data.sections import check_distinct
+from vlm.data.signals.signal_column import SignalColumn
 from vlm.data.study import flat_images
 from vlm.data.vitals.catalog import resolve_vitals
 from vlm.data.vitals.schema import VitalsSchema
@@ -47,6 +48,8 @@ from vlm.faults import Faults
 
 CHUNK = 10_000
 """Rows parsed at a time: few, to bound the memory of their Python objects."""
+SIGNAL_CHUNK = 500
+"""Rows with a signal parsed at a time."""
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
 """A long number in spreadsheet notation: its last digits are lost, so different patients get one id."""
 Part = tuple[Path, pd.DataFrame]
@@ -66,7 +69,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     measured = Measurements.read(
         table, root, path, lambda file: read_chunks(file, CHUNK, options if file == path else TableOptions())
     )
-    frames = read_chunks(path, CHUNK, options)
+    frames = read_chunks(path, SIGNAL_CHUNK if table.signal.column else CHUNK, options)
     cohort = load_frames(((path, frame) for frame in frames), table, data, path, measured)
     return replace(cohort, warnings=(*reading_notes(path, options), *cohort.warnings))
 
@@ -86,21 +89,21 @@ def load_frames(
     if data.section_headings:
         check_distinct(table.report)
     reader = _Reader(data, table, schema, measured or Measurements(table, schema, Faults()))
-    sizes = len(table.labels), len(table.report)
+    signal, sizes = reader.signals.format, (len(table.labels), len(table.report))
     studies = Studies(table, data.max_images, schema.names, reader.faults)
-    cases = studies.cases(reader.all_columns(parts), features(len(schema), *sizes))
-    dataset = build_dataset(cases, schema, *sizes)
+    cases = studies.cases(reader.all_columns(parts), features(len(schema), *sizes, signal is not None))
+    dataset = build_dataset(cases, schema, *sizes, signal is not None)
     if not len(dataset):
         raise UserError(f"{path}: the table has no rows")
     if has_views(table):
         images = flat_images(dataset)
         _check_needs(table, schema, set(images.views[~images.prior]) - {""})
-    warnings = [*reader.notes(path), *studies.notes(path), *reader.images.notes()]
+    warnings = [*reader.notes(path), *studies.notes(path), *reader.images.notes(), *reader.signals.notes()]
     warnings += range_warnings(str(path), schema, reader.doubtful, dataset)
     if table.patient is None:
         warnings.append(f"{path}: no patient column is named, so every row counts as a patient of its own in the split")
     labels, sections = tuple(table.labels), tuple(table.report)
-    return Cohort(dataset, schema, labels, sections, None, table.label_findings, tuple(warnings))
+    return Cohort(dataset, schema, labels, sections, None, table.label_findings, tuple(warnings), signal)
 
 
 @dataclass
@@ -117,6 +120,7 @@ class _Reader:
     renamed: dict[str, str] = field(default_factory=dict)
     """Name in the config → the differently spelled column that matched it."""
     labels: list[LabelReader] = field(init=False)
+    signals: SignalColumn = field(init=False)
     label_notes: list[str] = field(default_factory=list)
     store: ImageStore = field(default_factory=ImageStore)
     """Store of images embedded in the table."""
@@ -129,6 +133,7 @@ class _Reader:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
         self.measured.faults = self.faults
         self.keys = StudyKeys(self.table, self.faults)
+        self.signals = SignalColumn(self.table.signal, Path(self.data.root), self.faults)
 
     def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
         """Yield the columns of each part; raises one `UserError` at the end that names all faults."""
@@ -183,7 +188,8 @@ class _Reader:
             "context": _cells(frame, column.get(table.context), where) or nothing,
             "prior_report": self._reports(column[table.prior_report], frame, where) if table.prior_report else nothing,
             "probability": _probabilities(probabilities, where, table.probability, self.faults),
-            **self.keys.of(measured, where),
+            **self.signals.of(frame, column.get(table.signal.column), where),
+            **self.keys.of(measured, column, where),
         }
 
     def _check_names(
@@ -221,6 +227,7 @@ class _Reader:
         """Map names in the config to columns of the frame; raises `UserError` for a missing column."""
         table = self.table
         single = [table.image, table.id, table.patient, table.split, table.context, table.probability]
+        single += [table.signal.column]
         wanted = [
             *filter(None, single),
             *study_table_columns(table),

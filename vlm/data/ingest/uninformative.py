@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from vlm.data.cohort import Cohort
 from vlm.data.images.store import EMBEDDED_REFERENCE
 from vlm.data.splits import SPLITS
-from vlm.data.storage import column, matrix
+from vlm.data.storage import column, hashes, matrix
 from vlm.data.study import flat_images
 
 FEWEST = 2
@@ -35,6 +35,8 @@ def cohort_notes(cohort: Cohort) -> list[str]:
     hashed = pd.util.hash_array(paths.to_numpy(zero_copy_only=False).astype(object), categorize=False)  # equal if alike
     images = np.zeros(len(rows), np.uint64)
     np.add.at(images, flat.row, hashed)
+    if cohort.signal is not None:
+        images += hashes(rows, "signal") * np.uint64(3)
     shown = (flat.counts > 0) | (reports != 0 if reports is not None else False)
     values = np.nan_to_num(np.concatenate([vitals, labels], axis=1), nan=-1e30)
     same = pd.DataFrame({"image": images, "report": 0 if reports is None else reports}).join(pd.DataFrame(values))

@@ -20,6 +20,7 @@ import fsspec
 from vlm.config import SectionConfig, VitalConfig
 from vlm.config.strict import from_dict, to_dict
 from vlm.data.cohort import check_needs, features
+from vlm.data.signals.signal_spec import SignalFormat
 from vlm.data.vitals.schema import VitalsSchema, check_names
 from vlm.errors import UserError
 from vlm.plain import shortened
@@ -66,6 +67,8 @@ class Pack:
     shards: dict[str, Shard]
     """Shard name → manifest entry, in row order."""
     format: int = ONE_IMAGE
+    signal: SignalFormat | None = None
+    """What the samples of the signals are; None without signals."""
 
     def to_json(self) -> bytes:
         """Serialize to the JSON that `read_pack` reads."""
@@ -80,6 +83,7 @@ class Pack:
             "image_side": self.image_side,
             "fingerprint": self.fingerprint,
             "warnings": list(self.warnings),
+            **({"signal": asdict(self.signal)} if self.signal is not None else {}),
             "shards": {name: asdict(shard) for name, shard in self.shards.items()},
         }
         return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
@@ -87,7 +91,7 @@ class Pack:
     @property
     def features(self) -> datasets.Features:
         """Declare the columns of a shard: a cohort's, images last, so that the others are contiguous in the file."""
-        declared = features(len(self.schema), len(self.labels), len(self.sections))
+        declared = features(len(self.schema), len(self.labels), len(self.sections), self.signal is not None)
         roles = declared.pop("images").feature
         if self.format == ONE_IMAGE:
             del declared["prior_report"]
@@ -176,7 +180,8 @@ def _parse(values: dict[str, Any], where: str) -> Pack:
     if type(side) is not int or not isinstance(facts, str) or not isinstance(fingerprint, str):
         raise TypeError("image_side is a number, facts and fingerprint are words")
     whole = (schema, labels, sections, findings, facts, side, fingerprint, warnings, shards)
-    return Pack(*whole, format=values["format"])
+    signal = from_dict(SignalFormat, values["signal"], where) if "signal" in values else None
+    return Pack(*whole, format=values["format"], signal=signal)
 
 
 def _list(values: dict[str, Any], key: str, kind: type) -> list[Any]:

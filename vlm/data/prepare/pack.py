@@ -84,7 +84,7 @@ def _describe(cohort: Cohort, data: DataConfig, options: PackOptions) -> Pack:
             warnings = [warning.replace(f"{Path(folder)}{os.sep}", "") for warning in warnings]
     facts = cohort.facts.name if cohort.facts else ""
     return Pack(cohort.schema, cohort.labels, cohort.sections, dict(cohort.label_findings), facts, options.image_side,
-                cohort.fingerprint, tuple(warnings), {}, _format(cohort.dataset))  # fmt: skip
+                cohort.fingerprint, tuple(warnings), {}, _format(cohort.dataset), cohort.signal)  # fmt: skip
 
 
 def _format(rows: datasets.Dataset) -> int:

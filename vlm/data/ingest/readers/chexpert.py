@@ -13,6 +13,7 @@ from vlm.data.ingest.readers.common import (
     find_table,
     images_below,
     read_columns,
+    studies_of,
     uncertain,
     validation_of,
 )
@@ -22,7 +23,8 @@ TABLE = TableConfig(images=".", image="image", id="id", patient="patient", split
 
 
 def load_chexpert(data: DataConfig) -> Cohort:
-    """Read `train.csv` and `valid.csv`; the official validation set is the test split. Frontal views only.
+    """Read `train.csv` and `valid.csv`; the official validation set is the test split. Frontal views only, or with
+    `data.studies` all views of a study and those of the patient's study before, in the order of their numbers.
 
     Raises `UserError` if a table or a column of it is missing, and for a cell that is no label, with its row.
     """
@@ -37,13 +39,15 @@ def load_chexpert(data: DataConfig) -> Cohort:
             lost += int((~frame["image"].isin(there)).sum())
             parts.append((path, frame[frame["image"].isin(there)]))
     left_out = {"of lateral views": lateral, "without their image file": lost}
-    return cohort_of(parts, TABLE, data, root, left_out, [path for path, _ in parts])
+    table = studies_of(TABLE, order="order") if data.studies else TABLE
+    return cohort_of(parts, table, data, root, left_out, [path for path, _ in parts])
 
 
 def _read(path: Path, data: DataConfig) -> tuple[pd.DataFrame, int]:
-    """Read the frontal rows of one table; return them and the number of other rows."""
-    rows = read_columns(path, ("Path", "Sex", "Age", "Frontal/Lateral", *CHEXPERT_LABELS))
-    frontal = rows["Frontal/Lateral"].str.strip().str.lower() == "frontal"
+    """Read the wanted rows of one table; return them and the number of other rows."""
+    rows = read_columns(path, ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS))
+    side = rows["Frontal/Lateral"].str.strip().str.lower()
+    wanted = (side == "frontal") | data.studies
     # Paths in the table begin with the collection's original folder name, which may differ here.
     image = rows["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
     frame = pd.DataFrame({"id": image, "image": image, "age": rows["Age"].replace("0", ""), "sex": rows["Sex"]})
@@ -53,4 +57,7 @@ def _read(path: Path, data: DataConfig) -> tuple[pd.DataFrame, int]:
     frame["split"] = np.where(test, "test", validation_of(frame["patient"], data))
     for name in CHEXPERT_LABELS:
         frame[name] = uncertain(rows[name], path, data.chexpert.uncertain, data.chexpert.blank)
-    return frame[frontal], int((~frontal).sum())
+    place = image.str.extract(r"(?P<study>.*patient\d+/study(?P<order>\d+))", expand=True).fillna("")
+    view = side.where((side != "frontal") | (rows["AP/PA"].str.strip() == ""), rows["AP/PA"])
+    frame = frame.assign(study=place["study"], order=place["order"], view=view)
+    return frame[wanted], int((~wanted).sum())

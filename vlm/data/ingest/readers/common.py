@@ -76,6 +76,32 @@ def cohort_of(
     return replace(cohort, warnings=(*notes, *said, *cohort.warnings))
 
 
+def studies_of(table: TableConfig, **known: str) -> TableConfig:
+    """Describe rows that are images of studies, with the columns `study` and `view`, and `known`: time or order."""
+    return replace(table, id=None, study="study", view="view", priors=1 if known else 0, **known)  # type: ignore[arg-type]
+
+
+def as_cases(
+    frame: pd.DataFrame, table: TableConfig, data: DataConfig, left_out: dict[str, int]
+) -> tuple[pd.DataFrame, TableConfig]:
+    """Choose all images of each study with `data.studies`, else its first frontal one.
+
+    The frame has an image a row, with the columns study, view, and time or order where one of them is known.
+    """
+    if data.studies:
+        return frame, studies_of(table, **{name: name for name in ("time", "order") if name in frame})
+    frontal = frame["view"].str.strip().str.match(r"(?:PA|AP|FRONTAL)(?:[ _].*)?$", case=False)
+    further = frame[frontal].duplicated("study")
+    left_out["of other than frontal views"] = int((~frontal).sum())
+    left_out["of a further image of the same study"] = int(further.sum())
+    return frame[frontal][~further], replace(table, id="study")
+
+
+def images_by_stem(root: Path) -> dict[str, str]:
+    """Map the path of each image on disk, without its extension, to the path itself."""
+    return {name.rpartition(".")[0]: name for name in sorted(images_below(root))}
+
+
 def images_below(root: Path, pattern: str = "**/*") -> set[str]:
     """List the images on disk as paths relative to `root`, in one walk."""
     return {str(path.relative_to(root)) for path in root.glob(pattern) if path.suffix.lower() in EXTENSIONS}

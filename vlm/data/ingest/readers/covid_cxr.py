@@ -4,13 +4,14 @@
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from vlm.config import DataConfig, SectionConfig, TableConfig
 from vlm.data.cohort import Cohort
-from vlm.data.ingest.readers.common import cohort_of, find_table, images_below, read_columns
+from vlm.data.ingest.readers.common import cohort_of, find_table, images_below, read_columns, studies_of
 
 COLUMNS = {
     "age": ("age",),
@@ -33,12 +34,13 @@ def load_covid_cxr(data: DataConfig) -> Cohort:
     """Read the chest X-rays; label COVID-19 against every other finding, `todo` unlabelled.
 
     Raises `UserError` if `root` or a needed column is missing. Rows of another modality, and rows whose
-    image is not in `images/`, are left out, and their number is among the warnings.
+    image is not in `images/`, are left out, and their number is among the warnings. With `data.studies` laterals are
+    read too, rows of a patient that agree in day, note and values are one study, and earlier days become priors.
     """
     path = find_table(Path(data.root), "metadata.csv")
     rows = read_columns(path, ("patientid", "finding", "filename", "clinical_notes", "modality"))
     frontal = rows["modality"].str.strip().str.lower() == "x-ray"
-    if "view" in rows:
+    if "view" in rows and not data.studies:
         frontal &= rows["view"].str.strip().str.upper() != "L"
     present = rows["filename"].isin(images_below(path.parent / "images"))
     left_out = {"of another modality or a lateral view": int((~frontal).sum()),
@@ -49,7 +51,19 @@ def load_covid_cxr(data: DataConfig) -> Cohort:
     frame[LABEL] = ["" if text.strip().lower() in UNLABELLED else str(int(LABEL in text)) for text in found]
     read = image_sentences if data.covid_cxr.report == "image_sentences" else _clean
     frame["clinical_notes"] = [read(note) for note in rows["clinical_notes"]]
-    return cohort_of([(path, frame)], TABLE, data, path, left_out, [path])
+    table = TABLE
+    if data.studies:
+        frame, table = _studies(frame, rows), replace(studies_of(TABLE, time="time"), time_unit="d")
+    return cohort_of([(path, frame)], table, data, path, left_out, [path])
+
+
+def _studies(frame: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the study, view and day of each image; without a day an image is a study of its own."""
+    day = pd.to_numeric(frame["days_since_onset"].str.strip(), errors="coerce")
+    same = frame.drop(columns="filename").assign(one=frame["filename"].where(day.isna(), ""))
+    first = frame["filename"].groupby([same[name] for name in same]).transform("first")
+    view = _column(rows, ("view",)).str.strip().replace("L", "lateral")
+    return frame.assign(study=first, view=view, time=day.map(str).where(day.notna(), ""))
 
 
 def _column(frame: pd.DataFrame, headers: tuple[str, ...]) -> pd.Series:

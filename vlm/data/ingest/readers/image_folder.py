@@ -40,7 +40,7 @@ def load_image_folder(data: DataConfig) -> Cohort:
         for name in classes:
             frame[name] = (frame[CLASS] == name).astype(int).astype(str) if CLASS in frame else ""
     has_splits = all(frame[SPLIT].all() for _, frame in parts)
-    table = replace(data.table, images=".", image=IMAGE, id=data.table.id or IMAGE,
+    table = replace(data.table, images=".", image=IMAGE, id=data.table.id or (None if data.table.study else IMAGE),
                     labels=classes or data.table.labels, split=SPLIT if has_splits else data.table.split)  # fmt: skip
     notes = [note for path, _ in parts for note in reading_notes(path, options)]
     cohort = cohort_of(parts, table, data, root, {})

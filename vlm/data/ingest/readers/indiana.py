@@ -1,7 +1,9 @@
 """Read the Indiana University chest radiographs (Demner-Fushman et al., 2016): reports in XML, images in PNG."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -18,7 +20,7 @@ VIEWS = "indiana_projections.csv"
 
 def load_indiana(data: DataConfig) -> Cohort:
     """Read `ecgen-radiology/*.xml` and `NLMCXR_png/*.png`: one case a report, with the first of its
-    frontal images that is on disk.
+    frontal images that is on disk, or with `data.studies` all of its images.
 
     `indiana_projections.csv`, if it exists, says which image is frontal; else the report's first image is used. The
     collection does not say which reports are of one person, so each is a patient of its own. Raises `UserError` that
@@ -28,43 +30,47 @@ def load_indiana(data: DataConfig) -> Cohort:
     folder = root / "ecgen-radiology"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; data.root holds ecgen-radiology/ and NLMCXR_png/")
-    frontal, there = _frontal(root), images_below(root, "NLMCXR_png/*")
+    views, there = _views(root), images_below(root, "NLMCXR_png/*")
     files = sorted(folder.glob("*.xml"), key=lambda file: (len(file.name), file.name))
-    rows = [_read(file, frontal, there) for file in files]
+    rows = [_read(file, views, there, data.studies) for file in files]
     written = [row for row in rows if row["findings"] or row["impression"]]
     kept = [row for row in written if row["image"]]
     left_out = {
         "without findings and impression": len(rows) - len(written),
-        "without a frontal image on disk": len(written) - len(kept),
+        "without an image on disk" if data.studies else "without a frontal image on disk": len(written) - len(kept),
     }
-    return cohort_of([(folder, pd.DataFrame(kept))], TABLE, data, folder, left_out, [root / VIEWS])
+    table = replace(TABLE, view="view") if data.studies and views else TABLE
+    return cohort_of([(folder, pd.DataFrame(kept))], table, data, folder, left_out, [root / VIEWS])
 
 
-def _frontal(root: Path) -> set[str] | None:
+def _views(root: Path) -> dict[str, str]:
+    """Read the projection of each image; none without their table."""
     table = root / VIEWS
     if not table.is_file():
-        return None
-    views = read_columns(table, ("filename", "projection"))
-    names = views["filename"][views["projection"].str.strip().str.lower() == "frontal"]
-    return {Path(name.replace(".dcm", "")).stem for name in names}
+        return {}
+    rows = read_columns(table, ("filename", "projection"))
+    names = (Path(name.replace(".dcm", "")).stem for name in rows["filename"])
+    return dict(zip(names, rows["projection"].str.strip().str.lower(), strict=True))
 
 
-def _read(file: Path, frontal: set[str] | None, there: set[str]) -> dict[str, str]:
+def _read(file: Path, views: dict[str, str], there: set[str], whole: bool) -> dict[str, Any]:
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, OSError):
         raise UserError(f"{file}: no readable XML report") from None
     parts = {str(part.get("Label")).lower(): " ".join((part.text or "").split()) for part in root.iter("AbstractText")}
-    images = [str(image.get("id")) for image in root.iter("parentImage")]
-    if frontal is not None:
-        images = [name for name in images if name in frontal or re.sub(r"^CXR\d+_", "", name) in frontal]
-    images = [path for path in (f"NLMCXR_png/{name}.png" for name in images) if path in there]
+    names = [str(image.get("id")) for image in root.iter("parentImage")]
+    of = {name: views.get(name) or views.get(re.sub(r"^CXR\d+_", "", name), "") for name in names}
+    names = [name for name in names if whole or not views or of[name] == "frontal"]
+    names = [name for name in names if f"NLMCXR_png/{name}.png" in there]
+    names = names if whole else names[:1]
     codes = [code.text or "" for code in root.iter("major")]
     known = bool(codes) and codes != ["No Indexing"]
     return {
         "id": file.stem,
         "patient": file.stem,
-        "image": images[0] if images else "",
+        "image": [f"NLMCXR_png/{name}.png" for name in names],
+        "view": [of[name] for name in names],
         **{name: parts.get(name, "") for name in ("findings", "impression", "indication")},
         "abnormal": str(int(codes != ["normal"])) if known else "",
     }

@@ -19,6 +19,7 @@ from vlm.data.ingest.readers.common import (
     read_times,
     refuse,
     report_parts,
+    studies_of,
     uncertain,
 )
 
@@ -36,14 +37,14 @@ STUDY = ["subject_id", "study_id"]
 def load_mimic_cxr(data: DataConfig) -> Cohort:
     """Read the tables of MIMIC-CXR-JPG in `data.root`, `files/`, and `data.mimic_cxr.ed` with the ED tables.
 
-    One case a study, with the first of its frontal images that is on disk; its labels are unknown where the
-    labeller's table does not have the study. Raises `UserError` if a table or a column is missing, and for a date
-    or a label that cannot be read, with its row.
+    One case a study, with the first of its frontal images that is on disk, or with `data.studies` all of its images and
+    those of the study before; its labels are unknown where the labeller's table does not have the study. Raises
+    `UserError` if a table or a column is missing, and for a date or a label that cannot be read, with its row.
     """
     root = Path(data.root)
     path = _table(root, "metadata")
     rows = read_columns(path, ("dicom_id", *STUDY, "ViewPosition", "StudyDate", "StudyTime"))
-    frontal = rows["ViewPosition"].str.strip().isin(["PA", "AP"])
+    frontal = rows["ViewPosition"].str.strip().isin(["PA", "AP"]) | data.studies
     left_out = {"of other than frontal views": int((~frontal).sum())}
     rows = rows[frontal]
     rows = rows.assign(split=rows["dicom_id"].map(_splits(_table(root, "split"))))
@@ -54,7 +55,7 @@ def load_mimic_cxr(data: DataConfig) -> Cohort:
     rows = rows.assign(image=rows["folder"] + "/" + rows["dicom_id"] + ".jpg")
     there = rows["image"].isin(images_below(root, "files/**/*"))
     left_out["without their image file"] = int((~there).sum())
-    further = rows[there].duplicated(STUDY)
+    further = rows[there].duplicated(STUDY) & (not data.studies)
     left_out["of a further image of the same study"] = int(further.sum())
     rows = rows[there][~further]
 
@@ -64,10 +65,15 @@ def load_mimic_cxr(data: DataConfig) -> Cohort:
     parts = [_report(reports / f"{name}.txt") for name in rows["folder"]]
     for section in ("findings", "impression", "indication"):
         frame[section] = [found.get(section, "") for found in parts]
-    frame[list(VITALS.values())] = _vitals(rows, path, data.mimic_cxr.ed).to_numpy()
+    vitals = _vitals(rows.drop_duplicates(STUDY), path, data.mimic_cxr.ed)  # of a study, once
+    frame[list(VITALS.values())] = vitals.reindex(rows.index).fillna("").to_numpy()
+    times = rows["StudyTime"].str.split(".").str[0].str.strip()
+    frame = frame.assign(study=rows["study_id"], view=rows["ViewPosition"], time=rows["StudyDate"].str.strip() +
+                         ("T" + times.str.zfill(6)).where(times != "", ""))  # fmt: skip
     read = [path, *(_table(root, name) for name in ("split", data.mimic_cxr.labeller))]
     read += _ed_tables(data.mimic_cxr.ed) if data.mimic_cxr.ed is not None else []
-    return cohort_of([(path, frame)], TABLE, data, path, left_out, read)
+    table = studies_of(TABLE, time="time") if data.studies else TABLE
+    return cohort_of([(path, frame)], table, data, path, left_out, read)
 
 
 def _table(root: Path, name: str) -> Path:
