@@ -97,7 +97,7 @@ def base_of(config: LLMConfig) -> Base:
                     size * shape.num_attention_heads, size * shape.num_key_value_heads, shape.vocab_size,
                     shape.tie_word_embeddings)  # fmt: skip
     except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:200]  # early Transformers names every type that it has
         raise UserError(f"model.llm.base: no shape of {config.base}: {reason}; or give --base") from None
 
 

@@ -158,7 +158,7 @@ def test_a_run_is_found_by_folder_or_name(run_folder: Path, monkeypatch) -> None
 def test_it_ends_by_itself_when_the_run_is_done(run_folder: Path, monkeypatch, capsys) -> None:
     looks = iter(["process 7", "process 7", None])
     monkeypatch.setattr("vlm.training.monitor.run_state.writer_of", lambda lock: next(looks))
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes the captured output for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the captured output for a terminal
     watch(run_folder, seconds=0)
     assert "step 8 of 40" in capsys.readouterr().out and next(looks, "all asked") == "all asked"
 
