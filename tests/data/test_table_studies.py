@@ -13,6 +13,7 @@ import pytest
 from vlm.config import DataConfig, SectionConfig, StudyImageConfig, TableConfig
 from vlm.data.cohort import Cohort
 from vlm.data.ingest.table import load_table
+from vlm.data.prepare.check import CheckOptions, check_table
 from vlm.errors import UserError
 
 
@@ -228,3 +229,16 @@ def test_a_section_may_need_a_view_that_occurs(tmp_path: Path) -> None:
     assert load("lateral").sections[0].needs == ["lateral"]
     with pytest.raises(UserError, match="oblique is no vital, and none of image, vitals, prior, context, lateral"):
         load("oblique")
+
+
+def test_copies_are_found_among_all_images_of_a_study(tmp_path: Path) -> None:
+    """A lateral and a prior that are the pictures of another split, and one picture twice in its own row."""
+    pytest.importorskip("imagehash")
+    data = table_of(tmp_path, "patient,image,side,old,split\np1,a.png,b.png;c.png,,train\np2,d.png,e.png,f.png,test\n"
+                              "p3,g.png,h.png,c2.png,test\np4,k.png,k.png,,train\n")  # fmt: skip
+    (tmp_path / "c2.png").write_bytes((tmp_path / "c.png").read_bytes())
+    options = CheckOptions(tmp_path, further_images=["side", "old"], image_separator=";")
+    result = check_table(tmp_path / data.table.file, options)
+    assert [(pair.first, pair.second) for pair in result.pairs] == [(0, 2)]
+    (leak,) = (notice for notice in result.notices if notice.check == "image_leak")
+    assert leak.level == "error" and "rows 2 and 4" in leak.message

@@ -10,6 +10,7 @@ reaches an error text.
 import contextlib
 import logging
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 PREAMBLE = bytes(128) + b"DICM"
+LONGEST_ELEMENT = 200
+"""Characters of an element's text that are read."""
 BAND = 256
 """Number of rows to compute at a time."""
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -48,8 +51,7 @@ def read_dicom(where: str, data: bytes) -> np.ndarray:
             raise UserError(f"{where}: not a DICOM file: the mark DICM is missing; {describe_other_file(data)}")
         data = PREAMBLE + data
     require("pydicom", f"{where}: DICOM files need pydicom")
-    for name in ("pydicom", "pylibjpeg", "openjpeg"):
-        logging.getLogger(name).disabled = True  # their messages quote header values
+    _silence()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,6 +60,36 @@ def read_dicom(where: str, data: bytes) -> np.ndarray:
         raise
     except Exception:  # a broken header can raise nearly anything, with its values in the message
         raise UserError(f"{where}: not a readable DICOM image: its header or its pixel data are broken") from None
+
+
+def read_elements(where: str, data: bytes, names: Sequence[str]) -> dict[str, str]:
+    """Read elements of the groups up to 0020, before any pixels, as texts, empty where missing.
+
+    `data` may be the beginning of a file. Raises `UserError` that begins with `where`, without any value.
+    """
+    require("pydicom", f"{where}: DICOM files need pydicom")
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_partial
+
+    data = data if data[128:132] == b"DICM" else PREAMBLE + data
+    _silence()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if _transfer_syntax(data) == DEFLATED:
+                raise UserError(f"{where}: deflated, which may inflate without bound; store it uncompressed")
+            tags = [tag for name in names if (tag := tag_for_keyword(name)) is not None]
+            found = read_partial(BytesIO(data), lambda tag, vr, length: tag >> 16 > 0x20, specific_tags=list(tags))
+            return {name: str(found.get(name) or "")[:LONGEST_ELEMENT].strip() for name in names}
+    except UserError:
+        raise
+    except Exception:  # a broken header can raise nearly anything, with its values in the message
+        raise UserError(f"{where}: not a readable DICOM file: its header is broken") from None
+
+
+def _silence() -> None:
+    for name in ("pydicom", "pylibjpeg", "openjpeg"):
+        logging.getLogger(name).disabled = True  # their messages quote header values
 
 
 def _decode(where: str, data: bytes) -> np.ndarray:

@@ -66,6 +66,13 @@ def check_study_options(table: TableConfig) -> None:
         raise UserError(f"{where}.priors: earlier studies are found by the columns of patient and time; {way_out}")
 
 
+def several_names(cell: Any, separator: str | None) -> list[Any]:
+    """Split a cell into names: a list, or a text with the separator, which then no name holds."""
+    if isinstance(cell, list):
+        return cell
+    return list(cell.split(separator)) if separator and isinstance(cell, str) else [cell]
+
+
 class StudyColumns:
     """Read the images of each row with their roles; what cannot be read goes to the faults."""
 
@@ -85,7 +92,7 @@ class StudyColumns:
         self, item: StudyImageConfig, frame: pd.DataFrame, names: Names, where: str
     ) -> Iterator[tuple[int, Cell]]:
         given = frame[names[item.column]]
-        several = [self._several(cell) for cell in given]
+        several = [several_names(cell, self.table.image_separator) for cell in given]
         counts = [len(some) for some in several]
         places = np.repeat(np.arange(len(given)), counts)
         flat = pd.Series(list(chain.from_iterable(several)), given.index[places], object, str(given.name))
@@ -94,13 +101,6 @@ class StudyColumns:
         for place, path, view in zip(places.tolist(), self.paths(flat, where), views, strict=True):
             if path:
                 yield place, image_cell(path, view, item.prior, days[place])
-
-    def _several(self, cell: Any) -> list[Any]:
-        """Split a cell into names: a list, or a text with the separator, which no name holds."""
-        if isinstance(cell, list):
-            return cell
-        separator = self.table.image_separator
-        return cell.split(separator) if separator and isinstance(cell, str) else [cell]
 
     def _views_of(
         self, item: StudyImageConfig, frame: pd.DataFrame, names: Names, where: str, counts: Sequence[int]
@@ -113,7 +113,11 @@ class StudyColumns:
         for number, cell, count in zip(cells.index + 2, cells, counts, strict=True):
             place, views = f"{where}: row {number}: {item.view_column}", [""] * count
             with self.faults.gather():
-                words = [self._view(word, place) for word in self._several(cell)] if count else []
+                words = (
+                    [self._view(word, place) for word in several_names(cell, self.table.image_separator)]
+                    if count
+                    else []
+                )
                 if len(words) not in (1, count):
                     raise UserError(f"{place}: {len(words)} views of {count} images; write one each, or one for all")
                 views = words * count if len(words) == 1 else words

@@ -10,8 +10,10 @@ import pandas as pd
 from vlm.config import SplitConfig, VitalConfig
 from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
+from vlm.data.ingest.column_names import find_column
 from vlm.data.ingest.read import TableOptions, read_table, reading_notes
-from vlm.data.prepare.columns import Roles, find_roles, missing
+from vlm.data.ingest.study_columns import several_names
+from vlm.data.prepare.columns import Roles, find_roles
 from vlm.data.prepare.leaks import check_leaks, check_shares, check_splits, splits_of
 from vlm.data.prepare.notice import LEVELS, Level, Notice
 from vlm.data.prepare.pictures import Pair, Picture, check_pictures, find_pairs, read_pictures
@@ -26,6 +28,7 @@ from vlm.data.prepare.row_checks import (
     read_numbers,
 )
 from vlm.data.prepare.shortcuts import check_shortcuts
+from vlm.data.vitals.values import is_missing
 from vlm.errors import UserError
 
 
@@ -44,6 +47,10 @@ class CheckOptions:
     uncertain: str | None = None
     """Meaning of -1 in a label; see `data.table.uncertain`."""
     reading: TableOptions = field(default_factory=TableOptions)
+    further_images: Sequence[str] = ()
+    """Columns of further images of a study, earlier ones among them."""
+    image_separator: str | None = None
+    """What separates several names in a cell; see `data.table.image_separator`."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def check_table(table: Path, options: CheckOptions) -> CheckResult:
     read = {column: read_numbers(frame[column], vital, roles.units[column]) for column, vital in roles.vitals.items()}
     numbers, broken = {name: x for name, (x, _) in read.items()}, {name: rows for name, (_, rows) in read.items()}
     images = ImageFolder(options.images) if options.images is not None else None
-    pictures, lost = _pictures(frame, roles, images)
+    pictures, lost = _pictures(frame, roles, images, options)
     pairs = find_pairs(pictures)
     splits = splits_of(frame, roles, patients, options.split)
     notices = [
@@ -110,13 +117,18 @@ def _notices(level: Level, check: str, messages: Sequence[str], table: Path) -> 
     return [Notice(level, check, message.removeprefix(f"{table}: ")) for message in messages]
 
 
-def _pictures(frame: pd.DataFrame, roles: Roles, images: ImageFolder | None) -> tuple[list[Picture], dict[int, str]]:
-    if not roles.image:
-        return [], {}
-    empty, names = missing(frame[roles.image]), dict[int, str | EmbeddedImage]()
-    for row, cell in enumerate(frame[roles.image]):
-        if isinstance(cell, EmbeddedImage):
-            names[row] = cell
-        elif images is not None and not empty[row]:
-            names[row] = str(cell).strip()
+def _pictures(
+    frame: pd.DataFrame, roles: Roles, images: ImageFolder | None, options: CheckOptions
+) -> tuple[list[Picture], dict[int, str]]:
+    """Read all images of each row, current and earlier ones."""
+    columns = [find_column(frame.columns, name, "table") for name in options.further_images]
+    names: list[tuple[int, str | EmbeddedImage]] = []
+    for column in filter(None, (roles.image, *columns)):
+        for row, given in enumerate(frame[column]):
+            cells = several_names(given, options.image_separator)
+            for cell in cells:
+                if isinstance(cell, EmbeddedImage):
+                    names.append((row, cell))
+                elif images is not None and not is_missing(cell):
+                    names.append((row, str(cell).strip()))
     return read_pictures(names, images)

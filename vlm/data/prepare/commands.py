@@ -71,7 +71,9 @@ def run_check(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     labels, vitals = arguments.label or table.labels, resolve_vitals(table.vitals)
     reports, uncertain = [section.column for section in table.report], arguments.uncertain or table.uncertain
     reading = TableOptions(arguments.encoding or table.encoding, arguments.sheet or table.sheet)
-    options = CheckOptions(arguments.images, columns, labels, vitals, data.split, reports, uncertain, reading)
+    further = [item.column for item in table.study_images]
+    options = CheckOptions(arguments.images, columns, labels, vitals, data.split, reports, uncertain, reading, further,
+                           table.image_separator)  # fmt: skip
     result = check_table(arguments.table, options)
     print(as_text(result))
     if arguments.json:

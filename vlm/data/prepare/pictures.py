@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,18 +54,21 @@ class Pair:
 
 
 def read_pictures(
-    names: dict[int, str | EmbeddedImage], images: ImageFolder | None
+    names: Sequence[tuple[int, str | EmbeddedImage]], images: ImageFolder | None
 ) -> tuple[list[Picture], dict[int, str]]:
-    """Read images given as row (from 0) → file name or embedded image; return them, and row → reason if not read."""
-    pictures, broken, embedded = [], {}, EmbeddedReader()
+    """Read images given as row (from 0) and file name or embedded image, several a row or not.
+
+    Returns them, and row → reason for the first image of it that was not read.
+    """
+    pictures, broken, embedded = [], dict[int, str](), EmbeddedReader()
     with ThreadPoolExecutor(4) as pool:
-        jobs = pool.map(lambda item: _read(item[0], item[1], images, embedded), names.items())
-        for row, result in zip(names, tqdm(jobs, total=len(names), desc="images", unit="image", leave=False),
-                               strict=True):  # fmt: skip
+        jobs = pool.map(lambda item: _read(item[0], item[1], images, embedded), names)
+        shown = tqdm(jobs, total=len(names), desc="images", unit="image", leave=False)
+        for (row, _), result in zip(names, shown, strict=True):
             if isinstance(result, Picture):
                 pictures.append(result)
             else:
-                broken[row] = result
+                broken.setdefault(row, result)
     return pictures, broken
 
 
@@ -101,7 +105,7 @@ def find_pairs(pictures: list[Picture]) -> list[Pair]:
     for picture in pictures:
         if picture.digest:
             by_digest[picture.digest].append(picture.row)
-    exact = {(rows[0], other) for rows in by_digest.values() for other in rows[1:]}
+    exact = {(rows[0], other) for rows in by_digest.values() for other in rows[1:] if other != rows[0]}
     seen = [picture for picture in pictures if not picture.blank]
     near = {pair for pair in _near(seen) if pair not in exact}
     near = {(a, b) for a, b in near if not any({(c, a), (c, b)} <= exact for c in (a, b))}
@@ -122,7 +126,11 @@ def _near(pictures: list[Picture]) -> set[tuple[int, int]]:
         block = bits[start : start + BLOCK]
         distance = np.bitwise_count(block[:, None] ^ bits[None, start:])  # block × the rest
         for i, j in zip(*np.nonzero(distance <= NEAR_BITS), strict=True):
-            if i < j and thumbs[start + i] @ thumbs[start + j] >= SMALLEST_ROUGH:
+            if (
+                i < j
+                and pictures[start + i].row != pictures[start + j].row
+                and thumbs[start + i] @ thumbs[start + j] >= SMALLEST_ROUGH
+            ):
                 first, second = pictures[start + i], pictures[start + j]
                 if similarity(first.thumb, second.thumb) >= SAME_IMAGE:
                     pairs.add((first.row, second.row))
