@@ -320,7 +320,12 @@ def test_real_values_over_time_train_and_draft(prepared: DataConfig, tiny_config
     from vlm.pretrained import ClinicalVLM
     from vlm.training.run import train
 
-    config = replace(tiny_config, data=replace(prepared, dropout=DropoutConfig(0.1, 0.1, 0.3)))
+    config = replace(
+        tiny_config,
+        data=replace(prepared, dropout=DropoutConfig(0.1, 0.1, 0.3)),
+        train=replace(tiny_config.train, max_steps=2, threads=1),
+        evaluation=replace(tiny_config.evaluation, ablation=False),
+    )
     train(config)
     model = ClinicalVLM.from_pretrained(Path(config.run.folder) / "tiny" / "adapter")
     image = str(next(Path(prepared.root, "images").iterdir()))
