@@ -2,14 +2,19 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
+from tests.forks import PROJECT
 from vlm.config import DataConfig, SectionConfig, StudyImageConfig, TableConfig
 from vlm.data.cohort import Cohort
 from vlm.data.ingest.table import load_table
@@ -137,6 +142,53 @@ def test_a_list_in_json_names_several_images(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps({"image": [1, 2], "view": ""}))
     with pytest.raises(UserError, match="row 1: column image holds images, not names"):
         load_table(data)
+
+
+def test_a_list_in_parquet_names_several_images(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.png", "c.png")
+    frame = pd.DataFrame(
+        {"image": [["a.png", "b.png"], None, [], ["c.png"]], "view": [["PA", None], None, ["AP"], ["AP"]]}
+    )
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=2)
+    data = DataConfig(source="table", root=str(tmp_path), table=TableConfig(file="t.parquet", view="view"))
+    assert [[x[:2] for x in images] for images in images_of(load_table(data)).values()] == [
+        [("a.png", "PA"), ("b.png", "")], [], [], [("c.png", "AP")]]  # fmt: skip
+    with pytest.raises(UserError, match="row 2: view: a list is no text"):
+        load_table(replace(data, table=TableConfig(file="t.parquet", context="view")))
+
+
+@pytest.mark.parametrize("rows", [20_000, pytest.param(200_000, marks=pytest.mark.soak)])
+def test_rows_are_joined_in_little_memory(rows: int, tmp_path: Path) -> None:
+    """Rows of a study, and the studies of a patient, lie far apart in the table."""
+    pictures(tmp_path, "a.png")
+    script = f"""
+import re, threading, time
+from vlm.config import DataConfig, SectionConfig, TableConfig
+from vlm.data.ingest.table import load_table
+peak = [0]
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) >> 10
+def watch():
+    while True:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.01)
+with open("t.csv", "w") as file:
+    file.write("image,study,who,day,text\\n")
+    for row in range({rows}):
+        study = row * 7919 % {rows} // 2
+        file.write(f"a.png,s{{study}},p{{study // 4}},{{study % 4}},{{'Report of ' + str(study) * 40}}\\n")
+before = anonymous()
+threading.Thread(target=watch, daemon=True).start()
+table = TableConfig(file="t.csv", study="study", patient="who", time="day", time_unit="d", priors=1,
+                    report=[SectionConfig("text")])
+cases = load_table(DataConfig(source="table", root=".", table=table)).dataset
+print(len(cases), sum(len(some) for some in cases["prior_report"]) > {rows}, peak[0] - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(PROJECT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, has_reports, grown = done.stdout.split()
+    assert int(count) == rows // 2 and has_reports == "True" and int(grown) < 150
 
 
 def test_images_twice_and_too_many_are_counted(tmp_path: Path) -> None:

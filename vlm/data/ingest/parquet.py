@@ -59,7 +59,8 @@ def read_parquet(shards: list[Path], rows: int) -> Iterator[pd.DataFrame]:
 def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> Iterator[tuple[list[list[object]], int]]:
     """Yield batches of cells by column with their row count; the text of a batch is bounded."""
     kinds = column_types(file)
-    flat = [name for name in kept if is_image_struct(kinds[name]) or not pa.types.is_nested(kinds[name])]
+    flat = [name for name in kept if is_image_struct(kinds[name]) or is_names(kinds[name])
+            or not pa.types.is_nested(kinds[name])]  # fmt: skip
     # A placeholder for an unread list or structure; only its type matters, for the error if the column is used.
     nested: dict[str, object] = {
         name: {} if pa.types.is_struct(kinds[name]) else [] for name in kept if name not in flat
@@ -95,6 +96,11 @@ def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
     if is_image_struct(column.type):
         files, paths = (_text_sizes(pc.struct_field(column, part), name, path) for part in ("bytes", "path"))
         return files + paths
+    if is_names(column.type):
+        counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        texts = pc.binary_length(column.flatten()).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        ends, totals = np.cumsum(counts), np.concatenate([[0], np.cumsum(texts + 8)])  # 8 bytes for each name
+        return totals[ends] - totals[ends - counts]
     if not is_text(column.type):
         return np.zeros(len(column), np.int64)
     folded = pa.types.is_dictionary(column.type)
@@ -106,6 +112,13 @@ def _text_sizes(column: pa.Array, name: str, path: Path) -> np.ndarray:
         return lengths
     places = column.indices.fill_null(len(lengths)).to_numpy(zero_copy_only=False)
     return np.append(lengths, 0)[places]
+
+
+def is_names(kind: pa.DataType) -> bool:
+    """Check for a list of texts, such as the names of several images."""
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and (
+        pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+    )
 
 
 def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
