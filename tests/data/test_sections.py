@@ -1,5 +1,6 @@
 """Named sections: headings in the target, and a draft split at them, whatever a model writes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vlm.data.case import CaseSpec
 from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.finding_labels import read_findings
-from vlm.data.ingest.phantom import TABLE, read_facts
+from vlm.data.ingest.phantom_words import TABLE, read_facts
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.prepare.pack import PackOptions, pack
 from vlm.data.sections import heading, section_name, section_names, split_sections, strip_headings
@@ -161,20 +162,16 @@ def test_an_adapter_keeps_names_and_that_there_was_an_indication(model: Clinical
     assert card(model, {})
 
 
-def test_an_adapter_without_either_is_as_before(tiny_adapter: Path, tmp_path: Path) -> None:
-    assert not read_json(tiny_adapter / "config.json").keys() & {"sections", "context"}
-    spec = read_config(tiny_adapter).spec
-    assert spec.sections == () and spec.context is None, "a version that may not have written it"
-
-
-def test_a_later_adapter_without_the_word_had_no_indication(
-    tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("version", "context"), [("0.3.0", None), ("0.2.0", None), ("0.4.0", False), ("1.0", False)])
+def test_an_adapter_without_either_is_as_before(
+    version: str, context: bool | None, tiny_adapter: Path, tmp_path: Path
 ) -> None:
-    import json
-
-    values = read_json(tiny_adapter / "config.json") | {"clinical_vlm_version": "0.4.0"}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert read_config(tmp_path).spec.context is False
+    """An earlier version may not have written it; since then nothing written means none."""
+    values = read_json(tiny_adapter / "config.json")
+    assert not values.keys() & {"sections", "context"}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"clinical_vlm_version": version}))
+    spec = read_config(tmp_path).spec
+    assert spec.sections == () and spec.context is context
 
 
 @pytest.mark.parametrize(
@@ -192,7 +189,6 @@ def test_a_later_adapter_without_the_word_had_no_indication(
     ],
 )
 def test_a_strangers_sections_are_checked(changes: dict, message: str, tiny_adapter: Path, tmp_path: Path) -> None:
-    import json
     import shutil
 
     folder = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
