@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from tests.dicom_files import CANARY, RAMP, write
+from tests.studies import save_study_adapter
 from vlm.data.images.dicom import DEFLATED
 from vlm.data.images.image import ImageSpec, decode_image, to_square
 from vlm.errors import UserError
+from vlm.inference.command import draft_case
 from vlm.inference.dicom_folder import MOST_FILES, study_from_dicom
+from vlm.inference.study_images import StudyImage
 
 OLD, NEW = "1.2.3.1", "1.2.3.2"
 
@@ -120,3 +123,18 @@ def test_hostile_headers_are_one_line_or_nothing(tmp_path: Path) -> None:
         except UserError as error:
             notes = [str(error)]
         assert all("\n" not in note and CANARY not in note for note in notes)
+
+
+def test_a_folder_is_drafted_as_its_study_from_the_command_line(
+    tiny_llm: str, table_root: Path, tmp_path: Path
+) -> None:
+    adapter = str(save_study_adapter(tiny_llm, table_root, tmp_path / "adapter"))
+    radiograph(tmp_path / "export" / "old", OLD, "20240201", "PA")
+    radiograph(tmp_path / "export" / "new", NEW, "20240302", "SWIMMERS")
+    folder = str(tmp_path / "export")
+    report = draft_case(adapter, [StudyImage(folder)], "", 4, None)
+    assert [(image["view"], image["prior"], image["days"]) for image in report.to_dict()["images"]] == [
+        ("", False, None), ("PA", True, 30.0)]  # fmt: skip
+    assert any("1 images have a view that the adapter does not know" in said for said in report.warnings)
+    with pytest.raises(UserError, match="tells views and times by itself; leave them away"):
+        draft_case(adapter, [StudyImage(folder, "PA")], "", 4, None)

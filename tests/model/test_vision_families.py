@@ -426,7 +426,7 @@ def test_a_frozen_transformer_s_features_are_kept_and_it_stays_in_eval_mode(tiny
     pixels = torch.cat([dataset.plain()[index]["pixel_values"] for index in range(3)])
     keep_features(model.train(), config, [dataset])
     assert not any(module.training for module in model.vision.cnn.modules())
-    torch.testing.assert_close(torch.from_numpy(np.array(dataset.features[:3])), model.vision.features(pixels))
+    torch.testing.assert_close(torch.from_numpy(np.array(dataset.features.values[:3])), model.vision.features(pixels))
 
 
 def test_heat_is_mapped_on_a_transformers_own_grid(tiny_config: Config, tmp_path: Path) -> None:

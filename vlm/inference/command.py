@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+import numpy as np
+
 from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
+from vlm.data.case import CaseSpec
 from vlm.data.images.image import read_image, to_square
 from vlm.errors import UserError
 from vlm.inference.context import check_context
+from vlm.inference.dicom_folder import study_from_dicom
 from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
@@ -36,7 +40,7 @@ class OpenedCase(NamedTuple):
     prior_report: str
     signal: str | None
     noted: tuple[str, ...]
-    """Warnings on what was left out of a FHIR file."""
+    """Warnings on what was left out of a FHIR file or a folder of DICOM files."""
 
     @classmethod
     def of(
@@ -67,7 +71,9 @@ class OpenedCase(NamedTuple):
         schema.parse(values, "--vitals")
         check_context(context)
         check_context(prior_report, "prior report")
-        spec, given_images = opened.config.spec, as_images(images)
+        spec = opened.config.spec
+        given_images, left_out = _of_folder(as_images(images), spec)
+        noted = (*noted, *left_out)
         read_study(given_images, spec, lambda image: to_square(read_image(image), spec.image))
         read_signal(signal, spec)
         drafter = open_engine(opened, **engine)
@@ -89,6 +95,15 @@ class OpenedCase(NamedTuple):
             bundle = to_fhir(report, schema, about, shown, subject, context=self.context)
             replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
         return report
+
+
+def _of_folder(images: list[StudyImage], spec: CaseSpec) -> tuple[list[StudyImage], list[str]]:
+    """Read the headers of a folder of DICOM files that stands for the only image; returns what was left out as well."""
+    if len(images) != 1 or isinstance(images[0].image, np.ndarray) or not Path(images[0].image).is_dir():
+        return images, []
+    if images[0] != StudyImage(images[0].image):
+        raise UserError(f"{images[0].image}: a folder of DICOM files tells views and times by itself; leave them away")
+    return study_from_dicom(images[0].image, spec.study_images, spec.study.views if spec.study else ())
 
 
 def draft_case(

@@ -23,7 +23,7 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm_url", metavar="URL", help="address of vLLM, such as http://localhost:8000")
     parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA or merged model on that server")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="image file; several times for a "
-                        "study, never for a case without one")  # fmt: skip
+                        "study, or a folder of DICOM files; never for a case without one")  # fmt: skip
     _add_study_options(parser)
     parser.add_argument(
         "--vitals",

@@ -54,23 +54,24 @@ class TableColumns:
 
     def rows(self, frame: pd.DataFrame, table: Path, schema: VitalsSchema) -> Iterator["Row"]:
         """Yield the rows of a frame of the table with these columns, each a case of its own."""
-        names = [str(name) for name in frame.columns if schema.names_in(str(name))]
+        told = map(str, frame.columns)
+        names = [name for name in told if schema.names_in(name) or schema.is_study_time(name)]
         for number, cells in zip(frame.index + 2, frame.to_dict("records"), strict=True):
             where = f"{table}: row {number}: column"
             images, priors = self._images(cells, self.image, where), self._images(cells, self.prior, where)
             words = self._words(cells, self.view, images), self._words(cells, self.prior_days, priors)
-            told = {name: text_cell(cells[column]) if (column := getattr(self, name)) else ""
+            texts = {name: text_cell(cells[column]) if (column := getattr(self, name)) else ""
                     for name in ("id", "context", "prior_report", "study")}  # fmt: skip
             yield Row(
                 int(number),
-                told["id"] if self.id else told["study"] or f"row-{number}",
+                texts["id"] if self.id else texts["study"] or f"row-{number}",
                 images,
                 priors,
                 {name: cells[name] for name in names},
-                told["context"],
+                texts["context"],
                 *words,
-                told["prior_report"],
-                told["study"],
+                texts["prior_report"],
+                texts["study"],
                 self._fault(images, priors, *words),
             )
 
