@@ -1,6 +1,7 @@
 """Images inside a Parquet table: what a model sees of them is what it sees of the same files."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -197,7 +198,15 @@ def test_a_pack_of_images_inside_is_that_of_the_files(table_root: Path, tmp_path
 
 def drafts(job: TableJob, engine: ReportEngine, adapter: Path, resume: bool = False) -> list[dict]:
     job.run(engine, job.check(adapter, engine.model.spec.schema, resume))
-    return [json.loads(line) for line in job.output.read_text().splitlines()]
+    return rounded(job.output.read_text().splitlines())
+
+
+def rounded(texts: Iterable[str]) -> list[dict]:
+    """Parse lines, without the last digits of probabilities, which depend on where in memory a batch lies."""
+    lines = [json.loads(text) for text in texts]
+    for line in lines:
+        line["probabilities"] = {name: round(value, 6) for name, value in line.get("probabilities", {}).items()}
+    return lines
 
 
 @pytest.mark.parametrize(("form", "shards"), [("hub", 0), ("bytes", 3)])
@@ -230,7 +239,7 @@ def test_a_window_for_another_process_holds_no_bytes(tiny_model, table_root, tmp
     worker = Drafter.__new__(Drafter)
     worker.job, worker.refused, worker.engine = job, "", engine
     lines = [json.loads(text) for text in worker({"rows": [window]})["lines"]]
-    assert lines == [drafts(job, engine, adapter)]
+    assert [rounded(map(json.dumps, some)) for some in lines] == [drafts(job, engine, adapter)]
 
 
 def test_a_broken_image_inside_costs_its_own_report_alone(tiny_model, table_root, tmp_path) -> None:

@@ -90,9 +90,10 @@ def make_example(
     shown = sorted_pictures(item for item in pictures if not is_blank(item.picture))
     size = spec.image.size
     pixels = [to_pixel_values(item.picture, spec.image) for item in shown]
+    pixels = pixels or [np.zeros((spec.image.channels, size, size), np.float32)]
     return {
         "id": id,
-        "pixel_values": torch.from_numpy(np.stack(pixels or [np.zeros((spec.image.channels, size, size), np.float32)])),
+        "pixel_values": torch.stack([torch.from_numpy(image) for image in pixels]),
         "has_image": bool(shown),
         "image_roles": torch.from_numpy(role_numbers(shown, spec.study)),
         "vitals": torch.from_numpy(vitals.astype(np.float32)),

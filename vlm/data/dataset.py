@@ -138,8 +138,8 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         if self.features is not None:
             shown = [item.picture for item in pictures] or [np.zeros(self.features.values.shape[1:], np.float32)]
             numbers = torch.from_numpy(role_numbers(pictures, self.spec.study))
-            example |= {"pixel_values": torch.from_numpy(np.stack(shown)), "has_image": bool(pictures),
-                        "image_roles": numbers}  # fmt: skip
+            kept = torch.stack([torch.from_numpy(image) for image in shown])
+            example |= {"pixel_values": kept, "has_image": bool(pictures), "image_roles": numbers}
         return example
 
     def plain(self) -> "CaseDataset":

@@ -5,15 +5,15 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import numpy as np
-import pyarrow.compute as pc
 
-from vlm.data.storage import column
 from vlm.errors import UserError, nearest
 from vlm.plain import is_clean, shortened
+
+if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
+    import datasets
 
 PRIOR = "prior"
 """Role of an image of an earlier study, whatever its view."""
@@ -79,8 +79,12 @@ class FlatImages(NamedTuple):
         return paths
 
 
-def flat_images(rows: datasets.Dataset) -> FlatImages:
+def flat_images(rows: "datasets.Dataset") -> FlatImages:
     """Read the images of all rows without a Python object for each row."""
+    import pyarrow.compute as pc
+
+    from vlm.data.storage import column
+
     chunks = column(rows, "images").chunks
     counts = [pc.list_value_length(chunk).to_numpy(zero_copy_only=False) for chunk in chunks]
     cells = [chunk.flatten() for chunk in chunks]
@@ -116,7 +120,7 @@ class StudySpec:
             raise UserError("study: expected: names of views, or prior, each once")
 
     @classmethod
-    def fit(cls, rows: datasets.Dataset, max_images: int) -> "StudySpec | None":
+    def fit(cls, rows: "datasets.Dataset", max_images: int) -> "StudySpec | None":
         """Fit to the training rows; None if every case has at most one image, without a view or an earlier study.
 
         Raises `UserError` for more views than a model takes.
