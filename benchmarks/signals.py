@@ -4,7 +4,8 @@
 
 Each seed draws another split by patient and other first weights. The rate of a draft is compared with the column
 `heart_rate_measured`, which the model never reads. The regression reads age and sex alone, and learns on the same
-training cases. Intervals resample patients.
+training cases. Intervals resample patients. With `--head` the language model does not run: the head alone learns, and
+the rate is the one whose digits the prompt would show.
 """
 
 import argparse
@@ -13,10 +14,12 @@ import json
 import re
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -29,7 +32,10 @@ from vlm.data.storage import matrix
 from vlm.evaluation.ablation import minus
 from vlm.evaluation.intervals import mean, patient_bootstrap
 from vlm.evaluation.probability import auroc
-from vlm.training.run import train
+from vlm.evaluation.scoring import score_cases
+from vlm.training.features import keep_features
+from vlm.training.run import build_loop, build_model, case_dataset, train
+from vlm.training.run_folder import RunFolder
 
 NEAR = 5.0
 """A stated rate is right within so many beats a minute."""
@@ -77,6 +83,34 @@ def measure(config: Config, root: str, label: str) -> list[dict[str, Any]]:
     ]
 
 
+def measure_head(config: Config, root: str, label: str) -> list[dict[str, Any]]:
+    """Train the head alone; returns the rows of `measure`, with the rate that the encoder shows for that of a draft."""
+    config = replace(config, loss=replace(config.loss, alpha=1.0))
+    cohort, rates, folder = load_cohort(config.data), measured_rates(root), RunFolder(config)
+    model = build_model(config, cohort, torch.device("cpu"), torch.float32)
+    folder.path.mkdir(parents=True)
+    loop = build_loop(config, model, cohort, folder)
+    keep_features(model, config, [loop.training, loop.validation])
+    loop.run(None)
+    test, place = case_dataset(config, model.spec, cohort, "test"), model.spec.labels.index(label)
+    scores = score_cases(model, test, 64, "test", text=False)
+    with torch.no_grad():
+        shown = model.signal.cycles.find(torch.stack([test[index]["signal"] for index in range(len(test))])).rate
+    baseline = regression(config, label)
+    return [
+        {
+            "patient": row["patient"],
+            "error": round(rate) - rates[row["id"]],
+            "target": target,
+            "head": logit,
+            "baseline": baseline[row["id"]],
+        }
+        for row, rate, target, logit in zip(
+            test.rows, shown.tolist(), scores.targets[:, place], scores.logits[:, place], strict=True
+        )
+    ]
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Compute the share of right rates, both AUROCs and their difference, with intervals over patients."""
     patients = [row["patient"] for row in rows]
@@ -93,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of the table and the signals")
     parser.add_argument("--label", default="NORM")
+    parser.add_argument("--head", action="store_true", help="train the head alone, without the language model")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments, overrides = parser.parse_known_args(argv)
@@ -102,8 +137,8 @@ def main(argv: list[str] | None = None) -> None:
             start = time.monotonic()
             own = ["--data.root", arguments.root, "--run.folder", work, "--run.name", f"seed-{seed}"]
             own += ["--train.seed", str(seed), "--data.split.seed", str(seed)]
-            rows = measure(parse_config(["--config", "configs/ecg.yaml", *own, *overrides])[0], arguments.root,
-                           arguments.label)  # fmt: skip
+            config = parse_config(["--config", "configs/ecg.yaml", *own, *overrides])[0]
+            rows = (measure_head if arguments.head else measure)(config, arguments.root, arguments.label)
             found = {**summary(rows), "seconds": round(time.monotonic() - start)}
             print(seed, json.dumps(found), flush=True)
             flat |= {f"signals.seed{seed}.{name}": value for name, value in found.items()}

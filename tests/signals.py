@@ -56,4 +56,4 @@ def signal_job(tiny_llm: str, folder: Path) -> Config:
     data = replace(write_beats(folder / "beats"), dropout=DropoutConfig(signal=0.2))
     job = tiny_job(tiny_llm, folder, folder)
     signal = SignalConfig(tokens=2, width=4, cycles=[30.0, 200.0])
-    return replace(job, data=data, model=replace(job.model, signal=signal))
+    return replace(job, data=data, model=replace(job.model, signal=signal), train=replace(job.train, threads=1))
