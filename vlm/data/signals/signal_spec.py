@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 
 from vlm.errors import UserError
 from vlm.plain import is_clean
+
+if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
+    import datasets
 
 MOST_SAMPLES, MOST_CHANNELS = 4096, 16
 """Most samples of a channel that a model reads, and most channels."""
@@ -124,7 +126,7 @@ class SignalSpec:
         return self.rate / self.average
 
     @classmethod
-    def fit(cls, rows: datasets.Dataset, found: SignalFormat | None) -> "SignalSpec | None":
+    def fit(cls, rows: "datasets.Dataset", found: SignalFormat | None) -> "SignalSpec | None":
         """Fit to the training rows; None for a cohort without signals."""
         if found is None:
             return None
