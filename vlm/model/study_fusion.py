@@ -67,7 +67,10 @@ class StudyFusion(nn.Module):
         if self.score is None or self.content is None:
             counts = torch.bincount(row, minlength=cases).to(summary.dtype)
             return marked.new_zeros(cases, *marked.shape[1:]).index_add(0, row, marked) / counts.view(-1, 1, 1)
-        scores = self.score[role] + summary.mean(dim=1) @ self.content  # N × heads
+        content = (
+            nn.functional.layer_norm(summary.mean(dim=1), (self.channels,)) / self.channels
+        )  # else it saturates soon
+        scores = self.score[role] + content @ self.content  # N × heads
         most = scores.new_full((cases, self.heads), -torch.inf)
         most = most.scatter_reduce(0, row[:, None].expand_as(scores), scores.detach(), "amax")
         weights = (scores - most[row]).exp()
