@@ -123,6 +123,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"cases": len(rows), **{name: [one.value, one.low, one.high] for name, one in found.items()}}
 
 
+def swapped(metrics: Path) -> dict[str, Any]:
+    """Read the changes with another patient's signal; none of a head alone."""
+    if not metrics.is_file():
+        return {}
+    arm = json.loads(metrics.read_text())["ablation"].get("signal_swapped", {})
+    names = ("text_loss_change", "auroc_change", "drafts_changed")
+    return {f"swapped_{name}": [arm[name][end] for end in ("value", "low", "high")] for name in names if name in arm}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of the table and the signals")
@@ -139,7 +148,8 @@ def main(argv: list[str] | None = None) -> None:
             own += ["--train.seed", str(seed), "--data.split.seed", str(seed)]
             config = parse_config(["--config", "configs/ecg.yaml", *own, *overrides])[0]
             rows = (measure_head if arguments.head else measure)(config, arguments.root, arguments.label)
-            found = {**summary(rows), "seconds": round(time.monotonic() - start)}
+            found = {**summary(rows), **swapped(Path(work) / f"seed-{seed}" / "metrics.json")}
+            found["seconds"] = round(time.monotonic() - start)
             print(seed, json.dumps(found), flush=True)
             flat |= {f"signals.seed{seed}.{name}": value for name, value in found.items()}
             if arguments.json:

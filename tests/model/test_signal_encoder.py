@@ -19,7 +19,7 @@ from vlm.data.signals.signal_spec import SignalSpec
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.model.encoders.signal_cycles import CycleFinder
-from vlm.model.encoders.signal_encoder import SignalEncoder, digit_states
+from vlm.model.encoders.signal_encoder import RateWords, SignalEncoder, digits_of
 from vlm.training.run import build_model, case_dataset, train
 
 
@@ -34,7 +34,7 @@ def encoder(config: SignalConfig | None = None, **changes: Any) -> SignalEncoder
     """An untrained encoder into 16 numbers a token."""
     torch.manual_seed(0)
     config = config or SignalConfig(tokens=3, width=8, cycles=[30.0, 200.0])
-    return SignalEncoder(config, spec(**changes), lambda names: torch.randn(len(names), 16), 16, 0.1).eval()
+    return SignalEncoder(config, spec(**changes), lambda names, before=" ": torch.randn(len(names), 16), 16, 0.1).eval()
 
 
 def batch(*rates: float, jitter: float = 0.0) -> torch.Tensor:
@@ -69,11 +69,16 @@ def test_a_gap_makes_no_beats() -> None:
     assert encoded.tokens.isfinite().all() and encoded.x.isfinite().all()
 
 
-def test_digits_are_written_without_leading_zeros() -> None:
-    """64 is none, 6, 4; 104 is 1, 0, 4; without a rate none of them is shown."""
-    finder = CycleFinder(RATE, 30, 200)
-    found = finder(batch(64))._replace(rate=torch.tensor([64.4, 104.0, torch.nan, 7.0]))
-    assert digit_states(found).argmax(dim=2).tolist() == [[0, 7, 5], [2, 1, 5], [0, 0, 0], [0, 0, 8]]
+def test_the_rate_is_written_as_the_words_of_a_text() -> None:
+    """64 is ` rate`, a space, 6, 4 and nothing; without a rate there are no digits."""
+    known = {name: torch.randn(16) for name in (" rate", " no rate", " ", *map(str, range(10)))}
+    words = RateWords(lambda names, before=" ": torch.stack([known[before + name] for name in names]), 0.1)
+    for rate, text in ((64.4, "64"), (104.0, "104"), (7.0, "7"), (0.2, "0")):
+        assert digits_of(torch.tensor([rate]))[0].tolist() == [int(d) + 1 for d in text] + [0] * (3 - len(text))
+        spelled = [" rate", " ", *text, *[" "] * (3 - len(text))]
+        assert torch.allclose(words(torch.tensor([rate]))[0], torch.stack([known[word] for word in spelled]))
+    nothing = words(torch.tensor([torch.nan]))[0]
+    assert torch.allclose(nothing, torch.stack([known[" no rate"], *[known[" "]] * 4]))
 
 
 def test_a_missing_signal_is_a_learned_vector_and_gets_a_gradient() -> None:
@@ -81,7 +86,7 @@ def test_a_missing_signal_is_a_learned_vector_and_gets_a_gradient() -> None:
     model = encoder().train()
     signals = torch.cat([batch(60, 90), torch.full((1, 2, LENGTH), torch.nan)])
     encoded = model(signals)
-    assert encoded.tokens.shape == (3, 6, 16) and encoded.x.shape == (3, model.size)
+    assert encoded.tokens.shape == (3, 8, 16) and encoded.x.shape == (3, model.size)
     encoded.x.square().sum().backward()
     assert model.missing_x.grad is not None and model.stem.weight.grad.abs().sum() > 0
     alone = model.eval()(signals[2:])

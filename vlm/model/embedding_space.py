@@ -30,11 +30,14 @@ class EmbeddingSpace:
     """Number of word embeddings."""
 
     @torch.no_grad()
-    def embed_names(self, names: Sequence[str]) -> torch.Tensor:
-        """Average the word embeddings of each name: S × H, float32, default device; `right_lung` is two words."""
+    def embed_names(self, names: Sequence[str], before: str = " ") -> torch.Tensor:
+        """Average the word embeddings of each name: S × H, float32, default device; `right_lung` is two words.
+
+        `before` is what stands before a name: a space, or nothing for one that goes on from another.
+        """
         rows, plain = [torch.zeros(0, self.hidden_size)], PlainText(self.tokenizer)
         for name in names:
-            ids = plain.ids(" " + name.replace("_", " "))
+            ids = plain.ids(before + name.replace("_", " "))
             embedded = self.embed(torch.tensor(ids, device=self.device))  # n × H
             rows.append(embedded.float().mean(dim=0, keepdim=True).to(rows[0].device))
         return torch.cat(rows)

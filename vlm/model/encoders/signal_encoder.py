@@ -1,7 +1,7 @@
 """Encode a physiological signal into tokens and into features that join x of equation (4)."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -10,17 +10,23 @@ from torch.nn import functional as F
 from vlm.config import SignalConfig
 from vlm.data.signals.signal_spec import SignalSpec
 from vlm.errors import UserError
-from vlm.model.encoders.signal_cycles import FEWEST_SAMPLES, POINTS, CycleFinder, Cycles
-from vlm.model.projection import NamedProjector, TokenProjector
+from vlm.model.encoders.signal_cycles import FEWEST_SAMPLES, POINTS, CycleFinder
+from vlm.model.projection import TokenProjector
 
 DIGITS = 3
-"""Digits of the rate that are shown, one token each."""
+"""Most digits of the rate, one token each."""
 RATE_BINS, VARIATION_BINS = 24, 8
 LEAST_VARIATION, MOST_VARIATION = 0.005, 0.5
 SHAPE_GAIN = 2.5
 """Deviations are compressed to sign · log(1 + 2.5 · |deviations|): a small wave counts beside a large one."""
 HALVINGS = 4
 """Blocks after the first convolution, each of which halves the time."""
+
+
+class EmbedNames(Protocol):
+    """Function from names to their word embeddings, S × H."""
+
+    def __call__(self, names: Sequence[str], before: str = " ") -> torch.Tensor: ...
 
 
 class SignalTokens(NamedTuple):
@@ -49,8 +55,7 @@ class Block(nn.Module):
 class CycleFeatures(nn.Module):
     """Code the rate, its variation and the mean shape of the events of a signal.
 
-    The numbers are coded piecewise linearly, as vitals are (Gorishniy et al., 2022). The rate's digits are states with
-    the digits' names: a smooth code of one number cannot say 64 rather than 65.
+    The numbers are coded piecewise linearly, as vitals are (Gorishniy et al., 2022).
     """
 
     rates: torch.Tensor
@@ -67,12 +72,12 @@ class CycleFeatures(nn.Module):
         self.size = RATE_BINS + VARIATION_BINS + config.width + 1
 
     def forward(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Code B × C × L as features (B × size) and the states of three digits (B × 3 × 11)."""
+        """Code B × C × L as features, B × size; returns the rate as well, B, NaN for none."""
         cycles = self.find(signals)
         shape = cycles.shape.sign() * (SHAPE_GAIN * cycles.shape.abs()).log1p()
         codes = _bins(cycles.rate, self.rates), _bins(cycles.variation, self.variations)
         found = (~cycles.rate.isnan()).to(shape)[:, None]
-        return torch.cat([*codes, self.shape(shape.flatten(1)), found], dim=1), digit_states(cycles)
+        return torch.cat([*codes, self.shape(shape.flatten(1)), found], dim=1), cycles.rate
 
 
 def _bins(value: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
@@ -80,13 +85,37 @@ def _bins(value: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
     return ((value.nan_to_num(0)[:, None] - edges[:-1]) / edges.diff()).clamp(0, 1)
 
 
-def digit_states(cycles: Cycles) -> torch.Tensor:
-    """State the digits of the rounded rate, one-hot; 0 stands for none, 1 to 10 for the digits: B → B × 3 × 11."""
-    rate = cycles.rate.round().nan_to_num(-1).clamp(-1, 10**DIGITS - 1).long()  # B
-    places = 10 ** torch.arange(DIGITS - 1, -1, -1, device=rate.device)  # 100, 10, 1
-    digits = rate[:, None] // places % 10 + 1
-    shown = (rate[:, None] >= places) | ((places == 1) & (rate[:, None] >= 0))  # no leading zeros
-    return F.one_hot(digits * shown, 11).to(cycles.rate.dtype)
+class RateWords(nn.Module):
+    """Write the rate as the words of a text: `rate`, a space and its digits, each a token.
+
+    The tokens begin as the words' own embeddings, so the language model copies them as it copies words. The embeddings
+    train as well; they are kept at the RMS of all embeddings, as the steps of the optimizer do not know their size.
+    """
+
+    rms: torch.Tensor
+
+    def __init__(self, embed_names: EmbedNames, token_rms: float) -> None:
+        super().__init__()
+        self.register_buffer("rms", torch.tensor(token_rms), persistent=False)
+        self.lead = nn.Parameter(embed_names(["rate", "no rate"]) / token_rms)
+        self.digits = nn.Parameter(embed_names([" ", *map(str, range(10))], before="") / token_rms)
+        self.tokens = DIGITS + 2
+
+    def forward(self, rate: torch.Tensor) -> torch.Tensor:
+        """Write rates (B, NaN for none) as B × tokens × H."""
+        lead = torch.where(rate.isnan()[:, None], self.lead[1], self.lead[0])  # B × H
+        space = self.digits[0].expand_as(lead)
+        return self.rms * torch.cat([lead[:, None], space[:, None], self.digits[digits_of(rate)]], dim=1)
+
+
+def digits_of(rate: torch.Tensor) -> torch.Tensor:
+    """Number the digits of rounded rates from the left, 1 to 10 for 0 to 9, then 0 for nothing; B → B × 3."""
+    whole = rate.round().nan_to_num(0).clamp(0, 10**DIGITS - 1).long()[:, None]  # B × 1
+    places = 10 ** torch.arange(DIGITS, device=rate.device)  # 1, 10, 100
+    count = (whole >= places[1:]).sum(dim=1, keepdim=True) + 1
+    power = count - 1 - torch.arange(DIGITS, device=rate.device)  # B × 3, below 0 after the last digit
+    digit = whole // 10 ** power.clamp(min=0) % 10 + 1
+    return torch.where((power >= 0) & ~rate.isnan()[:, None], digit, 0)
 
 
 class SignalEncoder(nn.Module):
@@ -96,7 +125,7 @@ class SignalEncoder(nn.Module):
         self,
         config: SignalConfig,
         spec: SignalSpec,
-        embed_names: Callable[[Sequence[str]], torch.Tensor],
+        embed_names: EmbedNames,
         hidden_size: int,
         token_rms: float,
     ) -> None:
@@ -109,12 +138,10 @@ class SignalEncoder(nn.Module):
         self.projector = TokenProjector(width, hidden_size, token_rms)
         self.cycles = CycleFeatures(config, spec) if config.cycles else None
         self.size = 2 * width + (self.cycles.size if self.cycles else 0)
-        names = ["no rate", *map(str, range(10))]
-        digits = DIGITS if self.cycles and config.digits else 0
-        self.digits = nn.ModuleList(NamedProjector(11, embed_names(names), token_rms) for _ in range(digits))
+        self.rate = RateWords(embed_names, token_rms) if self.cycles and config.digits else None
         self.missing_token = nn.Parameter(torch.zeros(config.tokens, width))
         self.missing_x = nn.Parameter(torch.zeros(self.size))
-        self.tokens = config.tokens + digits
+        self.tokens = config.tokens + (self.rate.tokens if self.rate else 0)
         """s, number of tokens."""
 
     def forward(self, signals: torch.Tensor) -> SignalTokens:
@@ -129,10 +156,9 @@ class SignalEncoder(nn.Module):
             features = [hidden.mean(dim=2), hidden.amax(dim=2)]
             tokens = [self.projector(parts)]
             if self.cycles is not None:
-                coded, states = self.cycles(signals)
+                coded, rate = self.cycles(signals)
                 features.append(coded)
-                shown = zip(self.digits, states.unbind(1), strict=False)
-                tokens += [digit(state, state)[:, None] for digit, state in shown]
+                tokens += [self.rate(rate)] if self.rate is not None else []
             x = torch.where(missing[:, None], self.missing_x, torch.cat(features, dim=1))
         return SignalTokens(torch.cat(tokens, dim=1), x)
 
