@@ -123,6 +123,20 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"cases": len(rows), **{name: [one.value, one.low, one.high] for name, one in found.items()}}
 
 
+def pooled(runs: list[list[dict[str, Any]]]) -> list[float | None]:
+    """Average the difference of the AUROCs over the seeds; a patient is drawn in all test splits that have it."""
+    rows, ends = [row for run in runs for row in run], np.cumsum([0, *map(len, runs)])
+    targets, *scores = (np.array([row[name] for row in rows], float) for name in ("target", "head", "baseline"))
+    parts = [slice(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
+    differences = [minus(*(auroc(targets[part], values[part]) for values in scores)) for part in parts]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.mean([one(weights[:, part]) for one, part in zip(differences, parts, strict=True)], axis=0)
+
+    found = patient_bootstrap(statistic, [row["patient"] for row in rows], DRAWS, classes=targets)
+    return [found.value, found.low, found.high]
+
+
 def swapped(metrics: Path) -> dict[str, Any]:
     """Read the changes with another patient's signal; none of a head alone."""
     if not metrics.is_file():
@@ -141,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments, overrides = parser.parse_known_args(argv)
     flat: dict[str, Any] = {}
+    runs: list[list[dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as work:
         for seed in arguments.seeds:
             start = time.monotonic()
@@ -148,12 +163,15 @@ def main(argv: list[str] | None = None) -> None:
             own += ["--train.seed", str(seed), "--data.split.seed", str(seed)]
             config = parse_config(["--config", "configs/ecg.yaml", *own, *overrides])[0]
             rows = (measure_head if arguments.head else measure)(config, arguments.root, arguments.label)
+            runs.append(rows)
             found = {**summary(rows), **swapped(Path(work) / f"seed-{seed}" / "metrics.json")}
             found["seconds"] = round(time.monotonic() - start)
             print(seed, json.dumps(found), flush=True)
             flat |= {f"signals.seed{seed}.{name}": value for name, value in found.items()}
-            if arguments.json:
-                arguments.json.write_text(json.dumps(flat, indent=2) + "\n")
+    flat["signals.difference"] = pooled(runs)
+    print("difference over the seeds", flat["signals.difference"])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(flat, indent=2) + "\n")
 
 
 if __name__ == "__main__":

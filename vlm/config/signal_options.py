@@ -39,4 +39,4 @@ class SignalConfig:
     """[lowest, highest] rate of a repeated event, a minute, such as [30, 220] for heart beats: the events are found,
     and their rate, its variation and their mean shape are features. Empty: none is sought."""
     digits: bool = True
-    """Show the language model the digits of that rate, one token each."""
+    """Show the language model that rate as words, `rate 64`, a token for each digit."""
