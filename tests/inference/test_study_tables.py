@@ -170,9 +170,18 @@ def test_the_command_drafts_a_table_of_studies_and_resumes(
     result = forks.command(*options)
     assert result.returncode == 0, result.stderr
     whole = out.read_text()
-    assert [len(json.loads(line)["images"]) for line in whole.splitlines()] == [2, 2, 2]
+    first = drafts(whole)
+    assert [len(draft["images"]) for draft in first] == [2, 2, 2]
     out.write_text(whole[: len(whole) - 40])
-    assert forks.command(*options, "--resume").returncode == 0 and out.read_text() == whole
+    assert forks.command(*options, "--resume").returncode == 0 and drafts(out.read_text()) == first
+
+
+def drafts(lines: str) -> list[dict]:
+    """Read drafts; probabilities to 6 digits, since a batch of one multiplies in another order than one of three."""
+    return [
+        draft | {"probabilities": {name: round(p, 6) for name, p in draft["probabilities"].items()}}
+        for draft in map(json.loads, lines.splitlines())
+    ]
 
 
 def test_an_empty_schema_reads_rows_of_images_alone() -> None:
