@@ -10,6 +10,7 @@ the rate is the one whose digits the prompt would show.
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import tempfile
@@ -127,7 +128,7 @@ def pooled(runs: list[list[dict[str, Any]]]) -> list[float | None]:
     """Average the difference of the AUROCs over the seeds; a patient is drawn in all test splits that have it."""
     rows, ends = [row for run in runs for row in run], np.cumsum([0, *map(len, runs)])
     targets, *scores = (np.array([row[name] for row in rows], float) for name in ("target", "head", "baseline"))
-    parts = [slice(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
+    parts = [slice(*pair) for pair in itertools.pairwise(ends)]
     differences = [minus(*(auroc(targets[part], values[part]) for values in scores)) for part in parts]
 
     def statistic(weights: np.ndarray) -> np.ndarray:

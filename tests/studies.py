@@ -27,7 +27,7 @@ def save_study_adapter(tiny_llm: str, table_root: Path, folder: Path) -> Path:
     model = ClinicalVLM.from_config(config.model, spec, torch.device("cpu"), torch.float32).eval()
     with torch.no_grad():
         for name, value in model.vision.study.named_parameters():
-            if name != "score":
+            if name != "role_score":
                 value.copy_(0.3 * torch.randn(value.shape))
     return save(model, folder)
 

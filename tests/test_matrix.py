@@ -64,7 +64,8 @@ def draw(seed: int) -> dict[str, Any]:
         "vision": {"grid": rng.choice([1, 2, 3]), "summary_grid": rng.choice([1, 2]), "train": train,
                    "lora_rank": rng.choice([0, 0, 2]) if train else 0},
         "vitals": {"injection": rng.choice(["tokens", "text", "none"]), "tokens": rng.choice([1, 3])},
-        "fusion": {"z_token": rng.random() < 0.5, "label_token": rng.random() < 0.5},
+        "fusion": {"z_token": rng.random() < 0.5, "label_token": rng.random() < 0.5,
+                   "label_words": rng.random() < 0.5},
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from vlm.adapter.card import card
 from vlm.atomic import write_manifest
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.study import StudySpec
 from vlm.errors import UserError
 from vlm.pretrained import ClinicalVLM
 from vlm.training.run import build_model
@@ -259,6 +260,19 @@ def test_layers_of_other_labels_vitals_and_images_start_fresh(folder: Path, tiny
     assert parts == {"llm", "vision", "joint", "evidence"}
     assert "vision.position" not in names and any(name.startswith("vision.cnn.") for name in names)
     assert not any(name.startswith(("joint.head", "joint.from_vitals", "evidence.label_projector")) for name in names)
+
+
+def test_other_roles_of_images_start_fresh(tiny_model: ClinicalVLM, tmp_path: Path) -> None:
+    def build(*roles: str) -> ClinicalVLM:
+        spec = replace(tiny_model.spec, study=StudySpec(3, ("PA", "lateral"), roles))
+        return ClinicalVLM.from_config(tiny_model.model_config, spec, torch.device("cpu"), torch.float32)
+
+    folder = save(build("PA", "lateral"), tmp_path / "adapter")
+    names = starting_weights(build("PA", "prior"), folder)
+    assert names and not any(name.startswith(("vision.study.", "joint.from_image.")) for name in names)
+    assert {"vision.study.role_score", "vision.study.missing_roles.names"} < set(
+        starting_weights(build("PA", "lateral"), folder)
+    )
 
 
 def test_starting_from_another_base_is_refused(folder: Path, tiny_model: ClinicalVLM) -> None:

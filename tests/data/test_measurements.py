@@ -316,23 +316,29 @@ def test_earlier_radiographs_give_the_earlier_values(prepared: DataConfig) -> No
             assert said["crp_change"] == pytest.approx(past.iloc[-1] - past.iloc[0], abs=1e-3)
 
 
-def test_real_values_over_time_train_and_draft(prepared: DataConfig, tiny_config: Config, tmp_path: Path) -> None:
-    from vlm.pretrained import ClinicalVLM
+def test_real_studies_with_priors_and_values_over_time_train_and_draft(
+    prepared: DataConfig, tiny_config: Config
+) -> None:
+    from vlm import ClinicalVLM, StudyImage
     from vlm.training.run import train
 
+    studies = replace(prepared.table, view="projection", priors=1)
     config = replace(
         tiny_config,
-        data=replace(prepared, dropout=DropoutConfig(0.1, 0.1, 0.3)),
+        data=replace(prepared, table=studies, dropout=DropoutConfig(0.1, 0.1, 0.3, prior=0.3)),
         train=replace(tiny_config.train, max_steps=2, threads=1),
         evaluation=replace(tiny_config.evaluation, ablation=False),
     )
     train(config)
     model = ClinicalVLM.from_pretrained(Path(config.run.folder) / "tiny" / "adapter")
-    image = str(next(Path(prepared.root, "images").iterdir()))
+    now, before = map(str, list(Path(prepared.root, "images").iterdir())[:2])
+    image = [StudyImage(now, "AP"), StudyImage(before, "AP", prior=True, days=3)]
     report = model.predict(image, {"crp": [["-3 d", 111], ["-1 d", 150], [0, 20]], "sex": "F"}, max_new_tokens=8)
     assert report.vitals["crp_change"] == -91 and report.vitals["crp_count"] == 3
-    assert any(line == "not given: ldh, lymphocytes" for line in report.warnings)
-    plain = model.predict(image, {"crp": 20}, max_new_tokens=8)
+    assert [(one.view, one.prior, one.days) for one in report.images] == [("AP", False, None), ("AP", True, 3)]
+    assert "not given: ldh, lymphocytes" in report.warnings
+    plain = model.predict([StudyImage(now, "AP")], {"crp": 20}, max_new_tokens=8)
+    assert "not given: prior" in plain.warnings
     assert any(line == "one value alone, so no change over time: crp" for line in plain.warnings)
     assert plain.text != "" and "crp_change" not in plain.vitals
 

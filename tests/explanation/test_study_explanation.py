@@ -48,7 +48,7 @@ def model(tiny_config: Config) -> ClinicalVLM:
     model = ClinicalVLM.from_config(config.model, spec, torch.device("cpu"), torch.float32).eval()
     with torch.no_grad():
         for name, value in model.vision.study.named_parameters():
-            if name != "score":
+            if name != "role_score":
                 value.copy_(0.3 * torch.randn(value.shape))
         model.vision.missing.normal_()
     return model
@@ -107,7 +107,7 @@ def test_an_image_that_the_model_does_not_read_gets_nothing(model: ClinicalVLM, 
     with torch.no_grad():
         model.vision.projector.norm.weight.zero_()
         model.joint.from_image.weight.mul_(30)
-        model.vision.study.score[3] = -60.0  # a prior PA
+        model.vision.study.role_score[3] = -60.0  # a prior PA
     explanation = explain(model, images, VITALS, report(model), "opacities")
     words = explanation.passages[0]
     assert words.image_shares[2] < 1e-6 and min(words.image_shares[:2]) > 1e-3

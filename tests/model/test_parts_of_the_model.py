@@ -91,14 +91,26 @@ def test_a_pressure_between_two_states_stays_a_share() -> None:
 
 def test_z_and_the_verdicts_are_the_tokens_in_this_order() -> None:
     torch.manual_seed(0)
-    names = torch.randn(2, 32)
-    evidence = EvidenceTokens(FusionConfig(size=6, sharpness=3.0), names, 0.1)
+    words = torch.randn(3, 32)
+    evidence = EvidenceTokens(FusionConfig(size=6, sharpness=3.0), words, 0.1)
     z, logits = torch.randn(4, 6), torch.randn(4, 2)
     first, second = evidence(z, logits)
     assert evidence.tokens == 2
     torch.testing.assert_close(first[:, 0], evidence.z_projector(z))
     torch.testing.assert_close(second[:, 0], evidence.label_projector(torch.sigmoid(3 * logits), torch.sigmoid(logits)))
-    assert EvidenceTokens(FusionConfig(size=6), names[:0], 0.1).tokens == 1, "no label, no token of labels"
+    for config in (FusionConfig(size=6), FusionConfig(size=6, label_words=True)):
+        assert EvidenceTokens(config, words[:1], 0.1).tokens == 1, "no label, no token of labels"
+
+
+def test_each_label_is_its_name_or_no() -> None:
+    words = torch.randn(3, 32)
+    evidence = EvidenceTokens(FusionConfig(size=6, z_token=False, label_words=True), words, 0.1)
+    (tokens,) = evidence(torch.randn(2, 6), torch.tensor([[20.0, -20.0], [0.0, 20.0]]))
+    assert evidence.tokens == 2
+    torch.testing.assert_close(tokens[0], words[[1, 0]])
+    torch.testing.assert_close(tokens[1], torch.stack([(words[0] + words[1]) / 2, words[2]]))
+    tokens.sum().backward()
+    assert evidence.label_words.names.grad.abs().sum() > 0
 
 
 def test_without_vitals_z_is_of_the_image_alone() -> None:

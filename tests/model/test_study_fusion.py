@@ -17,21 +17,23 @@ from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
 from vlm.inference.study_images import StudyImage
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.projection import WordTokens
+from vlm.model.study_fusion import OWN, StudyFusion
+from vlm.training.optimizer import part_of
 
 STUDY = StudySpec(4, ("PA", "lateral"), ("PA", "lateral", "prior"))
 VITALS = np.array([7.0, 130, 80, 1], dtype=np.float32)
 
 
-@pytest.fixture(params=["attention", "mean"])
-def study_model(request: pytest.FixtureRequest, tiny_config: Config, tiny_model: ClinicalVLM) -> ClinicalVLM:
+@pytest.fixture
+def study_model(tiny_config: Config, tiny_model: ClinicalVLM) -> ClinicalVLM:
     """A model of several images, whose study parameters are no longer zero."""
-    vision = replace(tiny_config.model.vision, study_pool=request.param)
-    config, spec = replace(tiny_config.model, vision=vision), replace(tiny_model.spec, study=STUDY)
+    spec = replace(tiny_model.spec, study=STUDY)
     torch.manual_seed(0)
-    model = ClinicalVLM.from_config(config, spec, torch.device("cpu"), torch.float32).eval()
+    model = ClinicalVLM.from_config(tiny_config.model, spec, torch.device("cpu"), torch.float32).eval()
     with torch.no_grad():
         for name, value in model.vision.study.named_parameters():
-            if name != "score":
+            if name != "role_score":
                 value.copy_(0.3 * torch.randn(value.shape))
     return model
 
@@ -70,13 +72,28 @@ def test_a_case_does_not_depend_on_the_others_of_its_batch(study_model: Clinical
 
 
 @torch.no_grad()
-def test_one_image_has_the_weight_one_and_a_role_changes_it(study_model: ClinicalVLM) -> None:
-    fusion = study_model.vision.study
-    summary = torch.randn(1, 1, fusion.channels)
-    for view, prior in ((0, 0), (1, 0), (2, 1)):
-        roles, role = torch.tensor([[0.0, view, prior, 0]]), 2 * view + prior
-        by_hand = summary * (1 + fusion.scale[role]) + fusion.shift[role]
-        torch.testing.assert_close(fusion.vector(summary, roles, 1), by_hand)
+def test_each_role_begins_in_its_own_pool() -> None:
+    fusion = StudyFusion(STUDY, 4, WordTokens(torch.zeros(3, 8), 0.1))
+    summary = torch.randn(3, 2, 4)
+    roles = torch.tensor([[0.0, 1, 0, 0], [0, 2, 0, 0], [1, 2, 1, 9]])  # PA and lateral, then a lateral prior alone
+    pooled = fusion.vector(summary, roles, 2).view(2, len(STUDY.expected), 2, 4)
+    own = 1 / (1 + math.exp(-OWN) + math.exp(-2 * OWN))
+    for case, pool, image in ((0, 0, 0), (0, 1, 1), (1, 2, 2)):
+        other = 1 - image if case == 0 else image
+        share = own if case == 0 else 1 / (1 + math.exp(-OWN))
+        rest = share * math.exp(-2 * OWN) * summary[other] if case == 0 else 0
+        torch.testing.assert_close(pooled[case, pool], share * summary[image] + rest)
+    assert pooled[0, 2].abs().max() < 0.3 * summary.abs().max(), "no prior: nearly the learned vector, here zero"
+    fusion.null.fill_(1.0)
+    assert torch.allclose(fusion.vector(summary, roles, 2).view(2, 3, 2, 4)[0, 2], torch.ones(2, 4), atol=0.3)
+
+
+@torch.no_grad()
+def test_a_role_that_no_pool_is_for_still_counts() -> None:
+    for study in (STUDY, StudySpec(4, ("PA", "lateral"), ()), StudySpec(2, (), ())):
+        fusion = StudyFusion(study, 4, WordTokens(torch.zeros(len(study.expected), 8), 0.1))
+        unknown = fusion.vector(torch.ones(1, 1, 4), torch.zeros(1, 4), 1)
+        torch.testing.assert_close(unknown, torch.full_like(unknown, 0.5))
 
 
 @torch.no_grad()
@@ -105,6 +122,13 @@ def test_every_parameter_of_the_study_learns_from_a_batch(study_model: ClinicalV
     study_model(**batch, alpha=0.4).loss.backward()
     for name, value in study_model.vision.study.named_parameters():
         assert value.grad is not None and value.grad.isfinite().all() and value.grad.abs().sum() > 0, name
+
+
+def test_what_learns_from_the_labels_learns_in_the_head_only_steps(study_model: ClinicalVLM) -> None:
+    study_model.train()
+    study_model.encode(**evidence_of(batch_of(study_model, pictures(), []))).logits.sum().backward()
+    taught = {name for name, value in study_model.named_parameters() if value.grad is not None}
+    assert taught == {name for name in study_model.trainable_parameters() if part_of(name) in ("head", "cnn")}
 
 
 def test_a_saved_study_model_drafts_the_same(study_model: ClinicalVLM, tmp_path) -> None:

@@ -16,6 +16,8 @@ from vlm.adapter.layout import FILES, AdapterConfig, describe, naming_file
 from vlm.adapter.validate import AdapterFolder, check_sources
 from vlm.atomic import staged, write_file
 from vlm.data.chat_template import prompt_ids
+from vlm.data.signals.signal_spec import SignalSpec
+from vlm.data.study import StudySpec
 from vlm.errors import UserError
 from vlm.finite import first_nonfinite
 from vlm.model.bases.lora_settings import layer_of, saved_settings, scale_of
@@ -87,9 +89,9 @@ def load_state(
 def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, torch.Tensor]:
     """Return the weights of an earlier adapter that fit this model; the rest of the model starts fresh.
 
-    Layers that depend on the vitals or the labels are left out where the schema or the labels differ, and so are
-    every tensor of another shape and a LoRA where only one of the two is a DoRA. Where its scale differs, B is changed
-    so that it adds the same. Raises `UserError` for another base model and where nothing fits.
+    Layers that depend on the vitals, the labels, the signal or the roles of images are left out where these differ, and
+    so are every tensor of another shape and a LoRA where only one of the two is a DoRA. Where its scale differs, B is
+    changed so that it adds the same. Raises `UserError` for another base model and where nothing fits.
     """
     opened = open_adapter(adapter)
     folder, config, spec = opened.path, opened.config.model, opened.config.spec
@@ -97,9 +99,13 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
         hashes = model.base_fingerprint, model.base_sha256, model.base_settings_sha256
         check_base(opened.config, *hashes, folder, "train.start_from: it")
     lora, rest = read_tensors(opened)
-    strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_projector."]
+    strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_"]
     if spec.schema != model.spec.schema or config.vitals != model.model_config.vitals:
         strangers += ["vitals.", "joint.from_vitals."]
+    if samples_of(spec.signal) != samples_of(model.spec.signal):
+        strangers += ["signal.", "joint.from_vitals."]
+    if roles_of(spec.study) != roles_of(model.spec.study):
+        strangers += ["vision.study.", "joint.from_image."]
     if config.vision.name != model.model_config.vision.name:
         strangers += ["vision."]
     ours = saved_settings(model.model_config.llm)
@@ -119,6 +125,16 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     if not fitting:
         raise UserError(f"train.start_from: no tensor of {folder} fits this model")
     return fitting
+
+
+def roles_of(study: StudySpec | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Return the views and the expected roles, which number the rows of the study's tensors."""
+    return (study.views, study.expected) if study is not None else None
+
+
+def samples_of(signal: SignalSpec | None) -> tuple[list[str], float, int] | None:
+    """Return the channels, the samples a second and their number, which the signal's tensors are for."""
+    return (signal.channels, signal.rate / signal.average, signal.length) if signal is not None else None
 
 
 def _lora_name(name: str) -> str:

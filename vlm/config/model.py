@@ -79,8 +79,6 @@ class VisionConfig:
     """Image tokens: the feature map is average-pooled to grid x grid."""
     summary_grid: int = 2
     """The vector f of equation (4): the feature map pooled to this grid, flattened."""
-    study_pool: Literal["attention", "mean"] = "attention"
-    """How f is pooled over the images of a study: by attention to their roles and contents, or their mean."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,9 @@ class FusionConfig:
     """Show z to the language model, as one token."""
     label_token: bool = True
     """Show the head's probabilities to the language model, as one token."""
+    label_words: bool = False
+    """Show them as a token for each label in its place, which begins as the label's name or, where it is unlikely, as
+    `no`: more tokens, which the text learns to copy in few steps."""
     sharpness: float = 3.0
     """The head's logits times this give the verdict that the token shows: at 3, 0.8 becomes 0.98 and 0.2 0.02."""
 

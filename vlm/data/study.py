@@ -155,6 +155,10 @@ class StudySpec:
             known = ", ".join(self.views) or "none"
             raise UserError(f"{where}: the adapter knows no view {shortened(view)}, but {known}{hint}")
 
+    def missing_names(self) -> list[str]:
+        """Name the lack of each expected role, such as `no lateral`."""
+        return [f"no {role}" for role in self.expected]
+
     def expected_numbers(self) -> list[int]:
         """List the expected roles as numbers: of a view from 1, and 0 for a prior."""
         return [0 if role == PRIOR else self.number(role) for role in self.expected]

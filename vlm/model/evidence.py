@@ -58,7 +58,7 @@ class EvidenceEncoder(nn.Module):
         self.calibration = Calibration()
         self.vision = ImageEncoder(
             config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights, spec.image.channels,
-            spec.study,
+            spec.study, space.embed_names(spec.study.missing_names()) if spec.study else None,
         )  # fmt: skip
         self.model_config = replace(config, vision=self.vision.config)  # a repository's encoder by its architecture
         self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms)
@@ -67,7 +67,7 @@ class EvidenceEncoder(nn.Module):
             self.signal = SignalEncoder(config.signal, spec.signal, space.embed_names, space.hidden_size, space.rms)
         x_size = self.vitals.size + (self.signal.size if self.signal else 0)
         self.joint = JointVector(config.fusion, self.vision.summary_size, x_size, len(spec.labels))
-        self.evidence = EvidenceTokens(config.fusion, space.embed_names(spec.labels), space.rms)
+        self.evidence = EvidenceTokens(config.fusion, space.embed_names(["no", *spec.labels]), space.rms)
         last = max((number for ids in prompt_ids or () for number in ids), default=0)
         if space.vocabulary is not None and last >= space.vocabulary:
             raise UserError(f"prompt_ids: {last} is no token of the base, which has {space.vocabulary:,}")

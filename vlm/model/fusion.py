@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from vlm.config import FusionConfig
-from vlm.model.projection import NamedProjector, TokenProjector
+from vlm.model.projection import NamedProjector, TokenProjector, WordTokens
 
 
 class JointVector(nn.Module):
@@ -28,28 +28,35 @@ class JointVector(nn.Module):
 
 
 class EvidenceTokens(nn.Module):
-    """Project z and the label probabilities into one evidence token each.
+    """Project z into an evidence token, and the label probabilities into one for all labels or for each.
 
     Each label-name embedding is weighted by sigmoid(sharpness · logit), a sharpened probability near 0 or 1: of two
-    names at 0.8 the language model would otherwise mention one. The probabilities themselves are features.
+    names at 0.8 the language model would otherwise mention one. In the token for all labels the probabilities
+    themselves are features; in the token of each, the embedding of `no` has the rest of the weight.
     """
 
-    def __init__(self, config: FusionConfig, label_names: torch.Tensor, token_rms: float) -> None:
-        """`label_names` is K × H, the word embedding of each label's name."""
+    def __init__(self, config: FusionConfig, words: torch.Tensor, token_rms: float) -> None:
+        """`words` is (1 + K) × H, the word embedding of `no` and of each label's name."""
         super().__init__()
+        label_names = words[1:]
         self.sharpness = config.sharpness
         labels, hidden_size = label_names.shape
         self.z_projector = TokenProjector(config.size, hidden_size, token_rms) if config.z_token else None
         shows_labels = config.label_token and labels > 0
-        self.label_projector = NamedProjector(labels, label_names, token_rms) if shows_labels else None
-        self.tokens = int(config.z_token) + int(shows_labels)
+        each = shows_labels and config.label_words
+        self.label_words = WordTokens(words, token_rms) if each else None
+        self.label_projector = NamedProjector(labels, label_names, token_rms) if shows_labels and not each else None
+        self.tokens = int(config.z_token) + (labels if each else int(shows_labels))
 
     def forward(self, z: torch.Tensor, logits: torch.Tensor) -> list[torch.Tensor]:
-        """Project z (B × Z) and logits (B × K) into up to two tokens, each B × 1 × H."""
+        """Project z (B × Z) and logits (B × K) into tokens, B × 1 × H of z and B × 1 × H or B × K × H of the labels."""
         tokens = []
         if self.z_projector is not None:
             tokens.append(self.z_projector(z)[:, None])
+        verdicts = (self.sharpness * logits).sigmoid()  # B × K
+        if self.label_words is not None:
+            words = self.label_words()  # (1 + K) × H
+            tokens.append(torch.lerp(words[:1], words[1:], verdicts[..., None].to(words.dtype)))  # B × K × H
         if self.label_projector is not None:
-            verdicts = (self.sharpness * logits).sigmoid()  # B × K
             tokens.append(self.label_projector(verdicts, logits.sigmoid())[:, None])
         return tokens

@@ -23,6 +23,25 @@ class TokenProjector(nn.Module):
         return self.norm(self.mlp(features))
 
 
+class WordTokens(nn.Module):
+    """Hold tokens that begin as the word embeddings of names, so the language model copies them as it copies words.
+
+    They train as well, in units of the RMS of all word embeddings: the steps of the optimizer do not know their size.
+    """
+
+    rms: torch.Tensor
+
+    def __init__(self, names: torch.Tensor, token_rms: float) -> None:
+        """`names` is S × H, the embedding of each name."""
+        super().__init__()
+        self.names = nn.Parameter(names / token_rms)
+        self.register_buffer("rms", torch.tensor(token_rms), persistent=False)
+
+    def forward(self) -> torch.Tensor:
+        """Return the tokens, S × H."""
+        return self.rms * self.names
+
+
 class NamedProjector(nn.Module):
     """Project states and features into a token that starts as the embeddings of the states' names.
 

@@ -10,7 +10,7 @@ from vlm.errors import UserError, nearest, one_line
 from vlm.model.encoders.build import build_encoder, check_cells
 from vlm.model.encoders.encoder import memory_format
 from vlm.model.encoders.encoder_lora import add_encoder_lora, freeze_unused
-from vlm.model.projection import TokenProjector
+from vlm.model.projection import TokenProjector, WordTokens
 from vlm.model.study_fusion import ImageTokens, StudyFusion
 
 
@@ -30,7 +30,9 @@ class ImageEncoder(nn.Module):
         load_weights: bool,
         image_channels: int = 3,
         study: StudySpec | None = None,
+        missing_roles: torch.Tensor | None = None,
     ) -> None:
+        """`missing_roles` is R × H, for a model of studies the words for each expected role that a case lacks."""
         super().__init__()
         self.cnn, self.encoder, self.config = build_encoder(config, image_size, image_channels, load_weights)
         self.memory_format = memory_format(self.cnn)
@@ -40,7 +42,9 @@ class ImageEncoder(nn.Module):
         self.missing = nn.Parameter(torch.zeros(self.channels))
         self.position = nn.Parameter(0.02 * torch.randn(tokens, self.channels))
         self.projector = TokenProjector(self.channels, hidden_size, token_rms)
-        self.study = StudyFusion(study, self.channels, config.study_pool) if study is not None else None
+        self.study: StudyFusion | None = None
+        if study is not None and missing_roles is not None:
+            self.study = StudyFusion(study, self.channels, WordTokens(missing_roles, token_rms))
         self.lora_line = ""
         """What LoRA reaches, to print."""
         self._choose_trained(sample)
@@ -48,7 +52,7 @@ class ImageEncoder(nn.Module):
     @property
     def summary_size(self) -> int:
         """Length of f."""
-        return self.channels * self.config.summary_grid**2
+        return self.channels * self.config.summary_grid**2 * (self.study.pools if self.study else 1)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
@@ -84,9 +88,9 @@ class ImageEncoder(nn.Module):
         if self.study is None or roles is None:
             return ImageTokens(self.projector(tokens), summary.transpose(1, 2).flatten(1))
         cases = len(has_image)
-        summary = self.study.vector(summary.float(), roles, cases)  # B × s·s × C
-        marked = self.projector(tokens + self.study.marks(roles)[:, None])  # N × g·g × H
-        found, there = self.study.gather(marked, self.projector(self.study.absent), roles, cases)
+        summary = self.study.vector(summary.float(), roles, cases)  # B × K·s·s × C
+        marked = self.projector(tokens + self.study.role_embeddings(roles)[:, None])  # N × g·g × H
+        found, there = self.study.gather(marked, roles, cases)
         return ImageTokens(found, summary.transpose(1, 2).flatten(1), there)
 
     def train(self, mode: bool = True) -> "ImageEncoder":

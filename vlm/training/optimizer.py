@@ -83,6 +83,9 @@ def layer_scales(model: ClinicalVLM, decay: float) -> dict[str, float]:
 HEAD = (
     "joint.",
     "vision.missing",
+    "vision.study.role_score",
+    "vision.study.content_score",
+    "vision.study.null",
     "vitals.values.",
     "signal.stem",
     "signal.blocks",

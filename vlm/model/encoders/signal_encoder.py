@@ -11,7 +11,7 @@ from vlm.config import SignalConfig
 from vlm.data.signals.signal_spec import SignalSpec
 from vlm.errors import UserError
 from vlm.model.encoders.signal_cycles import FEWEST_SAMPLES, POINTS, CycleFinder
-from vlm.model.projection import TokenProjector
+from vlm.model.projection import TokenProjector, WordTokens
 
 DIGITS = 3
 """Most digits of the rate, one token each."""
@@ -86,26 +86,19 @@ def _bins(value: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
 
 
 class RateWords(nn.Module):
-    """Write the rate as the words of a text: `rate`, a space and its digits, each a token.
-
-    The tokens begin as the words' own embeddings, so the language model copies them as it copies words. The embeddings
-    train as well; they are kept at the RMS of all embeddings, as the steps of the optimizer do not know their size.
-    """
-
-    rms: torch.Tensor
+    """Write the rate as the words of a text: `rate`, a space and its digits, each a token."""
 
     def __init__(self, embed_names: EmbedNames, token_rms: float) -> None:
         super().__init__()
-        self.register_buffer("rms", torch.tensor(token_rms), persistent=False)
-        self.lead = nn.Parameter(embed_names(["rate", "no rate"]) / token_rms)
-        self.digits = nn.Parameter(embed_names([" ", *map(str, range(10))], before="") / token_rms)
+        self.lead = WordTokens(embed_names(["rate", "no rate"]), token_rms)
+        self.digits = WordTokens(embed_names([" ", *map(str, range(10))], before=""), token_rms)
         self.tokens = DIGITS + 2
 
     def forward(self, rate: torch.Tensor) -> torch.Tensor:
         """Write rates (B, NaN for none) as B × tokens × H."""
-        lead = torch.where(rate.isnan()[:, None], self.lead[1], self.lead[0])  # B × H
-        space = self.digits[0].expand_as(lead)
-        return self.rms * torch.cat([lead[:, None], space[:, None], self.digits[digits_of(rate)]], dim=1)
+        digits = self.digits()  # 11 × H
+        lead = self.lead()[rate.isnan().long()]  # B × H
+        return torch.cat([lead[:, None], digits[:1].expand_as(lead)[:, None], digits[digits_of(rate)]], dim=1)
 
 
 def digits_of(rate: torch.Tensor) -> torch.Tensor:
