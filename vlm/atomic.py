@@ -61,7 +61,7 @@ def staged(folder: Path, manifest: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def made_once(folder: Path, manifest: bool = True) -> Iterator[Path]:
+def create_once(folder: Path, manifest: bool = True) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block ends, move it to `folder` unless another process was first.
 
     Each process writes to its own folder, which is removed if the block raises.

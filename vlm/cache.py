@@ -39,7 +39,7 @@ def private_folder(*names: str) -> Path:
     return folder.joinpath(*names)
 
 
-def check_kept(folder: Path) -> None:
+def verify_cached(folder: Path) -> None:
     """Raise `UserError` unless only this user can write a cache folder and every file matches the manifest.
 
     A folder of an earlier version, without a manifest, gets one of its current files. Files are hashed once, and again
@@ -59,7 +59,7 @@ def check_kept(folder: Path) -> None:
             raise UserError(f"{error}; remove {folder}, it is made anew") from None
         return "whole"
 
-    remembered(files, "manifest", whole)
+    cached_by_stat(files, "manifest", whole)
 
 
 def check_owner(path: Path) -> None:
@@ -76,7 +76,7 @@ def check_owner(path: Path) -> None:
         )
 
 
-def remembered(files: Sequence[Path], what: str, compute: Callable[[], str]) -> str:
+def cached_by_stat(files: Sequence[Path], what: str, compute: Callable[[], str]) -> str:
     """Cache the result of `compute` on some files, and recompute it only when their stamps change.
 
     A stamp is path, size, time of the last write and change, and inode. Without a writable cache it is always computed.

@@ -13,8 +13,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vlm.atomic import made_once
-from vlm.cache import cache_folder, check_kept, private_folder
+from vlm.atomic import create_once
+from vlm.cache import cache_folder, private_folder, verify_cached
 from vlm.errors import UserError, one_line
 
 _WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
@@ -99,12 +99,12 @@ def _converted(source: str, sha256: str | None, target: str, convert: Callable[[
     if not folder.is_dir():
         import torch  # with all weights in the cache it is not needed here
 
-        with tempfile.TemporaryDirectory(dir=folder.parent) as work, made_once(folder) as staging:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work, create_once(folder) as staging:
             file = _fetch(match["name"], match["version"], match["path"], sha256, Path(work))
             print(f"converting {file.name} (once; kept in {folder})", file=sys.stderr)
             with torch.random.fork_rng(devices=[]):  # the CNN is built with random weights first
                 convert(file, staging)
-    check_kept(folder)
+    verify_cached(folder)
     return folder
 
 

@@ -12,7 +12,7 @@ from tests.bases import change_weights, copied
 from tests.families import write_base
 from vlm import cache
 from vlm.atomic import MANIFEST, write_manifest
-from vlm.cache import check_kept, private_folder, remembered
+from vlm.cache import cached_by_stat, private_folder, verify_cached
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -32,7 +32,7 @@ def kept(tmp_path: Path, monkeypatch) -> Path:
     folder = private_folder("weights", "some")
     (folder / "model.safetensors").write_bytes(b"weights")
     write_manifest(folder)
-    check_kept(folder)
+    verify_cached(folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def test_the_cache_is_for_its_owner_alone(kept: Path) -> None:
 def test_a_file_of_the_cache_that_was_changed_is_refused(kept: Path) -> None:
     (kept / "model.safetensors").write_bytes(b"WEIGHTS")
     with pytest.raises(UserError, match=r"model\.safetensors: damaged: its SHA-256 differs; remove .*some"):
-        check_kept(kept)
+        verify_cached(kept)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o720])
@@ -55,11 +55,11 @@ def test_a_folder_that_others_may_write_to_is_refused(kept: Path, mode: int) -> 
         path.chmod(mode)
         with pytest.raises(UserError, match=f"{path}: may be written by other users"):
             private_folder("weights")
-            check_kept(kept)
+            verify_cached(kept)
         path.chmod(0o700)
     (kept / "model.safetensors").chmod(mode & 0o666)
     with pytest.raises(UserError, match=r"model\.safetensors: may be written by other users"):
-        check_kept(kept)
+        verify_cached(kept)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
@@ -67,22 +67,22 @@ def test_what_another_user_planted_is_refused(kept: Path) -> None:
     for path in (kept, kept / "model.safetensors", kept / MANIFEST):
         os.chown(path, 4321, -1)
         with pytest.raises(UserError, match="belongs to user 4321, who could have put other weights there"):
-            check_kept(kept)
+            verify_cached(kept)
         os.chown(path, 0, -1)
     (kept.parent / "link").symlink_to(kept)
     os.chown(kept.parent / "link", 4321, -1, follow_symlinks=False)
     with pytest.raises(UserError, match="belongs to user 4321"):
-        check_kept(kept.parent / "link")
+        verify_cached(kept.parent / "link")
 
 
 def test_a_folder_of_an_earlier_version_gets_a_manifest(kept: Path) -> None:
     (kept / MANIFEST).unlink()
     (kept / "nf4-double-float32").mkdir()
-    check_kept(kept)
+    verify_cached(kept)
     assert (kept / MANIFEST).is_file()
     (kept / "model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match="damaged"):
-        check_kept(kept)
+        verify_cached(kept)
 
 
 def test_files_are_hashed_once_until_their_stamp_changes(kept: Path, monkeypatch) -> None:
@@ -92,26 +92,26 @@ def test_files_are_hashed_once_until_their_stamp_changes(kept: Path, monkeypatch
         made.append(file.read_bytes())
         return file.read_bytes().decode()
 
-    assert [remembered([file], "x", compute) for _ in range(3)] == ["weights"] * 3 and len(made) == 1
+    assert [cached_by_stat([file], "x", compute) for _ in range(3)] == ["weights"] * 3 and len(made) == 1
     stamp = file.stat()
     file.write_bytes(b"WEIGHTS")
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as who changes them in silence would
-    assert remembered([file], "x", compute) == "WEIGHTS" and len(made) == 2
+    assert cached_by_stat([file], "x", compute) == "WEIGHTS" and len(made) == 2
     (kept.parent.parent / "digests").chmod(0o777)  # now anybody could have written there
-    assert remembered([file], "x", compute) == "WEIGHTS" and len(made) == 3
+    assert cached_by_stat([file], "x", compute) == "WEIGHTS" and len(made) == 3
     (kept.parent.parent / "digests").chmod(0o700)
     for digest in (kept.parent.parent / "digests").iterdir():
         digest.write_text('{"stamps": null}')
-    assert remembered([file], "x", compute) == "WEIGHTS" and len(made) == 4
+    assert cached_by_stat([file], "x", compute) == "WEIGHTS" and len(made) == 4
 
 
 def test_what_was_computed_first_is_forgotten(kept: Path, monkeypatch) -> None:
     monkeypatch.setattr(cache, "MOST_CACHED_HASHES", 3)
     digests = kept.parent.parent / "digests"
     for number in range(5):
-        remembered([kept / "model.safetensors"], str(number), lambda: "value")
+        cached_by_stat([kept / "model.safetensors"], str(number), lambda: "value")
     assert len(list(digests.iterdir())) == 3
-    assert remembered([kept / "model.safetensors"], "4", lambda: pytest.fail("it was computed last")) == "value"
+    assert cached_by_stat([kept / "model.safetensors"], "4", lambda: pytest.fail("it was computed last")) == "value"
 
 
 def test_unpacked_values_in_the_cache_are_checked(tiny_config: Config, copied: Path, monkeypatch, tmp_path) -> None:

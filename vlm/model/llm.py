@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from vlm.atomic import made_once
-from vlm.cache import check_kept
+from vlm.atomic import create_once
+from vlm.cache import verify_cached
 from vlm.config import LLMConfig
 from vlm.errors import UserError, one_line
 from vlm.model.bases.base_files import base_digest, settings_digest
@@ -119,9 +119,9 @@ def _load_dequantized(config: LLMConfig, folder: Path, device: torch.device, dty
     kept = folder / f"{quantised_name(config)}-{precision}"
     if not kept.is_dir():
         llm = _load(config, str(folder), device, dtype, dequantize=True)
-        with made_once(kept) as staging:
+        with create_once(kept) as staging:
             llm.save_pretrained(staging)
-    check_kept(kept)
+    verify_cached(kept)
     return load_causal_lm(str(kept), **_placement(device, dtype))
 
 

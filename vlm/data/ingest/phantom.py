@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from vlm.atomic import made_once, writing
+from vlm.atomic import create_once, writing
 from vlm.config import DataConfig, PhantomConfig
 from vlm.data.cohort import Cohort
 from vlm.data.ingest.phantom_image import draw_chest
@@ -54,7 +54,7 @@ def load_phantom(data: DataConfig) -> Cohort:
             raise UserError(f"{root}: not empty and no phantom cohort; set data.root to a folder that may be filled")
         with writing(root):
             root.parent.mkdir(parents=True, exist_ok=True)
-        with made_once(root, manifest=False) as staging:
+        with create_once(root, manifest=False) as staging:
             write_cohort(data.phantom, staging)
             (staging / stamp.name).write_text(json.dumps(wanted))
             shutil.rmtree(root, ignore_errors=True)

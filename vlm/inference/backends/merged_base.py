@@ -16,8 +16,8 @@ import torch
 
 from vlm.adapter import AdapterFolder, digest, load
 from vlm.adapter.export.gguf import finish, gguf_name, in_pairs
-from vlm.atomic import made_once
-from vlm.cache import check_kept, private_folder
+from vlm.atomic import create_once
+from vlm.cache import private_folder, verify_cached
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
 from vlm.model.embedding_space import EmbeddingSpace
@@ -57,7 +57,7 @@ class MergedBase:
         if not (made.file.is_file() and made.folder.is_dir()):
             made._make(load(adapter, device=torch.device("cpu"), dtype=torch.float32))
         for folder in (made.folder, made.file.parent):
-            check_kept(folder)
+            verify_cached(folder)
         return made
 
     def embedding_space(self) -> EmbeddingSpace:
@@ -95,10 +95,10 @@ class MergedBase:
             model.tokenizer.save_pretrained(folder)
 
         if not self.folder.exists():
-            with made_once(self.folder) as folder:
+            with create_once(self.folder) as folder:
                 write_words(folder)
         if not self.file.parent.exists():
-            with made_once(self.file.parent) as folder:
+            with create_once(self.file.parent) as folder:
                 _write(model, gguf_of_wheel(llm.base, llm.sha256), folder / self.file.name)
 
 

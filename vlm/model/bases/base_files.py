@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from vlm.cache import remembered
+from vlm.cache import cached_by_stat
 from vlm.untrusted import parse_json
 
 MOST_TENSORS = 1_000_000
@@ -33,17 +33,17 @@ VOCABULARIES = (
 def base_digest(base: str, revision: str | None) -> str:
     """Compute the SHA-256 of the names, types, shapes and values of all tensors of a folder or of a commit on the Hub.
 
-    Cached: see `remembered`. Raises `ValueError` for a file that is cut off or broken.
+    Cached: see `cached_by_stat`. Raises `ValueError` for a file that is cut off or broken.
     """
     files = weight_files(base, revision)
-    return remembered(files, "tensors", lambda: _digest(files))
+    return cached_by_stat(files, "tensors", lambda: _digest(files))
 
 
 def settings_digest(base: str, revision: str | None) -> str:
     """Compute the SHA-256 of the config and tokenizer of a folder or of a commit on the Hub; cached."""
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", *VOCABULARIES)
     files = {name: file for name in names if (file := _file(base, name, revision))}
-    return remembered(list(files.values()), "settings", lambda: _settings_digest(files))
+    return cached_by_stat(list(files.values()), "settings", lambda: _settings_digest(files))
 
 
 def _settings_digest(files: dict[str, Path]) -> str:

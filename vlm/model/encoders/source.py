@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from vlm.cache import remembered
+from vlm.cache import cached_by_stat
 from vlm.errors import UserError
 from vlm.model.encoders.encoder import Pictures
 
@@ -44,7 +44,7 @@ def file_digest(file: Path) -> str:
         with file.open("rb") as read:
             return hashlib.file_digest(read, "sha256").hexdigest()
 
-    return remembered([file], "sha256", compute)
+    return cached_by_stat([file], "sha256", compute)
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
