@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from vlm.data.case import Example
-from vlm.data.collate import Collator
+from vlm.data.collate import Collator, to_device
 from vlm.distributed import gather_ordered, is_main, shard_indices
 from vlm.evaluation.probability import auroc
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
@@ -60,7 +60,7 @@ def score_cases(
     columns: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     for batch in tqdm(loader, desc=f"scoring: {title}", unit="batch", leave=False, disable=not is_main()):
-        batch = {name: value.to(model.device) for name, value in batch.items()}
+        batch = to_device(batch, model.device)
         with model.autocast():
             output: VLMOutput = model(**batch, alpha=0.5 if text else 1)
         losses = output.case_losses if text else torch.full_like(output.case_losses, np.nan)
