@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from vlm.config import VisionConfig
 from vlm.data.study import StudySpec
-from vlm.errors import UserError, nearest, one_line
+from vlm.errors import one_line
 from vlm.model.encoders.build import build_encoder, check_cells
 from vlm.model.encoders.encoder import memory_format
-from vlm.model.encoders.encoder_lora import add_encoder_lora, freeze_unused
+from vlm.model.encoders.trained_part import choose_trained
 from vlm.model.projection import TokenProjector, WordTokens
 from vlm.model.study_fusion import ImageTokens, StudyFusion
 
@@ -45,9 +45,9 @@ class ImageEncoder(nn.Module):
         self.study: StudyFusion | None = None
         if study is not None and missing_roles is not None:
             self.study = StudyFusion(study, self.channels, WordTokens(missing_roles, token_rms))
-        self.lora_line = ""
+        self.cnn.to(memory_format=self.memory_format)
+        self.lora_line = choose_trained(self.cnn, self.encoder, config, sample)
         """What LoRA reaches, to print."""
-        self._choose_trained(sample)
 
     @property
     def summary_size(self) -> int:
@@ -110,40 +110,3 @@ class ImageEncoder(nn.Module):
             grid = self.encoder.grid(self.cnn.eval(), sample)  # some models accept one size only
         check_cells(grid, name, size)
         return int(grid.shape[1])
-
-    def _choose_trained(self, sample: torch.Tensor) -> None:
-        """Choose which parameters of the encoder train: none, all but frozen stages and layers, or its LoRA."""
-        self.cnn.to(memory_format=self.memory_format)
-        config = self.config
-        if not config.train:
-            self.cnn.requires_grad_(False)
-        elif config.lora_rank:
-            self.lora_line = add_encoder_lora(self.cnn, self.encoder, config.lora_rank, config.name, sample)
-        if not config.train:
-            return
-        for name in [*self._frozen_stages(), *self._frozen_layers()]:
-            self.cnn.get_parameter(name).requires_grad_(False)
-        freeze_unused(self.cnn, self.encoder, sample)
-
-    def _frozen_stages(self) -> list[str]:
-        """List the parameters of the first `frozen_stages` stages."""
-        count, name = self.config.frozen_stages, self.config.name
-        if not count:
-            return []
-        with one_line(f"model.vision.frozen_stages: {name} has no stages"):
-            stages = self.encoder.stages(self.cnn)
-        if count >= len(stages):
-            way_out = "set model.vision.train false to freeze all"
-            raise UserError(f"model.vision.frozen_stages: {name} has {len(stages)} stages; {way_out}")
-        return [parameter for stage in stages[:count] for parameter in stage]
-
-    def _frozen_layers(self) -> list[str]:
-        """List the parameters of the modules named in `frozen_layers`."""
-        names, frozen = [name for name, _ in self.cnn.named_parameters()], []
-        for layer in self.config.frozen_layers:
-            found = [name for name in names if f"{name}.".startswith(f"{layer}.")]
-            if not found:
-                near = nearest(layer, (path for path, _ in self.cnn.named_modules() if path), cutoff=0.0)
-                raise UserError(f"model.vision.frozen_layers: {self.config.name} has no {layer}; try {near}")
-            frozen += found
-        return frozen

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vlm.errors import UserError, one_line
-from vlm.model.encoders.encoder import LORA, Encoder, reached
+from vlm.model.encoders.encoder import LORA, Encoder
 
 ATTENTION, OTHER = re.compile(r"attn|attention"), re.compile(r"mlp|ffn")
 """Patterns in the path of a layer of attention, in timm and Transformers, and of one beside it."""
@@ -67,13 +67,3 @@ def _called(network: nn.Module, encoder: Encoder, paths: list[str], pixels: torc
         for hook in hooks:
             hook.remove()
     return [path for path in paths if path in called]
-
-
-def freeze_unused(network: nn.Module, encoder: Encoder, pixels: torch.Tensor) -> list[str]:
-    """Freeze the parameters that no grid depends on, such as a classifier's or a mask token; returns their names."""
-    trained = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
-    used = reached(encoder.grid(network.eval(), pixels))
-    unused = [(name, value) for name, value in trained if id(value) not in used]
-    for _, value in unused:
-        value.requires_grad_(False)
-    return [name for name, _ in unused]
