@@ -89,11 +89,28 @@ def test_each_role_begins_in_its_own_pool() -> None:
 
 
 @torch.no_grad()
-def test_a_role_that_no_pool_is_for_still_counts() -> None:
-    for study in (STUDY, StudySpec(4, ("PA", "lateral"), ()), StudySpec(2, (), ())):
-        fusion = StudyFusion(study, 4, WordTokens(torch.zeros(len(study.expected), 8), 0.1))
-        unknown = fusion.vector(torch.ones(1, 1, 4), torch.zeros(1, 4), 1)
-        torch.testing.assert_close(unknown, torch.full_like(unknown, 0.5))
+def test_a_current_image_of_no_expected_view_has_a_pool_too() -> None:
+    own = 1 / (1 + math.exp(-OWN))
+    for expected, wanted in (
+        (("PA", "lateral", "prior"), [own, 1 - own, 1 - own]),
+        (("prior",), [1 - own, own]),
+        ((), [own]),
+    ):
+        study = StudySpec(4, ("AP", "PA", "lateral", "oblique"), expected)
+        fusion = StudyFusion(study, 4, WordTokens(torch.zeros(len(expected), 8), 0.1))
+        for view in ("", "oblique", "AP"):
+            pooled = fusion.vector(torch.ones(1, 1, 4), torch.tensor([[0.0, study.number(view), 0, 0]]), 1)
+            torch.testing.assert_close(pooled[0, :, 0], torch.tensor(wanted))
+
+
+def test_one_frontal_view_stands_for_the_other() -> None:
+    study = StudySpec(4, ("AP", "PA", "lateral", "oblique"), ("PA", "lateral", "prior"))
+    assert [study.filled_by(role) for role in ("AP", "PA", "lateral", "oblique", "prior", "")] == [
+        "PA", "PA", "lateral", "", "prior", ""
+    ]  # fmt: skip
+    assert study.absent(np.array([[study.number("AP"), 0, 0.0]])) == 2
+    fusion = StudyFusion(study, 4, WordTokens(torch.zeros(3, 8), 0.1))
+    assert fusion.lacks(torch.tensor([[0.0, study.number("AP"), 0, 0]]), 1).tolist() == [[False, True, True]]
 
 
 @torch.no_grad()

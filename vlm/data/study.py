@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second
 
 PRIOR = "prior"
 """Role of an image of an earlier study, whatever its view."""
+FRONTAL = ("PA", "AP")
+"""Views of which a study has one or the other."""
 MOST_IMAGES, MOST_VIEWS, LONGEST_VIEW = 32, 32, 40
 EXPECTED_SHARE = 0.1
 """Smallest share of training studies with a role for which its absence is told to the model."""
@@ -107,7 +110,8 @@ class StudySpec:
     views: tuple[str, ...] = ()
     """Views that the model knows, sorted."""
     expected: tuple[str, ...] = ()
-    """Roles whose absence the model is told: views of current images, and `prior`."""
+    """Roles whose absence the model is told: views of current images, and `prior`. PA stands for AP too, or AP for PA:
+    a study has one of the two."""
 
     def __post_init__(self) -> None:
         if type(self.max_images) is not int or not 1 <= self.max_images <= MOST_IMAGES:
@@ -134,6 +138,8 @@ class StudySpec:
                 f"the images have {len(words)} views, more than {MOST_VIEWS}, such as {', '.join(words[:5])}"
             )
         roles = np.where(images.prior, PRIOR, images.views)
+        frontal = max(FRONTAL, key=lambda view: int((roles == view).sum()))
+        roles[np.isin(roles, FRONTAL)] = frontal
         shares = {role: len(np.unique(images.row[roles == role])) / max(len(rows), 1) for role in (*words, PRIOR)}
         return cls(max_images, tuple(words), tuple(role for role, share in shares.items() if share >= EXPECTED_SHARE))
 
@@ -159,14 +165,21 @@ class StudySpec:
         """Name the lack of each expected role, such as `no lateral`."""
         return [f"no {role}" for role in self.expected]
 
-    def expected_numbers(self) -> list[int]:
-        """List the expected roles as numbers: of a view from 1, and 0 for a prior."""
-        return [0 if role == PRIOR else self.number(role) for role in self.expected]
+    def filled_by(self, role: str) -> str:
+        """Return the expected role that an image of a role fills: its own, or the other frontal view; else `""`."""
+        alike = FRONTAL if role in FRONTAL else (role,)
+        return next((one for one in alike if one in self.expected), "")
+
+    @cached_property
+    def slots(self) -> list[int]:
+        """Number of the expected role that each role fills, -1 for none; a role is 2 · view + prior."""
+        roles = [role for view in ("", *self.views) for role in (view, PRIOR)]
+        places = {"": -1, **{role: place for place, role in enumerate(self.expected)}}
+        return [places[self.filled_by(role)] for role in roles]
 
     def absent(self, roles: np.ndarray) -> int:
-        """Count the expected roles that no image of a case has; `roles` is n × 3: view, prior, days."""
-        present = {0 if prior else int(view) or -1 for view, prior, _ in roles}
-        return sum(number not in present for number in self.expected_numbers())
+        """Count the expected roles that no image of a case fills; `roles` is n × 3: view, prior, days."""
+        return len(self.expected) - len({self.slots[int(2 * view + prior)] for view, prior, _ in roles} - {-1})
 
 
 def view_name(word: str, where: str = "view") -> str:

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from vlm.data.dataset import CaseDataset
-from vlm.data.study import PRIOR, role_of
+from vlm.data.study import PRIOR, StudySpec, role_of
 from vlm.findings.labeller import label
 from vlm.findings.vocabulary import FINDINGS
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -95,8 +95,12 @@ def _inputs(dataset: CaseDataset, kind: str) -> np.ndarray:
     if kind == "vitals":
         return _one_hot(vitals, dataset)
     roles = [{role_of(cell) for cell in cells} for cells in rows["images"]]
-    expected = dataset.spec.study.expected if dataset.spec.study else ()
-    images = [[bool(found - {PRIOR}), *(role in found for role in expected)] for found in roles]  # N × 1 or more
+    study = dataset.spec.study or StudySpec(1)
+    filled = [{study.filled_by(role) for role in found} for found in roles]
+    images = [
+        [bool(found - {PRIOR}), *(role in slots for role in study.expected)]
+        for found, slots in zip(roles, filled, strict=True)
+    ]  # N × 1 or more
     return np.column_stack([np.isnan(vitals), np.array(images, dtype=np.float64).reshape(len(rows), -1)])
 
 

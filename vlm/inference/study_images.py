@@ -102,8 +102,8 @@ def _warnings(pictures: Sequence[StudyPicture], spec: CaseSpec) -> list[str]:
         warnings.append("two of the images are the same picture")
     if any(item.prior and math.isnan(item.days) for item in pictures):
         warnings.append("the time of the prior is not given")
-    if spec.study is not None and len(spec.study.expected) > 1:
-        roles = {item.role for item in pictures}
+    if spec.study is not None:
+        roles = {spec.study.filled_by(item.role) for item in pictures}
         missing = [PRIOR if role == PRIOR else f"{role} view" for role in spec.study.expected if role not in roles]
         warnings += [f"not given: {', '.join(missing)}"] if missing else []
     return warnings

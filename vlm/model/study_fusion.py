@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm.data.study import LONGEST_DAYS, StudySpec
+from vlm.data.study import LONGEST_DAYS, PRIOR, StudySpec
 from vlm.model.projection import WordTokens
 
 OWN = 3.0
-"""Initial score of an image in the pool of its own role; -OWN in the pool of another, 0 of the null vector."""
+"""Initial score of an image in the pool of its own role; -OWN in another pool. The null vector has 0."""
 
 
 class ImageTokens(NamedTuple):
@@ -37,8 +37,7 @@ class StudyFusion(nn.Module):
     def __init__(self, study: StudySpec, channels: int, missing_roles: WordTokens) -> None:
         super().__init__()
         self.study, self.channels = study, channels
-        expected = torch.tensor(study.expected_numbers(), dtype=torch.long)
-        self.register_buffer("expected", expected, persistent=False)
+        self.register_buffer("slot", torch.tensor(study.slots), persistent=False)
         scores = self.initial_scores()
         roles, self.pools = scores.shape
         self.role_embedding = nn.Parameter(0.02 * torch.randn(roles, channels))  # added before the tokens are projected
@@ -48,21 +47,15 @@ class StudyFusion(nn.Module):
         self.null = nn.Parameter(torch.zeros(self.pools, channels))
         self.missing_roles = missing_roles
 
-    expected: torch.Tensor
+    slot: torch.Tensor
 
     def initial_scores(self) -> torch.Tensor:
-        """Score each role in each pool, roles × K; 0 in all for a role without a pool of its own."""
-        roles = 2 * (len(self.study.views) + 1)
-        if not len(self.expected):
-            return torch.zeros(roles, 1)
-        view, prior = torch.arange(roles) // 2, torch.arange(roles) % 2
-        own = self.role_number(view, prior)[:, None] == self.expected  # roles × K
-        return OWN * (2.0 * own - 1) * own.any(dim=1, keepdim=True)
-
-    @staticmethod
-    def role_number(view: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-        """Number roles as `StudySpec.expected_numbers` does; -1 for a current image of unknown view."""
-        return torch.where(prior > 0, 0, torch.where(view > 0, view, -1)).long()
+        """Score each role in each pool, roles × K; other roles share the pool of the first view, or have the last."""
+        expected = self.study.expected
+        shared = next((place for place, role in enumerate(expected) if role != PRIOR), len(expected))
+        pools = max(len(expected), shared + 1)
+        own = F.one_hot(torch.where(self.slot < 0, shared, self.slot), pools)  # roles × K
+        return OWN * (2.0 * own - 1)
 
     def role_embeddings(self, roles: torch.Tensor) -> torch.Tensor:
         """Embed the role and time of each image; N × 4 (row, view, prior, days) → N × C."""
@@ -106,5 +99,6 @@ class StudyFusion(nn.Module):
 
     def lacks(self, roles: torch.Tensor, cases: int) -> torch.Tensor:
         """Find the expected roles that no image of a case has; N × 4 → B × R, bool."""
-        matches = (self.role_number(roles[:, 1], roles[:, 2])[:, None] == self.expected).to(roles)  # N × R
-        return roles.new_zeros(cases, len(self.expected)).index_add(0, roles[:, 0].long(), matches) == 0
+        expected = torch.arange(len(self.study.expected), device=roles.device)
+        filled = (self.slot[self.role(roles)][:, None] == expected).to(roles)  # N × R
+        return roles.new_zeros(cases, len(expected)).index_add(0, roles[:, 0].long(), filled) == 0
