@@ -102,9 +102,9 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     strangers = [] if spec.labels == model.spec.labels else ["joint.head.", "evidence.label_"]
     if spec.schema != model.spec.schema or config.vitals != model.model_config.vitals:
         strangers += ["vitals.", "joint.from_vitals."]
-    if samples_of(spec.signal) != samples_of(model.spec.signal):
+    if _samples_of(spec.signal) != _samples_of(model.spec.signal):
         strangers += ["signal.", "joint.from_vitals."]
-    if roles_of(spec.study) != roles_of(model.spec.study):
+    if _roles_of(spec.study) != _roles_of(model.spec.study):
         strangers += ["vision.study.", "joint.from_image."]
     if config.vision.name != model.model_config.vision.name:
         strangers += ["vision."]
@@ -127,14 +127,14 @@ def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, tor
     return fitting
 
 
-def roles_of(study: StudySpec | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+def _roles_of(study: StudySpec | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Return the views and the expected roles, which number the rows of the study's tensors."""
     return (study.views, study.expected) if study is not None else None
 
 
-def samples_of(signal: SignalSpec | None) -> tuple[list[str], float, int] | None:
+def _samples_of(signal: SignalSpec | None) -> tuple[list[str], float, int] | None:
     """Return the channels, the samples a second and their number, which the signal's tensors are for."""
-    return (signal.channels, signal.rate / signal.average, signal.length) if signal is not None else None
+    return (signal.channels, signal.samples_a_second, signal.length) if signal is not None else None
 
 
 def _lora_name(name: str) -> str:
