@@ -57,6 +57,7 @@ def draw(seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     encoder = rng.choice([("timm", name) for name in TIMM] + [("transformers", name) for name in TRANSFORMERS])
     train = rng.random() < 0.5
+    z_token, label_token, label_words = (rng.random() < 0.5 for _ in range(3))
     return {
         "family": rng.choice(sorted(FAMILIES)),
         "encoder": encoder,
@@ -64,8 +65,7 @@ def draw(seed: int) -> dict[str, Any]:
         "vision": {"grid": rng.choice([1, 2, 3]), "summary_grid": rng.choice([1, 2]), "train": train,
                    "lora_rank": rng.choice([0, 0, 2]) if train else 0},
         "vitals": {"injection": rng.choice(["tokens", "text", "none"]), "tokens": rng.choice([1, 3])},
-        "fusion": {"z_token": rng.random() < 0.5, "label_token": rng.random() < 0.5,
-                   "label_words": rng.random() < 0.5},
+        "fusion": {"z_token": z_token, "label_token": label_token, "label_words": label_token and label_words},
     }  # fmt: skip
 
 

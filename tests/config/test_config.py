@@ -34,7 +34,8 @@ def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config
     config, _ = parse_config(["--config", str(file), "--run.folder", str(tmp_path)])
     llm = replace(config.model.llm, base=tiny_config.model.llm.base, sha256=None)
     vision = replace(config.model.vision, name="test_efficientnet", weights="random", frozen_stages=0)
-    config = replace(config, data=tiny_config.data, model=replace(config.model, llm=llm, vision=vision))
+    fusion = replace(config.model.fusion, exclusive=[], label_evidence={})  # they name the labels of their own data
+    config = replace(config, data=tiny_config.data, model=replace(config.model, llm=llm, vision=vision, fusion=fusion))
     if needs_bitsandbytes("0.50"):  # has 8-bit AdamW on GPUs alone, and says so
         config = replace(config, train=replace(config.train, optimizer="adamw_torch"))
     cohort = load_cohort(config.data)
@@ -133,6 +134,10 @@ def test_every_new_name_is_one_of_the_config() -> None:
         ("loss: {alpha: 1.5}", "loss.alpha: must be between 0 and 1"),
         ("train: {batch_size: 10, micro_batch_size: 4}", "train.batch_size: must be a multiple"),
         ("run: {name: a/b}", "run.name: must be a plain folder name"),
+        ("model: {fusion: {label_words: true, label_token: false}}", "model.fusion.label_words: must be false where"),
+        ("model: {fusion: {exclusive: [[a, b]]}}", "model.fusion.exclusive: must be empty where"),
+        ("model: {fusion: {label_evidence: {a: [prior]}}}", "model.fusion.label_evidence: must be empty where"),
+        ("model: {fusion: {label_words: true, exclusive: [[a, b], [b, c]]}}", "each label once"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(text: str, message: str, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,26 +93,65 @@ def test_a_pressure_between_two_states_stays_a_share() -> None:
 
 def test_z_and_the_verdicts_are_the_tokens_in_this_order() -> None:
     torch.manual_seed(0)
-    words = torch.randn(3, 32)
-    evidence = EvidenceTokens(FusionConfig(size=6, sharpness=3.0), words, 0.1)
+    evidence = evidence_tokens(FusionConfig(size=6, sharpness=3.0), ["cough", "fever"])
     z, logits = torch.randn(4, 6), torch.randn(4, 2)
     first, second = evidence(z, logits)
     assert evidence.tokens == 2
     torch.testing.assert_close(first[:, 0], evidence.z_projector(z))
     torch.testing.assert_close(second[:, 0], evidence.label_projector(torch.sigmoid(3 * logits), torch.sigmoid(logits)))
     for config in (FusionConfig(size=6), FusionConfig(size=6, label_words=True)):
-        assert EvidenceTokens(config, words[:1], 0.1).tokens == 1, "no label, no token of labels"
+        assert evidence_tokens(config, []).tokens == 1, "no label, no token of labels"
+
+
+WORDS = {"no": 0.0, "unknown": -1.0, "new": 1.0, "larger": 2.0, "smaller": 3.0, "fever": 4.0}
+
+
+def evidence_tokens(config: FusionConfig, labels: list[str], roles: tuple[str, ...] = ()) -> EvidenceTokens:
+    return EvidenceTokens(config, labels, roles, embed, 0.1)
+
+
+def embed(names: Sequence[str]) -> torch.Tensor:
+    """Give each word a vector of one number; S × 32."""
+    return torch.tensor([WORDS.get(name, 9.0) for name in names])[:, None].expand(-1, 32).contiguous()
 
 
 def test_each_label_is_its_name_or_no() -> None:
-    words = torch.randn(3, 32)
-    evidence = EvidenceTokens(FusionConfig(size=6, z_token=False, label_words=True), words, 0.1)
+    evidence = evidence_tokens(FusionConfig(size=6, z_token=False, label_words=True), ["new", "larger"])
     (tokens,) = evidence(torch.randn(2, 6), torch.tensor([[20.0, -20.0], [0.0, 20.0]]))
     assert evidence.tokens == 2
-    torch.testing.assert_close(tokens[0], words[[1, 0]])
-    torch.testing.assert_close(tokens[1], torch.stack([(words[0] + words[1]) / 2, words[2]]))
+    torch.testing.assert_close(tokens[..., 0], torch.tensor([[1.0, 0.0], [0.5, 2.0]]))
     tokens.sum().backward()
-    assert evidence.label_words.names.grad.abs().sum() > 0
+    assert evidence.label_words.words.names.grad.abs().sum() > 0
+
+
+def test_of_labels_that_exclude_each_other_the_likeliest_is_shown() -> None:
+    config = FusionConfig(size=6, z_token=False, label_words=True, sharpness=30.0, exclusive=[["smaller", "new"]])
+    evidence = evidence_tokens(config, ["new", "larger", "smaller"])
+    p = torch.tensor([[0.2, 0.4, 0.45], [0.4, 0.1, 0.3], [0.2, 0.9, 0.1]])  # chance for one of two: 1 / 3
+    (tokens,) = evidence(torch.zeros(3, 6), p.logit())
+    torch.testing.assert_close(tokens[..., 0], torch.tensor([[0.0, 0, 3], [1, 0, 0], [0, 2, 0]]), atol=0.01, rtol=0)
+
+
+def test_a_label_without_its_image_is_unknown() -> None:
+    needs = {"new": ["prior"], "fever": ["lateral", "prior"]}
+    config = FusionConfig(size=6, z_token=False, label_words=True, label_evidence=needs)
+    evidence = evidence_tokens(config, ["new", "larger", "fever"], ("lateral", "prior"))
+    lacking = torch.tensor([[False, False], [True, False], [False, True]])
+    (tokens,) = evidence(torch.zeros(3, 6), torch.full((3, 3), 20.0), lacking)
+    assert tokens[..., 0].round().tolist() == [[1, 2, 4], [1, 2, -1], [-1, 2, -1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"exclusive": [["new", "old"]]}, r"model.fusion.exclusive: 'old' is none of new, larger"),
+        ({"label_evidence": {"old": ["prior"]}}, r"model.fusion.label_evidence: 'old' is none of new, larger"),
+        ({"label_evidence": {"new": ["AP"]}}, r"model.fusion.label_evidence.new: 'AP' is none of prior"),
+    ],
+)
+def test_another_label_or_role_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        evidence_tokens(FusionConfig(label_words=True, **options), ["new", "larger"], ("prior",))
 
 
 def test_without_vitals_z_is_of_the_image_alone() -> None:

@@ -40,6 +40,14 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
         yield "model.llm.lora_dropout", f"a probability below 1, not {llm.lora_dropout}"
     if not (math.isfinite(fusion.sharpness) and fusion.sharpness > 0):
         yield "model.fusion.sharpness", f"a number above 0, not {fusion.sharpness}"
+    if fusion.label_words and not fusion.label_token:
+        yield "model.fusion.label_words", "false where model.fusion.label_token is false"
+    grouped = [name for group in fusion.exclusive for name in group]
+    if len(set(grouped)) < len(grouped) or any(len(group) < 2 for group in fusion.exclusive):
+        yield "model.fusion.exclusive", "groups of two or more labels, each label once"
+    for key, given in (("exclusive", fusion.exclusive), ("label_evidence", fusion.label_evidence)):
+        if given and not fusion.label_words:
+            yield f"model.fusion.{key}", "empty where model.fusion.label_words is false"
     for key, text, longest in (
         ("llm.base", llm.base, 1000),
         ("llm.revision", llm.revision or "", 200),

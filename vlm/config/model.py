@@ -106,6 +106,12 @@ class FusionConfig:
     label_words: bool = False
     """Show them as a token for each label in its place, which begins as the label's name or, where it is unlikely, as
     `no`: more tokens, which the text learns to copy in few steps."""
+    exclusive: list[list[str]] = field(default_factory=list)
+    """With `label_words`: groups of labels of which at most one is true, such as [[nevus, melanoma]]. The name of the
+    likeliest is shown, if it is likelier than by chance."""
+    label_evidence: dict[str, list[str]] = field(default_factory=dict)
+    """With `label_words`: label → the images it rests on, by view or `prior`; without one of them its token is
+    `unknown`."""
     sharpness: float = 3.0
     """The head's logits times this give the verdict that the token shows: at 3, 0.8 becomes 0.98 and 0.2 0.02."""
 

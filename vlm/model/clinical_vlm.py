@@ -20,6 +20,7 @@ from vlm.data.chat_template import PromptIds
 from vlm.data.collate import Batch
 from vlm.device import choose_device, choose_precision
 from vlm.errors import one_line
+from vlm.model.bases.lora import add_lora
 from vlm.model.bases.lora_targets import fit_targets
 from vlm.model.bases.prefix_reuse import EVERYWHERE, NOWHERE, choose_prefix_reuse
 from vlm.model.bases.quantization import refuse_unquantised
@@ -27,7 +28,6 @@ from vlm.model.bases.vocabulary_head import VocabularyHead
 from vlm.model.decoder import LONGEST_PACK, decoder_forward, packed_forward
 from vlm.model.evidence import EvidenceEncoder
 from vlm.model.llm import embedding_space, fingerprint, load_llm, word_embeddings
-from vlm.model.lora import add_lora
 from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
 
 

@@ -67,7 +67,9 @@ class EvidenceEncoder(nn.Module):
             self.signal = SignalEncoder(config.signal, spec.signal, space.embed_names, space.hidden_size, space.rms)
         x_size = self.vitals.size + (self.signal.size if self.signal else 0)
         self.joint = JointVector(config.fusion, self.vision.summary_size, x_size, len(spec.labels))
-        self.evidence = EvidenceTokens(config.fusion, space.embed_names(["no", *spec.labels]), space.rms)
+        self.evidence = EvidenceTokens(
+            config.fusion, spec.labels, spec.study.expected if spec.study else (), space.embed_names, space.rms
+        )
         last = max((number for ids in prompt_ids or () for number in ids), default=0)
         if space.vocabulary is not None and last >= space.vocabulary:
             raise UserError(f"prompt_ids: {last} is no token of the base, which has {space.vocabulary:,}")
@@ -112,7 +114,7 @@ class EvidenceEncoder(nn.Module):
         vitals_tokens, x = vitals  # B × n × H, B × X
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a logit near 4 moves in steps of 0.03
             z, logits = self.joint(image.f.float(), x.float())  # B × Z, B × K
-        shown = self.evidence(z, logits if whole else logits.detach())
+        shown = self.evidence(z, logits if whole else logits.detach(), image.lacking)
         rest = [*([vitals_tokens] if vitals_tokens.shape[1] else []), *shown]
         tokens = torch.cat([part.to(image.tokens.dtype) for part in (image.tokens, *rest)], dim=1)
         there = image.there

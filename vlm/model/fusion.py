@@ -1,10 +1,15 @@
 """Compute the joint vector of equation (4), z = W_f f + W_x x + b, its head, and their evidence tokens."""
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 
 from vlm.config import FusionConfig
+from vlm.errors import UserError
 from vlm.model.projection import NamedProjector, TokenProjector, WordTokens
+from vlm.plain import shortened
 
 
 class JointVector(nn.Module):
@@ -32,31 +37,99 @@ class EvidenceTokens(nn.Module):
 
     Each label-name embedding is weighted by sigmoid(sharpness · logit), a sharpened probability near 0 or 1: of two
     names at 0.8 the language model would otherwise mention one. In the token for all labels the probabilities
-    themselves are features; in the token of each, the embedding of `no` has the rest of the weight.
+    themselves are features.
     """
 
-    def __init__(self, config: FusionConfig, words: torch.Tensor, token_rms: float) -> None:
-        """`words` is (1 + K) × H, the word embedding of `no` and of each label's name."""
-        super().__init__()
-        label_names = words[1:]
-        self.sharpness = config.sharpness
-        labels, hidden_size = label_names.shape
-        self.z_projector = TokenProjector(config.size, hidden_size, token_rms) if config.z_token else None
-        shows_labels = config.label_token and labels > 0
-        each = shows_labels and config.label_words
-        self.label_words = WordTokens(words, token_rms) if each else None
-        self.label_projector = NamedProjector(labels, label_names, token_rms) if shows_labels and not each else None
-        self.tokens = int(config.z_token) + (labels if each else int(shows_labels))
+    def __init__(
+        self,
+        config: FusionConfig,
+        labels: Sequence[str],
+        roles: Sequence[str],
+        embed_names: Callable[[Sequence[str]], torch.Tensor],
+        token_rms: float,
+    ) -> None:
+        """`roles` are the expected roles of images; `embed_names` maps S names to S × H.
 
-    def forward(self, z: torch.Tensor, logits: torch.Tensor) -> list[torch.Tensor]:
-        """Project z (B × Z) and logits (B × K) into tokens, B × 1 × H of z and B × 1 × H or B × K × H of the labels."""
+        Raises `UserError` for an option that names another label or role.
+        """
+        super().__init__()
+        self.sharpness = config.sharpness
+        hidden_size = embed_names(["no"]).shape[1]
+        shows_labels = config.label_token and len(labels) > 0
+        each = shows_labels and config.label_words
+        self.z_projector = TokenProjector(config.size, hidden_size, token_rms) if config.z_token else None
+        self.label_words = LabelWords(config, labels, roles, embed_names, token_rms) if each else None
+        self.label_projector: NamedProjector | None = None
+        if shows_labels and not each:
+            self.label_projector = NamedProjector(len(labels), embed_names(labels), token_rms)
+        self.tokens = int(config.z_token) + (len(labels) if each else int(shows_labels))
+
+    def forward(self, z: torch.Tensor, logits: torch.Tensor, lacking: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Project z (B × Z) and logits (B × K) into tokens, B × 1 × H of z and B × 1 × H or B × K × H of the labels.
+
+        `lacking` is B × R, the expected roles of which a case has no image.
+        """
         tokens = []
         if self.z_projector is not None:
             tokens.append(self.z_projector(z)[:, None])
-        verdicts = (self.sharpness * logits).sigmoid()  # B × K
         if self.label_words is not None:
-            words = self.label_words()  # (1 + K) × H
-            tokens.append(torch.lerp(words[:1], words[1:], verdicts[..., None].to(words.dtype)))  # B × K × H
+            tokens.append(self.label_words(logits, lacking))
         if self.label_projector is not None:
-            tokens.append(self.label_projector(verdicts, logits.sigmoid())[:, None])
+            tokens.append(self.label_projector((self.sharpness * logits).sigmoid(), logits.sigmoid())[:, None])
         return tokens
+
+
+class LabelWords(nn.Module):
+    """Show each label as a token: its name where it is likely, `no` where not, `unknown` without its evidence.
+
+    Of labels that exclude each other the likeliest is shown. By each alone, one at 0.4 beside others at 0.1 would be
+    `no`, and the language model would be told nothing.
+    """
+
+    def __init__(
+        self,
+        config: FusionConfig,
+        labels: Sequence[str],
+        roles: Sequence[str],
+        embed_names: Callable[[Sequence[str]], torch.Tensor],
+        token_rms: float,
+    ) -> None:
+        super().__init__()
+        self.sharpness, self.labels = config.sharpness, len(labels)
+        self.groups = [[_place(name, labels, "exclusive") for name in group] for group in config.exclusive]
+        unknown = ["unknown"] if config.label_evidence else []
+        self.words = WordTokens(embed_names(["no", *labels, *unknown]), token_rms)
+        rests_on = torch.zeros(len(roles), len(labels))  # R × K
+        for label, needed in config.label_evidence.items():
+            for role in needed:
+                rests_on[_place(role, roles, f"label_evidence.{label}"), _place(label, labels, "label_evidence")] = 1
+        self.register_buffer("rests_on", rests_on, persistent=False)
+
+    rests_on: torch.Tensor
+
+    def forward(self, logits: torch.Tensor, lacking: torch.Tensor | None) -> torch.Tensor:
+        """Map logits (B × K) and the roles without an image (B × R) to tokens, B × K × H."""
+        words = self.words()  # (1 + K) × H, or one more with `unknown`
+        shown = self.verdicts(logits)[..., None].to(words.dtype)
+        tokens = torch.lerp(words[:1], words[1 : 1 + self.labels], shown)  # B × K × H
+        if lacking is None or len(words) == 1 + self.labels:
+            return tokens
+        unknown = lacking.to(self.rests_on) @ self.rests_on > 0  # B × K
+        return torch.where(unknown[..., None], words[-1], tokens)
+
+    def verdicts(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sharpen probabilities to near 0 or 1, B × K; in a group by softmax, beside chance as one more choice."""
+        sharp = self.sharpness * logits
+        verdicts = sharp.sigmoid()
+        for group in self.groups:
+            chance = sharp.new_full((len(sharp), 1), -self.sharpness * math.log(len(group)))  # logit of 1 / (n + 1)
+            chosen = torch.cat([sharp[:, group], chance], dim=1).softmax(dim=1)[:, :-1]
+            verdicts = verdicts.index_copy(1, torch.tensor(group, device=sharp.device), chosen)
+        return verdicts
+
+
+def _place(name: str, known: Sequence[str], key: str) -> int:
+    """Find a name; raises `UserError` for another one."""
+    if name not in known:
+        raise UserError(f"model.fusion.{key}: {shortened(name)} is none of {', '.join(known) or 'none'}")
+    return list(known).index(name)

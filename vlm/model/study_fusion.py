@@ -23,6 +23,8 @@ class ImageTokens(NamedTuple):
     """B × F."""
     there: torch.Tensor | None = None
     """B × I, bool: False at padding; None where every case has I tokens."""
+    lacking: torch.Tensor | None = None
+    """B × R, bool: the expected roles of which a case has no image; None for a model of one image."""
 
 
 class StudyFusion(nn.Module):
@@ -83,19 +85,22 @@ class StudyFusion(nn.Module):
         pooled = rest.expand(-1, -1, summary.shape[1], -1).index_add(0, row, weighted)
         return pooled.flatten(1, 2)
 
-    def gather(self, tokens: torch.Tensor, roles: torch.Tensor, cases: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def gather(
+        self, tokens: torch.Tensor, roles: torch.Tensor, lacking: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gather the tokens of each case's images, and one for each expected role that it lacks, such as `no lateral`.
 
-        N × g·g × H → B × I × H with its mask B × I.
+        N × g·g × H and B × R → B × I × H with its mask B × I.
         """
+        cases = len(lacking)
         row = roles[:, 0].long()
         counts = torch.bincount(row, minlength=cases)  # B
         place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]  # N, within its case
         most, size = int(counts.max()), tokens.shape[1]
         gathered = tokens.new_zeros(cases, most, *tokens.shape[1:]).index_put((row, place), tokens)  # B × n × g·g × H
         there = (torch.arange(most, device=row.device) < counts[:, None]).repeat_interleave(size, dim=1)
-        lacking = self.missing_roles().to(tokens.dtype).expand(cases, -1, -1)  # B × R × H
-        return torch.cat([gathered.flatten(1, 2), lacking], dim=1), torch.cat([there, self.lacks(roles, cases)], dim=1)
+        words = self.missing_roles().to(tokens.dtype).expand(cases, -1, -1)  # B × R × H
+        return torch.cat([gathered.flatten(1, 2), words], dim=1), torch.cat([there, lacking], dim=1)
 
     def lacks(self, roles: torch.Tensor, cases: int) -> torch.Tensor:
         """Find the expected roles that no image of a case has; N × 4 → B × R, bool."""

@@ -90,8 +90,9 @@ class ImageEncoder(nn.Module):
         cases = len(has_image)
         summary = self.study.vector(summary.float(), roles, cases)  # B × K·s·s × C
         marked = self.projector(tokens + self.study.role_embeddings(roles)[:, None])  # N × g·g × H
-        found, there = self.study.gather(marked, roles, cases)
-        return ImageTokens(found, summary.transpose(1, 2).flatten(1), there)
+        lacking = self.study.lacks(roles, cases)
+        found, there = self.study.gather(marked, roles, lacking)
+        return ImageTokens(found, summary.transpose(1, 2).flatten(1), there, lacking)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         super().train(mode)
