@@ -7,8 +7,6 @@ Attributing a phrase to places and values takes minutes on a busy CPU and would 
 import importlib.util
 from typing import Any
 
-import cv2
-
 from vlm.app.view import png_link
 from vlm.explanation.explain import explain_example, read_images
 from vlm.explanation.result import Explanation, overlay
@@ -73,5 +71,5 @@ def _map(explanation: Explanation, name: str, place: int) -> dict[str, str]:
     return {
         "title": f"{label}: {role}" if several else label,
         "alt": f"Heat of the label {label} over the image{f' {role}' if several else ''}",
-        "link": png_link(cv2.cvtColor(overlay(explanation, name, place), cv2.COLOR_RGB2BGR)),
+        "link": png_link(overlay(explanation, name, place)),
     }

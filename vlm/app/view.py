@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from vlm.app.about import Adapter
+from vlm.data.images.color import bgr
 from vlm.data.sections import heading, section_parts
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.inference.fhir import to_fhir
@@ -80,7 +81,7 @@ def percent(value: float) -> str:
 
 
 def picture(square: np.ndarray, number: int | None = None) -> str:
-    """Render an image as the model sees it, S × S, uint8, with its number in a study."""
+    """Render an image as the model sees it, S × S or S × S × 3, uint8, with its number in a study."""
     side = square.shape[0]
     caption = (
         f"As the model sees it, {side} × {side} pixels" if number is None else f"Image {number} as the model sees it"
@@ -90,8 +91,8 @@ def picture(square: np.ndarray, number: int | None = None) -> str:
 
 
 def png_link(image: np.ndarray) -> str:
-    """Encode an image as a link within the page itself: no file of it is left anywhere."""
-    return data_uri("image/png", cv2.imencode(".png", image)[1].tobytes())
+    """Encode an image, grey or RGB, as a link within the page itself: no file of it is left anywhere."""
+    return data_uri("image/png", cv2.imencode(".png", bgr(image))[1].tobytes())
 
 
 def _result(**values: Any) -> str:

@@ -246,6 +246,9 @@ class DataConfig:
     """Packed shards that training interleaves, 1 to 16; each process reads its share."""
     image_size: int = 224
     """Side of the encoder's square image, pixels; padding keeps the aspect; 0: that of its weights."""
+    color: Literal["auto", "grey", "rgb"] = "auto"
+    """Whether the model sees pictures in colour (sRGB) or as luminance with stretched contrast; auto: in colour where
+    most training images are."""
     studies: bool = False
     """Read whole studies of a public collection: laterals and earlier studies of the patient too; false: frontal images
     alone."""

@@ -35,9 +35,17 @@ def _load(cell: Cell, spec: CaseSpec) -> StudyPicture:
 
 
 def read_square(path: str, spec: ImageSpec) -> np.ndarray:
-    """Read the image of a cell from any storage as S × S uint8; raises `UserError` that names it, for any fault."""
+    """Read the image of a cell from any storage as S × S or S × S × 3 uint8 (see `to_square`).
+
+    Raises `UserError` that names it, for any fault.
+    """
+    return to_square(read_pixels(path, spec.in_color), spec)
+
+
+def read_pixels(path: str, color: bool) -> np.ndarray:
+    """Read the image of a cell from any storage, whole; raises `UserError` that names it, for any fault."""
     try:
-        return to_square(read_packed(path) if is_packed(path) else decode_image(*read_image_bytes(path)), spec)
+        return read_packed(path, color) if is_packed(path) else decode_image(*read_image_bytes(path), color)
     except UserError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm.atomic import replace_file
 from vlm.data.dataset import CaseDataset, load_pictures
+from vlm.data.images.color import bgr
 from vlm.estimate import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.text import METRICS, RougeL
@@ -112,8 +113,8 @@ def _case(test: CaseDataset, row: Mapping[str, Any], index: int) -> dict[str, An
 
 
 def _encode(picture: np.ndarray) -> str:
-    """Encode an image (S × S uint8) as a data URI."""
-    return data_uri("image/jpeg", cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
+    """Encode an image (S × S or S × S × 3 uint8, RGB) as a data URI."""
+    return data_uri("image/jpeg", cv2.imencode(".jpg", bgr(picture), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
 
 
 def _data(file: Path) -> str:

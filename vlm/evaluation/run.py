@@ -48,6 +48,8 @@ def test_adapter(
     config = _config_of(data, given, options)
     cohort = load_cohort(config.data)
     _check_same_columns(data, given, cohort)
+    if config.data.color not in ("auto", given.spec.image.color):
+        raise UserError(f"data.color: {config.data.color}; the adapter sees {given.spec.image.color}; leave it at auto")
     learned = load_learned(config.evaluation.learned_metrics)
     print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
     model = load(opened, base=base)

@@ -153,12 +153,14 @@ def read_images(engine: Engine, images: Images) -> list[tuple[str | Path | np.nd
 
 
 def shown_picture(engine: Engine, image: str | Path | np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Return the image with the model's contrast, in its own aspect ratio and no larger than a screen; H × W uint8.
+    """Return the image with the model's contrast, in its own aspect ratio and no larger than a screen.
 
-    An image that was given as its square (S × S) is shown as that.
+    H × W uint8, or H × W × 3 in colour. An image that was given as its square is shown as that.
     """
     if isinstance(image, np.ndarray):
         return square
-    stretched = stretch_contrast(read_image(image), engine.model.spec.image)
-    box = Box.of(stretched.shape, min(LONGEST_SIDE, max(stretched.shape)))
+    spec = engine.model.spec.image
+    stretched = stretch_contrast(read_image(image, spec.in_color), spec)
+    shape = stretched.shape[:2]
+    box = Box.of(shape, min(LONGEST_SIDE, max(shape)))
     return resize(stretched, box.height, box.width)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vlm.data.images.color import rgb
 from vlm.explanation.bars import FAINT, NOTHING, short
 from vlm.explanation.result import ExplainedWords, Explanation, overlay
 
@@ -87,23 +88,20 @@ def _single(explanation: Explanation) -> list[Panel]:
     if words is not None:
         title = f"“{short(words.text, 40)}”\nwhere the words come from"
         panels.append(Panel(title, overlay(explanation, words.text)))
-    return panels or [Panel("Image", _grey(explanation, 0))]
+    return panels or [Panel("Image", rgb(explanation.pictures[0].pixels))]
 
 
 def _rows(explanation: Explanation, name: str | None, title: str, captions: list[str]) -> list[Strip]:
     """Make the rows of one map over all images; without a name the images alone."""
     count = len(captions)
     columns = -(-count // -(-count // MOST_COLUMNS))  # five images are three and two
-    pixels = [_grey(explanation, n) if name is None else overlay(explanation, name, n) for n in range(count)]
+    shown = [rgb(picture.pixels) for picture in explanation.pictures[:count]]
+    pixels = shown if name is None else [overlay(explanation, name, n) for n in range(count)]
     panels = [Panel(short(caption, 96 // columns), image) for caption, image in zip(captions, pixels, strict=True)]
     return [
         Strip(panels[start : start + columns], columns, CAPTIONED if start else HEADED, True, "" if start else title)
         for start in range(0, count, columns)
     ]
-
-
-def _grey(explanation: Explanation, image: int) -> np.ndarray:
-    return np.repeat(explanation.pictures[image].pixels[..., None], 3, axis=2)
 
 
 def _most_seen(explanation: Explanation) -> ExplainedWords | None:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from matplotlib import colormaps
 
+from vlm.data.images.color import rgb
 from vlm.data.images.image import Box
 from vlm.errors import UserError
 from vlm.report import Report
@@ -23,7 +24,7 @@ class ShownImage(NamedTuple):
     name: str
     """Its role, such as `PA`, `lateral` or `prior, 30 days`; `image` where none was said."""
     pixels: np.ndarray
-    """H × W uint8, in its own aspect ratio."""
+    """H × W uint8, or H × W × 3 in colour, in its own aspect ratio."""
 
 
 class TintedWord(NamedTuple):
@@ -155,7 +156,7 @@ class Explanation:
             raise UserError("no image was read, so there is nothing to lay a heat over")
         if not 0 <= image < len(self.pictures):
             raise UserError(f"image {image}: the case has {len(self.pictures)}, numbered from 0")
-        shown = [positive_heat(cells, item.pixels.shape) for cells, item in zip(heat, self.pictures, strict=True)]
+        shown = [positive_heat(cells, item.pixels.shape[:2]) for cells, item in zip(heat, self.pictures, strict=True)]
         return shown[image] / max(*(float(heat.max()) for heat in shown), 1e-12)
 
     def lines(self) -> list[str]:
@@ -235,7 +236,7 @@ def overlay(explanation: Explanation, name: str | None = None, image: int = 0) -
     was not explained and where there was no image: there is no heat without one.
     """
     heat = explanation.heat_of(name, image)  # H × W
-    grey = np.repeat(explanation.pictures[image].pixels[..., None].astype(np.float32), 3, axis=2)
+    picture = rgb(explanation.pictures[image].pixels).astype(np.float32)
     colour = colormaps["inferno"](0.15 + 0.8 * heat)[..., :3] * 255
     weight = STRENGTH * heat[..., None] ** 0.7  # a place without heat shows the image alone
-    return np.round(grey * (1 - weight) + colour * weight).astype(np.uint8)
+    return np.round(picture * (1 - weight) + colour * weight).astype(np.uint8)

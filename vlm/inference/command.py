@@ -10,7 +10,7 @@ import numpy as np
 from vlm.adapter import open_adapter
 from vlm.atomic import replace_file
 from vlm.data.case import CaseSpec
-from vlm.data.images.image import read_image, to_square
+from vlm.data.images.image import decode_square, read_file
 from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.dicom_folder import study_from_dicom
@@ -74,7 +74,7 @@ class OpenedCase(NamedTuple):
         spec = opened.config.spec
         given_images, left_out = _of_folder(as_images(images), spec)
         noted = (*noted, *left_out)
-        read_study(given_images, spec, lambda image: to_square(read_image(image), spec.image))
+        read_study(given_images, spec, lambda image: decode_square(read_file(Path(image)), str(image), spec.image))
         read_signal(signal, spec)
         drafter = open_engine(opened, **engine)
         return cls(drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted))

@@ -14,7 +14,7 @@ import torch
 from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example, missing_notes
 from vlm.data.collate import Batch, Collator, to_device
-from vlm.data.images.image import read_image, to_square
+from vlm.data.images.image import decode_square, read_file
 from vlm.data.sections import split_sections
 from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
@@ -112,8 +112,8 @@ class Engine(ABC):
         return self.model.prompt.room_of(example)
 
     def read_picture(self, image: str | Path) -> np.ndarray:
-        """Read an image file as the model sees it, S × S uint8; raises `UserError` for an unreadable one."""
-        return to_square(read_image(image), self.model.spec.image)
+        """Read an image file as the model sees it (see `to_square`); raises `UserError` for an unreadable one."""
+        return decode_square(read_file(Path(image)), str(image), self.model.spec.image)
 
     def prepare(
         self, images: Images, vitals: Vitals, context: str = "", prior_report: str = "", signal: Signal = None

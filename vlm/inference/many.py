@@ -20,7 +20,7 @@ from vlm.adapter import digest
 from vlm.atomic import make_folder, open_private, replace_file, writing
 from vlm.data.case import Example
 from vlm.data.images.find import ImageFolder
-from vlm.data.images.image import decode_image, to_square
+from vlm.data.images.image import decode_square
 from vlm.data.images.store import EmbeddedReader, row_label
 from vlm.data.ingest.read import TableOptions, read_chunks
 from vlm.data.ingest.study_columns import read_days
@@ -239,11 +239,11 @@ def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedRe
 
 
 def _find(engine: Engine, images: ImageFolder, embedded: EmbeddedReader, source: Source) -> tuple[Any, str]:
-    """Return an image's file or, of one in the table, its square (S × S uint8); and a note on how it was found."""
+    """Return an image's file or, of one in the table, its square (see `to_square`); and a note on how it was found."""
     if isinstance(source, str):
         return images.find_if_named(source)
     where = row_label(source, f"{source.file}: row {source.row + 2}")
-    return to_square(decode_image(embedded.read(source, where), where), engine.model.spec.image), ""
+    return decode_square(embedded.read(source, where), where, engine.model.spec.image), ""
 
 
 def _days(text: str) -> float | None:

@@ -16,6 +16,7 @@ from vlm.config import Config
 from vlm.data.blank_images import check_sample
 from vlm.data.case import CaseSpec
 from vlm.data.cohort import Cohort
+from vlm.data.color_choice import Color, choose_color
 from vlm.data.dataset import CaseDataset
 from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
@@ -31,7 +32,7 @@ from vlm.evaluation.temperature import fit_temperature
 from vlm.model.bases.lora_targets import describe_choice
 from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.model.encoders.build import image_pictures
+from vlm.model.encoders.build import image_pictures, image_spec
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
@@ -71,6 +72,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         cohort = load_cohort(config.data)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     log_rank0(*(f"warning: {line}" for line in check_sample(cohort.dataset, ImageSpec(config.data.image_size))))
+    config = _colored(config, cohort)
     contents = contents_fingerprint(cohort)
     checkpoint = folder.check(config, cohort.fingerprint, resume, contents)
     processes.wait_for_everyone()  # no process may write to the folder before all have checked it
@@ -160,14 +162,22 @@ def _sized(config: Config) -> Config:
     return replace(config, data=replace(config.data, image_size=size))
 
 
+def _colored(config: Config, cohort: Cohort) -> Config:
+    """Write the choice for `data.color: auto`."""
+    if config.data.color != "auto":
+        return config
+    one = image_pictures(config.model.vision, config.data.image_size)[0].channels == 1
+    color: Choice[Color] = Choice("grey", "the encoder takes one channel") if one else choose_color(cohort)
+    log_rank0(f"pictures in colour: {color.value == 'rgb'} ({color.reason})")
+    return replace(config, data=replace(config.data, color=color.value))
+
+
 def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: torch.dtype) -> ClinicalVLM:
     """Build a fresh model for these data; the same seed gives the same initial weights."""
     set_seed(config.train.seed)
     pictures, line = image_pictures(config.model.vision, config.data.image_size)
     log_rank0(line)
-    image = ImageSpec(
-        pictures.size, pictures.mean, pictures.std, interpolation=pictures.interpolation, channels=pictures.channels
-    )
+    image = image_spec(pictures, _colored(config, cohort).data.color == "rgb")
     spec = CaseSpec.fit(cohort, image, config.model.vitals.bins, config.data.max_images, config.data.section_headings)
     if spec.study is not None:
         log_rank0(spec.study.describe())

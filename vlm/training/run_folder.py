@@ -118,6 +118,7 @@ class RunFolder:
             raise UserError(f"{self.path}: no checkpoint to resume from; leave --resume away to start the run")
         values = read_yaml(self.config, "the run's config")
         rename_keys(values, str(self.config))
+        values.setdefault("data", {}).setdefault("color", "grey")  # earlier versions knew no other
         now = dotted(yaml.safe_load(to_yaml(config)))
         before = dotted(with_defaults(Config, values))  # an earlier version had fewer options
         for key in before.keys() | now.keys():

@@ -1,4 +1,4 @@
-"""Decode an untrusted DICOM object to the greyscale picture that a viewer would show.
+"""Decode an untrusted DICOM object to the picture that a viewer would show, in grey or in colour.
 
 In order: transfer syntax and size are validated before decoding; modality LUT or rescale; padding masked;
 VOI LUT or window; one inversion where low values are white (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2 and C.11.6).
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlm.data.images.color import eight_bits, is_grey
 from vlm.data.images.file_types import describe_other_file, file_type
 from vlm.data.images.header import LARGEST_DECODED, LARGEST_IMAGE, read_header
 from vlm.errors import UserError, require
@@ -41,10 +42,10 @@ NEEDED = [
 ]  # fmt: skip
 
 
-def read_dicom(where: str, data: bytes) -> np.ndarray:
-    """Decode to H × W float32 with bright bone, NaN where the detector saw nothing; the preamble may be missing.
+def read_dicom(where: str, data: bytes, color: bool = False) -> np.ndarray:
+    """Decode to H × W float32 with bright bone, NaN where the detector saw nothing; colours as `decode_image` does.
 
-    Raises `UserError` that begins with `where` for anything but a single-frame image in a known encoding.
+    The preamble may be missing. Raises `UserError` unless it is a single-frame image in a known encoding.
     """
     if data[128:132] != b"DICM":
         if file_type(data) != "DICOM":
@@ -55,7 +56,7 @@ def read_dicom(where: str, data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(where, data)
+            return _decode(where, data, color)
     except UserError:
         raise
     except Exception:  # a broken header can raise nearly anything, with its values in the message
@@ -92,7 +93,7 @@ def _silence() -> None:
         logging.getLogger(name).disabled = True  # their messages quote header values
 
 
-def _decode(where: str, data: bytes) -> np.ndarray:
+def _decode(where: str, data: bytes, color: bool) -> np.ndarray:
     from pydicom import dcmread
     from pydicom.pixels import pixel_array
     from pydicom.uid import RLELossless
@@ -108,6 +109,8 @@ def _decode(where: str, data: bytes) -> np.ndarray:
     # The Rust run-length decoder panics past every `except Exception`; pydicom's own is pure Python.
     plugin = "pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
     stored = pixel_array(dataset, decoding_plugin=plugin)  # H × W, or H × W × 3 as RGB
+    if color and stored.ndim == 3 and not is_grey(stored):
+        return eight_bits(stored[..., :3], int(dataset.BitsStored))
     shown = np.empty(stored.shape[:2], np.float32)
     for start in range(0, len(shown), BAND):  # mostly 64-bit: a large picture would take a gigabyte
         shown[start : start + BAND] = _as_displayed(stored[start : start + BAND], dataset)
@@ -209,8 +212,8 @@ def _refuse_object(where: str, dataset: "Dataset") -> None:
     if "PixelData" not in dataset:
         raise UserError(f"{where}: no image but {_registered(str(dataset.get('SOPClassUID', '')))}")
     _refuse_header(where, dataset)
-    frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
-    if frames != 1:
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise UserError(f"{where}: a multi-frame object; export the frame to be read as an image of its own")
     if int(dataset.Rows) * int(dataset.Columns) * samples > LARGEST_IMAGE:
         raise UserError(f"{where}: larger than {LARGEST_IMAGE:,} pixels")

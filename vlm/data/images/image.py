@@ -1,4 +1,4 @@
-"""Prepare image files as the square greyscale input of the CNN."""
+"""Prepare image files as the square input of the encoder, in grey or in colour."""
 
 import stat
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 
 from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
+from vlm.data.images.color import is_grey, to_srgb
 from vlm.data.images.dicom import read_dicom
 from vlm.data.images.file_types import describe_other_file, file_type
 from vlm.data.images.header import ImageHeader, MultipleImages, read_header
@@ -37,7 +38,13 @@ class ImageSpec:
     interpolation: Literal["area", "bilinear", "bicubic"] = "area"
     """Resizing: area averaging (linear to enlarge), or a filter that is widened to shrink, as encoders are trained."""
     channels: int = 3
-    """Channels that the encoder's first layer takes, all alike."""
+    """Channels that the encoder's first layer takes; all alike for grey pictures."""
+    color: Literal["grey", "rgb"] = "grey"
+    """Whether colours are kept, as sRGB, or become luminance."""
+    color_mean: tuple[float, ...] = ()
+    """Normalization mean of red, green and blue, in place of `mean`."""
+    color_std: tuple[float, ...] = ()
+    """Their standard deviations."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -46,33 +53,52 @@ class ImageSpec:
             (1e-6 <= self.std <= 1e6, "std", "a number above 0"),
             (0 <= self.low_percentile < self.high_percentile <= 100, "low_percentile", "below high_percentile"),
             (self.channels in (1, 3), "channels", "1 or 3"),
+            (not self.in_color or self.channels == 3, "color", "grey for an encoder of one channel"),
+            (self._is_triple(self.color_mean, -1e3), "color_mean", "three numbers for rgb"),
+            (self._is_triple(self.color_std, 1e-6), "color_std", "three numbers above 0 for rgb"),
         )  # fmt: skip
         for holds, key, meaning in rules:  # NaN fails every comparison
             if not holds:
                 raise UserError(f"image.{key}: must be {meaning}, not {getattr(self, key)}")
 
+    def _is_triple(self, values: tuple[float, ...], least: float) -> bool:
+        return len(values) == (3 if self.in_color else 0) and all(least <= value <= 1e6 for value in values)
 
-def read_image(path: str | Path) -> np.ndarray:
+    @property
+    def in_color(self) -> bool:
+        return self.color == "rgb"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a prepared picture: S × S, or S × S × 3 in colour."""
+        return (self.size, self.size, 3)[: 3 if self.in_color else 2]
+
+
+def read_image(path: str | Path, color: bool = False) -> np.ndarray:
     """Read and decode an image file (see `decode_image`); raises `UserError` that names it."""
     path = Path(path)
-    return decode_image(read_file(path), str(path))
+    return decode_image(read_file(path), str(path), color)
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Decode an image file's bytes to greyscale as a viewer shows it, H × W, as float32 of unscaled values.
+def decode_image(data: bytes, where: str, color: bool = False) -> np.ndarray:
+    """Decode an image file's bytes as a viewer shows it: to greyscale, H × W, as float32 of unscaled values.
 
-    PNG, JPEG, TIFF, BMP, WebP, GIF, PNM and DICOM are detected by their bytes, not by name. Values of any depth are
-    kept unchanged; NaN at padding. Raises `UserError` that begins with
+    With `color` a picture whose channels differ stays in colour: H × W × 3, uint8, sRGB.
+    PNG, JPEG, TIFF, BMP, WebP, GIF, PNM and DICOM are detected by their bytes, not by name. Grey values of any depth
+    are kept unchanged; NaN at padding. Raises `UserError` that begins with
     `where`, for whatever goes wrong: one bad file must not end the work on all.
     """
     kind = file_type(data) or ("DICOM" if PurePath(where).suffix.lower() in (".dcm", ".dicom") and data else "")
     try:
         if kind == "DICOM":
-            return read_dicom(where, data)
+            return read_dicom(where, data, color)
         if not kind:
             raise ValueError(describe_other_file(data))
         header = read_header(data, kind)
-        return _as_displayed(_decoded(strip_metadata(data) if kind == "PNG" else data), header)
+        image = _decoded(strip_metadata(data) if kind == "PNG" else data)
+        if color and image.ndim == 3 and image.shape[2] >= 3 and not is_grey(image):
+            return upright(to_srgb(image, data, kind), header.orientation)
+        return _as_displayed(image, header)
     except UserError:
         raise
     except MultipleImages as error:
@@ -118,7 +144,7 @@ def _as_displayed(image: np.ndarray, header: ImageHeader) -> np.ndarray:
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """Rotate and mirror stored pixels upright; `orientation` 1 to 8 as in EXIF."""
     if orientation > 4:
-        image = image.T
+        image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     if orientation in (3, 4, 7, 8):
@@ -139,19 +165,28 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
 
 
+def decode_square(data: bytes, where: str, spec: ImageSpec) -> np.ndarray:
+    """Decode an image file's bytes and prepare it: S × S or S × S × 3 uint8; raises as `decode_image` does."""
+    return to_square(decode_image(data, where, spec.in_color), spec)
+
+
 def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
     """Stretch the contrast between two percentiles and letterbox into a square; padding is black.
 
     H × W of any scale → size × size, uint8. The aspect ratio is kept: a stretched chest changes the heart's width.
+    Colours, H × W × 3, stay as they are, for a spec in colour: size × size × 3.
     """
-    box = Box.of(image.shape, spec.size)
-    square = np.zeros((spec.size, spec.size), dtype=np.uint8)
-    square[box.rows, box.columns] = resize(stretch_contrast(image, spec), box.height, box.width, spec.interpolation)
+    box = Box.of(image.shape[:2], spec.size)
+    square = np.zeros(spec.shape, dtype=np.uint8)
+    shown = resize(stretch_contrast(image, spec), box.height, box.width, spec.interpolation)
+    square[box.rows, box.columns] = shown[..., None] if shown.ndim < square.ndim else shown
     return square
 
 
 def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """Stretch the contrast: H × W of any scale → H × W, float of 0 (black, and padding) to 255."""
+    """Stretch the contrast: H × W of any scale → H × W, float of 0 (black, and padding) to 255; not that of colours."""
+    if image.ndim == 3:
+        return image
     if image.dtype != np.float32:
         image = image.real.astype(np.float32)
     there = np.isfinite(image)
@@ -167,7 +202,9 @@ def stretch_contrast(image: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
-    """Resize H × W of 0 to 255 → height × width, uint8."""
+    """Resize H × W of 0 to 255 → height × width, uint8; H × W × 3 by channel."""
+    if interpolation != "area" and image.ndim == 3:
+        return np.dstack([resize(image[..., place], height, width, interpolation) for place in range(3)])
     if interpolation != "area":
         from PIL import Image  # its filters are those of the encoders' own image processors
 
@@ -175,7 +212,7 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "are
         filtered = Image.fromarray(image.astype(np.float32)).resize((width, height), resampling)
         return np.clip(np.round(np.asarray(filtered)), 0, 255).astype(np.uint8)
     # Area averaging keeps fine opacities when shrinking; it would be blocky when enlarging.
-    shrinks = max(height, width) < max(image.shape)
+    shrinks = max(height, width) < max(image.shape[:2])
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.round(resized).astype(np.uint8)
 
@@ -206,18 +243,23 @@ class Box:
 
 
 def is_blank(square: np.ndarray) -> bool:
-    """Check whether a picture is one grey value: it shows nothing, and nothing may be asserted from it."""
-    return bool(square.min() == square.max())
+    """Check whether a picture is one grey value or colour: it shows nothing, and nothing may be asserted from it."""
+    return bool((square.min(axis=(0, 1)) == square.max(axis=(0, 1))).all())
 
 
 def shows_nothing(image: np.ndarray) -> bool:
-    """Check whether a decoded image, H × W, is constant outside NaN."""
+    """Check whether a decoded image, H × W or H × W × 3, is constant outside NaN."""
+    if image.ndim == 3:
+        return is_blank(image)
     there = image[np.isfinite(image)]
     return not there.size or bool(there.min() == there.max())
 
 
 def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Rotate, shift, scale and change the contrast at random; S × S uint8 → S × S uint8."""
+    """Rotate, shift, scale and change the contrast at random; S × S uint8 → S × S uint8.
+
+    Of a picture in colour all channels change alike, so its hues stay.
+    """
     side = square.shape[0]
     angle = rng.uniform(-config.rotate, config.rotate)
     scale = 1 + rng.uniform(-config.scale, config.scale)
@@ -230,6 +272,9 @@ def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator)
 
 
 def to_pixel_values(square: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """Normalize S × S uint8 → 3 × S × S float32 for the encoder, or one channel."""
+    """Normalize S × S or S × S × 3 uint8 → 3 × S × S float32 for the encoder, or one channel."""
+    if square.ndim == 3:
+        mean, std = (np.array(values, np.float32) for values in (spec.color_mean, spec.color_std))
+        return np.ascontiguousarray(((square.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1))
     scaled = (square.astype(np.float32) / 255 - spec.mean) / spec.std
     return np.ascontiguousarray(np.broadcast_to(scaled, (spec.channels, *scaled.shape)))

@@ -6,6 +6,7 @@ or dies it is killed, the request fails with one `UserError`, and the next one g
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -83,9 +84,9 @@ class ImageDecoder:
         return np.frombuffer(pixels, np.float32).reshape(shape)
 
     def decode_square(self, data: bytes, where: str, spec: ImageSpec) -> np.ndarray:
-        """Decode and apply `to_square` in the worker, S × S uint8; the full picture never enters this process."""
+        """Decode and apply `to_square` in the worker, S × S or S × S × 3 uint8; the full picture never enters here."""
         _, pixels = self._ask(data, where, spec)
-        return np.frombuffer(pixels, np.uint8).reshape(spec.size, spec.size)
+        return np.frombuffer(pixels, np.uint8).reshape(spec.shape)
 
     def _ask(self, data: bytes, where: str, spec: ImageSpec | None) -> tuple[list[int], bytearray]:
         if len(data) > LARGEST_FILE:
@@ -158,11 +159,10 @@ class _Worker:
         answer = self._read_line()
         if answer is None or "error" in answer:
             return answer
-        height, width = answer["shape"]
-        most = spec.size**2 if spec else self.limits.pixels
-        if not 0 < height * width <= most:
+        shape = answer["shape"]
+        if tuple(shape) != spec.shape if spec else not 0 < shape[0] * shape[1] <= self.limits.pixels:
             return None
-        pixels = bytearray(height * width * (1 if spec else 4))
+        pixels = bytearray(math.prod(spec.shape) if spec else 4 * shape[0] * shape[1])
         return {**answer, "pixels": pixels} if received.readinto(pixels) == len(pixels) else None  # type: ignore[attr-defined]
 
     def _read_line(self) -> dict[str, Any] | None:
@@ -226,11 +226,12 @@ def _serve(received: IO[bytes], answers: IO[bytes]) -> None:
 def _answer(data: bytes, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
     """Decode an image and return its shape and pixels, or an `error` message."""
     try:
-        image = decode_image(data, "")
-        if image.size > wanted["pixels"]:
+        spec = ImageSpec(**wanted["spec"]) if wanted["spec"] else None
+        image = decode_image(data, "", spec is not None and spec.in_color)
+        if image.shape[0] * image.shape[1] > wanted["pixels"]:
             return {"error": f"larger than {wanted['pixels']:,} pixels"}, None
-        if wanted["spec"]:
-            image = to_square(image, ImageSpec(**wanted["spec"]))
+        if spec is not None:
+            image = to_square(image, spec)
         return {"shape": image.shape}, np.ascontiguousarray(image)
     except UserError as error:
         return {"error": str(error).removeprefix(": ")[: LONGEST_LINE // 16]}, None

@@ -47,12 +47,12 @@ def shard_addresses(paths: pa.StringArray) -> pa.StringArray:
     return pc.replace_substring_regex(paths, rf"^{SCHEME}\d+(/\d+)?::", "")
 
 
-def read_packed(reference: str) -> np.ndarray:
+def read_packed(reference: str, color: bool = False) -> np.ndarray:
     """Decode the image in a row of a shard (see `decode_image`); raises `UserError` that names both."""
     match = _REFERENCE.fullmatch(reference)
     assert match, reference
     row, place, address = int(match[1]), int(match[2] or 0), match[3]
-    return decode_image(_cached.image(address, row, place), f"{address}: row {row}")
+    return decode_image(_cached.image(address, row, place), f"{address}: row {row}", color)
 
 
 def check_columns(

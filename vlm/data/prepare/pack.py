@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vlm.atomic import staged, write_file
 from vlm.config import DataConfig, SourceConfig
 from vlm.data.cohort import Cohort
+from vlm.data.images.color import bgr
 from vlm.data.images.file_types import file_type
 from vlm.data.images.image import decode_image, shows_nothing
 from vlm.data.images.store import read_image_bytes
@@ -64,7 +65,7 @@ def pack(data: DataConfig, output: Path, options: PackOptions) -> list[str]:
         raise UserError(f"{output}: is there already and not empty; name another folder or delete it")
     cohort = load_cohort(replace(data, finding_labels=[]))
     with locked(output), staged(output, manifest=False) as folder:
-        writer = _Writer(folder, options, _describe(cohort, data, options))
+        writer = _Writer(folder, options, _describe(cohort, data, options), data.color != "grey")
         with tqdm(total=len(cohort.dataset), desc="packing", unit="case") as progress:
             for seed, split in enumerate(SPLITS):
                 rows = cohort.split(split)  # shuffled, so that each shard is a random sample of it
@@ -97,8 +98,8 @@ def _format(rows: datasets.Dataset) -> int:
 class _Writer:
     """Write shards one by one, with at most one in memory."""
 
-    def __init__(self, folder: Path, options: PackOptions, pack: Pack) -> None:
-        self.folder, self.options, self.pack = folder, options, pack
+    def __init__(self, folder: Path, options: PackOptions, pack: Pack, color: bool) -> None:
+        self.folder, self.options, self.pack, self.color = folder, options, pack, color
         self.shards: dict[str, Shard] = {}
         self.dicom = self.blank = 0
 
@@ -129,7 +130,7 @@ class _Writer:
         with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
             for some in rows.iter(AT_ONCE):
                 cells = (cell for of_case in some["images"] for cell in of_case)
-                read = pool.map(partial(_image, side=self.options.image_side), cells)
+                read = pool.map(partial(_image, side=self.options.image_side, color=self.color), cells)
                 for of_case in some["images"]:
                     found = list(islice(read, len(of_case)))
                     self.dicom += sum(dicom for _, dicom, _ in found)
@@ -174,7 +175,7 @@ class _Writer:
         return [*lines, "reports and ids are in the shards too: keep them as the data they were made of"]
 
 
-def _image(cell: Cell, side: int) -> tuple[bytes, bool, bool]:
+def _image(cell: Cell, side: int, color: bool) -> tuple[bytes, bool, bool]:
     """Return the bytes to store of an image, whether they are DICOM, and whether the image is blank.
 
     Every image is decoded, to find unreadable files before training.
@@ -183,13 +184,13 @@ def _image(cell: Cell, side: int) -> tuple[bytes, bool, bool]:
     if is_packed(path):
         raise UserError("data.source: packed: shards are not packed again; pack the source that they were made of")
     data, where = read_image_bytes(path)
-    image = decode_image(data, where)
+    image = decode_image(data, where, color)
     blank = shows_nothing(image)
     return (reduced(image, side), False, blank) if side else (data, file_type(data) == "DICOM", blank)
 
 
 def reduced(image: np.ndarray, side: int) -> bytes:
-    """Encode an H × W image as a grey PNG with the longest side at most `side`.
+    """Encode an image as a PNG with the longest side at most `side`: H × W grey, or H × W × 3 uint8 in colour.
 
     Whole numbers from 0 to 65,535 are kept. Other values are rescaled to 16 bits, which the contrast stretch of
     `to_square` undoes. PNG has no NaN: non-finite pixels become the smallest finite value.
@@ -200,10 +201,10 @@ def reduced(image: np.ndarray, side: int) -> bytes:
     whole = low >= 0 and high <= 65_535 and bool((image == np.round(image)).all())
     if not whole:
         image = (image - low) * (65_535 / max(high - low, 1e-6))
-    ratio = side / max(image.shape)
+    ratio = side / max(image.shape[:2])
     if ratio < 1:
-        height, width = (max(1, round(length * ratio)) for length in image.shape)
+        height, width = (max(1, round(length * ratio)) for length in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     depth = np.uint8 if whole and high <= 255 else np.uint16
-    _, data = cv2.imencode(".png", np.round(image).astype(depth))
+    _, data = cv2.imencode(".png", bgr(np.round(image).astype(depth)))
     return data.tobytes()

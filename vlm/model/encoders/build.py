@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vlm.config import VisionConfig
+from vlm.data.images.image import ImageSpec
 from vlm.device import Choice
 from vlm.errors import UserError
 from vlm.model.encoders.encoder import MOST_CELLS, Encoder, Pictures
@@ -56,6 +57,16 @@ def image_pictures(config: VisionConfig, size: int) -> tuple[Pictures, str]:
         f"image encoder: {source.architecture} of {source.library} ({source.reason}); pictures of "
         f"{pictures.size} pixels{other}, mean {pictures.mean:g}, std {pictures.std:g}, {pictures.interpolation}"
     )
+
+
+def image_spec(pictures: Pictures, color: bool) -> ImageSpec:
+    """Make the specification of the pictures, in colour or in grey."""
+    grey = ImageSpec(
+        pictures.size, pictures.mean, pictures.std, interpolation=pictures.interpolation, channels=pictures.channels
+    )
+    if not color:
+        return grey
+    return replace(grey, color="rgb", color_mean=pictures.color_mean, color_std=pictures.color_std)
 
 
 def _reading(source: Source, size: int, channels: int) -> TimmEncoder:

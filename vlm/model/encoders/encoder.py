@@ -17,12 +17,16 @@ MOST_CELLS = 16_384
 
 @dataclass(frozen=True)
 class Pictures:
-    """How an encoder's weights want their pictures, averaged to one grey value where they were trained in colour."""
+    """How an encoder's weights want their pictures."""
 
     mean: float = 0.5
-    """Mean of the normalization, for values 0 to 1."""
+    """Mean of the normalization, for values 0 to 1; that of the colours averaged, for grey pictures."""
     std: float = 0.5
     """Standard deviation of the normalization."""
+    color_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Mean of red, green and blue, for pictures in colour."""
+    color_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Their standard deviations."""
     size: int = 224
     """Side of the square, pixels."""
     interpolation: Literal["area", "bilinear", "bicubic"] = "area"
@@ -32,10 +36,11 @@ class Pictures:
 
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float], **others: Any) -> "Pictures":
-        """Average mean and standard deviation of the colours."""
+        """Average mean and standard deviation of the colours, and keep them; one value stands for all three."""
         scale = sum(std) / len(std)
         scale = round(scale, 6) if scale > 1e-3 else scale
-        return cls(round(sum(mean) / len(mean), 6), scale, **others)
+        color_mean, color_std = (tuple(values) * (3 if len(values) == 1 else 1) for values in (mean, std))
+        return cls(round(sum(mean) / len(mean), 6), scale, color_mean, color_std, **others)
 
 
 class Encoder(ABC):

@@ -62,7 +62,9 @@ def _wanted(config: VisionConfig, source: Source) -> Pictures:
     mean, std = (own if own is not None else found for own, found in
                  ((config.mean, pictures.mean), (config.std, pictures.std)))  # fmt: skip
     resizing = pictures.interpolation if config.interpolation == "auto" else config.interpolation
-    return Pictures(mean, std, pictures.size, resizing, channels)
+    means = pictures.color_mean if config.mean is None else (mean,) * 3
+    stds = pictures.color_std if config.std is None else (std,) * 3
+    return Pictures(mean, std, means, stds, pictures.size, resizing, channels)
 
 
 def _first_channels(source: Source) -> int | None:
