@@ -226,17 +226,32 @@ def tiny_batch(tiny_config: Config, tiny_model):
     return Collator(tiny_model.prompt)([dataset[index] for index in range(6)])
 
 
+def at_hand(name: str, table: str, variable: str) -> Path:
+    """A real data set where it is at hand: the folder of an environment variable, or one beside the project."""
+    project = Path(__file__).resolve().parent.parent
+    here = [project / "data" / name, project.parent / "shared" / "data" / name]
+    for place in [Path(os.environ.get(variable, "/nonexistent")), *here]:
+        if (place / table).is_file():
+            return place
+    pytest.skip(f"the {name} is not at hand; set {variable} to its folder")
+
+
 @pytest.fixture(scope="session")
 def covid_root() -> Path:
-    """The real COVID-19 collection where it is at hand: `$COVID_CXR_ROOT`, or a data folder beside the project."""
-    project = Path(__file__).resolve().parent.parent
-    name = "covid-chestxray-dataset"
-    here = [project / "data" / name, project.parent / "shared" / "data" / name]
-    places = [Path(os.environ.get("COVID_CXR_ROOT", "/nonexistent")), *here]
-    for place in places:
-        if (place / "metadata.csv").is_file():
-            return place
-    pytest.skip(f"the {name} is not at hand; set COVID_CXR_ROOT to its folder")
+    """The real COVID-19 collection."""
+    return at_hand("covid-chestxray-dataset", "metadata.csv", "COVID_CXR_ROOT")
+
+
+@pytest.fixture(scope="session")
+def ham10000() -> Path:
+    """Real dermatoscopic pictures with reports of facts."""
+    return at_hand("ham10000", "cases.csv", "HAM10000_ROOT")
+
+
+@pytest.fixture(scope="session")
+def ptbxl() -> Path:
+    """Real ECGs with their German reports."""
+    return at_hand("ptbxl-sample", "cases.csv", "PTBXL_ROOT")
 
 
 OF_THE_MOMENT = ("runtime", "per_second", "_per_s", "step_s", "data_wait", "memory_mib", "_rank", "train_loss")

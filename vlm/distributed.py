@@ -54,3 +54,14 @@ def gather_ordered(own: Sequence[Result], count: int, replicate: bool = False) -
     for number, share in enumerate(shares):
         joined[number :: PartialState().num_processes] = share
     return joined
+
+
+def part_processes() -> None:
+    """End the exchange between processes, at the last that they do together.
+
+    The others need not wait for rank 0, whose metrics may outlast the timeout; gloo hangs if it ends after they left.
+    """
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()

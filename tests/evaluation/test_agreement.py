@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from vlm.evaluation.agreement import NAMES, Agreement
+from vlm.evaluation.agreement import Agreement
+from vlm.findings.labeller import chest
+
+NAMES = chest().names
 
 KINDS = ("true_positive", "hallucinated", "false_negative", "decided", "contradicted", "sided", "side_contradicted",
          "zoned", "zone_contradicted")  # fmt: skip

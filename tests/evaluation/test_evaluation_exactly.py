@@ -13,6 +13,7 @@ from vlm.evaluation.html_report import show
 from vlm.evaluation.intervals import mean
 from vlm.evaluation.measures import (
     Bootstrap,
+    Reports,
     auroc_of,
     contradictions,
     label_measures,
@@ -109,7 +110,9 @@ def test_an_arm_is_measured_against_the_cases_as_given() -> None:
     arm = ArmResult(drafts, -S[:, None], np.array([15.0, 25, 10, 10]))
     scores = CaseScores(S[:, None], Y[:, None], given.losses, np.full(12, 5))
     cases = {"as_given": Shown(0), "image_swapped": Shown(7), "vitals_swapped": Shown(0, "nobody's are there")}
-    measures = ablation_measures({"as_given": given, "image_swapped": arm}, cases, scores, references, bootstrap())
+    measures = ablation_measures(
+        {"as_given": given, "image_swapped": arm}, cases, scores, Reports([], references), bootstrap()
+    )
     swapped = measures["image_swapped"]
     assert measures.keys() == {"image_swapped", "vitals_swapped"}
     assert swapped["text_loss_change"]["value"] == pytest.approx(20 / 20) and swapped["text_loss_cases"] == 4

@@ -12,7 +12,7 @@ from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.estimate import Estimate, undefined
-from vlm.evaluation.agreement import is_read, why_undefined
+from vlm.evaluation.agreement import why_undefined
 from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.intervals import patient_bootstrap
 from vlm.evaluation.measures import (
@@ -27,8 +27,11 @@ from vlm.evaluation.measures import (
 )
 from vlm.evaluation.scoring import CaseScores
 from vlm.evaluation.summary import summary_lines
+from vlm.findings.labeller import chest
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.run import train
+
+is_read = chest().is_read
 
 RUSSIAN = ["В нижней доле справа инфильтрация.", "Очаговых теней не выявлено.", "Тень в верхней доле слева (CT)."]
 GERMAN = [

@@ -11,11 +11,11 @@ from vlm.data.claims import check_numbers
 from vlm.data.ingest.phantom_words import VITALS
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.evaluation.agreement import NAMES, Agreement
-from vlm.findings import vocabulary
-from vlm.findings.labeller import label
+from vlm.evaluation.agreement import Agreement
+from vlm.findings.labeller import chest
 
 ONE = np.ones((1, 1))
+label, NAMES = chest().label, chest().names
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_normal_reports_raise_no_alarm_and_labelling_is_fast(held_out: list[Code
 
 
 SENTENCE = re.compile(r"(?<=[.])\s+")
-ANY_FINDING = re.compile("|".join(f"(?:{pattern})" for pattern in vocabulary.FINDINGS.values()))
+ANY_FINDING = re.compile("|".join(pattern.pattern for pattern in chest().vocabulary.named["findings"].values()))
 DENIAL = re.compile(r"\b(?:no evidence of|negative for|free of|without|no)\s+", re.I)
 SIDE = re.compile(r"\b(left|right)\b", re.I)
 NOT_PLAINLY_SIDED = re.compile(

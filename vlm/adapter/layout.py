@@ -20,6 +20,7 @@ from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import StudySpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
 from vlm.errors import UserError
+from vlm.findings.vocabulary import DEFAULT
 from vlm.model.bases.lora_settings import saved_settings
 from vlm.model.calibration import Calibration
 from vlm.model.encoders.encoder_options import parse_options
@@ -55,7 +56,7 @@ LONGEST = 600
 KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
     "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
-    "calibration",
+    "findings", "calibration",
 )  # fmt: skip
 """Keys of config.json."""
 SILENT = "0.3.0"
@@ -86,6 +87,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "labels": list(model.spec.labels),
         **({"sections": list(model.spec.sections)} if model.spec.sections else {}),
         **({"context": True} if model.spec.context else {}),
+        **({"findings": model.spec.findings} if model.spec.findings != DEFAULT else {}),
         "calibration": to_dict(model.calibration),
     }
 
@@ -191,6 +193,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         sections=_words(values.get("sections", []), "sections"),
         context=_had_context(values),
         signal=from_dict(SignalSpec, values["signal"], where) if "signal" in values else None,
+        findings=values.get("findings", DEFAULT),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
     sampled: Any = values.get("base_fingerprint")

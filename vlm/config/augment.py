@@ -25,7 +25,7 @@ class DropoutConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training images; no mirroring, which would put the heart on the wrong side."""
+    """Random changes of training images."""
 
     rotate: float = 0.0
     """Largest rotation, degrees."""
@@ -35,3 +35,6 @@ class AugmentConfig:
     """Largest relative change of size."""
     contrast: float = 0.0
     """Largest relative change of contrast and of brightness."""
+    mirror: bool = False
+    """Mirror left to right and top to bottom, each in half of the cases; a mirrored chest has its heart on the wrong
+    side."""

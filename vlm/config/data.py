@@ -274,6 +274,9 @@ class DataConfig:
     """Random changes of training images."""
     finding_labels: list[str] = field(default_factory=list)
     """Findings read from the reference reports as further labels, such as `pleural_effusion`, `left_opacity`."""
+    findings: str = "chest_en"
+    """Vocabulary by which findings are read from reports and drafts: `chest_en`, `chest_uk`, `dermoscopy_en`, `ecg_de`,
+    or your own `.yaml` file of the same layout."""
     section_headings: bool = False
     """Write each part of a report under its name, `Findings: … Impression: …`; drafts are split at these again."""
     withhold: list[Literal["image", "vitals", "signal"]] = field(default_factory=list)

@@ -14,6 +14,8 @@ from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
 from vlm.errors import UserError
+from vlm.findings.vocabulary import DEFAULT, shipped
+from vlm.plain import shortened
 
 if TYPE_CHECKING:  # inference needs no tables, and their libraries take a second to import
     from vlm.data.cohort import Cohort
@@ -40,6 +42,8 @@ class CaseSpec:
     """True if training cases had a context, such as an indication; None if the adapter does not say."""
     signal: SignalSpec | None = None
     """Signal of a case, such as an ECG; None for a model that reads none."""
+    findings: str = field(default=DEFAULT, compare=False)
+    """Vocabulary of the reports' findings: one that comes with the package."""
 
     @property
     def study_images(self) -> int:
@@ -52,6 +56,8 @@ class CaseSpec:
         if len(set(self.labels)) < len(self.labels):
             raise UserError("labels: one stands there twice")
         check_section_names(self.sections, "sections")
+        if self.findings not in shipped():
+            raise UserError(f"findings: no vocabulary is named {shortened(str(self.findings))}")
 
     @classmethod
     def fit(
@@ -70,7 +76,8 @@ class CaseSpec:
         sections = section_names(cohort.sections) if headings else ()
         context = pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column(rows, "context"))), 0)).as_py()
         study, signal = StudySpec.fit(rows, max_images), SignalSpec.fit(rows, cohort.signal)
-        return cls(image, cohort.schema, statistics, cohort.labels, study, sections, bool(context), signal)
+        return cls(image, cohort.schema, statistics, cohort.labels, study, sections, bool(context), signal,
+                   cohort.findings if cohort.findings in shipped() else DEFAULT)  # fmt: skip
 
 
 def make_example(

@@ -24,6 +24,7 @@ from vlm.data.vitals.synonyms import plain_word
 from vlm.data.vitals.values import LARGEST, suspected_unit
 from vlm.errors import UserError
 from vlm.faults import Faults
+from vlm.findings.vocabulary import DEFAULT
 
 Columns = dict[str, list[Any]]
 """Name → one value for each row."""
@@ -74,6 +75,8 @@ class Cohort:
     """Warnings for the user."""
     signal: SignalFormat | None = None
     """What the samples of the signals are; None without signals."""
+    findings: str = DEFAULT
+    """Vocabulary by which the findings of its reports are read."""
 
     def split(self, name: str) -> datasets.Dataset:
         """Select the rows of one split, in table order."""

@@ -11,7 +11,7 @@ from vlm.evaluation import probability
 from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.arms import ArmCases
 from vlm.evaluation.intervals import Statistic, mean, ratio
-from vlm.evaluation.measures import Bootstrap
+from vlm.evaluation.measures import Bootstrap, Reports
 from vlm.evaluation.scoring import CaseScores, ranked
 
 SMALL = 0.05
@@ -38,14 +38,14 @@ def ablation_measures(
     arms: Mapping[str, ArmResult],
     cases: Mapping[str, ArmCases],
     scores: CaseScores,
-    references: Sequence[str],
+    reports: Reports,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """Compute each arm's paired change in text loss, AUROC and finding F1, and its share of changed drafts.
 
     An arm that cannot be applied to any case has no result. Its measures say why.
     """
-    given, unread = arms["as_given"], why_undefined(list(filter(None, references)))
+    given, unread = arms["as_given"], why_undefined(list(filter(None, reports.references)), reports.labeller)
     measures: dict[str, Any] = {}
     for name, shown in cases.items():
         if name == "as_given":
@@ -65,7 +65,7 @@ def ablation_measures(
             ),
             "finding_f1_change": undefined(unread)
             if unread
-            else bootstrap(minus(_f1(arm.drafts, references), _f1(given.drafts, references))),
+            else bootstrap(minus(_f1(reports, arm.drafts), _f1(reports, given.drafts))),
             "drafts_changed": bootstrap(mean(changed)),
             "text_loss_cases": len(first),
             "changed_cases": int(shown.changed.sum()),
@@ -88,11 +88,12 @@ def macro_auroc(logits: np.ndarray, targets: np.ndarray) -> Statistic:
     return statistic
 
 
-def _f1(drafts: Sequence[str], references: Sequence[str]) -> Statistic:
-    """Build the statistic of finding F1 over all cases, with weight 0 for a case without a reference."""
+def _f1(reports: Reports, drafts: Sequence[str]) -> Statistic:
+    """Build the statistic of finding F1 of drafts over all cases, with weight 0 for a case without a reference."""
+    references = reports.references
     has = np.array([bool(text) for text in references])
     texts = [draft if reference else "" for draft, reference in zip(drafts, references, strict=True)]
-    f1 = Agreement.of(texts, references).f1()
+    f1 = Agreement.of(texts, references, reports.labeller).f1()
     return lambda weights: f1(weights * has)
 
 

@@ -1,28 +1,16 @@
 """Compare the findings of drafts and references: true positives, hallucinations, misses, contradictions."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vlm.evaluation.intervals import Statistic, mean, ratio
-from vlm.findings.labeller import Mention, label
-from vlm.findings.vocabulary import FINDINGS
+from vlm.findings.labeller import Labeller, Mention, chest
 
-NAMES = tuple(FINDINGS)
 NO_REFERENCE = "no test case has a reference report"
 LEAST_READABLE = 0.1
 """Minimum share of the references with a finding; below it, the labeller's counts mean nothing."""
-_ENGLISH = re.compile(r"\b(?:the|of|and|is|are|in|on|with|there|at|both|either|left|right|lungs?|heart|clear|seen)\b")
-_FOREIGN = re.compile(
-    r"\b(?:der|die|das|und|ist|im|keine?[rsmn]?|nicht|mit|ohne|links|rechts|"  # German
-    r"le|les|du|de|des|et|est|pas|sans|avec|gauche|droite?|el|los|las|del|con|sin|hay|izquierd[oa]|derech[oa]|"
-    r"il|della?|di|nei|nella?|senza|assenza|sinistr[oa]|destr[oa]|não|sem|com|esquerd[oa]|direit[oa]|"  # Romance
-    r"het|een|van|geen|niet|zonder|och|og|ej|ikke|ing[ae]n?|uden|uten|utan|nie|nem|nincs|bez|brak|oraz|ei|yok|"
-    r"tidak|ada|tampak|dan)\b|"  # Dutch, Nordic, Slavic, Hungarian, Finnish, Turkish, Indonesian
-    r"\b(?=[a-z]*[^\W\da-z_])[^\W\d_]+"  # a word with a non-English letter
-)
 
 
 @dataclass(frozen=True)
@@ -49,11 +37,14 @@ class Agreement:
     """The zones do not overlap."""
 
     @classmethod
-    def of(cls, drafts: Sequence[str], references: Sequence[str]) -> "Agreement":
-        """Label the draft and reference of every case and compare them."""
-        pairs = ((label(draft), label(reference)) for draft, reference in zip(drafts, references, strict=True))
-        rows = [[_compare(ours.get(name), theirs.get(name)) for name in NAMES] for ours, theirs in pairs]
-        counts = np.array(rows, dtype=bool).reshape(len(rows), len(NAMES), 9)
+    def of(cls, drafts: Sequence[str], references: Sequence[str], labeller: Labeller | None = None) -> "Agreement":
+        """Label the draft and reference of every case and compare them; without a labeller as English chest reports."""
+        labeller = labeller or chest()
+        pairs = [
+            (labeller.label(draft), labeller.label(given)) for draft, given in zip(drafts, references, strict=True)
+        ]
+        rows = [[_compare(ours.get(name), theirs.get(name)) for name in labeller.names] for ours, theirs in pairs]
+        counts = np.array(rows, dtype=bool).reshape(len(rows), len(labeller.names), 9)
         return cls(*np.moveaxis(counts, 2, 0))
 
     def f1(self, finding: int | None = None) -> Statistic:
@@ -86,24 +77,16 @@ class Agreement:
         return (counts.sum(1) if finding is None else counts[:, finding]).astype(np.float64)
 
 
-def is_read(report: str) -> bool:
-    """Check whether the labeller finds anything in a report that is not plainly in a language other than English.
-
-    Its finding words also occur in other languages, whose negations it does not know.
-    """
-    text = report.lower()
-    return bool(label(report)) and len(_FOREIGN.findall(text)) <= len(_ENGLISH.findall(text))
-
-
-def why_undefined(references: Sequence[str]) -> str:
+def why_undefined(references: Sequence[str], labeller: Labeller | None = None) -> str:
     """Explain why finding measures are undefined on these references; empty if they are defined."""
     if not references:
         return NO_REFERENCE
-    read = sum(map(is_read, references))
+    labeller = labeller or chest()
+    read = sum(map(labeller.is_read, references))
     if read and read >= LEAST_READABLE * len(references):
         return ""
     found = f"a finding in only {read} of" if read else "nothing in"
-    return f"the labeller reads English chest reports and found {found} {len(references)} references"
+    return f"the labeller reads {labeller.vocabulary.title} and found {found} {len(references)} references"
 
 
 def _compare(draft: Mention | None, reference: Mention | None) -> tuple[bool, ...]:

@@ -12,12 +12,11 @@ from tqdm import tqdm
 
 from vlm.data.dataset import CaseDataset
 from vlm.data.study import PRIOR, StudySpec, role_of
-from vlm.findings.labeller import label
-from vlm.findings.vocabulary import FINDINGS
+from vlm.findings.labeller import Labeller, chest
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
-def constant_report(reports: Sequence[str]) -> str:
+def constant_report(reports: Sequence[str], labeller: Labeller | None = None) -> str:
     """Pick the strongest constant: the training report whose findings have the highest F1 against all the others.
 
     If no report asserts a finding, pick the most frequent report.
@@ -27,10 +26,11 @@ def constant_report(reports: Sequence[str]) -> str:
     candidates = [report for report, _ in counts.most_common()]
     if not candidates:
         return ""
+    labeller = labeller or chest()
     often = np.array([counts[report] for report in candidates])  # D
-    found = [label(report) for report in candidates]
+    found = [labeller.label(report) for report in candidates]
     asserts, leaves_open = (
-        np.array([[name in row and row[name].status == status for name in FINDINGS] for row in found])
+        np.array([[name in row and row[name].status == status for name in labeller.names] for row in found])
         for status in ("present", "uncertain")
     )  # D × F each
     present, uncertain = often @ asserts, often @ leaves_open  # F, over all N reports

@@ -14,6 +14,8 @@ from vlm.evaluation.ablation import minus
 from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.intervals import Statistic, patient_bootstrap, ratio
 from vlm.evaluation.text import RougeL
+from vlm.findings.labeller import Labeller
+from vlm.findings.vocabulary import DEFAULT
 from vlm.untrusted import read_yaml
 
 Rows = dict[str, dict[str, Any]]
@@ -33,7 +35,8 @@ def compare(folders: Sequence[str], draws: int = 2000) -> str:
         _check_same(first_name, first, name, run)
     ids = list(first)
     patients = [first[case]["patient"] for case in ids]
-    measures = {name: _measures([run[case] for case in ids]) for name, run in runs.items()}
+    labeller = Labeller.load(str(_options(Path(first_name)).get("data.findings", DEFAULT)))
+    measures = {name: _measures([run[case] for case in ids], labeller) for name, run in runs.items()}
     titles = list(dict.fromkeys(title for run in measures.values() for title in run))  # runs may have other labels
     lines = [
         f"{len(ids)} test cases of {len(set(patients))} patients; 95 % intervals by bootstrap over patients. "
@@ -74,13 +77,13 @@ def _check_same(first: str, a: Rows, second: str, b: Rows) -> None:
             raise UserError(f"{second}: case {case} has another reference than in {first}; compare runs of one report")
 
 
-def _measures(rows: list[dict[str, Any]]) -> dict[str, Statistic]:
+def _measures(rows: list[dict[str, Any]], labeller: Labeller) -> dict[str, Statistic]:
     drafts, references = [row["report"] for row in rows], [row["reference"] for row in rows]
     written = np.array([bool(text) for text in references])
     shown = [draft if has else "" for draft, has in zip(drafts, written, strict=True)]
     metric = RougeL()
-    f1, rouge = Agreement.of(shown, references).f1(), metric.statistic(shown, references)
-    read = not why_undefined([text for text in references if text]), metric.reads(references)
+    f1, rouge = Agreement.of(shown, references, labeller).f1(), metric.statistic(shown, references)
+    read = not why_undefined([text for text in references if text], labeller), metric.reads(references)
     measures: dict[str, Statistic] = {
         "text loss per token": ratio(
             *(np.array([row[name] for row in rows], dtype=np.float64) for name in ("text_loss", "tokens"))

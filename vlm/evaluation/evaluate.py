@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.sections import split_sections, strip_headings
 from vlm.data.splits import SPLITS
 from vlm.data.storage import matrix
-from vlm.distributed import gather_ordered, is_main, shard_indices
+from vlm.distributed import gather_ordered, is_main, part_processes, shard_indices
 from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
-from vlm.evaluation.agreement import NAMES, is_read
 from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_arms
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND
@@ -36,6 +35,7 @@ from vlm.evaluation.measures import (
     fact_measures,
     finding_measures,
     label_measures,
+    named_labels,
     number_measures,
     pooled_calibration_error,
     section_measures,
@@ -44,6 +44,7 @@ from vlm.evaluation.measures import (
 )
 from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
+from vlm.findings.labeller import Labeller
 from vlm.inference.engine import Draft, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
 
@@ -67,7 +68,7 @@ def evaluate(
 
     `untrained` are the scores before training and `log` the rows of the training log, if any. The caller loads
     `learned` before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and
-    the others return an empty dict after drafting.
+    the others return an empty dict after drafting, and nothing more is exchanged between them.
     """
     splits, options = plain_splits(model, cohort, config), config.evaluation
     test = splits["test"]
@@ -78,15 +79,17 @@ def evaluate(
     results = {
         name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
     }
+    part_processes()
     if not is_main():
         return {}
     given = results["as_given"]
     references = test.reports
     probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()  # N × K
-    reports = Reports(given.drafts, references)
+    labeller = Labeller.load(config.data.findings)
+    reports = Reports(given.drafts, references, labeller)
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
-    stands_for = {label: label for label in model.spec.labels if label in NAMES} | cohort.label_findings
-    disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for)
+    stands_for = {label: label for label in model.spec.labels if label in labeller.names} | cohort.label_findings
+    disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
 
     metrics: dict[str, Any] = {
         "cases": len(test),
@@ -96,17 +99,19 @@ def evaluate(
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
-        "references": {"cases": len(reports.rows), "read": sum(map(is_read, references))},
+        "references": {"cases": len(reports.rows), "read": sum(map(labeller.is_read, references))},
         "text": text_measures(reports, bootstrap, learned),
+        "vocabulary": labeller.vocabulary.title,
         "findings": finding_measures(reports, bootstrap),
+        "named_labels": named_labels(reports, scores.targets, model.spec.labels, stands_for, bootstrap),
         "numbers": number_measures(given.drafts, vitals, cohort.schema, bootstrap),
         "distinct_reports": len(set(given.drafts)),
         "distinct_ratio": len(set(given.drafts)) / max(len(test), 1),
         "cut_drafts": {**bootstrap(mean(np.array(given.cut))), "cases": sum(given.cut),
                        "max_new_tokens": options.max_new_tokens} if len(given.cut) else {},
         "head_against_text": bootstrap(mean(disagreements)),
-        "ablation": ablation_measures(results, arms, scores, references, bootstrap),
-        "baselines": baseline_measures(model, splits, references, scores, bootstrap, options.batch_size, learned),
+        "ablation": ablation_measures(results, arms, scores, reports, bootstrap),
+        "baselines": baseline_measures(model, splits, reports, stands_for, scores, bootstrap, config, learned),
     }  # fmt: skip
     if untrained is not None:
         metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
@@ -169,27 +174,29 @@ def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: DraftCac
 def baseline_measures(
     model: ClinicalVLM,
     splits: Mapping[str, CaseDataset],
-    references: Sequence[str],
+    drafted: Reports,
+    stands_for: Mapping[str, str],
     scores: CaseScores,
     bootstrap: Bootstrap,
-    batch_size: int,
+    config: Config,
     learned: Sequence[LearnedMetric] = (),
 ) -> dict[str, Any]:
     """Measure the baselines: constant report, nearest training case, vitals alone, missingness alone."""
-    train, test = splits["train"], splits["test"]
+    train, test, references = splits["train"], splits["test"], drafted.references
     if not (len(train) and len(test)):
         return {}
     reports = {}
     if any(references):
-        reports["constant"] = [constant_report(train.reports)] * len(references)
-        reports["nearest"] = nearest_reports(model, train, test, batch_size)
-    measures: dict[str, Any] = {
-        name: {
-            "text": text_measures(Reports(drafts, references), bootstrap, learned),
-            "findings": finding_measures(Reports(drafts, references), bootstrap),
+        reports["constant"] = [constant_report(train.reports, drafted.labeller)] * len(references)
+        reports["nearest"] = nearest_reports(model, train, test, config.evaluation.batch_size)
+    measures: dict[str, Any] = {}
+    for name, drafts in reports.items():
+        shown = replace(drafted, drafts=drafts)
+        measures[name] = {
+            "text": text_measures(shown, bootstrap, learned),
+            "findings": finding_measures(shown, bootstrap),
+            "named_labels": named_labels(shown, scores.targets, model.spec.labels, stands_for, bootstrap),
         }
-        for name, drafts in reports.items()
-    }
     for kind in ("vitals", "missingness"):
         guesses = classifier_scores(train, test, kind)
         measures[kind] = {

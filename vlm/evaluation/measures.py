@@ -1,7 +1,7 @@
 """Compute metrics with intervals from drafts and scores, as plain values for metrics.json."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,12 @@ from vlm.data.cohort import FactReader
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.estimate import undefined
 from vlm.evaluation import probability
-from vlm.evaluation.agreement import NAMES, NO_REFERENCE, Agreement, is_read, why_undefined
+from vlm.evaluation.agreement import NO_REFERENCE, Agreement, why_undefined
 from vlm.evaluation.arms import ArmCases, all_correct
 from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS, RougeL, TextMetric
+from vlm.findings.labeller import Labeller, chest
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 """Decision thresholds at which net benefit is reported."""
@@ -45,6 +46,7 @@ class Reports:
 
     drafts: Sequence[str]
     references: Sequence[str]
+    labeller: Labeller = field(default_factory=chest)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -54,7 +56,7 @@ class Reports:
     @cached_property
     def agreement(self) -> Agreement:
         """Agreement of the findings of drafts and references, over `rows`."""
-        return Agreement.of(*self.pairs)
+        return Agreement.of(*self.pairs, self.labeller)
 
     @property
     def pairs(self) -> tuple[list[str], list[str]]:
@@ -103,19 +105,49 @@ def finding_measures(reports: Reports, bootstrap: Bootstrap) -> dict[str, Any]:
     agreement, rows, (drafts, references) = reports.agreement, reports.rows, reports.pairs
     statistics = {"f1": agreement.f1(), "precision": agreement.precision(), "recall": agreement.recall()}
     statistics |= agreement.rates()
-    if why := why_undefined(references):
+    if why := why_undefined(references, reports.labeller):
         return {name: undefined(why) for name in statistics} | {"each": {}}
     over_all = {name: bootstrap(statistic, rows) for name, statistic in statistics.items()}
-    if not any(map(is_read, drafts)):
+    if not any(map(reports.labeller.is_read, drafts)):
         over_all["hallucination_rate"] = undefined(f"the labeller found nothing in {len(drafts)} drafts")
     each = {}
-    for k, name in enumerate(NAMES):
+    for k, name in enumerate(reports.labeller.names):
         in_references = int((agreement.true_positive[:, k] | agreement.false_negative[:, k]).sum())
         in_drafts = int((agreement.true_positive[:, k] | agreement.hallucinated[:, k]).sum())
         if in_references or in_drafts:
             f1 = bootstrap(agreement.f1(k), rows) if in_references >= 10 else undefined()
             each[name] = {"f1": f1, "in_references": in_references, "in_drafts": in_drafts}
     return {**over_all, "each": each}
+
+
+def named_labels(
+    reports: Reports, targets: np.ndarray, labels: Sequence[str], stands_for: Mapping[str, str], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Measure whether the text names a label where the table has it (N × K, NaN unknown), by label and their mean F1.
+
+    `stands_for` maps a label to the finding that names it. A label that no case has is left out.
+    """
+    found = [reports.labeller.label(draft) for draft in reports.drafts]
+    each, f1s = {}, []
+    for k, name in enumerate(labels):
+        finding, known = stands_for.get(name), ~np.isnan(targets[:, k])
+        truth = known & (targets[:, k] == 1)
+        if finding is None or not truth.any():
+            continue
+        named = known & np.array([finding in row and row[finding].status == "present" for row in found], dtype=bool)
+        right, said, has = (values.astype(np.float64) for values in (truth & named, named, truth))
+        f1s.append(ratio(2 * right, said + has))
+        each[name] = {
+            "f1": bootstrap(f1s[-1]),
+            "precision": bootstrap(ratio(right, said)),
+            "recall": bootstrap(ratio(right, has)),
+            "prevalence": float(has.sum() / known.sum()),
+            "cases": int(has.sum()),
+            "named": int(said.sum()),
+        }
+    if not each:
+        return {}
+    return {"macro_f1": bootstrap(lambda weights: np.mean([f1(weights) for f1 in f1s], axis=0)), "each": each}
 
 
 def number_measures(
@@ -229,18 +261,21 @@ def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bo
 
 
 def contradictions(
-    drafts: Sequence[str], probabilities: np.ndarray, labels: Sequence[str], findings: Mapping[str, str]
+    drafts: Sequence[str],
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    findings: Mapping[str, str],
+    labeller: Labeller | None = None,
 ) -> np.ndarray:
     """Flag cases whose draft contradicts the head: a probability of 0.5 or more and a denial, or the reverse; N.
 
     `findings` maps a label to the labeller's finding. NaN for a case whose draft states none of them.
     """
-    from vlm.findings.labeller import label as label_report
-
+    labeller = labeller or chest()
     result = np.full(len(drafts), np.nan)
     pairs = [(k, findings[name]) for k, name in enumerate(labels) if name in findings]
     for index, draft in enumerate(drafts):
-        found = label_report(draft)
+        found = labeller.label(draft)
         verdicts = [
             (probabilities[index, k] >= 0.5) != (found[finding].status == "present")
             for k, finding in pairs

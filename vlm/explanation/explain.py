@@ -14,6 +14,7 @@ from vlm.errors import UserError, require
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
 from vlm.explanation.phrases import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
 from vlm.explanation.result import Attribution, ExplainedLabel, ExplainedWords, Explanation, ShownImage
+from vlm.findings.labeller import Labeller
 from vlm.inference.engine import Engine, ReportEngine, merged_lora
 from vlm.inference.signal_input import Signal
 from vlm.inference.study_images import Images, as_images, read_study
@@ -74,7 +75,7 @@ def explain_example(
     ids, places = token_spans(model.tokenizer, text)
     if spans is None:
         given = {name: float(v) for name, v in zip(names, example["vitals"], strict=True) if not np.isnan(v)}
-        spans = decisive_spans(text, given, model.spec.schema)
+        spans = decisive_spans(text, given, model.spec.schema, Labeller.load(model.spec.findings))
     passages: tuple[ExplainedWords, ...] = ()
     words: tuple[Attribution, ...] = ()
     if ids:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from vlm.data.claims import check_numbers
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
-from vlm.findings import vocabulary
-from vlm.findings.labeller import mentions, sentence_spans
+from vlm.findings.labeller import Labeller, chest, sentence_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,6 @@ Span = tuple[int, int]
 """Start and end character; the end is exclusive."""
 
 _WORD = re.compile(r"\w+(?:[-'.,/]\w+)*|[^\w\s]+")
-_PLACES = [re.compile(pattern) for pattern in (*vocabulary.SIDES.values(), *vocabulary.ZONES.values())]
 _QUALIFIERS = re.compile(r"(?:[a-z-]+\s+){0,3}$")
 _NO_QUALIFIER = re.compile(
     r"(?:.*\b(?:a|an|the|of|in|at|on|to|for|or|and|with|is|are|was|were|there|has|have|by|from|shows?)\s+)?", re.DOTALL
@@ -43,19 +41,22 @@ def named_spans(text: str, wanted: str) -> list[Span]:
     return sorted(set(spans))
 
 
-def decisive_spans(text: str, values: Mapping[str, float], schema: VitalsSchema) -> list[Span]:
+def decisive_spans(
+    text: str, values: Mapping[str, float], schema: VitalsSchema, labeller: Labeller | None = None
+) -> list[Span]:
     """Find the words that the rules read in a draft: findings, their qualifiers and negations, sides, zones, levels.
 
     `values` are the vitals given. Adjacent words are one span.
     """
+    reader = labeller or chest()
     return _spans(text, lambda sentence: [
-        *_findings(sentence), *_places(sentence), *_levels(sentence, values, schema)
+        *_findings(sentence, reader), *_places(sentence, reader), *_levels(sentence, values, schema)
     ])  # fmt: skip
 
 
 def finding_spans(text: str) -> list[Span]:
     """Find the findings alone, with the words that qualify or negate them."""
-    return _spans(text, lambda sentence: [*_findings(sentence)])
+    return _spans(text, lambda sentence: [*_findings(sentence, chest())])
 
 
 def _spans(text: str, read: Callable[[str], list[Span]]) -> list[Span]:
@@ -66,9 +67,9 @@ def _spans(text: str, read: Callable[[str], list[Span]]) -> list[Span]:
     return _joined(text, found)
 
 
-def _findings(sentence: str) -> Iterator[Span]:
+def _findings(sentence: str, labeller: Labeller) -> Iterator[Span]:
     """Find findings by the labeller's words, back to the first word that qualifies them: `small left effusion`."""
-    for words in {mention.text for mention in mentions(sentence)} - {""}:
+    for words in {mention.text for mention in labeller.mentions(sentence)} - {""}:
         for match in re.finditer(r"\s+".join(map(re.escape, words.split())), sentence):
             before = _QUALIFIERS.search(sentence, 0, match.start())
             first = before.start() if before else match.start()
@@ -76,9 +77,11 @@ def _findings(sentence: str) -> Iterator[Span]:
             yield (skipped.end() if skipped else first), match.end()
 
 
-def _places(sentence: str) -> Iterator[Span]:
-    if mentions(sentence):
-        yield from (match.span() for pattern in _PLACES for match in pattern.finditer(sentence))
+def _places(sentence: str, labeller: Labeller) -> Iterator[Span]:
+    if labeller.mentions(sentence):
+        named = labeller.vocabulary.named
+        patterns = [*named["sides"].values(), *named["zones"].values()]
+        yield from (match.span() for pattern in patterns for match in pattern.finditer(sentence))
 
 
 def _levels(sentence: str, values: Mapping[str, float], schema: VitalsSchema) -> Iterator[Span]:

@@ -27,7 +27,7 @@ from vlm.errors import UserError, require
 from vlm.explanation.attribution import CaseScorer, label_heats
 from vlm.explanation.phrases import Span, finding_spans, token_spans, tokens_of
 from vlm.explanation.result import resample_to_image
-from vlm.findings.labeller import label
+from vlm.findings.labeller import chest
 from vlm.inference.engine import ReportEngine, merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
 
@@ -84,7 +84,7 @@ def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | Non
     drafts = ReportEngine(model).draft(examples, max_new_tokens=max_new_tokens)
     cases = []
     for example, (draft, *_) in zip(examples, tqdm(drafts, total=len(examples), desc="drafting"), strict=True):
-        found = label(draft).get(FINDING)
+        found = chest().label(draft).get(FINDING)
         if found is not None and found.status == "present":
             size = (model.spec.image.size,) * 2
             mask = cv2.resize(masks[example["id"]].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0

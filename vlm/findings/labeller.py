@@ -1,4 +1,4 @@
-"""Label chest radiograph reports by rules, in the manner of NegEx (Chapman et al., 2001).
+"""Label reports by the rules of a vocabulary, in the manner of NegEx (Chapman et al., 2001).
 
 A report is cut into sentences and a sentence into clauses; a finding is what its clause says of it. Rules can be
 read and tested, need no download, and judge thousands of drafts in seconds; what they miss is measured on reports
@@ -8,9 +8,10 @@ coded by experts (see docs/evaluation.md).
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
-from vlm.findings import vocabulary
+from vlm.findings.vocabulary import DEFAULT, Patterns, Vocabulary
 
 Status = Literal["present", "uncertain", "absent"]
 STATUSES: tuple[Status, ...] = ("present", "uncertain", "absent")
@@ -45,42 +46,6 @@ class Mention:
         return frozenset(zone for _, zone in self.places if zone)
 
 
-def _each(patterns: dict[str, str]) -> dict[str, re.Pattern[str]]:
-    return {name: re.compile(pattern) for name, pattern in patterns.items()}
-
-
-_FINDINGS = {name: re.compile(rf"(?<![\w-])(?:{pattern})") for name, pattern in vocabulary.FINDINGS.items()}
-_NORMAL, _SIDES, _ZONES = map(_each, (vocabulary.NORMAL, vocabulary.SIDES, vocabulary.ZONES))
-_IMPLIED_SIDES = _each(vocabulary.IMPLIED_SIDES)
-_PRE_NEGATION, _POST_NEGATION = re.compile(vocabulary.PRE_NEGATION), re.compile(vocabulary.POST_NEGATION)
-_PRE_UNCERTAINTY, _POST_UNCERTAINTY = re.compile(vocabulary.PRE_UNCERTAINTY), re.compile(vocabulary.POST_UNCERTAINTY)
-_PSEUDO_NEGATION, _HISTORY = re.compile(vocabulary.PSEUDO_NEGATION), re.compile(vocabulary.HISTORY)
-_TERMINATION, _LOCATION_END = re.compile(vocabulary.TERMINATION), re.compile(vocabulary.LOCATION_END)
-_SEPARATOR = re.compile(r",|\band\b|\bwith\b|\bor\b")
-_ANY = re.compile("|".join(f"(?:{p})" for p in (*vocabulary.FINDINGS.values(), *vocabulary.NORMAL.values())))
-
-
-def mentions(report: str) -> list[Mention]:
-    """Find all mentions of findings in a report, sentence by sentence."""
-    found: list[Mention] = []
-    for sentence in sentences(report):
-        if _ANY.search(sentence):
-            found.extend(_sentence_mentions(sentence))
-    return found
-
-
-def label(report: str) -> dict[str, Mention]:
-    """Merge mentions by finding: the strongest status, with the sides and zones stated at that status."""
-    merged: dict[str, Mention] = {}
-    for mention in mentions(report):
-        known = merged.get(mention.finding)
-        if known is None or STATUSES.index(mention.status) < STATUSES.index(known.status):
-            merged[mention.finding] = mention
-        elif mention.status == known.status:
-            merged[mention.finding] = replace(known, places=known.places | mention.places)
-    return merged
-
-
 def sentences(report: str) -> Iterator[str]:
     """Split a report into lower-case sentences; a numbered list and a line break end one too."""
     for start, end in sentence_spans(report):
@@ -96,71 +61,123 @@ def sentence_spans(report: str) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def _sentence_mentions(sentence: str) -> Iterator[Mention]:
-    found = [(name, match) for name, pattern in _FINDINGS.items() for match in pattern.finditer(sentence)]
-    spans = [match.span() for _, match in found]
-    for name, match in found:
-        begin, finish = match.span()
-        start, end = _clause(sentence, begin, finish)
-        if not _HISTORY.search(sentence, start, begin):
-            status = _status(sentence, start, begin, finish, end)
-            yield Mention(name, status, _places(sentence, begin, finish, spans), match.group())
-    named = {name for name, _ in found}
-    for name, pattern in _NORMAL.items():
-        if name not in named and pattern.search(sentence):
-            for ruled_out in vocabulary.RULED_OUT_BY_CLEAR_LUNGS if name == "opacity" else (name,):
-                yield Mention(ruled_out, "absent")
+@dataclass(frozen=True)
+class Labeller:
+    """Read the findings of reports by the rules of one vocabulary."""
+
+    vocabulary: Vocabulary
+
+    @classmethod
+    def load(cls, name: str = DEFAULT) -> "Labeller":
+        """Load by the name of a vocabulary or its file; raises as `Vocabulary.load` does."""
+        return cls(Vocabulary.load(name))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the findings."""
+        return self.vocabulary.findings
+
+    def label(self, report: str) -> dict[str, Mention]:
+        """Merge mentions by finding: the strongest status, with the sides and zones stated at that status."""
+        merged: dict[str, Mention] = {}
+        for mention in self.mentions(report):
+            known = merged.get(mention.finding)
+            if known is None or STATUSES.index(mention.status) < STATUSES.index(known.status):
+                merged[mention.finding] = mention
+            elif mention.status == known.status:
+                merged[mention.finding] = replace(known, places=known.places | mention.places)
+        return merged
+
+    def mentions(self, report: str) -> list[Mention]:
+        """Find all mentions of findings in a report, sentence by sentence."""
+        found: list[Mention] = []
+        for sentence in sentences(report):
+            if self.vocabulary.any_finding.search(sentence):
+                found.extend(self._sentence_mentions(sentence))
+        return found
+
+    def is_read(self, report: str) -> bool:
+        """Check whether anything is found in a report that is not plainly in another language.
+
+        The words of findings also occur in other languages, whose negations the vocabulary does not know.
+        """
+        text, lists = report.lower(), self.vocabulary.lists
+        foreign = len(lists["other_words"].findall(text)) > len(lists["own_words"].findall(text))
+        return bool(self.label(report)) and not foreign
+
+    def _sentence_mentions(self, sentence: str) -> Iterator[Mention]:
+        named = self.vocabulary.named
+        found = [(name, match) for name, pattern in named["findings"].items() for match in pattern.finditer(sentence)]
+        spans = [match.span() for _, match in found]
+        for name, match in found:
+            begin, finish = match.span()
+            start, end = self._clause(sentence, begin, finish)
+            if not self.vocabulary.lists["history"].search(sentence, start, begin):
+                status = self._status(sentence, start, begin, finish, end)
+                yield Mention(name, status, self._places(sentence, begin, finish, spans), match.group())
+        stated = {name for name, _ in found}
+        for name, pattern in named["normal"].items():
+            if name not in stated and pattern.search(sentence):
+                for ruled_out in self.vocabulary.rules_out[name]:
+                    yield Mention(ruled_out, "absent")
+
+    def _clause(self, sentence: str, start: int, end: int) -> tuple[int, int]:
+        """Find the clause of the sentence that contains the word at start:end."""
+        first, last = 0, len(sentence)
+        for match in self.vocabulary.lists["termination"].finditer(sentence):
+            if match.end() <= start:
+                first = match.end()
+            elif match.start() >= end:
+                last = match.start()
+                break
+        return first, last
+
+    def _status(self, sentence: str, start: int, begin: int, finish: int, end: int) -> Status:
+        lists = self.vocabulary.lists
+        pseudo = [match.span() for match in lists["pseudo_negation"].finditer(sentence, start, end)]
+
+        def denies(pattern: re.Pattern[str], low: int, high: int) -> bool:
+            return any(
+                not any(a <= match.start() < b for a, b in pseudo) for match in pattern.finditer(sentence, low, high)
+            )
+
+        if denies(lists["pre_negation"], start, finish) or denies(lists["post_negation"], finish, end):
+            return "absent"
+        doubted = lists["pre_uncertainty"].search(sentence, start, begin)
+        return "uncertain" if doubted or lists["post_uncertainty"].search(sentence, finish, end) else "present"
+
+    def _places(self, sentence: str, begin: int, finish: int, others: list[tuple[int, int]]) -> frozenset[Place]:
+        """Find a finding's sides and zones: between the previous finding and it, else up to the next finding."""
+        lists = self.vocabulary.lists
+        before = max((end for start, end in others if end <= begin), default=0)
+        after = min((start for start, end in others if start >= finish), default=len(sentence))
+        for match in lists["location_end"].finditer(sentence):
+            if before < match.end() <= begin:
+                before = match.end()
+            elif finish <= match.start() < after:
+                after = match.start()
+        ours, rest = sentence[before:finish], sentence[finish:after]
+        if after < len(sentence):  # text after the last separator belongs to the next finding
+            rest = rest[: max((match.start() for match in lists["separators"].finditer(rest)), default=len(rest))]
+        sides, zones = self._sides(ours) or self._sides(rest), self._zones(ours) or self._zones(rest)
+        return frozenset((side, zone) for side in sides or {""} for zone in zones or {""} if side or zone)
+
+    def _sides(self, text: str) -> set[str]:
+        """Find the named sides, else the side implied by a part that only one side has."""
+        sides = _matching(self.vocabulary.named["sides"], text)
+        if "both" in sides:
+            return {"left", "right"}
+        return sides or _matching(self.vocabulary.named["implied_sides"], text)
+
+    def _zones(self, text: str) -> set[str]:
+        return _matching(self.vocabulary.named["zones"], text)
 
 
-def _clause(sentence: str, start: int, end: int) -> tuple[int, int]:
-    """Find the clause of the sentence that contains the word at start:end."""
-    first, last = 0, len(sentence)
-    for match in _TERMINATION.finditer(sentence):
-        if match.end() <= start:
-            first = match.end()
-        elif match.start() >= end:
-            last = match.start()
-            break
-    return first, last
+def _matching(patterns: Patterns, text: str) -> set[str]:
+    return {name for name, pattern in patterns.items() if pattern.search(text)}
 
 
-def _status(sentence: str, start: int, begin: int, finish: int, end: int) -> Status:
-    pseudo = [match.span() for match in _PSEUDO_NEGATION.finditer(sentence, start, end)]
-
-    def denies(pattern: re.Pattern[str], low: int, high: int) -> bool:
-        return any(
-            not any(a <= match.start() < b for a, b in pseudo) for match in pattern.finditer(sentence, low, high)
-        )
-
-    if denies(_PRE_NEGATION, start, finish) or denies(_POST_NEGATION, finish, end):
-        return "absent"
-    uncertain = _PRE_UNCERTAINTY.search(sentence, start, begin) or _POST_UNCERTAINTY.search(sentence, finish, end)
-    return "uncertain" if uncertain else "present"
-
-
-def _places(sentence: str, begin: int, finish: int, others: list[tuple[int, int]]) -> frozenset[Place]:
-    """Find a finding's sides and zones: between the previous finding and it, else up to the next finding."""
-    before = max((end for start, end in others if end <= begin), default=0)
-    after = min((start for start, end in others if start >= finish), default=len(sentence))
-    for match in _LOCATION_END.finditer(sentence):
-        if before < match.end() <= begin:
-            before = match.end()
-        elif finish <= match.start() < after:
-            after = match.start()
-    ours, rest = sentence[before:finish], sentence[finish:after]
-    if after < len(sentence):  # text after the last separator belongs to the next finding
-        rest = rest[: max((match.start() for match in _SEPARATOR.finditer(rest)), default=len(rest))]
-    sides, zones = _sides(ours) or _sides(rest), _zones(ours) or _zones(rest)
-    return frozenset((side, zone) for side in sides or {""} for zone in zones or {""} if side or zone)
-
-
-def _sides(text: str) -> set[str]:
-    """Find the named sides, else the side implied by a part that only one lung has."""
-    sides = {name for name, pattern in _SIDES.items() if pattern.search(text)}
-    if "both" in sides:
-        return {"left", "right"}
-    return sides or {name for name, pattern in _IMPLIED_SIDES.items() if pattern.search(text)}
-
-
-def _zones(text: str) -> set[str]:
-    return {name for name, pattern in _ZONES.items() if pattern.search(text)}
+@lru_cache(1)
+def chest() -> Labeller:
+    """Return the labeller of English chest reports, the default."""
+    return Labeller.load(DEFAULT)

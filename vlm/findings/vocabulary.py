@@ -1,36 +1,148 @@
-"""Load the vocabulary of chest radiograph reports, `vocabulary.yaml`: each group of patterns as one pattern."""
+"""Load a vocabulary: the words by which reports of one field and language name findings, deny, doubt and place them.
 
-from collections.abc import Sequence
+`chest_en.yaml` and its neighbours come with the package; a user's own file has the same layout.
+"""
 
-from vlm.resources import load_yaml
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
-_PATTERNS = load_yaml("vlm.findings", "vocabulary.yaml")
+import yaml
+
+from vlm.errors import UserError, nearest
+from vlm.plain import shortened
+
+DEFAULT = "chest_en"
+LARGEST_FILE, MOST_FINDINGS = 1 << 20, 500
+"""Largest file, bytes, and most findings of a vocabulary."""
+LISTS = (
+    "pre_negation", "post_negation", "pseudo_negation", "pre_uncertainty", "post_uncertainty", "termination",
+    "location_end", "separators", "history", "own_words", "other_words",
+)  # fmt: skip
+"""Groups that are lists of patterns."""
+NAMED = ("findings", "normal", "sides", "implied_sides", "zones")
+"""Groups that map a name to its patterns."""
+Patterns = dict[str, re.Pattern[str]]
 
 
-def _each(group: str) -> dict[str, str]:
-    return {name: _any_of(patterns) for name, patterns in _PATTERNS[group].items()}
+@dataclass(frozen=True)
+class Vocabulary:
+    """Compiled patterns, each a regular expression that is matched inside one sentence, in lower case."""
+
+    name: str
+    """Name of a vocabulary that comes with the package, or of the file."""
+    title: str
+    """What it reads, such as `English chest reports`."""
+    named: Mapping[str, Patterns]
+    """Group → name → pattern; see `NAMED`."""
+    lists: Mapping[str, re.Pattern[str]]
+    """Group → pattern; see `LISTS`."""
+    rules_out: Mapping[str, tuple[str, ...]]
+    """Finding → findings that its normal statement denies; itself where it stands for no others."""
+
+    @classmethod
+    def load(cls, name: str) -> "Vocabulary":
+        """Load a vocabulary by its name in the package or as a `.yaml` file, once.
+
+        Raises `UserError` for an unknown name, and for a file of another layout, with the key.
+        """
+        return _load(name)
+
+    @cached_property
+    def findings(self) -> tuple[str, ...]:
+        """Names of the findings."""
+        return tuple(self.named["findings"])
+
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """Names of the sides and zones."""
+        return tuple(name for name in (*self.named["sides"], *self.named["zones"]) if name != "both")
+
+    @cached_property
+    def any_finding(self) -> re.Pattern[str]:
+        """Match any mention or normal statement."""
+        return _compiled([p.pattern for group in ("findings", "normal") for p in self.named[group].values()])
 
 
-def _any_of(patterns: Sequence[str]) -> str:
-    return "|".join(patterns)
+def shipped() -> list[str]:
+    """List the names of the vocabularies that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in files("vlm.findings").iterdir() if ".yaml" in path.name)
 
 
-FINDINGS = _each("findings")
-"""Finding → pattern of a mention."""
-NORMAL = _each("normal")
-"""Finding → pattern of a normal statement that rules it out without naming it."""
-RULED_OUT_BY_CLEAR_LUNGS: list[str] = _PATTERNS["ruled_out_by_clear_lungs"]
-"""Findings denied by `the lungs are clear`."""
-PRE_NEGATION, POST_NEGATION = _any_of(_PATTERNS["pre_negation"]), _any_of(_PATTERNS["post_negation"])
-"""Negations of the findings that follow them in the clause, and of one that precedes them."""
-PSEUDO_NEGATION = _any_of(_PATTERNS["pseudo_negation"])
-"""Phrases that contain a negation word but deny no finding."""
-PRE_UNCERTAINTY, POST_UNCERTAINTY = _any_of(_PATTERNS["pre_uncertainty"]), _any_of(_PATTERNS["post_uncertainty"])
-TERMINATION = _any_of(_PATTERNS["termination"])
-"""End of the scope of a negation or uncertainty."""
-LOCATION_END = _any_of(_PATTERNS["location_end"])
-"""End of the scope of a side or zone, besides the next finding."""
-HISTORY = _any_of(_PATTERNS["history"])
-"""Words before a finding that is asked about or remembered, not seen."""
-SIDES, ZONES, IMPLIED_SIDES = _each("sides"), _each("zones"), _each("implied_sides")
-"""Side or lung zone → pattern of its words; of an implied side, of parts that only this lung has."""
+@lru_cache(16)
+def _load(name: str) -> Vocabulary:
+    if name in shipped():
+        text, where = files("vlm.findings").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name
+    elif Path(name).suffix in (".yaml", ".yml"):
+        text, where = _read(Path(name)), name
+    else:
+        near = nearest(name, shipped())
+        hint = f"did you mean {near}?" if near else f"name a .yaml file, or {', '.join(shipped())}"
+        raise UserError(f"data.findings: no vocabulary is named {shortened(name)}; {hint}")
+    try:
+        values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{where}: no YAML: {str(error).splitlines()[0]}") from None
+    return _parse(values, name, where)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: larger than {LARGEST_FILE >> 20} MiB")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the vocabulary: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not in UTF-8") from None
+
+
+def _parse(values: Any, name: str, where: str) -> Vocabulary:
+    if not isinstance(values, dict) or not values.get("findings"):
+        raise UserError(f"{where}: a vocabulary maps `findings` to names with their patterns")
+    known = {"title", "rules_out", *LISTS, *NAMED}
+    for key in values:
+        if key not in known:
+            near = nearest(str(key), known)
+            raise UserError(f"{where}: unknown key {shortened(str(key))}" + (f"; did you mean {near}?" if near else ""))
+    named = {group: _named(values.get(group) or {}, where, group) for group in NAMED}
+    if len(named["findings"]) > MOST_FINDINGS:
+        raise UserError(f"{where}: findings: {MOST_FINDINGS} at most")
+    lists = {group: _pattern(values.get(group) or [], f"{where}: {group}") for group in LISTS}
+    rules_out = {finding: (finding,) for finding in named["normal"]}
+    for finding, others in (values.get("rules_out") or {}).items():
+        rules_out[finding] = tuple(others)
+    for finding in (*rules_out, *(other for others in rules_out.values() for other in others)):
+        if finding not in named["findings"]:
+            raise UserError(f"{where}: normal: {shortened(str(finding))} is none of the findings")
+    return Vocabulary(name, str(values.get("title", name))[:200], named, lists, rules_out)
+
+
+def _named(values: Any, where: str, group: str) -> Patterns:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {group}: maps names to lists of patterns")
+    at_word = group == "findings"
+    return {str(name): _pattern(found, f"{where}: {group}.{name}", at_word) for name, found in values.items()}
+
+
+def _pattern(patterns: Any, where: str, at_word: bool = False) -> re.Pattern[str]:
+    """Compile a list of patterns into one; a finding begins at a word."""
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f"{where}: a list of patterns, each a text")
+    for pattern in patterns:
+        try:
+            empty = re.compile(pattern).match("") is not None
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{where}: {shortened(pattern)} is no regular expression: {error}") from None
+        if empty:
+            raise UserError(f"{where}: {shortened(pattern)} matches nothing at all, so it stands everywhere")
+    return _compiled(patterns, r"(?<![\w-])" if at_word else "")
+
+
+def _compiled(patterns: Iterable[str], before: str = "") -> re.Pattern[str]:
+    """Join patterns by `or`; without any, nothing matches."""
+    return re.compile(f"{before}(?:{'|'.join(patterns) or '(?!)'})")

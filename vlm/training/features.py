@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from vlm.config import Config
+from vlm.config import AugmentConfig, Config
 from vlm.data.blank_images import blank_notice
 from vlm.data.case import Example
 from vlm.data.dataset import CaseDataset, StudyFeatures
@@ -25,12 +25,11 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 def choose_features(config: Config) -> Choice[bool]:
     """Choose whether to cache the CNN's features: the CNN and the images must not change."""
-    augment = config.data.augment
     if config.model.vision.train:
         return Choice(False, "the CNN trains")
     if PartialState().num_processes > 1:
         return Choice(False, "several processes read the images, each its share")
-    if any((augment.rotate, augment.shift, augment.scale, augment.contrast)):
+    if config.data.augment != AugmentConfig():
         return Choice(False, "augmentation changes the images")
     return Choice(True, "the CNN is frozen and the images stay as they are")
 

@@ -118,7 +118,6 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     if is_main():
         save(model, folder.adapter, metrics)
         log_rank0(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
-    processes.destroy_process_group()  # the others do not wait for rank 0: its metrics may outlast the timeout
     return folder.path
 
 

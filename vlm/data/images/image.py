@@ -256,7 +256,7 @@ def shows_nothing(image: np.ndarray) -> bool:
 
 
 def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Rotate, shift, scale and change the contrast at random; S × S uint8 → S × S uint8.
+    """Rotate, shift, scale, mirror and change the contrast at random; S × S uint8 → S × S uint8.
 
     Of a picture in colour all channels change alike, so its hues stay.
     """
@@ -268,7 +268,11 @@ def augment(square: np.ndarray, config: AugmentConfig, rng: np.random.Generator)
     moved = cv2.warpAffine(square, matrix, (side, side), flags=cv2.INTER_LINEAR)
     gain = 1 + rng.uniform(-config.contrast, config.contrast)
     offset = rng.uniform(-config.contrast, config.contrast) * 64
-    return np.clip((moved.astype(np.float32) - 128) * gain + 128 + offset, 0, 255).astype(np.uint8)
+    changed = np.clip((moved.astype(np.float32) - 128) * gain + 128 + offset, 0, 255).astype(np.uint8)
+    if not config.mirror:
+        return changed
+    across, down = 1 - 2 * rng.integers(0, 2, size=2)
+    return np.ascontiguousarray(changed[::down, ::across])
 
 
 def to_pixel_values(square: np.ndarray, spec: ImageSpec) -> np.ndarray:

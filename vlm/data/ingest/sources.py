@@ -20,6 +20,7 @@ from vlm.data.ingest.readers.padchest import load_padchest
 from vlm.data.ingest.readers.rexgradient import load_rexgradient
 from vlm.data.ingest.table import load_table
 from vlm.data.ingest.uninformative import cohort_notes
+from vlm.findings.labeller import Labeller
 
 SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
     "phantom": load_phantom,
@@ -42,7 +43,8 @@ def load_cohort(data: DataConfig) -> Cohort:
     cohort = load_joined(data, _load_one) if data.sources else _load_one(data)
     cohort = add_finding_labels(cohort, data)
     # A pack keeps the notes from the time of packing.
-    return replace(cohort, warnings=tuple(dict.fromkeys((*cohort.warnings, *cohort_notes(cohort)))))
+    warnings = tuple(dict.fromkeys((*cohort.warnings, *cohort_notes(cohort))))
+    return replace(cohort, warnings=warnings, findings=Labeller.load(data.findings).vocabulary.name)
 
 
 def _load_one(data: DataConfig) -> Cohort:
