@@ -232,6 +232,10 @@ class SplitConfig:
     """Share of patients for the final test."""
     seed: int = 0
     """Seed of the hash."""
+    folds: int = 0
+    """Number of folds, each of which is the test split once, in place of `test`; 0: none."""
+    fold: int = 0
+    """Fold that is the test split, from 0."""
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def is_config(name: str) -> bool:
 def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bool]:
     """Read `--config FILE`, dotted overrides such as `--train.max_steps 10`, and `--resume`.
 
-    Returns the config and whether to resume; `--dry-run` is for the caller to see. Raises `UserError` for an unknown
-    key, a value of the wrong type or range, and an unreadable file.
+    Returns the config and whether to resume; `--dry-run`, `--seeds` and `--folds` are for the caller to see. Raises
+    `UserError` for an unknown key, a value of the wrong type or range, and an unreadable file.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
@@ -50,6 +50,8 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     parser.add_class_arguments(Config, None)
     parser.add_argument("--resume", action="store_true", help="Go on from the newest whole checkpoint.")
     parser.add_argument("--dry-run", action="store_true", help="Make one step, print its time and memory, and end.")
+    parser.add_argument("--seeds", type=int, help="Train so many runs, each with the next seed, and pool them.")
+    parser.add_argument("--folds", type=int, help="Train on so many folds of the patients, and pool their results.")
     arguments = list(rename_options(list(_with_preset_files(argv))))
     _check_options(arguments)
     for index, file in _config_files(arguments):
@@ -60,7 +62,7 @@ def parse_config(argv: Sequence[str], description: str = "") -> tuple[Config, bo
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(error)) from None
     resume = fields.pop("resume")
-    for option in ("config", "dry_run"):
+    for option in ("config", "dry_run", "seeds", "folds"):
         fields.pop(option, None)
     config = Config(**fields)
     _check_values(config)
@@ -131,7 +133,7 @@ def _checked_config(file: str) -> str:
 def _check_options(argv: Sequence[str]) -> None:
     """Refuse an unknown `--option` before argparse does, to suggest the nearest known one."""
     known = {f"--{name}" for name in dotted_names(Config)}
-    known |= {"--config", "--resume", "--dry-run", "--help", "--print_config"}
+    known |= {"--config", "--resume", "--dry-run", "--seeds", "--folds", "--help", "--print_config"}
     for word in argv:
         option = word.split("=")[0]
         if not option.startswith("--") or option.rstrip("+") in known or option.endswith(".help"):
@@ -170,6 +172,12 @@ def _check_values(config: Config) -> None:
         (config.evaluation.batch_size > 0, "evaluation.batch_size", "at least 1"),
         (config.evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", "at least 1"),
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
+        (config.evaluation.cases >= 0, "evaluation.cases", "at least 0"),
+        (
+            split.folds == split.fold == 0 or 0 <= split.fold < split.folds,
+            "data.split.fold",
+            "from 0, below data.split.folds",
+        ),
         (
             config.data.image_size == 0 or 32 <= config.data.image_size <= LARGEST_SIDE,
             "data.image_size",

@@ -100,6 +100,8 @@ class EvaluationConfig:
     """Bootstrap draws of patients for a 95 % interval."""
     learned_metrics: list[Literal["bertscore", "radgraph", "chexbert"]] = field(default_factory=list)
     """Model-based metrics of the extra `radeval`; each downloads its model from the Hub once."""
+    cases: int = 0
+    """Most test cases, of patients drawn at random and always the same; 0: all."""
     ablation: bool = True
     """Draft each test case again with image or vitals swapped, blanked and withheld."""
     ablation_cases: int = 0

@@ -78,9 +78,15 @@ class Cohort:
     findings: str = DEFAULT
     """Vocabulary by which the findings of its reports are read."""
 
-    def split(self, name: str) -> datasets.Dataset:
-        """Select the rows of one split, in table order."""
-        return self.dataset.select(np.flatnonzero(pc.equal(column(self.dataset, "split"), name).to_numpy()))
+    def split(self, name: str, most: int = 0) -> datasets.Dataset:
+        """Select the rows of one split, in table order; with `most` those of patients drawn until there are so many."""
+        rows = self.dataset.select(np.flatnonzero(pc.equal(column(self.dataset, "split"), name).to_numpy()))
+        if not 0 < most < len(rows):
+            return rows
+        _, patient, sizes = np.unique(hashes(rows, "patient"), return_inverse=True, return_counts=True)
+        order = np.random.default_rng(0).permutation(len(sizes))
+        chosen = order[: np.searchsorted(np.cumsum(sizes[order]), most) + 1]
+        return rows.select(np.flatnonzero(np.isin(patient, chosen)))
 
     @property
     def fingerprint(self) -> str:

@@ -22,9 +22,13 @@ def assign_splits(patients: Sequence[str], config: SplitConfig) -> list[str]:
 
     def split_of(patient: str) -> str:
         position = unit_hash(f"{config.seed}/{patient}")
-        if position < config.test:
+        test = config.test
+        if config.folds:  # the fold is moved to the beginning
+            test = 1 / config.folds
+            position = (position - config.fold / config.folds) % 1
+        if position < test:
             return "test"
-        return "validation" if position < config.test + config.validation else "train"
+        return "validation" if position < test + config.validation else "train"
 
     return [split_of(patient) for patient in patients]
 

@@ -15,6 +15,9 @@ from vlm.data.study import PRIOR, StudySpec, role_of
 from vlm.findings.labeller import Labeller, chest
 from vlm.model.clinical_vlm import ClinicalVLM
 
+BLOCK = 512
+"""Test cases compared at a time: all with all would take N × M numbers."""
+
 
 def constant_report(reports: Sequence[str], labeller: Labeller | None = None) -> str:
     """Pick the strongest constant: the training report whose findings have the highest F1 against all the others.
@@ -61,10 +64,11 @@ def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) ->
 def nearest_reports(model: ClinicalVLM, train: CaseDataset, test: CaseDataset, batch_size: int) -> list[str]:
     """Retrieve the report of the training case whose first image has the highest cosine similarity of CNN features."""
     known, asked = image_features(model, train, batch_size), image_features(model, test, batch_size)
-    has_report = np.array([any(sections) for sections in train.rows["sections"]], dtype=bool)
-    similarity = asked @ known.T  # N × M
-    similarity[:, ~has_report] = -np.inf
-    nearest = similarity.argmax(axis=1)
+    candidates = np.flatnonzero([any(sections) for sections in train.rows["sections"]])
+    if not len(candidates):
+        candidates = np.arange(len(known))
+    blocks = (asked[start : start + BLOCK] @ known[candidates].T for start in range(0, len(asked), BLOCK))  # n × M
+    nearest = candidates[np.concatenate([block.argmax(axis=1) for block in blocks])]  # N
     return [train.report(int(index)) for index in nearest]
 
 

@@ -13,6 +13,7 @@ from vlm.evaluation import probability
 from vlm.evaluation.ablation import minus
 from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.intervals import Statistic, patient_bootstrap, ratio
+from vlm.evaluation.measures import macro, naming
 from vlm.evaluation.text import RougeL
 from vlm.findings.labeller import Labeller
 from vlm.findings.vocabulary import DEFAULT
@@ -27,7 +28,7 @@ def compare(folders: Sequence[str], draws: int = 2000) -> str:
 
     Raises `UserError` for a folder without predictions, or runs that were tested on other cases or references.
     """
-    runs = {str(folder): _read(Path(folder)) for folder in folders}
+    runs = {str(folder): read_predictions(Path(folder)) for folder in folders}
     if len(runs) < 2:
         raise UserError("compare: name at least two different runs")
     (first_name, first), *others = runs.items()
@@ -35,8 +36,8 @@ def compare(folders: Sequence[str], draws: int = 2000) -> str:
         _check_same(first_name, first, name, run)
     ids = list(first)
     patients = [first[case]["patient"] for case in ids]
-    labeller = Labeller.load(str(_options(Path(first_name)).get("data.findings", DEFAULT)))
-    measures = {name: _measures([run[case] for case in ids], labeller) for name, run in runs.items()}
+    labeller = labeller_of(first_name)
+    measures = {name: run_measures([run[case] for case in ids], labeller) for name, run in runs.items()}
     titles = list(dict.fromkeys(title for run in measures.values() for title in run))  # runs may have other labels
     lines = [
         f"{len(ids)} test cases of {len(set(patients))} patients; 95 % intervals by bootstrap over patients. "
@@ -57,7 +58,8 @@ def compare(folders: Sequence[str], draws: int = 2000) -> str:
     return "\n".join(lines)
 
 
-def _read(folder: Path) -> Rows:
+def read_predictions(folder: Path) -> Rows:
+    """Read the predictions of a run by case id; raises `UserError` for a folder without them."""
     file = folder / "predictions.jsonl"
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -77,7 +79,8 @@ def _check_same(first: str, a: Rows, second: str, b: Rows) -> None:
             raise UserError(f"{second}: case {case} has another reference than in {first}; compare runs of one report")
 
 
-def _measures(rows: list[dict[str, Any]], labeller: Labeller) -> dict[str, Statistic]:
+def run_measures(rows: list[dict[str, Any]], labeller: Labeller) -> dict[str, Statistic]:
+    """Build the statistics of a run's predictions by title."""
     drafts, references = [row["report"] for row in rows], [row["reference"] for row in rows]
     written = np.array([bool(text) for text in references])
     shown = [draft if has else "" for draft, has in zip(drafts, written, strict=True)]
@@ -91,7 +94,12 @@ def _measures(rows: list[dict[str, Any]], labeller: Labeller) -> dict[str, Stati
         "finding F1": lambda weights: f1(weights * written * (1 if read[0] else np.nan)),
         "ROUGE-L": lambda weights: rouge(weights * written * (1 if read[1] else np.nan)),
     }
-    for label in rows[0]["labels"]:
+    labels = list(rows[0]["labels"])
+    truth = np.array([[row["labels"][label] for label in labels] for row in rows], dtype=np.float64)
+    stands_for = {label: label for label in labels if label in labeller.names}
+    if named := naming(drafts, truth.reshape(len(rows), -1), labels, stands_for, labeller):
+        measures["labels named"] = macro(named)
+    for label in labels:
         targets = np.array([row["labels"][label] for row in rows], dtype=np.float64)  # None becomes NaN
         known = np.flatnonzero(~np.isnan(targets))
         # An earlier version kept no logits. Its probabilities near 0 and 1 are ties.
@@ -100,6 +108,11 @@ def _measures(rows: list[dict[str, Any]], labeller: Labeller) -> dict[str, Stati
             area = probability.auroc(targets[known], scores[known].round(4))
             measures[f"AUROC {label}"] = lambda weights, area=area, known=known: area(weights[:, known])  # type: ignore[misc]
     return measures
+
+
+def labeller_of(run: str) -> Labeller:
+    """Load the labeller of a run's config."""
+    return Labeller.load(str(_options(Path(run)).get("data.findings", DEFAULT)))
 
 
 def _signed(estimate: Estimate) -> str:

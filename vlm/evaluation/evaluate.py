@@ -50,9 +50,14 @@ from vlm.model.clinical_vlm import ClinicalVLM
 
 
 def plain_splits(model: ClinicalVLM, cohort: Cohort, config: Config) -> dict[str, CaseDataset]:
-    """Build the three splits of a cohort with the model's case spec, without dropout and augmentation."""
+    """Build the three splits of a cohort with the model's case spec, without dropout and augmentation.
+
+    The test split has at most `evaluation.cases`.
+    """
+    most = {"test": config.evaluation.cases}
+    rows = {name: cohort.split(name, most.get(name, 0)) for name in SPLITS}
     withhold = tuple(config.data.withhold)
-    return {name: CaseDataset(cohort.split(name), model.spec, cohort.sections, withhold) for name in SPLITS}
+    return {name: CaseDataset(some, model.spec, cohort.sections, withhold) for name, some in rows.items()}
 
 
 def evaluate(
@@ -94,6 +99,7 @@ def evaluate(
     metrics: dict[str, Any] = {
         "cases": len(test),
         "patients": len(set(test.rows["patient"])),
+        "drawn_from": len(cohort.split("test")),
         "splits": {name: {"cases": len(split), "patients": len(set(split.rows["patient"]))}
                    for name, split in splits.items()},
         "text_loss": text_loss_measure(scores, bootstrap),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -127,27 +127,57 @@ def named_labels(
 
     `stands_for` maps a label to the finding that names it. A label that no case has is left out.
     """
-    found = [reports.labeller.label(draft) for draft in reports.drafts]
-    each, f1s = {}, []
+    named = naming(reports.drafts, targets, labels, stands_for, reports.labeller)
+    if not named:
+        return {}
+    each = {
+        name: {
+            "f1": bootstrap(found.f1),
+            "precision": bootstrap(ratio(found.right, found.said)),
+            "recall": bootstrap(ratio(found.right, found.has)),
+            "prevalence": float(found.has.sum() / found.known.sum()),
+            "cases": int(found.has.sum()),
+            "named": int(found.said.sum()),
+        }
+        for name, found in named.items()
+    }
+    return {"macro_f1": bootstrap(macro(named)), "each": each}
+
+
+class Named(NamedTuple):
+    """Which of N cases the text names a label in, and which have it; 0 or 1 each."""
+
+    right: np.ndarray
+    """Named and there."""
+    said: np.ndarray
+    has: np.ndarray
+    known: np.ndarray
+
+    @property
+    def f1(self) -> Statistic:
+        """Build the statistic of F1."""
+        return ratio(2 * self.right, self.said + self.has)
+
+
+def naming(
+    drafts: Sequence[str], targets: np.ndarray, labels: Sequence[str], stands_for: Mapping[str, str], labeller: Labeller
+) -> dict[str, Named]:
+    """Find the cases whose text names each label that stands for a finding and that some case has; targets N × K."""
+    found, result = [labeller.label(draft) for draft in drafts], {}
     for k, name in enumerate(labels):
         finding, known = stands_for.get(name), ~np.isnan(targets[:, k])
         truth = known & (targets[:, k] == 1)
         if finding is None or not truth.any():
             continue
-        named = known & np.array([finding in row and row[finding].status == "present" for row in found], dtype=bool)
-        right, said, has = (values.astype(np.float64) for values in (truth & named, named, truth))
-        f1s.append(ratio(2 * right, said + has))
-        each[name] = {
-            "f1": bootstrap(f1s[-1]),
-            "precision": bootstrap(ratio(right, said)),
-            "recall": bootstrap(ratio(right, has)),
-            "prevalence": float(has.sum() / known.sum()),
-            "cases": int(has.sum()),
-            "named": int(said.sum()),
-        }
-    if not each:
-        return {}
-    return {"macro_f1": bootstrap(lambda weights: np.mean([f1(weights) for f1 in f1s], axis=0)), "each": each}
+        said = known & np.array([finding in row and row[finding].status == "present" for row in found], dtype=bool)
+        result[name] = Named(*(values.astype(np.float64) for values in (truth & said, said, truth, known)))
+    return result
+
+
+def macro(named: Mapping[str, Named]) -> Statistic:
+    """Build the statistic of the mean F1 of several labels."""
+    f1s = [found.f1 for found in named.values()]
+    return lambda weights: np.mean([f1(weights) for f1 in f1s], axis=0)
 
 
 def number_measures(

@@ -14,8 +14,9 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
     untrained = ""
     if "text_loss_untrained" in metrics:
         untrained = f", untrained adapter {described(metrics['text_loss_untrained'])}"
+    drawn = f", drawn from {metrics['drawn_from']}" if metrics.get("drawn_from", 0) > metrics["cases"] else ""
     lines = [
-        f"{metrics['cases']} unseen cases of {metrics['patients']} patients; 95 % intervals by patient",
+        f"{metrics['cases']} unseen cases of {metrics['patients']} patients{drawn}; 95 % intervals by patient",
         f"  text loss per token   {loss}{untrained}",
     ]
     for label, values in metrics["labels"].items():
@@ -24,6 +25,8 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
     if metrics.get("findings"):
         for name in ("f1", "hallucination_rate", "miss_rate"):
             lines.append(f"  finding {name.replace('_', ' '):<18} {described(metrics['findings'][name])}")
+    if named := metrics.get("named_labels"):
+        lines.append(f"  labels named by text  {described(named['macro_f1'])}, mean F1 of {len(named['each'])}")
     if metrics["calibration"]["patients"]:
         ece, patients = described(metrics["calibration"]["ece"]), metrics["calibration"]["patients"]
         lines.append(f"  calibration error     {ece}, temperature fitted on {patients} validation patients")

@@ -7,7 +7,7 @@ from vlm.config.parsing import parse_config
 
 TRAIN = """Train an adapter: `clinical-vlm train --config demo`.
 
-`--dry-run` makes one step and prints its time and memory.
+`--dry-run` makes one step and prints its time and memory. `--seeds 3` and `--folds 5` train several runs and pool them.
 """
 
 
@@ -16,13 +16,21 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_train, takes_config=True)
 
 
-def run_train(_: argparse.Namespace, options: Sequence[str]) -> None:
+def run_train(arguments: argparse.Namespace, options: Sequence[str]) -> None:
     """Read the config, then train; its own parser answers `--help`, with every key of the config."""
     config, resume = parse_config(options, description=TRAIN)
+    counts = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    counts.add_argument("--seeds", type=int)
+    counts.add_argument("--folds", type=int)
+    several, _ = counts.parse_known_args(options)
     from vlm.training.run import train, try_step  # after the arguments: --help need not wait for PyTorch
 
     if "--dry-run" in options:
         try_step(config)
+    elif several.seeds is not None or several.folds is not None:
+        from vlm.training.several import train_several
+
+        train_several(config, 1 if several.seeds is None else several.seeds, several.folds or 0, resume)
     else:
         train(config, resume)
 

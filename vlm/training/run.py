@@ -214,7 +214,8 @@ def build_loop(config: Config, model: ClinicalVLM, cohort: Cohort, folder: RunFo
 
 def case_dataset(config: Config, spec: CaseSpec, cohort: Cohort, split: str) -> CaseDataset:
     """Build the dataset of a split, with dropout and augmentation in training."""
-    make = partial(CaseDataset, cohort.split(split), spec, cohort.sections, tuple(config.data.withhold))
+    most = config.evaluation.cases if split == "test" else 0
+    make = partial(CaseDataset, cohort.split(split, most), spec, cohort.sections, tuple(config.data.withhold))
     if split != "train":
         return make()
     data, seed = config.data, config.train.seed

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,9 +54,10 @@ class RunFolder:
             try:
                 yield
             finally:
-                if list(self.path.iterdir()) == [self.lock]:  # the run failed before it wrote anything
-                    self.lock.unlink()
-                    self.path.rmdir()
+                with suppress(FileNotFoundError):  # someone deleted it meanwhile
+                    if list(self.path.iterdir()) == [self.lock]:  # the run failed before it wrote anything
+                        self.lock.unlink()
+                        self.path.rmdir()
 
     def _hold(self) -> IO[Any]:
         """Lock the folder; closing the file releases the lock."""
