@@ -210,3 +210,13 @@ def test_packed_shards_keep_colors(tmp_path: Path) -> None:
     pack(data, tmp_path / "shards", PackOptions(image_side=32))
     packed = load_cohort(replace(data, source="packed", root=str(tmp_path / "shards")))
     assert choose_color(packed).value == "rgb"
+
+
+def test_mirroring_is_drawn_last_so_that_other_draws_stay() -> None:
+    square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    plain = augment(square, AugmentConfig(), np.random.default_rng(1))
+    drawn = [augment(square, AugmentConfig(mirror=True), np.random.default_rng(seed)) for seed in range(40)]
+    flips = {
+        np.ascontiguousarray(image).tobytes() for image in (square, square[::-1], square[:, ::-1], square[::-1, ::-1])
+    }
+    assert np.array_equal(plain, square) and {image.tobytes() for image in drawn} == flips
