@@ -25,7 +25,7 @@ from vlm.data.sections import heading, section_name, section_names, split_sectio
 from vlm.data.shown_evidence import compose_report
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
-from vlm.findings.labeller import label
+from vlm.findings.labeller import chest
 from vlm.inference.engine import Draft, Engine
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.lengths import check_lengths
@@ -122,7 +122,7 @@ def test_facts_and_findings_are_read_without_and_with_headings() -> None:
     assert headings.startswith("Image report: Dense shadow")
     assert read_facts(strip_headings(headings, names)) == read_facts(plain)
     with_headings = "Findings: No pleural effusion. Impression: Left lower lobe pneumonia. Heart is enlarged."
-    assert label(with_headings) == label(strip_headings(with_headings, NAMES))
+    assert chest().label(with_headings) == chest().label(strip_headings(with_headings, NAMES))
     assert read_findings(with_headings, [("", "pleural_effusion")]) == [0.0]
 
 

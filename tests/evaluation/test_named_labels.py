@@ -9,7 +9,8 @@ import pytest
 
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
-from vlm.evaluation.measures import Bootstrap, Reports, macro, named_labels, naming
+from vlm.evaluation.measures import Bootstrap, Reports, named_labels
+from vlm.evaluation.naming import macro, naming
 from vlm.findings.labeller import Labeller
 from vlm.training.run import train
 

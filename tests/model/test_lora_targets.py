@@ -9,8 +9,8 @@ from tests.families import FAMILIES, bases, model_on
 from vlm.config import Config, LLMConfig
 from vlm.errors import UserError
 from vlm.model.bases.loading import load_causal_lm
+from vlm.model.bases.lora import add_lora
 from vlm.model.bases.lora_targets import describe_choice, describe_lora, fit_targets
-from vlm.model.lora import add_lora
 
 __all__ = ["bases"]  # a fixture
 

@@ -33,6 +33,14 @@ def assign_splits(patients: Sequence[str], config: SplitConfig) -> list[str]:
     return [split_of(patient) for patient in patients]
 
 
+def draw_patients(patients: np.ndarray, most: int) -> np.ndarray:
+    """Draw patients until they have `most` rows, always the same; returns their rows of N in order."""
+    _, patient, sizes = np.unique(patients, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(sizes))
+    chosen = order[: np.searchsorted(np.cumsum(sizes[order]), most) + 1]
+    return np.flatnonzero(np.isin(patient, chosen))
+
+
 # A split that moves no patient when rows are added depends only on each patient's id. Its shares are random: it cannot
 # be stratified exactly. Only the seed with the smallest deviation can be chosen, once.
 

@@ -13,7 +13,7 @@ from vlm.evaluation import probability
 from vlm.evaluation.ablation import minus
 from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.intervals import Statistic, patient_bootstrap, ratio
-from vlm.evaluation.measures import macro, naming
+from vlm.evaluation.naming import macro, naming
 from vlm.evaluation.text import RougeL
 from vlm.findings.labeller import Labeller
 from vlm.findings.vocabulary import DEFAULT
