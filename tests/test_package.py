@@ -130,9 +130,7 @@ def test_presets_are_configs_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch
     assert (changed.train.max_steps, changed.run.name, changed.data.withhold) == (2, "short", ["image"])
     with pytest.raises(UserError, match=r"train\.max_step; did you mean --train\.max_steps\?"):
         load_config("demo", {"train.max_step": 2})
-    with pytest.raises(
-        UserError, match="demos: no such file; the presets are covid_cxr, demo, ecg, ham10000, single"
-    ):
+    with pytest.raises(UserError, match="demos: no such file; the presets are covid_cxr, demo, ecg, ham10000, single"):
         load_config("demos")
 
 
