@@ -106,3 +106,18 @@ def test_the_interval_holds_runs_and_patients(tmp_path: Path) -> None:
     assert width(apart) > 3 * width(alike)
     assert pool_runs(folds, 100)["patients"] == 200 and pool_runs(folds, 100)["cases"] == 200
     assert 0.8 * width(alike) < width(folds) < 3 * width(alike)
+
+
+def test_a_rare_class_has_no_interval(tmp_path: Path) -> None:
+    folders = []
+    for run in range(2):
+        folder = predictions(tmp_path / str(run), [1.0] * 40, [f"p{n}" for n in range(40)])
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for n, row in enumerate(rows):
+            row |= {"labels": {"rare": int(n < 3), "usual": n % 2}, "logits": {"rare": n + run, "usual": (n * 7) % 5}}
+            row["probabilities"] = {"rare": 0.5, "usual": 0.5}
+        (folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        folders.append(folder)
+    found = pool_runs(folders, 200)["measures"]
+    assert found["AUROC rare"]["pooled"]["value"] == 0 and found["AUROC rare"]["pooled"]["low"] is None
+    assert found["AUROC usual"]["pooled"]["low"] is not None

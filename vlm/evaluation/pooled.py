@@ -10,7 +10,7 @@ import numpy as np
 from vlm.atomic import make_folder, replace_file, writing
 from vlm.estimate import Estimate, described
 from vlm.evaluation.compare import labeller_of, read_predictions, run_measures
-from vlm.evaluation.intervals import MOST_WEIGHTS
+from vlm.evaluation.intervals import FEWEST_PATIENTS, MOST_WEIGHTS
 from vlm.resources import render
 
 Pooled = dict[str, dict[str, Any]]
@@ -44,8 +44,18 @@ def pool_runs(folders: Sequence[Path], draws: int, seed: int = 0) -> dict[str, A
         "runs": [str(folder) for folder in folders],
         "cases": len({row["id"] for some in rows for row in some}),
         "patients": len(names),
-        "measures": {title: _pooled(values[title], drawn[title]) for title in titles},
+        "measures": {title: _pooled(values[title], drawn[title] if _enough(rows, title) else []) for title in titles},
     }
+
+
+def _enough(rows: list[list[dict[str, Any]]], title: str) -> bool:
+    """Check for patients enough for an interval, as `patient_bootstrap` does: in all, and in each class of a label."""
+    label = title.removeprefix("AUROC ")
+    classes: dict[Any, set[str]] = {}
+    for row in (row for some in rows for row in some):
+        known = row["labels"].get(label) if label != title else 0
+        classes.setdefault(known, set()).add(str(row["patient"]))
+    return min(len(patients) for known, patients in classes.items() if known is not None) >= FEWEST_PATIENTS
 
 
 def _pooled(values: list[float], drawn: list[np.ndarray]) -> dict[str, Any]:
