@@ -159,7 +159,7 @@ def test_runs_are_compared_by_their_logits(tmp_path: Path) -> None:
 def test_the_head_is_exact_where_the_rest_is_bf16(device: str, tiny_model: ClinicalVLM, tiny_batch) -> None:
     model, batch = tiny_model.eval().to(device), {name: value.to(device) for name, value in tiny_batch.items()}
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-        (_, f, _), (_, x) = model.vision(batch["pixel_values"], batch["has_image"]), model.vitals(batch["vitals"])
+        f, (_, x) = model.vision(batch["pixel_values"], batch["has_image"]).f, model.vitals(batch["vitals"])
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         output = model(**batch, alpha=1.0)
     with torch.no_grad():

@@ -77,9 +77,9 @@ def test_an_unreadable_row_costs_its_own_report_alone(job, tiny_model, adapter, 
 @pytest.mark.parametrize(
     ("part", "error", "shared"),
     [
-        ("vlm.inference.engine.read_image", MemoryError(), False),
-        ("vlm.inference.engine.read_image", cv2.error("-215: assertion"), True),
-        ("vlm.inference.engine.to_square", ZeroDivisionError("secret of the case"), False),
+        ("vlm.inference.engine.read_file", MemoryError(), False),
+        ("vlm.inference.engine.read_file", cv2.error("-215: assertion"), True),
+        ("vlm.inference.engine.decode_square", ZeroDivisionError("secret of the case"), False),
         ("vlm.inference.engine.make_example", RecursionError(), True),
         ("vlm.data.prompt.Prompt.ids", AssertionError(), False),
         ("vlm.data.prompt.Prompt.ids", UnicodeError("ascii"), True),

@@ -32,7 +32,7 @@ def test_equation_4_by_hand(tiny_model: ClinicalVLM, tiny_batch) -> None:
     """z = W_f f + W_x x + b, with f the pooled CNN features and x the encoded vitals."""
     tiny_model.eval()
     with torch.no_grad():
-        _, f, _ = tiny_model.vision(tiny_batch["pixel_values"], tiny_batch["has_image"])
+        f = tiny_model.vision(tiny_batch["pixel_values"], tiny_batch["has_image"]).f
         _, x = tiny_model.vitals(tiny_batch["vitals"])
         encoded = tiny_model.encode(tiny_batch["pixel_values"], tiny_batch["has_image"], tiny_batch["vitals"])
         features = tiny_model.vision.cnn(tiny_batch["pixel_values"]).mean(dim=(2, 3))  # summary_grid 1: the mean

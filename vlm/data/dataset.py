@@ -1,6 +1,7 @@
 """Read rows as model examples: picture, vitals, labels and the report that the evidence supports."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -39,13 +40,21 @@ def read_square(path: str, spec: ImageSpec) -> np.ndarray:
 
     Raises `UserError` that names it, for any fault.
     """
-    return to_square(read_pixels(path, spec.in_color), spec)
+    with naming_image(path):
+        return to_square(read_pixels(path, spec.in_color), spec)
 
 
 def read_pixels(path: str, color: bool) -> np.ndarray:
     """Read the image of a cell from any storage, whole; raises `UserError` that names it, for any fault."""
-    try:
+    with naming_image(path):
         return read_packed(path, color) if is_packed(path) else decode_image(*read_image_bytes(path), color)
+
+
+@contextmanager
+def naming_image(path: str) -> Iterator[None]:
+    """Turn any fault into a `UserError` that names the image of a cell."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
