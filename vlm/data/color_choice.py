@@ -5,8 +5,9 @@ from typing import Literal
 import numpy as np
 
 from vlm.data.cohort import Cohort
-from vlm.data.dataset import read_pixels
+from vlm.data.dataset import read_square
 from vlm.data.images.color import share_of_color
+from vlm.data.images.image import ImageSpec
 from vlm.data.packed.shards import is_packed
 from vlm.data.study import flat_images
 from vlm.device import Choice
@@ -14,6 +15,7 @@ from vlm.device import Choice
 Color = Literal["grey", "rgb"]
 SAMPLE = 24
 """Number of images to look at."""
+LOOK = ImageSpec(size=128, color="rgb", color_mean=(0.5,) * 3, color_std=(0.5,) * 3)
 COLORED = 0.02
 """Smallest share of a picture's pixels in colour: more than a marker or an annotation."""
 
@@ -27,6 +29,6 @@ def choose_color(cohort: Cohort) -> Choice[Color]:
     # Of packed cases those side by side: a shard is fetched as a whole.
     last = min(len(paths), SAMPLE) - 1 if is_packed(str(paths[0])) else len(paths) - 1
     chosen = np.unique(np.linspace(0, last, min(len(paths), SAMPLE)).astype(int))
-    colored = sum(share_of_color(read_pixels(str(paths[place]), True)) >= COLORED for place in chosen)
+    colored = sum(share_of_color(read_square(str(paths[place]), LOOK)) >= COLORED for place in chosen)
     reason = f"{colored} of {len(chosen)} training images looked at are in colour; data.color says otherwise"
     return Choice("rgb" if 2 * colored > len(chosen) else "grey", reason)

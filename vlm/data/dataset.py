@@ -1,7 +1,6 @@
 """Read rows as model examples: picture, vitals, labels and the report that the evidence supports."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -36,25 +35,11 @@ def _load(cell: Cell, spec: CaseSpec) -> StudyPicture:
 
 
 def read_square(path: str, spec: ImageSpec) -> np.ndarray:
-    """Read the image of a cell from any storage as S × S or S × S × 3 uint8 (see `to_square`).
-
-    Raises `UserError` that names it, for any fault.
-    """
-    with naming_image(path):
-        return to_square(read_pixels(path, spec.in_color), spec)
-
-
-def read_pixels(path: str, color: bool) -> np.ndarray:
-    """Read the image of a cell from any storage, whole; raises `UserError` that names it, for any fault."""
-    with naming_image(path):
-        return read_packed(path, color) if is_packed(path) else decode_image(*read_image_bytes(path), color)
-
-
-@contextmanager
-def naming_image(path: str) -> Iterator[None]:
-    """Turn any fault into a `UserError` that names the image of a cell."""
+    """Read the image of a cell from any storage (see `to_square`); raises `UserError` that names it, for any fault."""
     try:
-        yield
+        color = spec.in_color
+        image = read_packed(path, color) if is_packed(path) else decode_image(*read_image_bytes(path), color)
+        return to_square(image, spec)
     except UserError:
         raise
     except Exception as error:

@@ -81,7 +81,5 @@ def rgb(image: np.ndarray) -> np.ndarray:
 
 
 def share_of_color(image: np.ndarray) -> float:
-    """Return the share of a picture's pixels that are clearly no grey; 0 for H × W."""
-    if image.ndim == 2:
-        return 0.0
+    """Return the share of a picture's pixels that are clearly no grey; H × W × 3."""
     return float((image.max(axis=2).astype(np.int16) - image.min(axis=2) >= COLORFUL).mean())
