@@ -15,7 +15,7 @@ from tests.forks import PROJECT, Forks
 from tests.runs import Run, write_config
 from vlm.errors import UserError
 from vlm.training.run_folder import checkpoints_of
-from vlm.training.sharding import asked_to_shard
+from vlm.training.sharding import asked_to_shard, can_shard
 
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
 ZERO_3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
@@ -64,6 +64,10 @@ def test_one_process_equals_several(processes: int, forks: Forks, config_file: P
     is_that_of(run, one)
 
 
+needs_shards = pytest.mark.skipif(not can_shard(), reason="this PyTorch cannot leave whole what trains")
+
+
+@needs_shards
 @pytest.mark.parametrize("asked", [FSDP, ZERO_3], ids=["fsdp", "zero-3"])
 def test_the_frozen_base_is_split_alone(asked: dict, forks: Forks, config_file: Path, one: Run) -> None:
     run = Run(config_file, f"split by {len(asked)}").to_its_end(forks, ranks=2, **asked)
@@ -74,6 +78,7 @@ def test_the_frozen_base_is_split_alone(asked: dict, forks: Forks, config_file: 
     is_that_of(run, one)
 
 
+@needs_shards
 def test_packed_4_bit_layers_are_split(forks: Forks, tiny_llm: str, table_root: Path, tmp_path: Path) -> None:
     """The recipe of several GPUs: QLoRA, with NF4 values in floating-point storage."""
     file = write_config(tiny_llm, table_root, tmp_path, micro_batch_size=1)
@@ -85,7 +90,9 @@ def test_packed_4_bit_layers_are_split(forks: Forks, tiny_llm: str, table_root: 
     is_that_of(run, one)
 
 
-@pytest.mark.parametrize(("before", "after"), [("2", "1"), ("2 fsdp", "4"), ("1", "2 fsdp")])
+@pytest.mark.parametrize(("before", "after"), [
+    ("2", "1"), pytest.param("2 fsdp", "4", marks=needs_shards), pytest.param("1", "2 fsdp", marks=needs_shards)
+])  # fmt: skip
 def test_another_number_of_processes_goes_on(
     before: str, after: str, forks: Forks, config_file: Path, one: Run
 ) -> None:
@@ -111,6 +118,15 @@ def test_two_ways_to_split_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     with pytest.raises(UserError, match="ZeRO-2 splits only what trains"):
+        asked_to_shard()
+
+
+def test_a_pytorch_that_cannot_split_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr("vlm.training.sharding.can_shard", lambda: False)
+    with pytest.raises(
+        UserError, match=r"^FSDP: PyTorch \S+ cannot leave whole what trains; update it, or launch with"
+    ):
         asked_to_shard()
 
 

@@ -6,6 +6,7 @@ are averaged as in DDP. So checkpoints, and a resume by another number of proces
 shards.
 """
 
+import inspect
 import os
 
 import torch
@@ -35,9 +36,21 @@ def asked_to_shard() -> Choice[bool]:
         raise UserError(
             f"DeepSpeed: ZeRO-{stage} splits only what trains, some MB; launch with configs/accelerate/ddp.yaml"
         )
+    if not can_shard():
+        raise UserError(
+            f"FSDP: PyTorch {torch.__version__} cannot leave whole what trains; update it, or launch with "
+            "configs/accelerate/ddp.yaml"
+        )
     os.environ[asked[0]] = "false"
     reasons = {FSDP: "FSDP", DEEPSPEED: "as ZeRO-3 does, by PyTorch's FSDP2 in place of DeepSpeed"}
     return Choice(True, reasons[asked[0]])
+
+
+def can_shard() -> bool:
+    """Check whether PyTorch's FSDP2 leaves parameters out, as it does since the version after 2.6."""
+    from torch.distributed.fsdp import fully_shard
+
+    return "ignored_params" in inspect.signature(fully_shard).parameters
 
 
 def shard_base(model: ClinicalVLM, device: torch.device) -> str:
