@@ -13,9 +13,6 @@ from vlm.evaluation.compare import labeller_of, read_predictions, run_measures
 from vlm.evaluation.intervals import FEWEST_PATIENTS, MOST_WEIGHTS
 from vlm.resources import render
 
-Pooled = dict[str, dict[str, Any]]
-"""Measure → `pooled` (an estimate), `runs` (the value of each), `lowest` and `highest` of them."""
-
 
 def pool_runs(folders: Sequence[Path], draws: int, seed: int = 0) -> dict[str, Any]:
     """Average each measure over the runs, with an interval that holds both runs and patients.

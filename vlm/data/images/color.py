@@ -37,7 +37,7 @@ def _managed(data: bytes) -> np.ndarray | None:
     from PIL import Image, ImageCms, UnidentifiedImageError
 
     try:
-        file = Image.open(BytesIO(data), formats=["JPEG", "PNG", "TIFF", "WEBP"])
+        file = Image.open(BytesIO(data), formats=[kind.upper() for kind in MANAGED])
     except UnidentifiedImageError:
         return None
     with file as opened:
