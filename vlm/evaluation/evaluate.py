@@ -24,6 +24,7 @@ from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_arms
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND
 from vlm.evaluation.figures import draw_figures
+from vlm.evaluation.fluency import fluency_measures
 from vlm.evaluation.html_report import write_page
 from vlm.evaluation.intervals import mean
 from vlm.evaluation.learned import LearnedMetric
@@ -84,14 +85,14 @@ def evaluate(
     results = {
         name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
     }
+    given, references = results["as_given"], test.reports
+    labeller = Labeller.load(config.data.findings)
+    reports = Reports(given.drafts, references, labeller)
+    fluency = fluency_measures(model, reports, options.batch_size, bootstrap)
     part_processes()
     if not is_main():
         return {}
-    given = results["as_given"]
-    references = test.reports
     probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()  # N × K
-    labeller = Labeller.load(config.data.findings)
-    reports = Reports(given.drafts, references, labeller)
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
     stands_for = {label: label for label in model.spec.labels if label in labeller.names} | cohort.label_findings
     disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
@@ -107,6 +108,7 @@ def evaluate(
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
         "references": {"cases": len(reports.rows), "read": sum(map(labeller.is_read, references))},
         "text": text_measures(reports, bootstrap, learned),
+        "fluency": fluency,
         "vocabulary": labeller.vocabulary.title,
         "findings": finding_measures(reports, bootstrap),
         "named_labels": named_labels(reports, scores.targets, model.spec.labels, stands_for, bootstrap),
