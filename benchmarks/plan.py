@@ -97,7 +97,8 @@ class Job:
         """Trained values of the projectors and the head, without biases and norms."""
         model, hidden = self.config.model, self.base.hidden
         summary = self.channels * model.vision.summary_grid**2 * model.fusion.size
-        return self.channels * hidden + (model.vitals.tokens + 3) * hidden**2 + summary
+        width = model.projector_size or hidden
+        return self.channels * width + (model.vitals.tokens + 3) * width * hidden + summary
 
     @property
     def trained_stages(self) -> tuple[Stage, ...]:

@@ -180,6 +180,7 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     "grid": (part("vision", grid=10**9), "config.json: model.vision.grid: must be at least 1 and at most 32"),
     "summary": (part("vision", summary_grid=10**6), "config.json: model.vision.summary_grid"),
     "rank": (part("llm", lora_rank=10**9), "config.json: model.llm.lora_rank"),
+    "projectors": (config(lambda c: c["model"].update(projector_size=10**9)), "config.json: model.projector_size"),
     "z": (part("fusion", size=10**9), "config.json: model.fusion.size"),
     "tokens": (part("vitals", tokens=10**9), "config.json: model.vitals.tokens"),
     "bins": (part("vitals", bins=0), "config.json: model.vitals.bins"),

@@ -48,6 +48,17 @@ def test_a_named_token_starts_as_the_words_of_its_states() -> None:
     assert not torch.allclose(projector(states, torch.randn(2, 4)), wanted, atol=1e-2), "and learns beside them"
 
 
+def test_a_narrow_projector_has_few_weights_and_the_same_tokens() -> None:
+    torch.manual_seed(0)
+    wide, narrow = TokenProjector(5, 64, 0.3), TokenProjector(5, 64, 0.3, width=4)
+    weights = [sum(p.numel() for p in projector.mlp.parameters()) for projector in (wide, narrow)]
+    assert weights == [2 * 5 + (5 + 1) * 64 + (64 + 1) * 64, 2 * 5 + (5 + 1) * 4 + (4 + 1) * 64]
+    size = narrow(torch.randn(3, 5)).pow(2).mean(-1).sqrt()
+    torch.testing.assert_close(size, torch.full((3,), 0.3), rtol=1e-3, atol=1e-4)
+    named = NamedProjector(4, torch.randn(3, 64), 0.2, width=4)
+    assert [layer.weight.shape for layer in (named.mlp[0], named.mlp[-1])] == [(4, 4), (64, 4)]
+
+
 def test_a_name_is_the_mean_of_its_words(tiny_model: ClinicalVLM) -> None:
     space = tiny_model.space
     ids = space.tokenizer(" right lung", add_special_tokens=False)["input_ids"]

@@ -38,6 +38,8 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
         yield "model.vision.frozen_stages", f"at least 0 and at most 1,024, not {vision.frozen_stages}"
     if not 0 <= llm.lora_dropout < 1:
         yield "model.llm.lora_dropout", f"a probability below 1, not {llm.lora_dropout}"
+    if not 0 <= config.projector_size <= 16_384:
+        yield "model.projector_size", f"at least 0 and at most 16,384, not {config.projector_size}"
     if not (math.isfinite(fusion.sharpness) and fusion.sharpness > 0):
         yield "model.fusion.sharpness", f"a number above 0, not {fusion.sharpness}"
     if fusion.label_words and not fusion.label_token:

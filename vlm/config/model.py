@@ -140,5 +140,8 @@ class ModelConfig:
     """Encoder of a signal, if the cases have one."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """Joint vector and head."""
+    projector_size: int = 0
+    """Width of the hidden layer of each projector into the language model; 0: as wide as the language model, which of
+    4,096 makes 17 million weights a vitals token."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Words of the prompt."""

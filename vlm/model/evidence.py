@@ -58,18 +58,23 @@ class EvidenceEncoder(nn.Module):
         self.calibration = Calibration()
         self.vision = ImageEncoder(
             config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights, spec.image.channels,
-            spec.study, space.embed_names(spec.study.missing_names()) if spec.study else None,
+            spec.study, space.embed_names(spec.study.missing_names()) if spec.study else None, config.projector_size,
         )  # fmt: skip
         self.model_config = replace(config, vision=self.vision.config)  # a repository's encoder by its architecture
-        self.vitals = VitalsEncoder(config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms)
+        self.vitals = VitalsEncoder(
+            config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms, config.projector_size
+        )
         self.signal: SignalEncoder | None = None
         if spec.signal is not None:
-            self.signal = SignalEncoder(config.signal, spec.signal, space.embed_names, space.hidden_size, space.rms)
+            self.signal = SignalEncoder(
+                config.signal, spec.signal, space.embed_names, space.hidden_size, space.rms, config.projector_size
+            )
         x_size = self.vitals.size + (self.signal.size if self.signal else 0)
         self.joint = JointVector(config.fusion, self.vision.summary_size, x_size, len(spec.labels))
         self.evidence = EvidenceTokens(
-            config.fusion, spec.labels, spec.study.expected if spec.study else (), space.embed_names, space.rms
-        )
+            config.fusion, spec.labels, spec.study.expected if spec.study else (), space.embed_names, space.rms,
+            config.projector_size,
+        )  # fmt: skip
         last = max((number for ids in prompt_ids or () for number in ids), default=0)
         if space.vocabulary is not None and last >= space.vocabulary:
             raise UserError(f"prompt_ids: {last} is no token of the base, which has {space.vocabulary:,}")

@@ -47,6 +47,7 @@ class EvidenceTokens(nn.Module):
         roles: Sequence[str],
         embed_names: Callable[[Sequence[str]], torch.Tensor],
         token_rms: float,
+        projector_size: int = 0,
     ) -> None:
         """`roles` are the expected roles of images; `embed_names` maps S names to S × H.
 
@@ -57,11 +58,13 @@ class EvidenceTokens(nn.Module):
         hidden_size = embed_names(["no"]).shape[1]
         shows_labels = config.label_token and len(labels) > 0
         each = shows_labels and config.label_words
-        self.z_projector = TokenProjector(config.size, hidden_size, token_rms) if config.z_token else None
+        self.z_projector: TokenProjector | None = None
+        if config.z_token:
+            self.z_projector = TokenProjector(config.size, hidden_size, token_rms, projector_size)
         self.label_words = LabelWords(config, labels, roles, embed_names, token_rms) if each else None
         self.label_projector: NamedProjector | None = None
         if shows_labels and not each:
-            self.label_projector = NamedProjector(len(labels), embed_names(labels), token_rms)
+            self.label_projector = NamedProjector(len(labels), embed_names(labels), token_rms, projector_size)
         self.tokens = int(config.z_token) + (len(labels) if each else int(shows_labels))
 
     def forward(self, z: torch.Tensor, logits: torch.Tensor, lacking: torch.Tensor | None = None) -> list[torch.Tensor]:

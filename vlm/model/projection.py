@@ -10,10 +10,12 @@ class TokenProjector(nn.Module):
     Without the last norm the tokens drift to many times the norm of a word, and become attention sinks.
     """
 
-    def __init__(self, features: int, hidden_size: int, token_rms: float) -> None:
+    def __init__(self, features: int, hidden_size: int, token_rms: float, width: int = 0) -> None:
+        """`width` is the size of the MLP's hidden layer; 0: H."""
         super().__init__()
+        width = width or hidden_size
         self.mlp = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+            nn.LayerNorm(features), nn.Linear(features, width), nn.GELU(), nn.Linear(width, hidden_size)
         )
         self.norm = nn.LayerNorm(hidden_size)
         nn.init.constant_(self.norm.weight, token_rms)
@@ -50,15 +52,16 @@ class NamedProjector(nn.Module):
     of range, and need not learn it from a few hundred cases. The name embeddings train as well.
     """
 
-    def __init__(self, features: int, names: torch.Tensor, token_rms: float) -> None:
-        """`names` is S × H, the embedding of each state's name."""
+    def __init__(self, features: int, names: torch.Tensor, token_rms: float, width: int = 0) -> None:
+        """`names` is S × H, the embedding of each state's name; `width` as in `TokenProjector`."""
         super().__init__()
         hidden_size = names.shape[1]
+        width = width or hidden_size
         self.names = nn.Parameter(names / names.pow(2).mean().sqrt())
-        last = nn.Linear(hidden_size, hidden_size)
+        last = nn.Linear(width, hidden_size)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(nn.Linear(features, hidden_size), nn.GELU(), last)
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.GELU(), last)
         self.norm = nn.LayerNorm(hidden_size)
         nn.init.constant_(self.norm.weight, token_rms)
 

@@ -31,6 +31,7 @@ class ImageEncoder(nn.Module):
         image_channels: int = 3,
         study: StudySpec | None = None,
         missing_roles: torch.Tensor | None = None,
+        projector_size: int = 0,
     ) -> None:
         """`missing_roles` is R × H, for a model of studies the words for each expected role that a case lacks."""
         super().__init__()
@@ -41,7 +42,7 @@ class ImageEncoder(nn.Module):
         tokens = config.grid**2
         self.missing = nn.Parameter(torch.zeros(self.channels))
         self.position = nn.Parameter(0.02 * torch.randn(tokens, self.channels))
-        self.projector = TokenProjector(self.channels, hidden_size, token_rms)
+        self.projector = TokenProjector(self.channels, hidden_size, token_rms, projector_size)
         self.study: StudyFusion | None = None
         if study is not None and missing_roles is not None:
             self.study = StudyFusion(study, self.channels, WordTokens(missing_roles, token_rms))

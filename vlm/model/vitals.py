@@ -75,6 +75,7 @@ class VitalsEncoder(nn.Module):
         statistics: VitalsStatistics,
         embed_names: NameEmbeddings,
         token_rms: float,
+        projector_size: int = 0,
     ) -> None:
         super().__init__()
         scales = zip(schema.vitals, statistics.centre, statistics.scale, statistics.edges, strict=True)
@@ -90,7 +91,7 @@ class VitalsEncoder(nn.Module):
         for group in self.groups if self.tokens else []:
             names = [name for i in group for name in state_names[i]]
             size = sum(values[i].size for i in group)
-            self.projectors.append(NamedProjector(size + len(names), embed_names(names), token_rms))
+            self.projectors.append(NamedProjector(size + len(names), embed_names(names), token_rms, projector_size))
         self.size = sum(value.size for value in values) + sum(map(len, state_names))
 
     def forward(self, vitals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

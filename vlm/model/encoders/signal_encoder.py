@@ -121,6 +121,7 @@ class SignalEncoder(nn.Module):
         embed_names: EmbedNames,
         hidden_size: int,
         token_rms: float,
+        projector_size: int = 0,
     ) -> None:
         super().__init__()
         check_cycles(config, spec)
@@ -128,7 +129,7 @@ class SignalEncoder(nn.Module):
         self.stem = nn.Conv1d(2 * len(spec.channels), width, 7, 2, 3)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(HALVINGS)))
         self.position = nn.Parameter(0.02 * torch.randn(config.tokens, width))
-        self.projector = TokenProjector(width, hidden_size, token_rms)
+        self.projector = TokenProjector(width, hidden_size, token_rms, projector_size)
         self.cycles = CycleFeatures(config, spec) if config.cycles else None
         self.size = 2 * width + (self.cycles.size if self.cycles else 0)
         self.rate = RateWords(embed_names, token_rms) if self.cycles and config.digits else None
