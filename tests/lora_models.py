@@ -17,6 +17,17 @@ from vlm.training.run import build_model
 
 CPU = torch.device("cpu")
 Build = Callable[..., ClinicalVLM]
+PATTERNS = {"rank_pattern": {"o_proj": 3, "layers.1.self_attn.q_proj": 4}, "alpha_pattern": {"v_proj": 5}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "patterns": PATTERNS,
+    "all of them": {**PATTERNS, "use_rslora": True, "use_dora": True, "init_lora_weights": "pissa"},
+}
 
 
 @pytest.fixture
