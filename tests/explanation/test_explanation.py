@@ -1,8 +1,5 @@
 """Explanations: sums that hold, heat where it belongs, and nothing where nothing was given."""
 
-import io
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,57 +9,21 @@ import pytest
 import timm
 import torch
 
-from tests.forks import PROJECT, Forks
-from vlm.adapter import load, save
-from vlm.cli import build_parser
-from vlm.config import Config, DataConfig, PhantomConfig
-from vlm.config.parsing import parse_config
-from vlm.data.case import make_example
-from vlm.data.images.image import to_square
-from vlm.data.ingest.phantom_image import SIZE, draw_chest
+from tests.explained import DRAFT, VITALS, image, model, report, scorer
+from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
-from vlm.data.study import StudyPicture
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, finer_stage, label_heats
 from vlm.explanation.explain import explain
-from vlm.explanation.explained_draft import explain_case
 from vlm.explanation.phrases import decisive_spans, finding_spans, named_spans, token_spans, tokens_of
 from vlm.explanation.picture import draw
-from vlm.explanation.pointing_game import Case, check, dilated, find_cases, points_at, shuffle_weights, table
 from vlm.explanation.result import Attribution, overlay, resample_to_image
 from vlm.inference.engine import ReportEngine
-from vlm.inference.options import check_draft_options
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.report import NOTICE, Report
 from vlm.training.run import build_model
 
-DRAFT = "Patchy opacities in the left lower zone. Glucose is elevated."
-VITALS = {"glucose": 9, "bp": "150/80"}
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Wider than high, and named as no picture may say."""
-    file = tmp_path / "Jane-Doe-1950.png"
-    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8))
-    return file
-
-
-@pytest.fixture
-def model(tiny_config: Config) -> ClinicalVLM:
-    """A tiny model whose CNN has a grid of 2 × 2 cells."""
-    config = replace(tiny_config, data=replace(tiny_config.data, image_size=64))
-    return build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32).eval()
-
-
-def report(model: ClinicalVLM, text: str = DRAFT) -> Report:
-    return Report(text, dict.fromkeys(model.spec.labels, 0.7), {"glucose": 9.0, "systolic": 150.0, "diastolic": 80.0})
-
-
-def scorer(model: ClinicalVLM, image: Path | None, vitals: dict) -> CaseScorer:
-    example, _ = ReportEngine(model).prepare(image, vitals)
-    return CaseScorer(model, example, token_spans(model.tokenizer, DRAFT)[0])
+__all__ = ["image", "model"]  # fixtures
 
 
 # ------------------------------------------------------------------------------------------- the sums
@@ -283,157 +244,3 @@ def test_shares_say_what_the_language_knew() -> None:
     image, vitals, language = Attribution(0, 1, np.log(4), np.log(2), -3.0).shares
     assert language == pytest.approx(1 / 8) and image == pytest.approx(2 * vitals)
     assert Attribution(0, 1, 3.0, -3.0, -1.0).shares[2] < 0.01, "what cancels was drawn on all the same"
-
-
-# ------------------------------------------------------------------------------------- picture and command
-
-
-def test_the_picture_names_no_patient(model: ClinicalVLM, image: Path, tmp_path: Path) -> None:
-    explanation = explain(model, image, VITALS, report(model))
-    file = tmp_path / "out.png"
-    draw(explanation, file)
-    written = file.read_bytes()
-    assert (
-        b"Jane" not in written
-        and b"tEXt" not in written
-        and b"iTXt" not in written
-        and str(tmp_path).encode() not in written
-    )
-    pixels = cv2.imread(str(file))
-    assert min(pixels.shape[:2]) > 500 and pixels.std() > 20
-    said = json.dumps(explanation.to_dict())
-    assert "Jane" not in said and json.loads(said)["completeness_error"] <= TOLERANCE
-    with pytest.raises(UserError, match="cannot write the picture"):
-        draw(explanation, tmp_path / "no" / "out.png")
-
-
-def test_the_command_drafts_and_draws(tiny_model: ClinicalVLM, image: Path, tmp_path: Path, forks: Forks) -> None:
-    adapter, file = str(save(tiny_model, tmp_path / "adapter")), tmp_path / "out.png"
-    case = ("--adapter", adapter, "--image", str(image), "--explain", str(file))
-    result = forks.command("--max_new_tokens", "6", *case)
-    assert result.returncode == 0 and result.stderr == "" and file.stat().st_size > 10_000
-    assert NOTICE in result.stdout and f"picture: {file}" in result.stdout
-    arguments = build_parser().parse_args(["draft", "--max_new_tokens", "6", *case, "--explain_words", "qqq"])
-    out = io.StringIO()
-    with pytest.raises(UserError, match="--explain_words: the draft does not say 'qqq'; it says: "):
-        explain_case(arguments, out)
-    assert NOTICE in out.getvalue(), "the draft was lost with its explanation"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--explain", "out.jpg"], "--explain: out.jpg: the picture is a PNG"),
-        (["--explain", "/no/folder/out.png"], "no such folder /no/folder"),
-        (["--explain", "out.png", "--engine", "llamacpp"], "only PyTorch's engine has gradients"),
-        (["--explain", "out.png", "--input", "cases.csv"], "--explain: explains one case"),
-        (["--explain_words", "opacity"], "--explain_words: needs --explain FILE"),
-    ],
-)
-def test_a_wrong_option_is_one_line(arguments: list[str], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        check_draft_options(build_parser().parse_args(["draft", *arguments]))
-    assert message in str(error.value)
-
-
-def test_without_captum_one_line_says_what_to_install(model: ClinicalVLM, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "captum", None)
-    with pytest.raises(UserError, match=r"--explain: needs the package captum; pip install 'clinical-vlm\[explain\]'"):
-        explain(model, None, None, report(model))
-
-
-def test_vitals_that_are_words_cannot_be_explained(tiny_config: Config) -> None:
-    vitals = replace(tiny_config.model.vitals, injection="text")
-    config = replace(tiny_config, model=replace(tiny_config.model, vitals=vitals))
-    model = build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)
-    with pytest.raises(UserError, match="reads vitals as words"):
-        explain(model, None, None, report(model))
-
-
-# --------------------------------------------------------------------------------------- the pointing game
-
-
-DEMO = PROJECT / "runs" / "demo" / "adapter"
-
-
-@pytest.fixture
-def pointed(model: ClinicalVLM) -> list[Case]:
-    """Phantom cases as the small model sees them, and a draft that fits."""
-    cases = []
-    for number in range(4):
-        picture, mask = draw_chest("patchy", "left", "lower", np.random.default_rng([7, number]))
-        square = to_square(picture.astype(np.float32), model.spec.image)
-        example = make_example(model.spec, [StudyPicture(square)], np.full(4, np.nan))
-        small = cv2.resize(mask.astype(np.uint8), (64, 64), interpolation=cv2.INTER_NEAREST) > 0
-        cases.append(Case(example, small, DRAFT, finding_spans(DRAFT)[0]))
-    return cases
-
-
-def test_the_check_counts_what_it_says(model: ClinicalVLM, pointed: list[Case], monkeypatch) -> None:
-    """With a map that is the mask itself every case is hit; with one that is nowhere none is."""
-    for shown, wanted in ((lambda case: case.mask.astype(float), 4), (lambda case: -case.mask.astype(float), 0)):
-        maps = {
-            "finding words": [shown(case) for case in pointed],
-            "label pathology": [shown(case) for case in pointed],
-        }
-        monkeypatch.setattr("vlm.explanation.pointing_game.heats", lambda *_, maps=maps: maps)
-        rates = check(model, pointed)["rates"]["as drawn"]
-        assert rates["finding words"]["hits"] == rates["label pathology"]["hits"] == wanted
-        assert rates["a random point"] == pytest.approx(np.mean([case.mask.mean() for case in pointed]))
-    with pytest.raises(UserError, match="no draft asserts an opacity"):
-        check(model, [])
-
-
-def test_the_check_runs_on_a_real_model(model: ClinicalVLM, pointed: list[Case]) -> None:
-    results = check(model, pointed)
-    margins = {name: row["pixels"] for name, row in results["rates"].items()}
-    assert margins == {"as drawn": 0, "map cell": 16, "last cell": 32, "token cell": 32} and results["map"] == [4, 4]
-    row = results["rates"]["map cell"]["label pathology, shuffled weights"]
-    assert row["cases"] == 4 and 0 <= row["low"] <= row["hits"] / 4 <= row["high"] <= 1
-    said = table(results).splitlines()
-    assert len(said) == 8 and said[1].startswith("a random point") and "token cell (32 px)" in said[0]
-
-
-def test_only_drawn_opacities_can_be_checked(model: ClinicalVLM, tiny_config: Config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.source: only the built-in cohort"):
-        find_cases(model, tiny_config.data, "test", None, 8)
-    data = DataConfig(root=str(tmp_path / "phantom"), phantom=PhantomConfig(cases=4))
-    with pytest.raises(UserError, match="trained on other vitals or labels"):
-        find_cases(model, data, "test", None, 8)
-
-
-@pytest.mark.soak
-@pytest.mark.skipif(not DEMO.is_dir(), reason="needs the adapter that `make demo` trains")
-def test_the_demos_heat_lies_on_the_opacity_and_not_by_chance() -> None:
-    """On all test cases; with shuffled weights it lies there hardly more often than a random point."""
-    config, _ = parse_config(["--config", str(PROJECT / "configs" / "demo.yaml")])
-    demo = load(DEMO)
-    cases = find_cases(demo, replace(config.data, root=str(PROJECT / config.data.root)), "test", None, 40)
-    rates = check(demo, cases)["rates"]
-    for name in ("finding words", "label pathology"):
-        assert rates["last cell"][name]["hits"] >= 0.9 * len(cases)
-        assert rates["map cell"][name]["low"] > rates["map cell"][f"{name}, another case's"]["high"]
-        assert rates["map cell"][name]["low"] > rates["map cell"][f"{name}, shuffled weights"]["high"]
-
-
-def test_the_pointing_game() -> None:
-    mask = np.zeros((224, 224), bool)
-    mask[150:170, 60:90] = True
-    heat = np.zeros((7, 7))
-    heat[4, 2] = 1  # its middle is at 144, 80
-    assert not points_at(heat, mask) and points_at(heat, dilated(mask, 8))
-    assert not points_at(-heat, dilated(mask, 300)), "what speaks against the words points nowhere"
-    assert dilated(mask, 0).sum() == mask.sum() and dilated(mask, 10)[140, 70] and not dilated(mask, 10)[139, 70]
-    _, drawn = draw_chest("dense", "right", "lower", np.random.default_rng([7, 53]))
-    assert drawn.shape == (SIZE, SIZE) and 0.01 < drawn.mean() < 0.15
-
-
-def test_shuffled_weights_are_the_same_numbers_in_another_order(tiny_model: ClinicalVLM) -> None:
-    before = {name: value.clone() for name, value in tiny_model.named_parameters()}
-    shuffle_weights(tiny_model)
-    after = dict(tiny_model.named_parameters())
-    assert not torch.equal(before["vision.cnn.conv_stem.weight"], after["vision.cnn.conv_stem.weight"])
-    for name, value in after.items():
-        torch.testing.assert_close(value.flatten().sort().values, before[name].flatten().sort().values)
-        if "lora" not in name and name.startswith("llm."):
-            assert torch.equal(value, before[name]), "the base is not ours to shuffle"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.explanation.test_explanation import DRAFT, VITALS, report
+from tests.explained import DRAFT, VITALS, report
 from vlm.adapter import save
 from vlm.app.explaining import MOST_MAPS, explained, show
 from vlm.cli import build_parser
