@@ -71,6 +71,11 @@ class HubServer(ThreadingHTTPServer):
         self.repos[name].commit("main", START | files, "initial commit")
         return self.repos[name]
 
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return the variables by which a program of its own takes this for the Hub, with its cache in a folder."""
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

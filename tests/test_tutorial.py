@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import read_json
 from tests.fhir_bundles import of_type, validate
-from tests.hub_server import TOKEN, HubServer
+from tests.hub_server import HubServer
 
 PROJECT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
@@ -53,18 +53,11 @@ class Reader:
 
     def run(self, commands: str) -> str:
         """What they print; they must succeed."""
-        surroundings = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HF_ENDPOINT": self.hub.url,
-            "HF_TOKEN": TOKEN,
-            "HF_HOME": str(self.folder / "hub"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-        }
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
             cwd=self.folder,
-            env=os.environ | surroundings,
+            env=os.environ | self.hub.environment(self.folder / "hub") | {"PATH": path},
             capture_output=True,
             text=True,
             timeout=900,
