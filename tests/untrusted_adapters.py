@@ -34,6 +34,9 @@ MARK = Path(tempfile.gettempdir()) / f"clinical-vlm-{os.getpid()}-was-run"
 """What the code of strangers would leave."""
 LORA, REST = "adapter_model.safetensors", "vlm.safetensors"
 NORMS = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
+LEVELS = ["&a0 [x,x,x,x,x,x,x,x,x]"] + [f"&a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+BOMB = f"[{', '.join(LEVELS)}]"
+"""YAML of 500 characters that is ten billion values when it is written out."""
 Spoil = Callable[[Path], None]
 
 seen: list[tuple[str, Any]] | None = None
