@@ -27,3 +27,7 @@ def trained(config: Config, resume_from: str | None = None):
 
 def with_train(config: Config, name: str, **options) -> Config:
     return replace(config, run=replace(config.run, name=name), train=replace(config.train, **options))
+
+
+def one_thread(config: Config) -> Config:
+    return replace(config, train=replace(config.train, threads=1))

@@ -7,20 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from tests.families import FAMILIES, bases, model_on, write_base
+from tests.training_jobs import one_thread
 from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.config import Config
-from vlm.data.collate import Collator
-from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.engine import merged_lora
 from vlm.model.bases.quantization import quantised_share, values_of, wrongly_dequantised
 from vlm.training import self_test as module
-from vlm.training.lengths import check_lengths
-from vlm.training.run import case_dataset, train, try_step
+from vlm.training.run import train, try_step
 from vlm.training.self_test import self_test
 
 __all__ = ["bases"]  # a fixture
@@ -55,10 +52,6 @@ REFUSED = {
     "paligemma": "cannot be used: a training step fails: its tokens attend to later ones",
 }
 """Those refused; `tests/training/test_families.py` goes the whole way with every other."""
-
-
-def one_thread(config: Config) -> Config:
-    return replace(config, train=replace(config.train, threads=1))
 
 
 def test_the_rounding_of_packed_8_bit_products_is_no_look_ahead(bases, tiny_config: Config) -> None:
@@ -258,94 +251,3 @@ def test_lora_that_no_gradient_reaches_is_said(tiny_model: ClinicalVLM) -> None:
     layer = tiny_model.base.model.layers[1].self_attn.q_proj
     layer.forward = layer.base_layer.forward
     assert any("no gradient reaches LoRA on 1 layers" in line and "q_proj" in line for line in self_test(tiny_model))
-
-
-# ------------------------------------------------------------------------------------------- targets of LoRA
-
-
-def test_a_target_that_the_base_has_not_is_named(tiny_config: Config, bases) -> None:
-    with pytest.raises(UserError, match=r"no linear layer named gate_proj; it has o_proj, qkv_proj, gate_up_proj"):
-        model_on(bases("phi3"), tiny_config, lora_targets=["o_proj", "gate_proj"])
-    model = model_on(bases("phi3"), tiny_config, lora_targets=["o_proj"])
-    assert self_test(model)[1] == "LoRA on 2 layers: o_proj 2"
-
-
-def test_layers_without_lora_are_said(tiny_config: Config, bases) -> None:
-    model = model_on(bases("jamba"), tiny_config, quantization="none")
-    lines = module.describe_base(model)
-    assert lines == ["LoRA on 4 layers: q_proj 1, k_proj 1, v_proj 1, o_proj 1",
-                     "no LoRA on 7 linear layers: in_proj 1, x_proj 1, dt_proj 1, out_proj 1, gate_proj 1, up_proj 1, "
-                     "down_proj 1",
-                     "warning: 1 of 2 decoder layers carry no LoRA, such as layer 0"]  # fmt: skip
-    targets = ["self_attn.o_proj", "linear_attn.in_proj_z"]
-    model = model_on(bases("qwen3_5_text"), tiny_config, lora_targets=targets)
-    assert any("not on equally many layers" in line for line in module.describe_base(model))
-
-
-def test_an_adapter_keeps_the_names_that_were_found(tiny_config: Config, bases, tmp_path: Path) -> None:
-    model = model_on(bases("opt"), tiny_config)
-    with torch.no_grad():
-        for name, value in model.trainable_parameters().items():
-            if "lora_B" in name:
-                value.normal_(std=0.1)
-    again = ClinicalVLM.from_pretrained(save(model, tmp_path / "adapter"), device=torch.device("cpu"))
-    assert again.model_config.llm.lora_targets == ["k_proj", "v_proj", "q_proj", "out_proj"]
-    given = dict(again.named_parameters())
-    assert all(torch.equal(given[name], value) for name, value in model.trainable_parameters().items())
-
-
-def test_an_adapter_with_lora_on_a_part_still_loads(tiny_config: Config, bases, tmp_path: Path, monkeypatch) -> None:
-    """Earlier versions left the default names alone: on Phi-3 it carried `o_proj`."""
-    monkeypatch.setattr("vlm.model.clinical_vlm.fit_targets", lambda llm, config: config)
-    folder = save(model_on(bases("phi3"), tiny_config), tmp_path / "adapter")
-    monkeypatch.undo()
-    model = ClinicalVLM.from_pretrained(folder, device=torch.device("cpu"))
-    assert isinstance(model.base, PreTrainedModel) and sum("lora_B" in n for n in model.trainable_parameters()) == 2
-
-
-# ------------------------------------------------------------------------------------------- long texts
-
-
-def long_table(config: Config, root: Path, reports: dict[str, str], contexts: dict[str, str]) -> Config:
-    """The tests' table with a column of contexts, and with other reports and contexts in some rows."""
-    import pandas as pd
-
-    table = pd.read_csv(Path(config.data.root) / "cases.csv", dtype=str, keep_default_na=False)
-    table["indication"] = table["case"].map(contexts).fillna("")
-    table["findings"] = table["case"].map(reports).fillna(table["findings"])
-    table.to_csv(root / "cases.csv", index=False)
-    (root / "images").symlink_to(Path(config.data.root) / "images")
-    data = replace(config.data, root=str(root), table=replace(config.data.table, context="indication"))
-    return replace(one_thread(config), data=data)
-
-
-def test_reports_that_do_not_fit_are_counted_and_cut(tiny_config: Config, tmp_path: Path, capsys) -> None:
-    long = {"c2": "Q" * 600, "c3": "Q" * 450, "c4": "No opacity. " * 3}
-    config = long_table(tiny_config, tmp_path, long, {})
-    config = replace(config, evaluation=replace(config.evaluation, max_new_tokens=500))
-    try_step(config)
-    said = capsys.readouterr().err
-    model = model_on(config.model.llm.base, config)
-    room = 512 - sum(map(len, model.prompt.ids())) - model.evidence_tokens
-    assert f"warning: 2 of {said.split(' train reports')[0].rsplit(' ', 1)[1]} train reports are cut" in said
-    assert f"case c2 has 601 tokens and room for {room}" in said and "c4" not in said
-    assert f"evaluation.max_new_tokens: 500 tokens, and the base has room for {room} after its prompt" in said
-    dataset = case_dataset(config, model.spec, load_cohort(config.data), "train").plain()
-    example = next(e for e in (dataset[i] for i in range(len(dataset))) if e["id"] == "c2")
-    assert Collator(model.prompt)([example])["input_ids"].shape[1] == 512, "the report is cut, the prompt is whole"
-
-
-def test_a_case_whose_prompt_alone_is_too_long_is_refused_by_name(tiny_config: Config, tmp_path: Path) -> None:
-    config = long_table(tiny_config, tmp_path, {}, {"c6": "Q" * 600})
-    with pytest.raises(UserError, match=r"case c6: the prompt has \d+ tokens and the base reads 512"):
-        try_step(config)
-    with pytest.raises(UserError, match="case c6: the prompt has"):
-        train(config)
-
-
-def test_texts_that_fit_are_not_spoken_of(tiny_config: Config, tiny_model: ClinicalVLM, monkeypatch) -> None:
-    splits = {"train": case_dataset(tiny_config, tiny_model.spec, load_cohort(tiny_config.data), "train")}
-    monkeypatch.setattr(type(tiny_model.prompt), "report_ids", lambda *_: pytest.fail("a short text was read"))
-    assert check_lengths(tiny_model.prompt, splits, 96) == []
-    tiny_model.prompt.context_length = None
-    assert check_lengths(tiny_model.prompt, splits, 10**6) == []
