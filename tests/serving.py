@@ -1,4 +1,4 @@
-"""A server on a free loopback port, for tests."""
+"""Servers on a free loopback port, for tests."""
 
 import threading
 import time
@@ -8,7 +8,11 @@ from typing import Any
 
 import uvicorn
 
+from vlm.app.about import Adapter
+from vlm.app.api import make_api
 from vlm.app.connections import server_config
+from vlm.app.service import Limits, Service
+from vlm.inference.engine import ReportEngine
 
 
 @contextmanager
@@ -25,3 +29,10 @@ def serving(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextmanager
+def serving_drafts(engine: ReportEngine, adapter: Adapter, **limits: Any) -> Iterator[str]:
+    """Serve the routes of the program without its page, within limits; gives the address."""
+    with Service(engine, Limits(**limits)) as service, serving(make_api(service, adapter)) as address:
+        yield address

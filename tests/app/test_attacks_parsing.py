@@ -8,10 +8,8 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
-from tests.serving import serving
+from tests.serving import serving_drafts
 from vlm.app.about import Adapter
-from vlm.app.api import make_api
-from vlm.app.service import Limits, Service
 from vlm.inference.engine import ReportEngine
 
 REPORT = b"POST /v1/report HTTP/1.1\r\nHost: localhost\r\n"
@@ -19,7 +17,7 @@ REPORT = b"POST /v1/report HTTP/1.1\r\nHost: localhost\r\n"
 
 @pytest.fixture(scope="module")
 def url(engine: ReportEngine, adapter: Adapter) -> Iterator[str]:
-    with Service(engine, Limits(tokens=4, upload=4 << 20)) as service, serving(make_api(service, adapter)) as address:
+    with serving_drafts(engine, adapter, tokens=4, upload=4 << 20) as address:
         yield address
 
 

@@ -12,19 +12,17 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serving import serving
+from tests.serving import serving_drafts
 from vlm.adapter import load
 from vlm.app.about import Adapter
-from vlm.app.api import make_api
 from vlm.app.bodies import read_json
-from vlm.app.service import Limits, Service
 from vlm.inference.engine import ReportEngine
 
 
 @pytest.fixture(scope="module")
 def url(tiny_adapter: Path) -> Iterator[str]:
     adapter, engine = Adapter.of(tiny_adapter), ReportEngine(load(tiny_adapter))
-    with Service(engine, Limits(tokens=4, upload=1 << 20)) as service, serving(make_api(service, adapter)) as address:
+    with serving_drafts(engine, adapter, tokens=4, upload=1 << 20) as address:
         yield address
 
 

@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import public
-from tests.serving import serving
+from tests.serving import serving_drafts
 from tests.signals import beat_train, signal_job
 from vlm.adapter import save
 from vlm.app.about import Adapter
-from vlm.app.api import make_api
-from vlm.app.service import Limits, Service
 from vlm.data.ingest.sources import load_cohort
 from vlm.inference.engine import ReportEngine
 from vlm.training.run import build_model
@@ -31,8 +29,7 @@ def client(tiny_llm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     model = public(build_model(config, load_cohort(config.data), torch.device("cpu"), torch.float32)).eval()
     save(model, folder / "adapter")
     with (
-        Service(ReportEngine(model), Limits(tokens=4)) as service,
-        serving(make_api(service, Adapter.of(folder / "adapter"))) as address,
+        serving_drafts(ReportEngine(model), Adapter.of(folder / "adapter"), tokens=4) as address,
         httpx.Client(base_url=address, timeout=60) as session,
     ):
         session.headers["x-folder"] = str(folder)

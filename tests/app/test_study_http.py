@@ -10,12 +10,10 @@ import httpx
 import pytest
 import torch
 
-from tests.serving import serving
+from tests.serving import serving_drafts
 from tests.studies import save_study_adapter, write_pictures
 from vlm import ClinicalVLM, StudyImage
 from vlm.app.about import Adapter
-from vlm.app.api import make_api
-from vlm.app.service import Limits, Service
 from vlm.inference.engine import ReportEngine
 
 VITALS = {"glucose": 8, "bp": "120/80", "sex": "F"}
@@ -33,10 +31,8 @@ def model(folder: Path) -> ClinicalVLM:
 
 @pytest.fixture(scope="module")
 def client(folder: Path, model: ClinicalVLM) -> Iterator[httpx.Client]:
-    limits = Limits(tokens=8, upload=1 << 15)
     with (
-        Service(ReportEngine(model), limits) as service,
-        serving(make_api(service, Adapter.of(folder))) as address,
+        serving_drafts(ReportEngine(model), Adapter.of(folder), tokens=8, upload=1 << 15) as address,
         httpx.Client(base_url=address, timeout=60) as session,
     ):
         yield session

@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from tests.conftest import table_config, tiny_model_config
-from tests.serving import serving
+from tests.serving import serving_drafts
 from vlm.adapter import load, save
 from vlm.app.about import Adapter
-from vlm.app.api import make_api
 from vlm.app.form import fields
-from vlm.app.service import Limits, Service
 from vlm.config import Config, DropoutConfig, SectionConfig, VitalConfig
 from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
@@ -184,8 +182,7 @@ def test_a_bundle_holds_what_was_measured_alone(drafter: ReportEngine, schema: V
 @pytest.fixture(scope="module")
 def client(drafter: ReportEngine, folder: Path) -> Iterator[httpx.Client]:
     with (
-        Service(drafter, Limits(tokens=4)) as service,
-        serving(make_api(service, Adapter.of(folder))) as address,
+        serving_drafts(drafter, Adapter.of(folder), tokens=4) as address,
         httpx.Client(base_url=address, timeout=60) as session,
     ):
         yield session
