@@ -229,6 +229,16 @@ def test_a_model_of_another_config_does_not_take_the_weights(folder: Path, tiny_
         )
 
 
+def test_the_card_tells_colour_and_what_is_named_sooner(trained: ClinicalVLM) -> None:
+    assert "| greyscale, aspect kept" in card(trained, {}) and "Named sooner" not in card(trained, {})
+    trained.spec = replace(trained.spec, image=replace(trained.spec.image, color="rgb"))
+    fusion = replace(trained.model_config.fusion, miss_costs={"finding": 3.0})
+    trained.model_config = replace(trained.model_config, fusion=fusion)
+    text = card(trained, {})
+    assert "| sRGB, aspect kept" in text
+    assert "| Named sooner than its probability says | finding: a miss counts 3.0 times a false name |" in text
+
+
 def test_the_card_states_what_was_measured_with_its_interval(trained: ClinicalVLM) -> None:
     estimate = {"value": 0.8134, "low": 0.7012, "high": None}
     metrics = {"cases": 40, "labels": {"opacity": {"auroc": {**estimate, "high": 0.9}, "positives": 12}}}

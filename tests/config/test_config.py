@@ -34,7 +34,9 @@ def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config
     config, _ = parse_config(["--config", str(file), "--run.folder", str(tmp_path)])
     llm = replace(config.model.llm, base=tiny_config.model.llm.base, sha256=None)
     vision = replace(config.model.vision, name="test_efficientnet", weights="random", frozen_stages=0)
-    fusion = replace(config.model.fusion, exclusive=[], label_evidence={})  # they name the labels of their own data
+    fusion = replace(
+        config.model.fusion, exclusive=[], label_evidence={}, miss_costs={}
+    )  # they name the labels of their own data
     config = replace(config, data=tiny_config.data, model=replace(config.model, llm=llm, vision=vision, fusion=fusion))
     if needs_bitsandbytes("0.50"):  # has 8-bit AdamW on GPUs alone, and says so
         config = replace(config, train=replace(config.train, optimizer="adamw_torch"))
@@ -137,6 +139,8 @@ def test_every_new_name_is_one_of_the_config() -> None:
         ("model: {fusion: {label_words: true, label_token: false}}", "model.fusion.label_words: must be false where"),
         ("model: {fusion: {exclusive: [[a, b]]}}", "model.fusion.exclusive: must be empty where"),
         ("model: {fusion: {label_evidence: {a: [prior]}}}", "model.fusion.label_evidence: must be empty where"),
+        ("model: {fusion: {miss_costs: {a: 2}}}", "model.fusion.miss_costs: must be empty where"),
+        ("model: {fusion: {label_words: true, miss_costs: {a: 0}}}", "miss_costs: must be label → number from 0.001"),
         ("model: {fusion: {label_words: true, exclusive: [[a, b], [b, c]]}}", "each label once"),
     ],
 )

@@ -143,6 +143,18 @@ def test_of_labels_that_exclude_each_other_the_likeliest_is_shown() -> None:
     torch.testing.assert_close(tokens[..., 0], torch.tensor([[0.0, 0, 3], [1, 0, 0], [0, 2, 0]]), atol=0.01, rtol=0)
 
 
+def test_a_label_that_is_worst_to_miss_is_named_sooner() -> None:
+    """At a third of the probability where its cost is three, alone and in a group."""
+    costs = {"new": 3.0, "fever": 3.0}
+    config = FusionConfig(
+        size=6, z_token=False, label_words=True, sharpness=30.0, exclusive=[["smaller", "new"]], miss_costs=costs
+    )
+    evidence = evidence_tokens(config, ["new", "larger", "smaller", "fever"])
+    odds = torch.tensor([[0.4, 0.9, 1.0, 0.4], [0.3, 0.9, 1.0, 0.3]])  # 3 · 0.4 is above 1, 3 · 0.3 below
+    (tokens,) = evidence(torch.zeros(2, 6), odds.log())
+    torch.testing.assert_close(tokens[..., 0], torch.tensor([[1.0, 0, 0, 4], [0, 0, 3, 0]]), atol=0.2, rtol=0)
+
+
 def test_a_label_without_its_image_is_unknown() -> None:
     needs = {"new": ["prior"], "fever": ["lateral", "prior"]}
     config = FusionConfig(size=6, z_token=False, label_words=True, label_evidence=needs)
@@ -156,6 +168,7 @@ def test_a_label_without_its_image_is_unknown() -> None:
     ("options", "says"),
     [
         ({"exclusive": [["new", "old"]]}, r"model.fusion.exclusive: 'old' is none of new, larger"),
+        ({"miss_costs": {"old": 2.0}}, r"model.fusion.miss_costs: 'old' is none of new, larger"),
         ({"label_evidence": {"old": ["prior"]}}, r"model.fusion.label_evidence: 'old' is none of new, larger"),
         ({"label_evidence": {"new": ["AP"]}}, r"model.fusion.label_evidence.new: 'AP' is none of prior"),
     ],

@@ -41,6 +41,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         measured=list(measured({key: value for key, value in metrics.items() if key not in NOT_A_MEASURE})),
         failures=list(failures(metrics)),
         calibration=model.calibration,
+        miss_costs=model.model_config.fusion.miss_costs,
     )
     return f"---\n{head}\n---\n\n{text}"
 

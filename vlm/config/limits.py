@@ -47,8 +47,10 @@ def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
     grouped = [name for group in fusion.exclusive for name in group]
     if len(set(grouped)) < len(grouped) or any(len(group) < 2 for group in fusion.exclusive):
         yield "model.fusion.exclusive", "groups of two or more labels, each label once"
-    for key, given in (("exclusive", fusion.exclusive), ("label_evidence", fusion.label_evidence)):
-        if given and not fusion.label_words:
+    if any(not 1e-3 <= cost <= 1e3 for cost in fusion.miss_costs.values()):
+        yield "model.fusion.miss_costs", "label → number from 0.001 to 1,000"
+    for key in ("exclusive", "label_evidence", "miss_costs"):
+        if getattr(fusion, key) and not fusion.label_words:
             yield f"model.fusion.{key}", "empty where model.fusion.label_words is false"
     for key, text, longest in (
         ("llm.base", llm.base, 1000),

@@ -85,8 +85,8 @@ class EvidenceTokens(nn.Module):
 class LabelWords(nn.Module):
     """Show each label as a token: its name where it is likely, `no` where not, `unknown` without its evidence.
 
-    Of labels that exclude each other the likeliest is shown. By each alone, one at 0.4 beside others at 0.1 would be
-    `no`, and the language model would be told nothing.
+    Of labels that exclude each other the likeliest is shown, or one that is worse to miss. By each alone, one at 0.4
+    beside others at 0.1 would be `no`, and the language model would be told nothing.
     """
 
     def __init__(
@@ -107,8 +107,13 @@ class LabelWords(nn.Module):
             for role in needed:
                 rests_on[_place(role, roles, f"label_evidence.{label}"), _place(label, labels, "label_evidence")] = 1
         self.register_buffer("rests_on", rests_on, persistent=False)
+        sooner = torch.zeros(len(labels))  # K, added to the logits
+        for label, cost in config.miss_costs.items():
+            sooner[_place(label, labels, "miss_costs")] = math.log(cost)
+        self.register_buffer("sooner", sooner, persistent=False)
 
     rests_on: torch.Tensor
+    sooner: torch.Tensor
 
     def forward(self, logits: torch.Tensor, lacking: torch.Tensor | None) -> torch.Tensor:
         """Map logits (B × K) and the roles without an image (B × R) to tokens, B × K × H."""
@@ -121,8 +126,11 @@ class LabelWords(nn.Module):
         return torch.where(unknown[..., None], words[-1], tokens)
 
     def verdicts(self, logits: torch.Tensor) -> torch.Tensor:
-        """Sharpen probabilities to near 0 or 1, B × K; in a group by softmax, beside chance as one more choice."""
-        sharp = self.sharpness * logits
+        """Sharpen the odds, times the cost of a miss, to verdicts near 0 or 1; B × K.
+
+        In a group it is a softmax, beside chance as one more choice. (Costs decide by odds as in Elkan, 2001.)
+        """
+        sharp = self.sharpness * (logits + self.sooner)
         verdicts = sharp.sigmoid()
         for group in self.groups:
             chance = sharp.new_full((len(sharp), 1), -self.sharpness * math.log(len(group)))  # logit of 1 / (n + 1)
