@@ -36,6 +36,14 @@ def dequantised_tensors() -> Any:
     return CompressedTensorsConfig(dequantize=True) if now else CompressedTensorsConfig(run_compressed=False)
 
 
+def dequantised_gguf() -> dict[str, Any]:
+    """Return the options that dequantise GGUF at load; early Transformers 5 always does, and has no config for it."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config else {}
+
+
 def needs_bitsandbytes(least: str) -> str:
     """Return the way out where bitsandbytes is older than a version such as `0.50`; empty where it is not."""
     from importlib.metadata import version

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -64,4 +65,6 @@ def part_processes() -> None:
     if world_size() > 1:
         from accelerate import PartialState
 
+        PartialState().wait_for_everyone()
+        time.sleep(1)  # early PyTorch joins gloo's threads with the GIL held: let them let go of their tensors first
         PartialState().destroy_process_group()

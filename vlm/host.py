@@ -1,5 +1,6 @@
 """Set environment variables of libraries for a command and its child processes, and limit a child's resources."""
 
+import logging
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ def prepare_host() -> None:
     """Set the variables that the user has not set. Only commands call it; importing the package sets none."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # early ones warn on a CPU that they have no 8-bit Adam
 
 
 def limit_process(memory: int, cpu_seconds: int | None = None, writes: bool = True) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vlm.atomic import create_once
 from vlm.cache import cache_folder, private_folder, verify_cached
+from vlm.compat import dequantised_gguf
 from vlm.errors import UserError, one_line
 
 _WHEEL = re.compile(r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<path>.+)")
@@ -136,13 +137,11 @@ def _fetch(name: str, version: str, path: str, sha256: str, work: Path) -> Path:
 def _convert_gguf(file: Path, folder: Path) -> None:
     """Convert GGUF to fp32 safetensors, config and tokenizer, by Transformers."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = {"gguf_file": file.name, "trust_remote_code": False}
     with one_line(f"{file.name}: cannot be read as GGUF"):
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **dequantised_gguf(), **options)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -281,6 +281,7 @@ def test_users_at_once(browser: Browser, server: Server, users: int) -> None:
 def test_nothing_of_a_patient_stays(server: Server) -> None:
     """The last one: it ends the server."""
     left = [file for file in server.temporary.rglob("*") if file.is_file() and file.stat().st_size]
+    left = [file for file in left if file.name != "_remote_module_non_scriptable.py"]  # early PyTorch's own
     assert left == []
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(30)
