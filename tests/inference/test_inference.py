@@ -17,7 +17,7 @@ from vlm.adapter import save
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.command import draft_case, read_vitals
-from vlm.inference.engine import merged_lora
+from vlm.inference.lora_merge import merged_lora
 from vlm.report import NOTICE
 from vlm.training.run import build_model
 

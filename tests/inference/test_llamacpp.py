@@ -14,7 +14,8 @@ from vlm.adapter import save
 from vlm.errors import UserError
 from vlm.inference.backends import llamacpp, merged_base
 from vlm.inference.backends.llamacpp import LlamaCpp
-from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.inference.engine import ReportEngine
+from vlm.inference.lora_merge import merged_lora
 from vlm.inference.open_engine import LlamaCppEngine, make_engine
 from vlm.model.clinical_vlm import ClinicalVLM
 

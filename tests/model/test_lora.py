@@ -14,7 +14,7 @@ from vlm.adapter import load, save
 from vlm.adapter.export.merge import merge
 from vlm.compat import needs_bitsandbytes
 from vlm.config import Config
-from vlm.inference.engine import merged_lora
+from vlm.inference.lora_merge import merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.self_test import self_test
 

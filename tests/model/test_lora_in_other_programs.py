@@ -15,7 +15,7 @@ from vlm.config import Config
 from vlm.errors import UserError
 from vlm.inference.backends import merged_base
 from vlm.inference.backends.vllm import VLLMServer
-from vlm.inference.engine import merged_lora
+from vlm.inference.lora_merge import merged_lora
 from vlm.inference.open_engine import make_engine
 
 __all__ = ["build"]  # a fixture

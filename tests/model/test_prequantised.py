@@ -16,7 +16,7 @@ from vlm.adapter import load, save
 from vlm.adapter.export.merge import merge
 from vlm.config import Config
 from vlm.errors import UserError
-from vlm.inference.engine import merged_lora
+from vlm.inference.lora_merge import merged_lora
 from vlm.model.bases.quantization import advise_bf16
 from vlm.training.self_test import self_test
 

@@ -14,7 +14,7 @@ from vlm import ClinicalVLM
 from vlm.adapter import save
 from vlm.config import Config
 from vlm.errors import UserError
-from vlm.inference.engine import merged_lora
+from vlm.inference.lora_merge import merged_lora
 from vlm.model.bases.quantization import quantised_share, values_of, wrongly_dequantised
 from vlm.training import self_test as module
 from vlm.training.run import train, try_step

@@ -10,7 +10,8 @@ from typing import Any
 from vlm.app.view import png_link
 from vlm.explanation.explain import explain_example, read_images
 from vlm.explanation.result import Explanation, overlay
-from vlm.inference.engine import Engine, Prepared, ReportEngine, merged_lora
+from vlm.inference.engine import Engine, Prepared, ReportEngine
+from vlm.inference.lora_merge import merged_lora
 from vlm.inference.study_images import Images
 from vlm.report import Report
 from vlm.resources import render

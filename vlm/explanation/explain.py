@@ -15,7 +15,8 @@ from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
 from vlm.explanation.phrases import Span, decisive_spans, named_spans, token_spans, tokens_of, word_spans
 from vlm.explanation.result import Attribution, ExplainedLabel, ExplainedWords, Explanation, ShownImage
 from vlm.findings.labeller import Labeller
-from vlm.inference.engine import Engine, ReportEngine, merged_lora
+from vlm.inference.engine import Engine, ReportEngine
+from vlm.inference.lora_merge import merged_lora
 from vlm.inference.signal_input import Signal
 from vlm.inference.study_images import Images, as_images, read_study
 from vlm.model.clinical_vlm import ClinicalVLM

@@ -28,7 +28,8 @@ from vlm.explanation.attribution import CaseScorer, label_heats
 from vlm.explanation.phrases import Span, finding_spans, token_spans, tokens_of
 from vlm.explanation.result import resample_to_image
 from vlm.findings.labeller import chest
-from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.inference.engine import ReportEngine
+from vlm.inference.lora_merge import merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
 
 LATERAL = "lateral"

@@ -21,7 +21,8 @@ from vlm.data.case import Example, random_cases
 from vlm.data.collate import Collator, to_device
 from vlm.errors import UserError, one_line
 from vlm.finite import all_finite, first_nonfinite
-from vlm.inference.engine import ReportEngine, merged_lora
+from vlm.inference.engine import ReportEngine
+from vlm.inference.lora_merge import merged_lora
 from vlm.model.bases.lora_targets import describe_lora
 from vlm.model.bases.prefix_reuse import NOWHERE, drafts_together
 from vlm.model.bases.quantization import bits, comes_quantised, is_packed_int8, quantised_share, wrongly_dequantised

@@ -19,7 +19,7 @@ from vlm.adapter.export.gguf import finish, gguf_name, in_pairs
 from vlm.atomic import create_once
 from vlm.cache import private_folder, verify_cached
 from vlm.errors import UserError
-from vlm.inference.engine import merged_lora
+from vlm.inference.lora_merge import merged_lora
 from vlm.model.embedding_space import EmbeddingSpace
 from vlm.weights import gguf_of_wheel
 
