@@ -120,10 +120,20 @@ def test_clients_that_read_nothing_keep_nobody_out(url: str) -> None:
                 time.sleep(0.2)
 
 
-def test_a_draft_that_is_written_is_not_ended_for_others(url: str, app: Any) -> None:
+def test_a_draft_that_is_written_is_not_ended_for_others(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, crowded, put, do = threading.Semaphore(0), threading.Event(), Service._put, Service._do
+
+    def counted(self: Service, job: Any) -> Any:
+        arrived.release()
+        return put(self, job)
+
+    monkeypatch.setattr(Service, "_put", counted)
+    monkeypatch.setattr(Service, "_do", lambda self, jobs: crowded.wait(PATIENCE) and do(self, jobs))
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(httpx.post, f"{url}/v1/report", json={}, timeout=30) for _ in range(8)]
+        assert all(arrived.acquire(timeout=PATIENCE) for _ in asked)
         with crowd(url, WAYS["half a body"], 4 * MOST):
+            crowded.set()
             assert [one.result().status_code for one in asked] == [200] * 8
 
 
