@@ -37,7 +37,6 @@ def probability_figure(
             _precision_recall(axes[1], y, ranked(scores.logits[known, k]), weights)
             _reliability(axes[2], y, p)
             _decision(axes[3], y, p)
-        figure.tight_layout()
         save_figure(figure, file)
 
 

@@ -74,7 +74,6 @@ def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> No
             axes.margins(x=0.15)
         grid[0].set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
         grid[0].set_ylim(-0.6, len(arms) - 0.4)
-        figure.tight_layout()
         save_figure(figure, file)
 
 
@@ -90,7 +89,7 @@ def correlation_figure(values: np.ndarray, names: Sequence[str], file: Path, tit
         image = draw_matrix(axes, matrix, names, 11)
         axes.set_title(title)
         figure.colorbar(image, ax=axes, shrink=0.8, label="Pearson correlation")
-        save_figure(figure, file)
+        save_figure(figure, file, trim=True)
     return matrix
 
 
@@ -106,7 +105,6 @@ def loss_figure(rows: Sequence[dict[str, Any]], file: Path, head_only_steps: int
                        ha="center", va="center", fontsize=9, color="0.4")  # fmt: skip
         if left.get_lines():
             left.legend(frameon=False)
-        figure.tight_layout()
         save_figure(figure, file)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vlm.atomic import replaced
@@ -16,14 +17,17 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "figure.dpi": 150,
-    "savefig.bbox": "tight",
 }
 
 
-def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as a PNG in an atomic write."""
+def save_figure(figure: Figure, file: Path, trim: bool = False) -> None:
+    """Lay a figure out and write it as a PNG, in an atomic write; `trim` cuts margins that a fixed aspect leaves."""
     with replaced(file) as partial:
-        figure.savefig(partial, format="png")
+        if trim:
+            figure.savefig(partial, format="png", bbox_inches="tight")
+        else:  # `savefig` would draw every axis once more, for a layout that stands
+            figure.tight_layout()
+            FigureCanvasAgg(figure).print_png(partial)
 
 
 def new_figure(
