@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vlm.config import Config
 from vlm.config.parsing import parse_config
-from vlm.data.dataset import CaseDataset
+from vlm.data.dataset import CaseDataset, StudyFeatures
 from vlm.data.ingest.sources import load_cohort
 from vlm.estimate import Estimate
 from vlm.evaluation.intervals import patient_bootstrap
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     config, flat = config_of(arguments.data, arguments.root, overrides), {}
     with tempfile.TemporaryDirectory() as work:
         for name in arguments.encoders:
-            kept: list[np.ndarray | None] = []
+            kept: list[StudyFeatures | None] = []
             for seed in arguments.seeds:
                 job = with_encoder(config, name, work, arguments.steps, seed)
                 cohort = load_cohort(job.data)

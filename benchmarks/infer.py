@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ from benchmarks.machine import copy_rate, timed
 from vlm.adapter import load
 from vlm.data.ingest.sources import load_cohort
 from vlm.inference.backends.llamacpp import LlamaCpp
-from vlm.inference.engine import Case, Engine, ReportEngine
-from vlm.inference.many import TableColumns, TableJob
+from vlm.inference.engine import Engine, ReportEngine
+from vlm.inference.many import TableJob
 from vlm.inference.open_engine import LlamaCppEngine, make_engine
+from vlm.inference.rows import TableColumns
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.weights import gguf_of_wheel
 
 PROJECT = Path(__file__).resolve().parent.parent
 VITALS = ("glucose", "systolic", "diastolic", "age")
+Case = tuple[str | None, dict[str, Any] | None]
 
 
 def test_cases(count: int) -> list[Case]:
@@ -59,9 +62,13 @@ def decoding(engine: Engine, case: Case, tokens: int) -> float:
     example, _ = engine.prepare(*case)
     if isinstance(engine, LlamaCppEngine):
         prompt = np.random.default_rng(0).normal(size=(40, engine.llama.hidden_size)) * 0.1
-        work = partial(lambda n: list(engine.llama.generate(prompt, 0, n, -1)))
+        llama = engine.llama
+        work: Callable[[int], Any] = lambda n: list(llama.generate(prompt, 0, n, -1))  # noqa: E731
     else:
-        work = partial(lambda n: next(engine.draft([example], 1, n, min_new_tokens=n)))
+        assert isinstance(engine, ReportEngine)
+        model, batch = engine.model, engine.collate([example])
+        fixed = model.prefix_kv_cache()
+        work = lambda n: model.generate(batch, n, fixed, min_new_tokens=n)  # noqa: E731
     with engine.drafting():
         times = [timed(partial(work, n)).median for n in (1, tokens)]
     return (tokens - 1) / (times[1] - times[0])
@@ -80,7 +87,7 @@ def many(engine: ReportEngine, cases: list[Case], batch: int, new_tokens: int) -
     one = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as name:
         table, output = Path(name) / "cases.csv", Path(name) / "reports.jsonl"
-        rows = [",".join(str(cell) for cell in (image or "", *(vitals.get(v, "") for v in VITALS)))
+        rows = [",".join(str(cell) for cell in (image or "", *((vitals or {}).get(v, "") for v in VITALS)))
                 for image, vitals in cases]  # fmt: skip
         table.write_text("\n".join([",".join(("image", *VITALS)), *rows]) + "\n")
         job = TableJob(table, output, Path("/"), TableColumns(), batch, new_tokens)

@@ -83,7 +83,7 @@ def measure(rows: int, batches: int | None, kind: str) -> dict[str, float]:
     from vlm.data.sampling import CaseSampler
 
     torch.set_num_threads(1)
-    vitals = [VitalConfig(name) for name in ("glucose", "systolic", "diastolic", "age")]
+    vitals: list[VitalConfig | str] = [VitalConfig(name) for name in ("glucose", "systolic", "diastolic", "age")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = write_table(folder, rows, kind)

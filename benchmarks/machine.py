@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from vlm.config import TrainConfig
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -70,3 +72,8 @@ def in_turn(works: dict[str, Callable[[], object]], repeats: int = 3) -> dict[st
             work()
             seconds[name].append(time.perf_counter() - start)
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+
+
+def micro_batch(train: TrainConfig) -> int:
+    """Return the cases of a forward pass; all of the batch where the run would measure how many fit."""
+    return train.batch_size if train.micro_batch_size == "auto" else train.micro_batch_size

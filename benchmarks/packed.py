@@ -69,8 +69,9 @@ def epoch(folder: str, cases: int, source: str, workers: int) -> dict[str, float
     cohort = load_cohort(data)
     loaded = time.perf_counter() - start
     spec = CaseSpec.fit(cohort, ImageSpec(SIZE), 8)
-    options = {"dropout": DropoutConfig(), "interleave_shards": data.interleave_shards}
-    dataset = CaseDataset(cohort.split("train"), spec, cohort.sections, **options)
+    dataset = CaseDataset(
+        cohort.split("train"), spec, cohort.sections, dropout=DropoutConfig(), interleave_shards=data.interleave_shards
+    )
     shards = shards_of(dataset)
     sampler = CaseSampler(dataset, BATCH) if shards is None else ShardSampler(dataset, shards, BATCH, 8)
     loader = torch.utils.data.DataLoader(dataset, 8, sampler=sampler, collate_fn=len, num_workers=workers)

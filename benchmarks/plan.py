@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import astuple, dataclass
 
+from benchmarks.machine import micro_batch
 from benchmarks.plan_inputs import GPU, GPUS, PRESETS, Base, Stage, base_of, count_cnn
 from vlm.config import Config
 from vlm.config.parsing import parse_config
@@ -199,7 +200,7 @@ class Job:
     def largest_micro_batch(self) -> int:
         """Cases, of train.micro_batch_size, that fit the GPU at once; 0 where one does not."""
         room, memory = USABLE_MEMORY_FRACTION * self.gpu.memory - CUDA_CONTEXT, self.memory()
-        return next((n for n in range(self.config.train.micro_batch_size, 0, -1) if memory.peak(n) <= room), 0)
+        return next((n for n in range(micro_batch(self.config.train), 0, -1) if memory.peak(n) <= room), 0)
 
     # ------------------------------------------------------------------------------------ drafting
 

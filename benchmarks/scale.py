@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import timed
+from benchmarks.machine import micro_batch, timed
 from vlm.config import Config
 from vlm.config.parsing import parse_config
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Batch, Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.training.dry_run import MIB, longest_cases, measure_step, step_peak
+from vlm.training.dry_run import measure_step, step_peak
+from vlm.training.micro_batch import longest_cases
+from vlm.training.monitor.throughput import MIB
 from vlm.training.run import build_model, case_dataset
 
 BATCHES, REPORTS, GRIDS = (4, 8, 16, 32), (16, 64, 128, 256), (2, 4, 6, 8)
@@ -79,7 +81,7 @@ def measure(config: Config, cohort: Cohort) -> dict[str, list[tuple[int, float, 
 
 def dry_run_error(config: Config, cohort: Cohort) -> float:
     """How far the predicted peak of the demo's batch is from the measured one, as a share of it."""
-    model, cases = model_of(config, cohort, config.model.vision.grid), config.train.micro_batch_size
+    model, cases = model_of(config, cohort, config.model.vision.grid), micro_batch(config.train)
     batches = longest_cases(model, case_dataset(config, model.spec, cohort, "train"))
     memory = measure_step(model, batches, cases)
     predicted = memory.peak(cases) - memory.weights - memory.training * 2 / 3
@@ -112,7 +114,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config, _ = parse_config(["--config", arguments.config])
     cohort = load_cohort(config.data)
-    rows, flat = measure(config, cohort), {}
+    rows = measure(config, cohort)
+    flat: dict[str, Any] = {}
     print("| what grows | values | seconds | MiB | off the line: seconds | MiB |\n" + "| --- " * 6 + "|")
     for name, points in rows.items():
         x, seconds, memory = (np.array(values, dtype=float) for values in zip(*points, strict=True))

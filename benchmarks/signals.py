@@ -95,6 +95,7 @@ def measure_head(config: Config, root: str, label: str) -> list[dict[str, Any]]:
     loop.run(None)
     test, place = case_dataset(config, model.spec, cohort, "test"), model.spec.labels.index(label)
     scores = score_cases(model, test, 64, "test", text=False)
+    assert model.signal is not None and model.signal.cycles is not None
     with torch.no_grad():
         shown = model.signal.cycles.find(torch.stack([test[index]["signal"] for index in range(len(test))])).rate
     baseline = regression(config, label)

@@ -11,14 +11,15 @@ in fp32 and, where the machine multiplies bf16, in bf16. Arguments that are not 
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.machine import Timing, in_turn, matmul_rate, timed
+from benchmarks.machine import Timing, in_turn, matmul_rate, micro_batch, timed
 from vlm.config import AugmentConfig, Config, DropoutConfig
 from vlm.config.parsing import parse_config
 from vlm.data.cohort import Cohort
@@ -34,7 +35,7 @@ from vlm.training.run import build_model, case_dataset
 CPU = torch.device("cpu")
 
 
-def model_of(config: Config, cohort: Cohort, dequantize: str, dtype: torch.dtype) -> ClinicalVLM:
+def model_of(config: Config, cohort: Cohort, dequantize: Literal["always", "never"], dtype: torch.dtype) -> ClinicalVLM:
     llm = replace(config.model.llm, dequantize=dequantize)
     return build_model(replace(config, model=replace(config.model, llm=llm)), cohort, CPU, dtype).train()
 
@@ -84,7 +85,7 @@ class Recipe:
             rows = rows[np.argsort(-self.dataset.report_lengths[rows], kind="stable")]
         if self.reverse:
             rows = rows[::-1]
-        micro = self.train.micro_batch_size
+        micro = micro_batch(self.train)
         parts = [rows[start : start + micro] for start in range(0, size, micro)]
         return [self.collate([self.dataset[int(index)] for index in part]) for part in parts]
 
@@ -138,7 +139,7 @@ def compare(config: Config, cohort: Cohort, size: int, repeats: int, check_steps
         recipes |= {f"{name}_bf16": Recipe(config, cohort, name == "plain", torch.bfloat16) for name in tuple(recipes)}
     for recipe in recipes.values():
         recipe.place = 0
-    timings = in_turn({name: lambda r=recipe: r.step(size) for name, recipe in recipes.items()}, repeats)
+    timings = in_turn({name: partial(recipe.step, size) for name, recipe in recipes.items()}, repeats)
     return {"difference": difference, "apart": apart, "rounding": rounding, "timings": timings, "recipes": recipes}
 
 
