@@ -231,7 +231,9 @@ def test_a_model_of_another_config_does_not_take_the_weights(folder: Path, tiny_
 
 def test_the_card_tells_colour_and_what_is_named_sooner(trained: ClinicalVLM) -> None:
     assert "| greyscale, aspect kept" in card(trained, {}) and "Named sooner" not in card(trained, {})
-    trained.spec = replace(trained.spec, image=replace(trained.spec.image, color="rgb"))
+    three = (0.5, 0.5, 0.5)
+    colour = replace(trained.spec.image, color="rgb", channels=3, color_mean=three, color_std=three)
+    trained.spec = replace(trained.spec, image=colour)
     fusion = replace(trained.model_config.fusion, miss_costs={"finding": 3.0})
     trained.model_config = replace(trained.model_config, fusion=fusion)
     text = card(trained, {})
