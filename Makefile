@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-.PHONY: help install demo test coverage test-lowest soak lint
+.PHONY: help install demo test room coverage test-lowest soak lint
 
 help:
 	@echo "make demo   install, train on the built-in cohort, test it, draft the report of an unseen case"
 	@echo "make test   install and run the whole test suite"
+	@echo "make room ROOM=model   the quick tests of one room, in a minute"
 	@echo "make coverage   the same, and which lines no test runs; it takes longer"
 	@echo "make test-lowest   install the oldest supported versions into .venv-lowest and run the test suite on them"
 	@echo "make soak   the long statistical checks that make test samples"
@@ -39,6 +40,9 @@ demo: install
 
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+room: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not soak' tests/$(ROOM)
 
 coverage: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov=vlm --cov-report=term:skip-covered

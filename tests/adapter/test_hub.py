@@ -187,6 +187,7 @@ def run(hub: HubServer, home: Path, *command: str, **variables: str) -> subproce
     return subprocess.run([sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_push_and_draft_from_the_command_line(
     hub, folder: Path, trained: ClinicalVLM, tiny_llm, tmp_path: Path, forks: Forks
 ) -> None:

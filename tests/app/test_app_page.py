@@ -123,6 +123,7 @@ def draft(page: Page) -> str:
     return page.locator("#vlm-text").text_content() or ""
 
 
+@pytest.mark.slow
 def test_a_case_is_uploaded_filled_in_and_drafted_word_by_word(page: Page, server: Server, image: Path) -> None:
     upload(page, image)
     expect(page.get_by_alt_text("As the model sees it, 32 × 32 pixels")).to_be_visible()
@@ -235,6 +236,7 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     expect(page.locator(".vlm-notice-line")).to_be_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, ViewportSize(width=1280, height=900)], ids=["phone", "desktop"])
 def test_it_is_readable_fits_and_asks_no_other_host(
@@ -262,6 +264,7 @@ def test_it_is_readable_fits_and_asks_no_other_host(
     page.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("users", [4, pytest.param(20, marks=pytest.mark.soak)])
 def test_users_at_once(browser: Browser, server: Server, users: int) -> None:
     with ExitStack() as stack:  # each with connections of its own: a browser has six for a host

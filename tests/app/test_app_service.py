@@ -55,6 +55,7 @@ def crowd(engine: ReportEngine, adapter: Adapter, folder: Path, image: bytes, co
     return codes
 
 
+@pytest.mark.slow
 def test_a_crowd_is_served_and_what_is_beyond_the_queue_told_to_wait(
     engine: ReportEngine, adapter: Adapter, image: bytes, tmp_path: Path
 ) -> None:

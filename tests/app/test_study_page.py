@@ -76,6 +76,7 @@ def choose(page: Page, number: int, role: str) -> None:
     expect(option).to_have_count(0)  # its list has gone
 
 
+@pytest.mark.slow
 def test_a_study_is_uploaded_named_and_drafted(page: Page, address: str, files: list[Path]) -> None:
     page.locator("#vlm-upload input[type=file]").set_input_files(files[:2])
     expect(page.get_by_alt_text("Image 2 as the model sees it")).to_be_visible()

@@ -61,6 +61,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     return {files[path]: tuple(outcome) for path, *outcome in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_costs_bounded_memory_and_time(name: str, outcomes) -> None:
     assert name in outcomes, "the process died of it"

@@ -209,6 +209,7 @@ def rounded(texts: Iterable[str]) -> list[dict]:
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "shards"), [("hub", 0), ("bytes", 3)])
 def test_a_table_is_drafted_as_from_files(form, shards, tiny_model, table_root, tmp_path) -> None:
     adapter, engine = save(tiny_model, tmp_path / "adapter"), ReportEngine(tiny_model)

@@ -47,6 +47,7 @@ def test_a_wrong_name_is_refused(names: list[str], message: str, tiny_config: Co
         add_finding_labels(load_table(data), data)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_tests_them(tiny_config: Config) -> None:
     from tests.conftest import read_json
 

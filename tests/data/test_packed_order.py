@@ -201,6 +201,7 @@ def job(tiny_config: Config, folder: Path) -> Config:
     return replace(config, data=packed(folder, interleave_shards=4, dropout=DropoutConfig(0.2, 0.2, 0.1)))
 
 
+@pytest.mark.slow
 def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_steps_it_passes_over(
     job: Config, monkeypatch, capsys
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_run_resumed_within_an_epoch_ends_the_same_and_reads_no_image_of_the_s
     assert first - sum("train-" in address for address in read) == with_image > 30
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_shards_tests_itself_as_on_files(job: Config) -> None:
     evaluation = replace(job.evaluation, batch_size=32, ablation=False)
     train(replace(job, train=replace(job.train, max_steps=2), evaluation=evaluation))

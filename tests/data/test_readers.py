@@ -170,6 +170,7 @@ def test_an_encoding_that_was_found_is_said(source: str, make: Callable, file: s
     assert len([warning for warning in said if warning.startswith(f"{table}: ") and "1252" in warning]) == 1, said
 
 
+@pytest.mark.slow
 def test_the_real_nih_table_is_read_and_split_in_seconds(tmp_path: Path) -> None:
     """All 112,120 rows; the images are empty files of the right names."""
     from tests.indiana import SHA256

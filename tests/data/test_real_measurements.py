@@ -74,6 +74,7 @@ def test_earlier_radiographs_give_the_earlier_values(prepared: DataConfig) -> No
             assert said["crp_change"] == pytest.approx(past.iloc[-1] - past.iloc[0], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_real_studies_with_priors_and_values_over_time_train_and_draft(
     prepared: DataConfig, tiny_config: Config
 ) -> None:

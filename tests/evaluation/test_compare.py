@@ -33,6 +33,7 @@ def runs(finished: list[Path], tmp_path: Path) -> list[str]:
     return [str(shutil.copytree(run, tmp_path / "runs" / run.name)) for run in finished]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_paired_and_names_what_changed(runs: list[str]) -> None:
     table = compare(runs, draws=50)
     first, second = [line for line in table.splitlines() if line.startswith(f"| {Path(runs[0]).parent}")]
@@ -86,6 +87,7 @@ def test_an_adapter_is_tested_again_with_the_same_result(runs: list[str], tmp_pa
         evaluate_adapter(str(run / "adapter"), str(run / "config.yaml"), tmp_path / "again", None, [])
 
 
+@pytest.mark.slow
 def test_an_adapter_is_tested_on_a_table(runs: list[str], table_root: Path, tmp_path: Path) -> None:
     options = ["--data.table.images", "images", "--data.table.id", "case", "--data.table.patient", "patient",
                "--evaluation.bootstrap_draws", "20", "--evaluation.max_new_tokens", "4",

@@ -106,6 +106,7 @@ class Reader:
         return ArmResult(drafts, 6 * shown - 3, given.tokens * np.where(wrong, 2.0, 0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "vitals", "said"),
     [

@@ -146,6 +146,7 @@ def test_images_are_named_by_their_roles(model: ClinicalVLM) -> None:
     assert image_names(make_example(model.spec, pictures[:1], np.full(4, np.nan)), None) == ["image"]
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_numbers_name_each_image(
     model: ClinicalVLM, images: list[StudyImage], tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from vlm.locks import locked
 __all__ = ["data", "job"]  # fixtures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a vital", "a report", "an image's name", "every label"])
 def test_a_batch_goes_on_with_the_table_that_it_began_with_alone(name, job, data, tiny_model, tiny_adapter) -> None:
     lines = draft(job, tiny_model, tiny_adapter)

@@ -130,6 +130,7 @@ def test_wrong_vitals_cost_no_wait(vitals: str, message: str, adapter: str, monk
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_command_prints_report_probabilities_and_warnings(adapter: str, image: str, forks: Forks) -> None:
     case = ("--max_new_tokens", "6", "--adapter", adapter, "--image", image, "--vitals", "glucose=8.7, bp=145/90")
     command = [sys.executable, "infer.py", *case]  # from its start, which may say something as well
@@ -142,6 +143,7 @@ def test_the_command_prints_report_probabilities_and_warnings(adapter: str, imag
     assert result.stdout.startswith(report["text"]) and set(report["probabilities"]) == {"pathology", "effusion"}
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_it_quietly(adapter: str) -> None:
     command = [sys.executable, "infer.py", "--adapter", adapter, "--vitals", "glucose=8.7"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

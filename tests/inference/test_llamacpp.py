@@ -116,6 +116,7 @@ def test_the_second_start_loads_no_language_model(engine: LlamaCppEngine, tmp_pa
         assert a == b
 
 
+@pytest.mark.slow
 def test_the_command_does_not_import_what_trains(engine: LlamaCppEngine, tmp_path: Path) -> None:
     """Half of a start was the import of what only PyTorch's language model needs."""
     code = f"""

@@ -52,6 +52,7 @@ def test_a_table_is_drafted_as_its_cases_are_one_by_one(job, tiny_model, adapter
         assert line["probabilities"] == pytest.approx(alone.probabilities, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 1, 700, -1, -40])
 def test_a_run_cut_off_anywhere_ends_the_same(cut: int, job, tiny_model, adapter) -> None:
     whole = run(job, tiny_model, adapter)
@@ -74,6 +75,7 @@ def test_an_unreadable_row_costs_its_own_report_alone(job, tiny_model, adapter, 
     assert all("text" not in line for line in lines if "error" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "error", "shared"),
     [

@@ -156,6 +156,7 @@ def drafted_so_far(output: Path) -> int:
     return sum(part.read_bytes().count(b"\n") for part in output.parent.glob(f"{output.name}.parts/*-of-*"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_and_repeats_nothing(forks: Forks, work: Work) -> None:
     """A sample; `make soak` kills at 20 moments."""
     kill_workers(forks, work, 2, seed=3)
@@ -177,6 +178,7 @@ def on_ray(work: Work, *options: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_drafts_the_same_though_a_worker_dies(work: Work, alone: list[dict]) -> None:
     process, killed = on_ray(work, "--ray", "local", "--ray_workers", "2"), False
     while process.poll() is None and not killed:
@@ -192,6 +194,7 @@ def test_a_ray_cluster_drafts_the_same_though_a_worker_dies(work: Work, alone: l
     same(work.lines, alone)
 
 
+@pytest.mark.slow
 def test_what_ray_cannot_do_is_one_line(work: Work) -> None:
     for options, message in (
         (("--ray", "--base", "/no/such/base"), r"error: --ray: .*/no/such/base"),

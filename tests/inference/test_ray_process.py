@@ -18,18 +18,21 @@ from vlm.inference.on_ray import ATTEMPTS, Cluster, run_driver
 WINDOWS = ["a", "b", "c", "d"]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_at_once_is_one_line() -> None:
     line = r"^--ray: core worker has already been shutdown; what was drafted is kept: go on with --resume$"
     with pytest.raises(UserError, match=line):
         next(run_driver(ray_drivers.die_at_once, WINDOWS))
 
 
+@pytest.mark.slow
 def test_deaths_in_between_lose_and_repeat_nothing() -> None:
     """Four deaths, more than may be in a row: each had drafted something."""
     assert len(WINDOWS) > ATTEMPTS
     assert list(run_driver(ray_drivers.die_after_each, WINDOWS)) == ["A", "B", "C", "D"]
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
     assert list(run_driver(ray_drivers.raise_once, WINDOWS, str(tmp_path / "begun"))) == ["A", "B", "C", "D"]
 
@@ -74,6 +77,7 @@ run_program(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["waiting", "busy"])
 def test_ctrl_c_ends_both_processes(moment: str, tmp_path: Path, restored_sigint: None) -> None:
     """While it waits for an answer, and while it does something with one."""
@@ -92,6 +96,7 @@ def test_ctrl_c_ends_both_processes(moment: str, tmp_path: Path, restored_sigint
     assert not process.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_when_the_command_is_killed(kill: signal.Signals, tmp_path: Path) -> None:
     here = tmp_path / "pid"
@@ -105,6 +110,7 @@ def test_nothing_is_left_when_the_command_is_killed(kill: signal.Signals, tmp_pa
     assert not process.is_running()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path) -> None:
     here, found = tmp_path / "pid", []
 

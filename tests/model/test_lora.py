@@ -49,6 +49,7 @@ def pairs() -> list[Any]:
     return [pytest.param(v, q, id=f"{v}-{q}", marks=soak if (v, q) in long else []) for v, q in together]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "quantisation"), pairs())
 def test_a_variant_trains_and_is_saved_loaded_and_merged(
     variant: str, quantisation: str, build: Build, tiny_config: Config, tmp_path: Path

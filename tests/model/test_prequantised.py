@@ -94,6 +94,7 @@ def quantised(tiny_llm: str, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dequantize", ["auto", "never"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_lora_trains_beside_a_base_that_comes_quantised(
@@ -116,6 +117,7 @@ def test_lora_trains_beside_a_base_that_comes_quantised(
     assert WRITERS[name][1] in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_it_is_merged_where_it_can_be_dequantised(name: str, quantised, build: Build, tmp_path: Path) -> None:
     folder = save(build(base=quantised(name)), tmp_path / "adapter")

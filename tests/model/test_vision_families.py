@@ -24,6 +24,7 @@ def gives_intermediates(name: str) -> bool:
         return timm.is_model(name) and hasattr(timm.create_model(name), "forward_intermediates")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TIMM)
 def test_a_family_of_timm_works_whole(family: str, tiny_config: Config, tmp_path: Path) -> None:
     name, size, options = TIMM[family]

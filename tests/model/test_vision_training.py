@@ -23,6 +23,7 @@ from vlm.training.optimizer import parameter_groups
 from vlm.training.run import _sized, case_dataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "folder"])
 def test_lora_trains_in_place_of_the_encoder(name: str, tiny_config: Config, tmp_path: Path) -> None:
     if name == "folder":

@@ -30,6 +30,7 @@ def test_allocations_are_counted_by_storage() -> None:
     assert len(view) == 990 and same.shape == (10, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("train_cnn", [True, False])
 def test_the_predicted_peak_is_that_of_a_step(checkpointing: bool, train_cnn: bool, tiny_config: Config) -> None:

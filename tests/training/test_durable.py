@@ -162,6 +162,7 @@ def test_death_at_every_change_leaves_a_checkpoint_that_loads(
     assert counted.count > 30 and set(found) == {"checkpoint-2", "checkpoint-3"} and found == sorted(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=["full", "failing", "read-only"])
 def test_a_disk_that_refuses_at_any_change_costs_nothing(
     number: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

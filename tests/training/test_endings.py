@@ -34,6 +34,7 @@ def break_gradient(model: ClinicalVLM) -> None:
     model.joint.head[-1].weight.register_hook(lambda gradient: gradient / 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "how"), [("loss", break_loss), ("gradient", break_gradient)], ids=["loss", "gradient"]
 )
@@ -64,6 +65,7 @@ def test_a_broken_number_stops_before_the_step(what: str, how: Callable, tiny_co
     assert not any(f'"{case}"' in text for text in texts for case in named), "ids are for the user's eyes alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory of the CPU", "memory of a GPU", "memory of Python"])
 def test_exhausted_memory_is_one_line(kind: str, tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, steps = ClinicalVLM.forward, []
@@ -88,6 +90,7 @@ def test_exhausted_memory_is_one_line(kind: str, tiny_config: Config, monkeypatc
         assert [row["step"] for row in read_log(folder.log) if "loss" in row] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tiny_config: Config, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -167,6 +170,7 @@ def test_no_pickle_is_read_on_a_resume(tiny_config: Config, monkeypatch: pytest.
     assert trained(tiny_config, str(checkpoint)).state.global_step == 4
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on_after_a_resume(tiny_config: Config) -> None:
     still = {"learning_rate": 0.0, "lora_learning_rate": 0.0, "vision_learning_rate": 0.0}
     config = with_train(tiny_config, "early", max_steps=40, eval_steps=1, patience=2, keep_checkpoints=3, **still)
@@ -180,6 +184,7 @@ def test_early_stopping_counts_on_after_a_resume(tiny_config: Config) -> None:
     assert loop.finished
 
 
+@pytest.mark.slow
 def test_broken_checkpoints_are_named_and_passed_over(tiny_config: Config) -> None:
     trained(tiny_config)
     cases = load_cohort(tiny_config.data).fingerprint

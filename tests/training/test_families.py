@@ -78,6 +78,7 @@ def trained(model: ClinicalVLM, batch: Batch) -> tuple[float, float]:
     return losses[0], losses[-1]
 
 
+@pytest.mark.slow
 @every_family
 def test_a_family_goes_the_whole_way(family: str, built, tmp_path: Path) -> None:
     model = built(family)
@@ -102,6 +103,7 @@ def test_a_family_goes_the_whole_way(family: str, built, tmp_path: Path) -> None
     assert not list((tmp_path / "merged").glob("*.bin"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "phi", "qwen2_5_vl"])
 def test_the_language_half_and_an_own_head_work_in_4_bits(family: str, built, tmp_path: Path) -> None:
     for dequantize in ("never", "always"):

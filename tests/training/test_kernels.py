@@ -113,6 +113,7 @@ def test_compiled_layers_have_the_same_loss_and_gradients(model_of) -> None:
         assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "found"), [(100, [12]), (7, [6]), (5, [4, 3]), (1, [1])])
 def test_the_micro_batch_is_the_largest_that_fits(
     room: int, found: list[int], tiny_model: ClinicalVLM, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +146,7 @@ def test_the_micro_batch_on_a_cpu_and_for_none_that_fits(
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
 
 
+@pytest.mark.slow
 def test_a_run_in_packs_with_an_automatic_micro_batch_learns_the_same(
     tiny_llm: str, table_root: Path, forks, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def kill_campaign(forks: Forks, whole: Run, config_file: Path, kills: int, seed:
     return done
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_an_undisturbed_one(forks: Forks, whole: Run, config_file: Path) -> None:
     """A sample; `make soak` kills 200."""
     done = kill_campaign(forks, whole, config_file, 3, seed=0)
@@ -98,6 +99,7 @@ def test_two_hundred_kills(forks: Forks, whole: Run, config_file: Path) -> None:
     assert not done["failed"], done
 
 
+@pytest.mark.slow
 def test_a_launched_run_is_killed_and_goes_on(whole: Run, config_file: Path) -> None:
     """As users launch it, in processes that share nothing with the other runs, not even the order of their sets."""
     run = Run(config_file, "launched")
@@ -114,6 +116,7 @@ def test_a_launched_run_is_killed_and_goes_on(whole: Run, config_file: Path) -> 
     assert run.result() == whole.result()
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_stands_in_the_log(by_two: Run) -> None:
     rows = [row for row in read_log(by_two.log) if "loss" in row]
     for row in rows:
@@ -126,6 +129,7 @@ def test_each_of_two_processes_stands_in_the_log(by_two: Run) -> None:
     assert text["tokens_per_s_rank0"] > 0 and rows[0]["tokens_per_s"] == 0, "no text in the head-only steps"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2], ids=["Ctrl-C", "SIGTERM to one of two processes"])
 def test_a_signal_saves_and_the_run_goes_on(ranks: int, forks: Forks, config_file: Path, request) -> None:
     undisturbed = request.getfixturevalue("whole" if ranks == 1 else "by_two")

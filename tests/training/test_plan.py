@@ -127,6 +127,7 @@ def test_what_trains_and_what_it_weighs(tiny_job: Job, tiny_model) -> None:
     assert tiny_job.base.parameters == sum(p.numel() for p in tiny_model.base.parameters()) - tiny_job.lora
 
 
+@pytest.mark.slow
 def test_a_layer_keeps_what_the_dry_run_measures(tiny_config: Config, tiny_llm: str, tmp_path: Path) -> None:
     """Eight layers more; what is outside of them weighs little in a model that is not tiny."""
     from transformers import LlamaConfig, LlamaForCausalLM

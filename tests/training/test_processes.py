@@ -56,6 +56,7 @@ def numbers(row: dict) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, int | float) and name != "grad_norm"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_one_process_equals_several(processes: int, forks: Forks, config_file: Path, one: Run) -> None:
     run = Run(config_file, f"by-{processes}").to_its_end(forks, ranks=processes)
@@ -67,6 +68,7 @@ def test_one_process_equals_several(processes: int, forks: Forks, config_file: P
 needs_shards = pytest.mark.skipif(not can_shard(), reason="this PyTorch cannot leave whole what trains")
 
 
+@pytest.mark.slow
 @needs_shards
 @pytest.mark.parametrize("asked", [FSDP, ZERO_3], ids=["fsdp", "zero-3"])
 def test_the_frozen_base_is_split_alone(asked: dict, forks: Forks, config_file: Path, one: Run) -> None:
@@ -78,6 +80,7 @@ def test_the_frozen_base_is_split_alone(asked: dict, forks: Forks, config_file: 
     is_that_of(run, one)
 
 
+@pytest.mark.slow
 @needs_shards
 def test_packed_4_bit_layers_are_split(forks: Forks, tiny_llm: str, table_root: Path, tmp_path: Path) -> None:
     """The recipe of several GPUs: QLoRA, with NF4 values in floating-point storage."""
@@ -90,6 +93,7 @@ def test_packed_4_bit_layers_are_split(forks: Forks, tiny_llm: str, table_root: 
     is_that_of(run, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [
     ("2", "1"), pytest.param("2 fsdp", "4", marks=needs_shards), pytest.param("1", "2 fsdp", marks=needs_shards)
 ])  # fmt: skip

@@ -17,6 +17,7 @@ from vlm.training.run import train
 from vlm.training.run_folder import RunFolder, read_log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tiny_config: Config, dropout: float) -> None:
     """With dropout before LoRA the steps draw from PyTorch's generator, whose state must come back too."""
@@ -62,6 +63,7 @@ def test_the_training_set_knows_its_epoch_after_a_resume_within_it(tiny_config: 
     assert trainer.training.epoch == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -130,6 +132,7 @@ def test_a_mistake_leaves_the_earlier_run_as_it_was(tiny_config: Config, keys, v
     assert (folder.adapter / "weights").read_text() == "weeks of work"
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_trains_no_further(tiny_config: Config) -> None:
     from vlm.training.run import train
 
@@ -145,6 +148,7 @@ def test_resuming_a_finished_run_trains_no_further(tiny_config: Config) -> None:
     assert len(folder.log.read_text()) > len(rows), "more steps were asked for, and they are made"
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_made_longer_learns_from_its_first_step_on(tiny_config: Config, monkeypatch) -> None:
     seen: list[float] = []
     step = TrainingLoop.step

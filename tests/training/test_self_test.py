@@ -82,6 +82,7 @@ def test_a_family_in_4_bits_carries_lora_on_all_of_attention(family: str, bases,
     assert lines[1].endswith(f"layers: {WORKS[family]}") and lines[-1].startswith("self-test: a step, a draft and")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", UNQUANTISED)
 def test_what_cannot_be_put_in_4_bits_is_refused_and_works_without(family: str, bases, tiny_config: Config) -> None:
     message = r"model\.llm\.quantization: \d+% of the linear weights .* write model\.llm\.quantization: none"

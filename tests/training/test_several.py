@@ -16,6 +16,7 @@ from vlm.evaluation.pooled import pool_runs
 from vlm.training.several import runs_of, train_several
 
 
+@pytest.mark.slow
 def test_seeds_are_run_one_after_another_and_pooled(tiny_config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(tiny_config, train=replace(tiny_config.train, max_steps=2))
     folder = train_several(config, seeds=2)

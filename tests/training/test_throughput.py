@@ -79,6 +79,7 @@ def logged(config: Config) -> list[dict]:
     return [row for row in read_log(folder.log) if "loss" in row]
 
 
+@pytest.mark.slow
 def test_rows_hold_the_speeds_and_tensorboard_gets_them_by_name(tiny_config: Config, monkeypatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)

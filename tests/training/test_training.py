@@ -100,6 +100,7 @@ def test_a_run_of_the_head_alone_ends_with_its_last_step(tiny_config: Config) ->
     assert only.state.best_global_step and all(row["eval_loss"] == row["eval_loss_bce"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_temperature_is_fitted_on_the_validation_split_alone(tiny_config: Config) -> None:
     train(tiny_config)
     cohort = load_cohort(tiny_config.data)
@@ -128,6 +129,7 @@ def test_images_are_scaled_as_the_cnn_was_trained(name: str, mean: float, std: f
     assert (pictures.interpolation, pictures.channels) == ("area", 3) and f"{name} of timm" in line
 
 
+@pytest.mark.slow
 def test_a_row_that_straddles_the_head_only_steps_averages_the_text_loss_over_its_own_steps(
     tiny_config: Config,
 ) -> None:
@@ -161,6 +163,7 @@ def test_learning_rates_by_part_and_their_schedule(tiny_config: Config) -> None:
     assert not any(text[:10]) and text[14] == 1 and text[20] == 0 and head[0] > 0
 
 
+@pytest.mark.slow
 def test_early_stopping_stops(tiny_config: Config) -> None:
     config = with_train(
         tiny_config,
@@ -175,6 +178,7 @@ def test_early_stopping_stops(tiny_config: Config) -> None:
     assert trained(config).state.global_step == 2
 
 
+@pytest.mark.slow
 def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> None:
     folder = RunFolder(tiny_config)
     train(tiny_config)
@@ -214,6 +218,7 @@ def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> Non
     assert all(0 <= value <= 1 for row in predictions for value in row["probabilities"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", ["vitals", "labels", "report", "image"])
 def test_a_table_may_lack_any_kind_of_evidence(tiny_config: Config, without: str) -> None:
     nothing = None if without == "image" else []
