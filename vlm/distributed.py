@@ -66,5 +66,5 @@ def part_processes() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
-        time.sleep(1)  # early PyTorch joins gloo's threads with the GIL held: let them let go of their tensors first
+        time.sleep(1)  # torch 2.6 hung in the next line now and then, where gloo's threads were still at work
         PartialState().destroy_process_group()
