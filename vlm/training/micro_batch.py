@@ -55,7 +55,6 @@ def largest_fit(model: ClinicalVLM, batch_of: Callable[[int], Batch], sizes: lis
         smaller.pop()
         return smaller[-1] if smaller else 0
 
-    @find_executable_batch_size(starting_batch_size=sizes[-1], reduce_batch_size_fn=next_smaller)  # type: ignore[arg-type,untyped-decorator]
     def fits(batch_size: int) -> int:
         trained = list(model.trainable_parameters().values())
         states = [torch.empty_like(value, dtype=torch.float32) for value in trained for _ in "mv"]  # AdamW's two
@@ -66,7 +65,8 @@ def largest_fit(model: ClinicalVLM, batch_of: Callable[[int], Batch], sizes: lis
     training = model.training
     try:
         model.train()
-        return int(fits())  # type: ignore[call-arg]
+        # Not as a decorator: then early Accelerate forgets `next_smaller`, and halves to what is no divisor.
+        return int(find_executable_batch_size(fits, sizes[-1], next_smaller)())
     except RuntimeError as error:
         if "No executable batch size" in str(error):
             return 0
