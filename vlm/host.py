@@ -16,7 +16,7 @@ SETTINGS = {
 
 
 def prepare_host() -> None:
-    """Set the variables that the user has not set. Only commands call it; importing the package sets none."""
+    """Set the variables that the user has not set, and quiet bitsandbytes. Commands alone call it."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # early ones warn on a CPU that they have no 8-bit Adam

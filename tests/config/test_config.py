@@ -34,9 +34,8 @@ def test_every_yaml_builds_its_model_and_trainer(file: Path, tiny_config: Config
     config, _ = parse_config(["--config", str(file), "--run.folder", str(tmp_path)])
     llm = replace(config.model.llm, base=tiny_config.model.llm.base, sha256=None)
     vision = replace(config.model.vision, name="test_efficientnet", weights="random", frozen_stages=0)
-    fusion = replace(
-        config.model.fusion, exclusive=[], label_evidence={}, miss_costs={}
-    )  # they name the labels of their own data
+    of_own_labels = {"exclusive": [], "label_evidence": {}, "miss_costs": {}}
+    fusion = replace(config.model.fusion, **of_own_labels)
     config = replace(config, data=tiny_config.data, model=replace(config.model, llm=llm, vision=vision, fusion=fusion))
     if needs_bitsandbytes("0.50"):  # has 8-bit AdamW on GPUs alone, and says so
         config = replace(config, train=replace(config.train, optimizer="adamw_torch"))

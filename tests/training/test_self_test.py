@@ -50,8 +50,8 @@ UNQUANTISED = {
 }
 """Those of whose weights few can be put in 4 bits, and that work as they are."""
 # Early Transformers put subclasses of nn.Linear in 4 bits too, as Falcon's.
-alone = "type(module) is nn.Linear" in inspect.getsource(bitsandbytes)
-(UNQUANTISED if alone else WORKS)["falcon"] = "query_key_value 2, dense 2"
+LINEAR_ALONE = "type(module) is nn.Linear" in inspect.getsource(bitsandbytes)
+(UNQUANTISED if LINEAR_ALONE else WORKS)["falcon"] = "query_key_value 2, dense 2"
 REFUSED = {
     "paligemma": "cannot be used: a training step fails: its tokens attend to later ones",
 }
