@@ -107,7 +107,7 @@ def test_an_arm_is_measured_against_the_cases_as_given() -> None:
     references = ["Opacity in the left lung.", "No opacity."] * 5 + ["", "Opacity in the left lung."]
     given = ArmResult(list(references), S[:, None], np.full(12, 10.0))
     drafts = ["No opacity."] * 6 + references[6:]
-    arm = ArmResult(drafts, -S[:, None], np.array([15.0, 25, 10, 10]))
+    arm = ArmResult(drafts, -S[:, None], np.array([15.0, 25] + [10] * 10))
     scores = CaseScores(S[:, None], Y[:, None], given.losses, np.full(12, 5))
     cases = {"as_given": Shown(0), "image_swapped": Shown(7), "vitals_swapped": Shown(0, "nobody's are there")}
     measures = ablation_measures(
@@ -115,7 +115,7 @@ def test_an_arm_is_measured_against_the_cases_as_given() -> None:
     )
     swapped = measures["image_swapped"]
     assert measures.keys() == {"image_swapped", "vitals_swapped"}
-    assert swapped["text_loss_change"]["value"] == pytest.approx(20 / 20) and swapped["text_loss_cases"] == 4
+    assert swapped["text_loss_change"]["value"] == pytest.approx(20 / 60) and swapped["cases"] == 12
     assert swapped["auroc_change"]["value"] == pytest.approx(1 - 2 * roc_auc_score(Y, S))
     assert swapped["drafts_changed"]["value"] == pytest.approx(3 / 12) and swapped["changed_cases"] == 7
     f1 = Agreement.of([d if r else "" for d, r in zip(drafts, references, strict=True)], references).f1()(ONE)[0]

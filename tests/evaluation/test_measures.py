@@ -1,6 +1,7 @@
 """What is measured and what is not: swaps between patients, whole logits, cut drafts, and numbers of nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.data.prompt import Prompt
 from vlm.evaluation.arms import ARMS, Arm, ArmCases
 from vlm.evaluation.compare import compare
-from vlm.evaluation.evaluate import run_arm
+from vlm.evaluation.drafting import run_arm, run_arms
 from vlm.evaluation.evidence_parts import choose_donors
 from vlm.evaluation.scoring import score_cases
 from vlm.inference.engine import ReportEngine
@@ -135,6 +136,25 @@ def test_an_arm_s_logits_are_the_head_s_own(sure_model: ClinicalVLM, tiny_config
     np.testing.assert_allclose(result.logits, wanted, rtol=1e-3, atol=0.05)
     assert np.abs(wanted).min() > 0 and np.median(np.abs(wanted)) > 40, "saturated"
     assert len(np.unique(result.logits[:, 0].round(2))) > 15
+
+
+def test_arms_draft_some_cases_and_those_as_if_alone(sure_model: ClinicalVLM, tiny_config: Config) -> None:
+    """All of the drawn patients, each with its own draft as given, which is not drafted again."""
+    cohort = load_cohort(tiny_config.data)
+    test = CaseDataset(cohort.dataset, sure_model.spec, cohort.sections)
+    config = replace(tiny_config, evaluation=replace(tiny_config.evaluation, ablation=True, ablation_cases=6))
+    scores = score_cases(sure_model, test, 8, "test")
+    given, arms = run_arms(sure_model, test, config, scores)
+    patients = np.array(test.rows["patient"])
+    assert len(given.drafts) == len(test) and 6 <= len(arms.rows) < len(test)
+    assert set(patients[arms.rows]).isdisjoint(np.delete(patients, arms.rows)), "a patient's cases stay together"
+    as_given, swapped = arms.results["as_given"], arms.results["image_swapped"]
+    assert list(as_given.drafts) == [given.drafts[row] for row in arms.rows]
+    np.testing.assert_array_equal(as_given.losses, given.losses[arms.rows])
+    few = CaseDataset(test.rows.select(arms.rows), test.spec, test.sections)
+    alone = run_arm(sure_model, ArmCases(arm("image_swapped"), few), config, scores.of(arms.rows), {})
+    assert swapped.drafts == alone.drafts
+    np.testing.assert_allclose(swapped.losses, alone.losses, rtol=1e-4)
 
 
 def test_runs_are_compared_by_their_logits(tmp_path: Path) -> None:

@@ -103,6 +103,6 @@ class EvaluationConfig:
     cases: int = 0
     """Most test cases, of patients drawn at random and always the same; 0: all."""
     ablation: bool = True
-    """Draft each test case again with image or vitals swapped, blanked and withheld."""
+    """Draft test cases again with image or vitals swapped, blanked and withheld."""
     ablation_cases: int = 0
-    """Cases of the ablation's text loss; 0: all."""
+    """Most cases drafted again, of patients drawn at random and always the same; 0: all."""

@@ -27,11 +27,17 @@ class ArmResult:
     logits: np.ndarray
     """N × K."""
     losses: np.ndarray
-    """M, text loss of the first M cases, summed over the report's tokens."""
+    """N, text loss summed over the report's tokens."""
     cut: Sequence[bool] = ()
     """True for each draft that was truncated."""
     sections: Sequence[Mapping[str, str]] = ()
     """Sections of each draft by name, where drafts have headings, which `drafts` are without."""
+
+    def of(self, rows: np.ndarray) -> "ArmResult":
+        """Return the results of some cases."""
+        parts = ([part[row] for row in rows] if len(part) else () for part in (self.drafts, self.cut, self.sections))
+        drafts, cut, sections = parts
+        return ArmResult(drafts, self.logits[rows], self.losses[rows], cut, sections)
 
 
 def ablation_measures(
@@ -53,13 +59,11 @@ def ablation_measures(
         if shown.undefined:
             measures[name] = {key: undefined(shown.undefined) for key in CHANGES} | {"changed_cases": 0}
             continue
-        arm = arms[name]
-        first = np.arange(len(arm.losses))
-        tokens = scores.tokens[first].astype(np.float64)
+        arm, tokens = arms[name], scores.tokens.astype(np.float64)
         changed = np.array([a != b for a, b in zip(arm.drafts, given.drafts, strict=True)])
-        loss = ratio(arm.losses - given.losses[first], tokens)
+        loss = ratio(arm.losses - given.losses, tokens)
         measures[name] = {
-            "text_loss_change": bootstrap(loss, first),
+            "text_loss_change": bootstrap(loss),
             "auroc_change": bootstrap(
                 minus(macro_auroc(arm.logits, scores.targets), macro_auroc(given.logits, scores.targets))
             ),
@@ -67,7 +71,7 @@ def ablation_measures(
             if unread
             else bootstrap(minus(_f1(reports, arm.drafts), _f1(reports, given.drafts))),
             "drafts_changed": bootstrap(mean(changed)),
-            "text_loss_cases": len(first),
+            "cases": len(tokens),
             "changed_cases": int(shown.changed.sum()),
         }
     return measures
@@ -156,6 +160,7 @@ def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:
 def _dependence(kind: str, change: Mapping[str, Any], cases: int) -> tuple[bool | None, str]:
     """Judge whether another patient's evidence of one kind changes the output; returns `good` and a sentence."""
     share, loss, area = change["drafts_changed"], change["text_loss_change"], change["auroc_change"]
+    cases = change.get("cases", cases)  # an evaluation of before has all
     if share["value"] is None:
         return None, f"Use of the {kind} was not tested: {share['why']}."
     worse_text = loss["low"] is not None and loss["low"] > 0

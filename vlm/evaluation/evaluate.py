@@ -1,7 +1,6 @@
 """Evaluate a model on the test split: draft, then write metrics.json, predictions.jsonl, figures and a page."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,20 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vlm.atomic import make_folder, replace_file, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
-from vlm.data.sections import split_sections, strip_headings
+from vlm.data.sections import split_sections
 from vlm.data.splits import SPLITS
 from vlm.data.storage import matrix
-from vlm.distributed import gather_ordered, is_main, part_processes, shard_indices
-from vlm.evaluation.ablation import ArmResult, ablation_measures, verdicts
-from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_arms
+from vlm.distributed import is_main, part_processes
+from vlm.evaluation.ablation import ablation_measures, verdicts
+from vlm.evaluation.arms import ARMS, ArmCases
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
-from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND
+from vlm.evaluation.drafting import run_arms
 from vlm.evaluation.figures import draw_figures
 from vlm.evaluation.fluency import fluency_measures
 from vlm.evaluation.html_report import write_page
@@ -46,7 +44,6 @@ from vlm.evaluation.measures import (
 from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.findings.labeller import Labeller
-from vlm.inference.engine import Draft, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -80,12 +77,8 @@ def evaluate(
     test = splits["test"]
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
-    arms = {arm.name: ArmCases(arm, test) for arm in all_arms(test) if _applies(arm, config)}
-    drafted: DraftCache = {}
-    results = {
-        name: run_arm(model, cases, config, scores, drafted) for name, cases in arms.items() if not cases.undefined
-    }
-    given, references = results["as_given"], test.reports
+    given, arms = run_arms(model, test, config, scores)
+    rows, references = arms.rows, test.reports
     labeller = Labeller.load(config.data.findings)
     reports = Reports(given.drafts, references, labeller)
     fluency = fluency_measures(model, reports, options.batch_size, bootstrap)
@@ -118,7 +111,7 @@ def evaluate(
         "cut_drafts": {**bootstrap(mean(np.array(given.cut))), "cases": sum(given.cut),
                        "max_new_tokens": options.max_new_tokens} if len(given.cut) else {},
         "head_against_text": bootstrap(mean(disagreements)),
-        "ablation": ablation_measures(results, arms, scores, reports, bootstrap),
+        "ablation": ablation_measures(arms.results, arms.cases, scores.of(rows), reports.of(rows), bootstrap.of(rows)),
         "baselines": baseline_measures(model, splits, reports, stands_for, scores, bootstrap, config, learned),
     }  # fmt: skip
     if untrained is not None:
@@ -128,55 +121,18 @@ def evaluate(
         metrics["sections"] = section_measures(given.sections, wanted, bootstrap)
     if cohort.facts is not None:
         metrics["facts"] = {
-            name: fact_measures(arms[name], cohort.facts, arm.drafts, bootstrap) for name, arm in results.items()
-        }
+            "as_given": fact_measures(ArmCases(ARMS[0], test), cohort.facts, given.drafts, bootstrap),
+            **{name: fact_measures(arms.cases[name], cohort.facts, arm.drafts, bootstrap.of(rows))
+               for name, arm in arms.results.items() if name != "as_given"},
+        }  # fmt: skip
     metrics["verdicts"] = verdicts(metrics)
     with writing(folder):
         make_folder(folder)
     replace_file(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    rows = write_predictions(folder, test, scores, given, references, probabilities, disagreements)
+    written = write_predictions(folder, test, scores, given, references, probabilities, disagreements)
     draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
-    write_page(folder, test, rows, metrics, title=config.run.name)
+    write_page(folder, test, written, metrics, title=config.run.name)
     return metrics
-
-
-def _applies(arm: Arm, config: Config) -> bool:
-    """Check whether to run an arm: the first always, the others with ablation on and their evidence not withheld."""
-    whole = {"vitals": "vitals", TREND: "vitals", CONTEXT: CONTEXT, SIGNAL: SIGNAL}
-    changed = {whole.get(part, "image") for part in arm.changes}
-    return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
-
-
-DraftCache = dict[tuple[int | str, ...], Draft]
-"""Cache of drafts by input, shared by the arms, so that no input is drafted twice."""
-
-
-def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: DraftCache) -> ArmResult:
-    """Draft and score the cases of an arm; the text loss covers the first `ablation_cases` of them."""
-    options, name = config.evaluation, cases.arm.name.replace("_", " ")
-    drafts = draft(model, cases, config, drafted)
-    headings, cut = model.spec.sections, [bool(draft.cut_at) for draft in drafts]
-    texts = [strip_headings(draft.text, headings) for draft in drafts]
-    if cases.arm == ARMS[0]:
-        sections = [split_sections(draft.text, headings) for draft in drafts] if headings else ()
-        return ArmResult(texts, given.logits, given.losses, cut, sections)
-    logits = np.array([draft.logits for draft in drafts]).reshape(given.logits.shape)
-    first = torch.utils.data.Subset(cases, range(min(options.ablation_cases or len(cases), len(cases))))
-    return ArmResult(texts, logits, score_cases(model, first, options.batch_size, name).losses, cut)
-
-
-def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: DraftCache) -> list[Draft]:
-    """Draft the cases of an arm that are not yet in `drafted`, sharded over the ranks."""
-    engine, options = ReportEngine(model), config.evaluation
-    engine.max_seconds = math.inf  # bounded in tokens: the metrics must not depend on the machine's load
-    new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
-    places = list(new.values())
-    own = [places[place] for place in shard_indices(len(new), model.sharded)]
-    title = f"drafting: {cases.arm.name.replace('_', ' ')}"
-    drafts = engine.draft((cases[index] for index in own), options.batch_size, options.max_new_tokens)
-    progress = tqdm(drafts, total=len(own), desc=title, unit="report", leave=False, disable=not is_main())
-    drafted |= zip(new, gather_ordered(list(progress), len(new), model.sharded), strict=True)
-    return [drafted[shown] for shown in cases.shown]
 
 
 def baseline_measures(

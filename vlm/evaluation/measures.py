@@ -1,7 +1,7 @@
 """Compute metrics with intervals from drafts and scores, as plain values for metrics.json."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,10 @@ class Bootstrap:
     """N patient names."""
     draws: int
 
+    def of(self, rows: np.ndarray) -> "Bootstrap":
+        """Return the bootstrap of some cases."""
+        return replace(self, patients=self.patients[rows])
+
     def __call__(
         self, statistic: Statistic, rows: np.ndarray | None = None, classes: np.ndarray | None = None
     ) -> dict[str, Any]:
@@ -48,6 +52,11 @@ class Reports:
     drafts: Sequence[str]
     references: Sequence[str]
     labeller: Labeller = field(default_factory=chest)
+
+    def of(self, rows: np.ndarray) -> "Reports":
+        """Return the drafts and references of some cases."""
+        drafts, references = ([texts[row] for row in rows] for texts in (self.drafts, self.references))
+        return replace(self, drafts=drafts, references=references)
 
     @cached_property
     def rows(self) -> np.ndarray:

@@ -32,6 +32,10 @@ class CaseScores:
         """Split columns (N × (K + 2)) into logits, loss and tokens."""
         return cls(columns[:, :-2], targets, columns[:, -2], columns[:, -1])
 
+    def of(self, rows: np.ndarray) -> "CaseScores":
+        """Return the scores of some cases."""
+        return CaseScores(self.logits[rows], self.targets[rows], self.losses[rows], self.tokens[rows])
+
     @property
     def probabilities(self) -> np.ndarray:
         """Sigmoid of the logits, not calibrated; N × K."""

@@ -85,8 +85,8 @@ class EvidenceTokens(nn.Module):
 class LabelWords(nn.Module):
     """Show each label as a token: its name where it is likely, `no` where not, `unknown` without its evidence.
 
-    Of labels that exclude each other the likeliest is shown, or one that is worse to miss. By each alone, one at 0.4
-    beside others at 0.1 would be `no`, and the language model would be told nothing.
+    Of labels that exclude each other the likeliest is shown, or in drafting one that is worse to miss. By each alone,
+    one at 0.4 beside others at 0.1 would be `no`, and the language model would be told nothing.
     """
 
     def __init__(
@@ -126,11 +126,12 @@ class LabelWords(nn.Module):
         return torch.where(unknown[..., None], words[-1], tokens)
 
     def verdicts(self, logits: torch.Tensor) -> torch.Tensor:
-        """Sharpen the odds, times the cost of a miss, to verdicts near 0 or 1; B × K.
+        """Sharpen the odds, in drafting times the cost of a miss, to verdicts near 0 or 1; B × K.
 
-        In a group it is a softmax, beside chance as one more choice. (Costs decide by odds as in Elkan, 2001.)
+        In a group it is a softmax, beside chance as one more choice. (Costs decide by odds as in Elkan, 2001.) In
+        training no cost counts: the text learns how far to trust what the head holds likeliest.
         """
-        sharp = self.sharpness * (logits + self.sooner)
+        sharp = self.sharpness * (logits if self.training else logits + self.sooner)
         verdicts = sharp.sigmoid()
         for group in self.groups:
             chance = sharp.new_full((len(sharp), 1), -self.sharpness * math.log(len(group)))  # logit of 1 / (n + 1)
