@@ -114,7 +114,7 @@ class FusionConfig:
     `unknown`."""
     miss_costs: dict[str, float] = field(default_factory=dict)
     """With `label_words`: label → how many times worse it is to miss it than to name it wrongly, such as {melanoma: 3}.
-    Its odds times this decide whether its name is shown; the probabilities stay as they are."""
+    In drafting, its odds times this decide whether its name is shown; the probabilities stay as they are."""
     sharpness: float = 3.0
     """The head's logits times this give the verdict that the token shows: at 3, 0.8 becomes 0.98 and 0.2 0.02."""
 

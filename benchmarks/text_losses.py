@@ -1,0 +1,106 @@
+"""Losses of the text beside the plain one, which benchmarks.text_options tries: weights for tokens, and a reward."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm.data.case import Example
+from vlm.data.collate import IGNORED, Collator, evidence_of
+from vlm.findings.labeller import Labeller
+from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.model.loss import supervised, token_losses
+
+FINDING_WEIGHT = 3.0
+MOST_GAIN = 3.0
+"""Most weight that evidence adds to a token, nats."""
+ANCHOR = 0.5
+"""Share of the supervised loss beside the reward's: it keeps the text near what it was."""
+
+Batch = Any
+Weights = Callable[..., torch.Tensor]
+
+
+def each_token(model: ClinicalVLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute the loss of each supervised token, its case and its place; N each."""
+    encoded = model.encode(**evidence_of(batch))
+    embeddings = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.flat())
+    hidden, labels = model.trunk(embeddings, batch["attention_mask"]), batch["labels"]
+    case, place = supervised(labels)
+    return token_losses(hidden[case, place], model.vocabulary_head, labels[case, place + 1]), case, place
+
+
+def weighted_loss(model: ClinicalVLM, batch: Batch, weights: Weights | None) -> torch.Tensor:
+    """Compute the mean loss of the tokens by their weights."""
+    losses, case, place = each_token(model, batch)
+    if weights is None:
+        return losses.mean()
+    given = weights(model, batch, losses.detach(), case, place)
+    return (losses * given).sum() / given.sum()
+
+
+def finding_weights(
+    model: ClinicalVLM, batch: Batch, losses: torch.Tensor, case: torch.Tensor, place: torch.Tensor, labeller: Labeller
+) -> torch.Tensor:
+    """Weigh the tokens that name a finding `FINDING_WEIGHT` times; N."""
+    weights = torch.ones_like(losses)
+    for row in range(len(batch["labels"])):
+        ids = batch["labels"][row][batch["labels"][row] != IGNORED].tolist()
+        pieces = [model.tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
+        ends = np.array([len(piece) for piece in pieces])
+        starts, text = np.concatenate([[0], ends[:-1]]), pieces[-1].lower()
+        inside = np.zeros(len(ids), dtype=bool)
+        for pattern in labeller.vocabulary.named["findings"].values():
+            for match in pattern.finditer(text):
+                inside |= (starts < match.end()) & (ends > match.start())
+        weights[case == row] = torch.where(torch.from_numpy(inside), FINDING_WEIGHT, 1.0)
+    return weights
+
+
+@torch.no_grad()
+def evidence_weights(
+    model: ClinicalVLM, batch: Batch, losses: torch.Tensor, case: torch.Tensor, place: torch.Tensor
+) -> torch.Tensor:
+    """Weigh each token by 1 and what it loses, in nats, where image and vitals are withheld; N."""
+    blind = {**batch, "has_image": torch.zeros_like(batch["has_image"]), "vitals": batch["vitals"] * torch.nan}
+    without, *_ = each_token(model, blind)
+    return 1 + (without - losses).clamp(0, MOST_GAIN)
+
+
+def reward_loss(
+    model: ClinicalVLM,
+    examples: Sequence[Example],
+    batch: Batch,
+    reward: Callable[[Sequence[str], Sequence[str]], np.ndarray],
+    longest: int = 64,
+) -> torch.Tensor:
+    """Compute the loss of self-critical sequence training (Rennie et al., 2017), beside the supervised one.
+
+    A sampled draft's log likelihood counts by its reward, less that of the greedy draft.
+    """
+    references = [example["report"] for example in examples]
+    prompts = Collator(model.prompt, generation=True)(examples)
+    model.eval()
+    greedy = _drafts(model, prompts, longest, False)
+    sampled = _drafts(model, prompts, longest, True)
+    model.train()
+    gain = torch.tensor(reward(sampled, references) - reward(greedy, references), dtype=torch.float32)
+    said = Collator(model.prompt)([{**e, "report": text} for e, text in zip(examples, sampled, strict=True)])
+    losses, case, _ = each_token(model, said)
+    return (1 - ANCHOR) * (losses * gain[case]).mean() + ANCHOR * weighted_loss(model, batch, None)
+
+
+@torch.no_grad()
+def _drafts(model: ClinicalVLM, prompts: Batch, longest: int, sample: bool) -> list[str]:
+    embeddings, _ = model.embed_prompt(prompts)
+    ids = model.llm.generate(  # type: ignore[operator]
+        inputs_embeds=embeddings,
+        attention_mask=prompts["attention_mask"],
+        max_new_tokens=longest,
+        do_sample=sample,
+        top_k=0,
+        eos_token_id=model.prompt.end_id,
+        pad_token_id=model.prompt.pad_id,
+    )
+    return [text.strip() for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
