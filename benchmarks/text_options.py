@@ -1,14 +1,16 @@
 """Ways to train the text, each on the kept encoder and head of runs of configs/ham10000.yaml.
 
-    python -m benchmarks.text_options runs/ham10000-seed0 runs/ham10000-seed1 --json text_options.json
+    python -m benchmarks.text_options runs/ham10000-seed0 runs/ham10000-seed1
 
 The encoder and the head of a run are kept still, their features are computed once, and projectors and LoRA start anew
 with the run's seed. Each way learns on the same batches for the same steps, is measured on the same unseen lesions, and
-is compared with the first, `plain`, in pairs. The file is written after each way; one that is in it is not run again.
+is compared with the first, `plain`, in pairs. What a way made of a run is kept in the run's `text_options.json`, and is
+not made again.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,9 +31,9 @@ from vlm.config.parsing import parse_config
 from vlm.data.case import Example
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
-from vlm.data.dataset import CaseDataset
+from vlm.data.dataset import CaseDataset, StudyFeatures
 from vlm.data.ingest.sources import load_cohort
-from vlm.device import choose_precision
+from vlm.device import choose_precision, choose_threads
 from vlm.evaluation.scoring import score_cases
 from vlm.findings.labeller import Labeller
 from vlm.inference.engine import ReportEngine
@@ -85,7 +87,8 @@ WAYS = {
 class Job:
     """The model of one way on one run's encoder and head, and its data."""
 
-    def __init__(self, run: Path, way: Way, cases: int) -> None:
+    def __init__(self, run: Path, way: Way, cases: int, kept: list[StudyFeatures] | None = None) -> None:
+        """`kept` holds the features of training and test cases, or takes them."""
         self.way = way
         options = [f"--{key}={json.dumps(value)}" for key, value in way.options.items()]
         config, _ = parse_config(["--config", str(run / "config.yaml"), "--model.vision.train=false", *options])
@@ -94,11 +97,11 @@ class Job:
         cohort = load_cohort(config.data)
         self.labeller = Labeller.load(config.data.findings)
         self.model = build_model(self.config, cohort, CPU, choose_precision(config.train.precision, CPU).value)
-        kept = starting_weights(self.model, run / "adapter")
-        self.model.load_state_dict({k: v for k, v in kept.items() if part_of(k) in ("cnn", "head")}, strict=False)
+        weights = starting_weights(self.model, run / "adapter")
+        self.model.load_state_dict({k: v for k, v in weights.items() if part_of(k) in ("cnn", "head")}, strict=False)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and part_of(name) in ("llm", "tokens"))
-        self.train, self.test = self._splits(cohort)
+        self.train, self.test = self._splits(cohort, [] if kept is None else kept)
         self.known = self.shown_logits()
         if way.context:
             self.show_reports(way.context)
@@ -109,9 +112,13 @@ class Job:
         self.ids: list[str] = []
         """Cases of the training step, "" for one whose image is withheld; none otherwise."""
 
-    def _splits(self, cohort: Cohort) -> tuple[CaseDataset, CaseDataset]:
+    def _splits(self, cohort: Cohort, kept: list[StudyFeatures]) -> tuple[CaseDataset, CaseDataset]:
         train, test = (case_dataset(self.config, self.model.spec, cohort, name) for name in ("train", "test"))
-        keep_features(self.model, self.config, [train, test], 64)
+        if kept:
+            train.features, test.features = kept
+        else:
+            keep_features(self.model, self.config, [train, test], 64)
+            kept += [data.features for data in (train, test) if data.features is not None]
         return train, test
 
     # ------------------------------------------------------------------------------------ what is shown
@@ -262,19 +269,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--json", type=Path, required=True, help="file to write and to go on from")
+    parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
-    results: dict[str, dict[str, Any]] = json.loads(options.json.read_text()) if options.json.is_file() else {}
+    torch.set_num_threads(choose_threads(options.threads).value)
+    made = {run.name: ways_of(run, options) for run in options.runs}
+    names = [name for name in WAYS if any(name in ways for ways in made.values())]
+    print(table({name: {run: ways[name] for run, ways in made.items() if name in ways} for name in names}))
+
+
+def ways_of(run: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and measure the ways that the run's file lacks; returns all that it has then."""
+    file = run / "text_options.json"
+    made: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    kept: list[StudyFeatures] = []
     for name in options.ways:
-        for run in options.runs:
-            if run.name in results.get(name, {}):
-                continue
-            job = Job(run, WAYS[name], options.cases)
+        if name not in made:
+            start = time.perf_counter()
+            job = Job(run, WAYS[name], options.cases, kept)
             job.learn(options.steps, options.batch_size)
-            results.setdefault(name, {})[run.name] = job.measure()
-            options.json.write_text(json.dumps(results))
-        print(table({key: results[key] for key in ("plain", name) if key in results}), flush=True)
-    print(table(results))
+            made[name] = job.measure()
+            file.write_text(json.dumps(made))
+            print(f"{run.name}, {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return made
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def test_metrics_are_of_the_words_and_of_each_section(
     config = replace(tiny_config, data=headed)
     test = CaseDataset(cohort.split("test"), model.spec, cohort.sections)
     drafted = iter([Draft(test.report(index, True), [0.0, 0.0]) for index in range(len(test))])
-    monkeypatch.setattr("vlm.evaluation.evaluate.ReportEngine.draft", lambda *_, **__: drafted)
+    monkeypatch.setattr("vlm.evaluation.drafting.ReportEngine.draft", lambda *_, **__: drafted)
     config = replace(config, evaluation=replace(config.evaluation, ablation=False))
     metrics = evaluate(model, cohort, config, tmp_path / "run")
     assert metrics["text"]["rougel"]["value"] == pytest.approx(1)

@@ -134,7 +134,7 @@ def test_a_model_is_named_for_what_it_is(
     splits = dict.fromkeys(("train", "validation", "test"), dataset)
     monkeypatch.setattr("vlm.evaluation.evaluate.plain_splits", lambda *_: splits)
     monkeypatch.setattr("vlm.evaluation.evaluate.score_cases", lambda *_, **__: scores)
-    monkeypatch.setattr("vlm.evaluation.evaluate.run_arm", reader)
+    monkeypatch.setattr("vlm.evaluation.drafting.run_arm", reader)
     metrics = evaluate(tiny_model, cohort, tiny_config, tmp_path / "out")
 
     faults = [verdict["text"] for verdict in metrics["verdicts"] if not verdict["good"]]

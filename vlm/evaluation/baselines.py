@@ -10,6 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from vlm.data.case import Example
 from vlm.data.dataset import CaseDataset
 from vlm.data.study import PRIOR, StudySpec, role_of
 from vlm.findings.labeller import Labeller, chest
@@ -44,26 +45,32 @@ def constant_report(reports: Sequence[str], labeller: Labeller | None = None) ->
 
 
 @torch.no_grad()
-def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int) -> np.ndarray:
+def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int, workers: int = 0) -> np.ndarray:
     """Compute the L2-normalized pooled encoder features of each case, N × C; zeros for a case without an image."""
     model.eval()
     rows = []
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=batch_size, collate_fn=lambda batch: [(e["pixel_values"][0], e["has_image"]) for e in batch]
-    )
-    for batch in tqdm(loader, desc="features for retrieval", unit="batch", leave=False):
-        pixels = torch.stack([pixels for pixels, _ in batch]).to(model.device)
+    loader = torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_first_images)
+    for images, has in tqdm(loader, desc="features for retrieval", unit="batch", leave=False):
         with model.autocast():
-            grid = model.vision.grid(pixels)  # B × C × h × w
-        features = grid.float().mean(dim=(2, 3)).cpu().numpy()
-        rows.append(features * np.array([[has] for _, has in batch]))
+            grid = model.vision.grid(images.to(model.device))  # B × C × h × w
+        rows.append(grid.float().mean(dim=(2, 3)).cpu().numpy() * has.numpy())
     features = np.concatenate(rows)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
 
 
-def nearest_reports(model: ClinicalVLM, train: CaseDataset, test: CaseDataset, batch_size: int) -> list[str]:
-    """Retrieve the report of the training case whose first image has the highest cosine similarity of CNN features."""
-    known, asked = image_features(model, train, batch_size), image_features(model, test, batch_size)
+def _first_images(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack the first image of each case (B × 3 × S × S), and whether it has one (B × 1)."""
+    return torch.stack([e["pixel_values"][0] for e in batch]), torch.tensor([[e["has_image"]] for e in batch])
+
+
+def nearest_reports(
+    model: ClinicalVLM, train: CaseDataset, test: CaseDataset, batch_size: int, workers: int = 0
+) -> list[str]:
+    """Retrieve the report of the training case whose first image has the highest cosine similarity of CNN features.
+
+    `workers` processes read the images.
+    """
+    known, asked = (image_features(model, data, batch_size, workers) for data in (train, test))
     candidates = np.flatnonzero([any(sections) for sections in train.rows["sections"]])
     if not len(candidates):
         candidates = np.arange(len(known))

@@ -152,7 +152,7 @@ def baseline_measures(
     reports = {}
     if any(references):
         reports["constant"] = [constant_report(train.reports, drafted.labeller)] * len(references)
-        reports["nearest"] = nearest_reports(model, train, test, config.evaluation.batch_size)
+        reports["nearest"] = nearest_reports(model, train, test, config.evaluation.batch_size, config.train.workers)
     measures: dict[str, Any] = {}
     for name, drafts in reports.items():
         shown = replace(drafted, drafts=drafts)
