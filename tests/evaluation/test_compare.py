@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import tiny_job
 from tests.forks import Forks
+from vlm.adapter.validate import rewrite_manifest
 from vlm.errors import UserError
 from vlm.evaluation.compare import compare
 from vlm.evaluation.run import test_adapter as evaluate_adapter
@@ -80,6 +81,9 @@ def test_an_adapter_is_tested_again_with_the_same_result(runs: list[str], tmp_pa
     before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
     before.pop("text_loss_untrained")
     assert after["labels"] == before["labels"] and after["findings"] == before["findings"]
+    assert after["operating_points"] == before["operating_points"], "at the thresholds saved with the adapter"
+    why = before["operating_points"]["effusion"]["sensitivity_0.9"]["threshold"]["why"]
+    assert why.endswith("validation patients have effusion; a sensitivity of 0.9 needs 10")
     assert after["text_loss"]["value"] == pytest.approx(before["text_loss"]["value"], abs=1e-6)
     assert after["calibration"]["temperature"] == before["calibration"]["temperature"], "it is the adapter's own"
     assert (tmp_path / "again" / "report.html").is_file()
@@ -92,10 +96,23 @@ def test_an_adapter_is_tested_on_a_table(runs: list[str], table_root: Path, tmp_
     options = ["--data.table.images", "images", "--data.table.id", "case", "--data.table.patient", "patient",
                "--evaluation.bootstrap_draws", "20", "--evaluation.max_new_tokens", "4",
                "--data.table.report", '[{"column": "findings"}]']  # fmt: skip
-    table = str(table_root / "cases.csv")
-    evaluate_adapter(str(Path(runs[0]) / "adapter"), table, tmp_path / "out", None, options)
+    table, adapter = str(table_root / "cases.csv"), Path(runs[0]) / "adapter"
+    given = json.loads((adapter / "metrics.json").read_text())
+    fixed = given["operating_points"]["effusion"]["sensitivity_0.9"]
+    fixed["threshold"] = {"value": 0.25, "low": None, "high": None}
+    (adapter / "metrics.json").write_text(json.dumps(given))
+    rewrite_manifest(adapter)
+    evaluate_adapter(str(adapter), table, tmp_path / "out", None, options)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["cases"] == 24 and metrics["patients"] == 20 and metrics["baselines"] == {}
+    point = metrics["operating_points"]["effusion"]["sensitivity_0.9"]
+    assert point["threshold"]["value"] == 0.25, "the adapter's own: a table of another site has no validation split"
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    called = sum(row["probabilities"]["effusion"] >= 0.25 for row in rows)
+    assert point["true_positives"] + point["false_positives"] == called
+    same = str(shutil.copytree(tmp_path / "out", tmp_path / "same"))
+    table = compare([str(tmp_path / "out"), same], draws=20)
+    assert "sensitivity effusion (sensitivity 0.9)" in table and "specificity effusion (sensitivity 0.9)" in table
 
 
 def test_data_that_do_not_fit_the_adapter_are_refused(runs: list[str], table_root: Path, tmp_path: Path) -> None:

@@ -148,8 +148,12 @@ def test_a_model_is_named_for_what_it_is(
         assert metrics["findings"]["f1"]["value"] == 1 and metrics["numbers"]["consistent"]["value"] == 1
         assert facts["as_given"]["image_facts_right"]["value"] == 1
         assert facts["vitals_withheld"]["vitals_facts_right"]["value"] == 1
+    point = metrics["operating_points"]["pathology"]["sensitivity_0.9"]
+    assert point["validation"]["patients"] == 60 and point["sensitivity"]["value"] >= 0.9
+    assert point["specificity"]["value"] == float(image), "a head that says the same of all calls all"
     page = html.unescape((tmp_path / "out" / "report.html").read_text())
     assert "data:image/png;base64" in page and "http" not in page
+    assert "Operating points" in page and "Share of wrong decisions" in page
     assert all(verdict["text"] in page for verdict in metrics["verdicts"])
     rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == len(dataset) and json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics

@@ -40,6 +40,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         verdicts=metrics.get("verdicts", []),
         measured=list(measured({key: value for key, value in metrics.items() if key not in NOT_A_MEASURE})),
         failures=list(failures(metrics)),
+        operating_points=list(operating_points(metrics)),
         calibration=model.calibration,
         miss_costs=model.model_config.fusion.miss_costs,
     )
@@ -51,7 +52,9 @@ def _precision(model: "ClinicalVLM") -> str:
     return method or {"none": "unquantised", "int8": "8-bit"}.get(model.model_config.llm.quantization, "4-bit")
 
 
-NOT_A_MEASURE = ("splits", "verdicts")
+NOT_A_MEASURE = ("splits", "verdicts", "operating_points")
+"""Parts of the metrics that the card shows elsewhere."""
+RATES = ("sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative")
 
 
 def measured(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -64,6 +67,15 @@ def measured(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
             yield from measured(value, f"{name}, ")
         elif value is not None:
             yield name, f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def operating_points(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield label, what its threshold was fixed for, the threshold and its rates on unseen cases, a row each."""
+    for label, rows in metrics.get("operating_points", {}).items():
+        for name, row in rows.items():
+            rates = (described(row[rate]) if rate in row else "–" for rate in RATES)
+            value, why = row["threshold"]["value"], row["threshold"].get("why", "not fixed")
+            yield label, name.replace("_", " "), why if value is None else f"{value:.4g}", *rates
 
 
 def failures(metrics: Mapping[str, Any]) -> Iterator[str]:

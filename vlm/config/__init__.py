@@ -33,6 +33,7 @@ from vlm.config.signal_options import SignalColumnConfig, SignalConfig
 from vlm.config.training import (
     EvaluationConfig,
     LossConfig,
+    OperatingPointConfig,
     RunConfig,
     TrainConfig,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "MeasurementsConfig",
     "MimicCxrConfig",
     "ModelConfig",
+    "OperatingPointConfig",
     "PhantomConfig",
     "PromptConfig",
     "RunConfig",

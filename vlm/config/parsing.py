@@ -144,7 +144,7 @@ def _check_options(argv: Sequence[str]) -> None:
 def _check_values(config: Config) -> None:
     """Check ranges that the types do not express; each message names the key."""
     train, dropout, split = config.train, config.data.dropout, config.data.split
-    micro = train.micro_batch_size
+    micro, points = train.micro_batch_size, config.evaluation.operating_points
     rules = [
         (0 <= config.loss.alpha <= 1, "loss.alpha", "between 0 and 1"),
         (micro == "auto" or micro > 0, "train.micro_batch_size", "auto or at least 1"),
@@ -173,6 +173,12 @@ def _check_values(config: Config) -> None:
         (config.evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", "at least 1"),
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
         (config.evaluation.cases >= 0, "evaluation.cases", "at least 0"),
+        (
+            all((p.sensitivity is None) != (p.specificity is None) and 0 < p.wanted < 1 for p in points)
+            and len({p.name for p in points}) == len(points),
+            "evaluation.operating_points",
+            "a list of different {sensitivity: S} or {specificity: S}, S between 0 and 1",
+        ),
         (
             split.folds == split.fold == 0 or 0 <= split.fold < split.folds,
             "data.split.fold",

@@ -89,6 +89,31 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class OperatingPointConfig:
+    """A wanted sensitivity or a wanted specificity, for which each label gets a threshold."""
+
+    sensitivity: float | None = None
+    """Share of the validation cases with the label that the threshold must call, between 0 and 1."""
+    specificity: float | None = None
+    """Share of the validation cases without it that the threshold must not call, between 0 and 1."""
+
+    @property
+    def measure(self) -> str:
+        """Return which of the two is wanted."""
+        return "specificity" if self.sensitivity is None else "sensitivity"
+
+    @property
+    def wanted(self) -> float:
+        """Return the wanted share; 0 if neither is set, which a config may not be."""
+        return (self.specificity if self.sensitivity is None else self.sensitivity) or 0.0
+
+    @property
+    def name(self) -> str:
+        """Return its name in the metrics, such as `sensitivity_0.9`."""
+        return f"{self.measure}_{self.wanted:g}"
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """The test at the end of a run."""
 
@@ -106,3 +131,7 @@ class EvaluationConfig:
     """Draft test cases again with image or vitals swapped, blanked and withheld."""
     ablation_cases: int = 0
     """Most cases drafted again, of patients drawn at random and always the same; 0: all."""
+    operating_points: list[OperatingPointConfig] = field(
+        default_factory=lambda: [OperatingPointConfig(sensitivity=0.9), OperatingPointConfig(specificity=0.9)]
+    )
+    """Wanted sensitivities or specificities; each label's thresholds are fixed on the validation split."""

@@ -12,6 +12,7 @@ from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.arms import ArmCases
 from vlm.evaluation.intervals import Statistic, mean, ratio
 from vlm.evaluation.measures import Bootstrap, Reports
+from vlm.evaluation.operating_points import missed_targets
 from vlm.evaluation.scoring import CaseScores, ranked
 
 SMALL = 0.05
@@ -136,6 +137,8 @@ def verdicts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             theirs = baselines.get(name, {}).get(label, {}).get("value")
             if area is not None and theirs is not None and area <= theirs:
                 add(False, f"AUROC of {label}, {area:.3f}, is not above a classifier that sees {title}, {theirs:.3f}.")
+    for text in missed_targets(metrics.get("operating_points", {})):
+        add(False, text)
     for text in _gaps(metrics):
         add(None, text)
     return sentences

@@ -17,7 +17,7 @@ from vlm.evaluation.naming import macro, naming
 from vlm.evaluation.text import RougeL
 from vlm.findings.labeller import Labeller
 from vlm.findings.vocabulary import DEFAULT
-from vlm.untrusted import read_yaml
+from vlm.untrusted import read_json, read_yaml
 
 Rows = dict[str, dict[str, Any]]
 """Rows of predictions.jsonl by case id."""
@@ -37,7 +37,10 @@ def compare(folders: Sequence[str], draws: int = 2000) -> str:
     ids = list(first)
     patients = [first[case]["patient"] for case in ids]
     labeller = labeller_of(first_name)
-    measures = {name: run_measures([run[case] for case in ids], labeller) for name, run in runs.items()}
+    measures = {}
+    for name, run in runs.items():
+        rows = [run[case] for case in ids]
+        measures[name] = run_measures(rows, labeller) | decision_measures(rows, read_thresholds(Path(name)))
     titles = list(dict.fromkeys(title for run in measures.values() for title in run))  # runs may have other labels
     lines = [
         f"{len(ids)} test cases of {len(set(patients))} patients; 95 % intervals by bootstrap over patients. "
@@ -107,6 +110,38 @@ def run_measures(rows: list[dict[str, Any]], labeller: Labeller) -> dict[str, St
         if len(np.unique(targets[known])) == 2 and np.isfinite(scores[known]).all():
             area = probability.auroc(targets[known], scores[known].round(4))
             measures[f"AUROC {label}"] = lambda weights, area=area, known=known: area(weights[:, known])  # type: ignore[misc]
+    return measures
+
+
+def read_thresholds(run: Path) -> dict[str, tuple[str, float]]:
+    """Read each label's first operating point and its threshold from a run's metrics; a label without one is absent.
+
+    Raises `UserError` for a metrics.json that is none.
+    """
+    file, found = run / "metrics.json", {}
+    if not file.is_file():
+        return {}
+    try:
+        for label, rows in read_json(file, "the run's metrics").get("operating_points", {}).items():
+            for name, row in list(rows.items())[:1]:
+                if row["threshold"]["value"] is not None:
+                    found[label] = name.replace("_", " "), float(row["threshold"]["value"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{file}: operating_points: not the metrics of a run; evaluate it again") from None
+    return found
+
+
+def decision_measures(rows: list[dict[str, Any]], thresholds: dict[str, tuple[str, float]]) -> dict[str, Statistic]:
+    """Build the statistics of sensitivity and specificity at each label's threshold, by title."""
+    measures: dict[str, Statistic] = {}
+    for label, (point, threshold) in thresholds.items():
+        if label not in rows[0]["labels"]:
+            continue
+        targets = np.array([row["labels"][label] for row in rows], dtype=np.float64)
+        called = np.array([row["probabilities"][label] for row in rows], dtype=np.float64) >= threshold
+        for name, among, hit in (("sensitivity", targets == 1, called), ("specificity", targets == 0, ~called)):
+            if among.any():
+                measures[f"{name} {label} ({point})"] = ratio((among & hit) * 1.0, among * 1.0)
     return measures
 
 

@@ -1,4 +1,4 @@
-"""Plot each label's ROC, precision-recall, reliability and decision curves."""
+"""Plot each label's ROC, precision-recall, reliability, decision and risk-coverage curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from vlm.evaluation import probability
 from vlm.evaluation.intervals import FEWEST_PATIENTS, draw_weights, smallest_class
+from vlm.evaluation.operating_points import DIGITS, Points, is_measured
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, new_figure, save_figure
 
@@ -110,3 +111,48 @@ def _decision(axes: Axes, y: np.ndarray, p: np.ndarray) -> None:
     top = max(y.mean(), *model) + 0.03
     axes.set(title="Decision curve", xlabel="threshold", ylabel="net benefit", ylim=(-0.05, top))
     axes.legend(frameon=False, fontsize=8)
+
+
+def risk_coverage_figure(
+    scores: CaseScores,
+    probabilities: np.ndarray,
+    points: Points,
+    labels: Sequence[str],
+    patients: np.ndarray,
+    file: Path,
+) -> None:
+    """Plot the error of the decisions against the share kept, a panel for each label, a line for each of two points."""
+    shown = [k for k, label in enumerate(labels) if any(map(is_measured, points.get(label, {}).values()))][:MOST_LABELS]
+    if not shown:
+        return
+    columns = min(3, len(shown))
+    with rc_context({**STYLE, "font.size": 10}):
+        size = (4.6 * columns, 3.4 * -(-len(shown) // columns))
+        figure, grid = new_figure(-(-len(shown) // columns), columns, figsize=size, squeeze=False)
+        for axes, k in zip(grid.flat, shown, strict=False):
+            known = ~np.isnan(scores.targets[:, k])
+            y, p = scores.targets[known, k], np.round(probabilities[known, k], DIGITS)
+            weights = _draws(patients[known], y)
+            rows = {name: row for name, row in points[labels[k]].items() if is_measured(row)}
+            for (name, row), color in zip(rows.items(), (TRAIN, VALIDATION), strict=False):
+                _risk(axes, y, p, row["threshold"]["value"], weights, name.replace("_", " "), color)
+            axes.set(title=labels[k].replace("_", " "), xlabel="share kept, most certain first", xlim=(0, 1),
+                     ylabel="share of them wrong", ylim=(0, None))  # fmt: skip
+            axes.legend(frameon=False, fontsize=8)
+        for axes in list(grid.flat)[len(shown) :]:
+            axes.remove()
+        save_figure(figure, file)
+
+
+def _risk(
+    axes: Axes, y: np.ndarray, p: np.ndarray, threshold: float, weights: np.ndarray, name: str, color: str
+) -> None:
+    wrong = (p >= threshold) != (y == 1)
+    kept, risk = probability.risk_coverage(wrong, probability.certainty(p, threshold))(
+        np.vstack([np.ones(len(y)), weights])
+    )
+    shares = kept / kept[:, -1:]
+    curves = [np.interp(GRID, s[s > 0], one[s > 0]) for s, one in zip(shares[1:], risk[1:], strict=True)]
+    if curves:
+        axes.fill_between(GRID, *np.quantile(curves, [0.025, 0.975], axis=0), color=color, alpha=0.15, lw=0)
+    axes.plot(shares[0], risk[0], color=color, label=f"{name} (at {threshold:.3g})")

@@ -41,6 +41,7 @@ from vlm.evaluation.measures import (
     text_loss_measure,
     text_measures,
 )
+from vlm.evaluation.operating_points import Points, fix_thresholds, operating_measures
 from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.findings.labeller import Labeller
@@ -66,17 +67,23 @@ def evaluate(
     untrained: CaseScores | None = None,
     log: Sequence[dict[str, Any]] = (),
     learned: Sequence[LearnedMetric] = (),
+    validation: CaseScores | None = None,
+    thresholds: Points | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on the test split and write the results to `folder`; returns the metrics.
 
-    `untrained` are the scores before training and `log` the rows of the training log, if any. The caller loads
-    `learned` before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and
-    the others return an empty dict after drafting, and nothing more is exchanged between them.
+    `untrained` are the scores before training and `log` the rows of the training log, if any. Without `thresholds` of
+    the operating points, these are fixed on the scores `validation` of the validation split, which are computed unless
+    the caller has them. The caller loads `learned` before the work begins, since it may need a download. All ranks
+    draft; rank 0 measures and writes, and the others return an empty dict after drafting, and nothing more is exchanged
+    between them.
     """
     splits, options = plain_splits(model, cohort, config), config.evaluation
     test = splits["test"]
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     scores = score_cases(model, test, options.batch_size, "test")
+    if validation is None and thresholds is None:
+        validation = score_cases(model, splits["validation"], options.batch_size, "validation", text=False)
     given, arms = run_arms(model, test, config, scores)
     rows, references = arms.rows, test.reports
     labeller = Labeller.load(config.data.findings)
@@ -85,7 +92,12 @@ def evaluate(
     part_processes()
     if not is_main():
         return {}
-    probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()  # N × K
+    probabilities = calibrated(model, scores)  # N × K
+    if validation is not None and thresholds is None:
+        known = splits["validation"].rows["patient"]
+        thresholds = fix_thresholds(
+            validation, calibrated(model, validation), model.spec.labels, known, options.operating_points
+        )
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
     stands_for = {label: label for label in model.spec.labels if label in labeller.names} | cohort.label_findings
     disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
@@ -98,6 +110,7 @@ def evaluate(
                    for name, split in splits.items()},
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
+        "operating_points": operating_measures(thresholds or {}, scores, probabilities, model.spec.labels, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
         "references": {"cases": len(reports.rows), "read": sum(map(labeller.is_read, references))},
         "text": text_measures(reports, bootstrap, learned),
@@ -133,6 +146,11 @@ def evaluate(
     draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
     write_page(folder, test, written, metrics, title=config.run.name)
     return metrics
+
+
+def calibrated(model: ClinicalVLM, scores: CaseScores) -> np.ndarray:
+    """Compute the calibrated probabilities of scored cases; N × K, float64."""
+    return model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()
 
 
 def baseline_measures(

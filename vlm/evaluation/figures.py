@@ -13,7 +13,7 @@ from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.correlation import draw_matrix, pairwise_correlation
 from vlm.data.storage import matrix
-from vlm.evaluation.curves import probability_figure
+from vlm.evaluation.curves import probability_figure, risk_coverage_figure
 from vlm.evaluation.scoring import CaseScores
 from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, new_figure, save_figure
 
@@ -28,7 +28,7 @@ def draw_figures(
     metrics: Mapping[str, Any],
     log: Sequence[dict[str, Any]],
 ) -> None:
-    """Draw the correlations of all cases, the losses, the head's probabilities (N × K) and the ablation."""
+    """Draw the correlations of all cases, the losses, the head's probabilities (N × K), risk and the ablation."""
     with writing(folder):
         make_folder(folder)
     truth = np.array(cohort.dataset["probability"], dtype=np.float64)
@@ -45,6 +45,8 @@ def draw_figures(
     if log:
         loss_figure(log, folder / "losses.png", config.loss.head_only_steps)
     probability_figure(scores, probabilities, cohort.labels, patients, folder / "probability.png")
+    points, file = metrics["operating_points"], folder / "risk_coverage.png"
+    risk_coverage_figure(scores, probabilities, points, cohort.labels, patients, file)
     ablation_figure(metrics["ablation"], folder / "ablation.png")
 
 

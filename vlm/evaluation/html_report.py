@@ -12,6 +12,7 @@ from vlm.data.dataset import CaseDataset, load_pictures
 from vlm.data.images.color import bgr
 from vlm.estimate import described
 from vlm.evaluation.learned import LEARNED
+from vlm.evaluation.operating_points import RATES, table_rows
 from vlm.evaluation.text import METRICS, RougeL
 from vlm.resources import data_uri, render
 
@@ -31,7 +32,7 @@ def write_page(
 ) -> None:
     """Write report.html from the metrics and figures of an evaluation."""
     figures = {name: _data(folder / "figures" / f"{name}.png") for name in
-               ("ablation", "probability", "losses", "correlation")}  # fmt: skip
+               ("ablation", "probability", "risk_coverage", "losses", "correlation")}  # fmt: skip
     page = render(
         "vlm.evaluation",
         "page.html.j2",
@@ -42,6 +43,8 @@ def write_page(
         sources=[metrics, *(metrics.get("baselines", {}).get(name, {}) for name in ("constant", "nearest"))],
         finding_rows=FINDING_ROWS,
         text_rows={key: name for key, name in NAMES.items() if key in metrics.get("text", {}) or key not in LEARNED},
+        points=table_rows(metrics["operating_points"]),
+        rates=RATES,
         show=show,
         groups=_groups(test, rows),
     )

@@ -25,8 +25,8 @@ def patient_bootstrap(
     """Estimate a statistic and its percentile interval over resampled patients (Efron, 1979).
 
     A draw is a weight for each case: how often its patient was drawn. Draws with an undefined statistic are
-    skipped. There is no interval with fewer than ten patients in all, or in a class of `classes` (N, the class of
-    each case, NaN for none).
+    skipped. There is no interval where a bound is infinite, or with fewer than ten patients in all, or in a class of
+    `classes` (N, the class of each case, NaN for none).
     """
     names, group = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     value = float(statistic(np.ones((1, len(group))))[0]) if len(group) else float("nan")
@@ -40,11 +40,12 @@ def patient_bootstrap(
     for start in range(0, draws, most):
         values.append(statistic(draw_weights(group, min(most, draws - start), rng)))
     drawn = np.concatenate(values)
-    drawn = drawn[np.isfinite(drawn)]
+    drawn = drawn[~np.isnan(drawn)]
     if len(drawn) < draws / 2:
         return Estimate(value)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    with np.errstate(invalid="ignore"):  # between infinite draws
+        low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else Estimate(value)
 
 
 def draw_weights(group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

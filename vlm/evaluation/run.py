@@ -15,9 +15,13 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.learned import load_learned
+from vlm.evaluation.operating_points import saved_thresholds
 from vlm.evaluation.summary import summary_lines
 from vlm.locks import locked
 from vlm.plain import escaped
+
+FIXED_HERE = "fixed on the validation split of these data (the adapter has none for these operating points)"
+"""What is printed where an adapter of an earlier version, or other operating points, are tested."""
 
 
 def evaluate_adapter(
@@ -51,11 +55,14 @@ def test_adapter(
     if config.data.color not in ("auto", given.spec.image.color):
         raise UserError(f"data.color: {config.data.color}; the adapter sees {given.spec.image.color}; leave it at auto")
     learned = load_learned(config.evaluation.learned_metrics)
+    thresholds = saved_thresholds(opened.path, given.spec.labels, config.evaluation.operating_points)
     print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
+    if given.spec.labels and config.evaluation.operating_points:
+        print(f"thresholds: {'those saved with the adapter' if thresholds else FIXED_HERE}")
     model = load(opened, base=base)
     config = replace(config, run=replace(config.run, name=Path(adapter).name))
     with locked(output), nullcontext(output) if output.exists() else staged(output, manifest=False) as place:
-        metrics = evaluate(model, cohort, config, place, learned=learned)
+        metrics = evaluate(model, cohort, config, place, learned=learned, thresholds=thresholds)
     print(*summary_lines(metrics), f"page: {output / 'report.html'}", sep="\n")
     return metrics
 

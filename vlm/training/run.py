@@ -114,7 +114,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     validation = case_dataset(config, model.spec, cohort, "validation")
     scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
     model.calibration = fit_temperature(scores, validation.rows["patient"])
-    metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned)
+    metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned, scores)
     if is_main():
         save(model, folder.adapter, metrics)
         log_rank0(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
