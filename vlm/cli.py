@@ -163,7 +163,7 @@ def draft_table(arguments: argparse.Namespace) -> None:
     options = TableOptions(arguments.encoding, arguments.sheet)
     log_rank0(*(f"warning: {note}" for note in reading_notes(table, options)))
     sizes = arguments.batch_size, arguments.max_new_tokens
-    job = TableJob(table, Path(arguments.output), images, columns, *sizes, options)
+    job = TableJob(table, Path(arguments.output), images, columns, *sizes, options, arguments.findings or "")
     counts = draft_table(arguments.adapter, job, arguments.resume, cluster_of(arguments), **engine_of(arguments))
     print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
     if counts.cut:

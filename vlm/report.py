@@ -8,6 +8,8 @@ from vlm.plain import escaped
 MOST_LINES, LONGEST = 40, 120
 """Most labels and warnings printed, and most characters of each: their names are untrusted."""
 NOTICE = "Draft for a clinician's eyes. Not a diagnosis."
+FORMAT = 1
+"""Version of the JSON of a draft; keys may be added to it, but none changes its meaning or is taken away."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,38 @@ class ReadImage:
         if not self.prior:
             return words
         return f"{words}, time unknown" if self.days is None else f"{words}, {self.days:g} days before"
+
+
+@dataclass(frozen=True)
+class StatedFinding:
+    """State what a sentence of the draft says of a finding."""
+
+    finding: str
+    """Name in the vocabulary, such as `pleural_effusion`."""
+    status: str
+    """`present`, `absent` or `uncertain`."""
+    sides: tuple[str, ...]
+    """`left`, `right`, both or neither."""
+    sites: tuple[str, ...]
+    """Zones or sites, such as `lower`."""
+    severities: tuple[str, ...]
+    """Degrees and sizes, such as `mild`; of an absent finding what is denied: `no large effusion`."""
+    section: str | None
+    """Section that the sentence stands in; None outside of sections."""
+    sentence: int
+    """Number of the sentence in the draft, from 1."""
+    text: str
+    """The sentence."""
+    label: str | None
+    """Label that stands for the finding; None without one."""
+    probability: float | None
+    """Probability that the label is present, 0 to 1; None without a label."""
+    snomed: str | None
+    """SNOMED CT code of the finding; None where the vocabulary has none for these words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values, for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -49,10 +83,14 @@ class Report:
     """The parts of the draft by name, such as `findings`; empty for an adapter trained without headings."""
     images: tuple[ReadImage, ...] = ()
     """The images that the model read, in its order."""
+    findings: tuple[StatedFinding, ...] = ()
+    """What the draft says of each finding, in the order of its sentences."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values, for JSON."""
-        return {**asdict(self), "warnings": list(self.warnings), "images": [asdict(image) for image in self.images]}
+        """Convert to plain values, for JSON; `draft-1.schema.json` describes them."""
+        return {"format": FORMAT, **asdict(self), "warnings": list(self.warnings),
+                "images": [asdict(image) for image in self.images],
+                "findings": [finding.to_dict() for finding in self.findings]}  # fmt: skip
 
     def __str__(self) -> str:
         return f"{self.text}\n{self.after_text()}"

@@ -27,6 +27,7 @@ from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
 from vlm.findings.labeller import chest
 from vlm.inference.engine import Draft, Engine
+from vlm.inference.open_engine import use_vocabulary
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.training.lengths import check_lengths
 from vlm.training.run import build_model
@@ -178,6 +179,10 @@ def test_an_adapter_without_either_is_as_before(
     ("changes", "message"),
     [
         ({"sections": "findings"}, "sections: findings is no list of names"),
+        ({"findings": False}, "findings: no vocabulary is named 'False'"),
+        ({"findings": "/etc/own.yaml"}, "findings: no vocabulary is named"),
+        ({"label_findings": ["opacity"]}, "label_findings: ['opacity'] does not map names to names"),
+        ({"label_findings": {"spleen": "opacity"}}, "label_findings: no label is named 'spleen'"),
         ({"sections": [1]}, "sections: [1] is no list of names"),
         ({"sections": ["a"] * 65}, "sections: 65 of them, more than 64"),
         ({"sections": ["a", "A"]}, "sections: two sections have one name"),
@@ -226,6 +231,34 @@ def test_a_report_holds_its_sections(model: ClinicalVLM, tiny_model) -> None:
     assert report.sections == {"findings": "No opacity.", "impression": "Normal. <b>"} == report.to_dict()["sections"]
     (plain,) = Spoken(tiny_model).predict([(None, None)])
     assert plain.text == report.text and plain.sections == {}
+
+
+def test_a_report_holds_the_table_of_findings_with_its_sections(model: ClinicalVLM) -> None:
+    model.spec = replace(model.spec, label_findings={model.spec.labels[0]: "opacity"})
+    (report,) = Spoken(model).predict([(None, None)])
+    (row,) = report.findings
+    assert (row.finding, row.status, row.section, row.sentence, row.text) == (
+        "opacity", "absent", "findings", 1, "No opacity")  # fmt: skip
+    assert row.label == model.spec.labels[0] and row.probability == report.probabilities[row.label]
+
+
+def test_an_adapter_keeps_what_labels_stand_for_and_no_patterns_of_a_file(
+    headed: DataConfig, tiny_model: ClinicalVLM, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Patterns of a stranger's adapter would be run on every draft: they stay at home, and the table with them."""
+    cohort = replace(load_cohort(headed), findings="/home/me/own.yaml", label_findings={"gone": "opacity"})
+    spec = CaseSpec.fit(cohort, ImageSpec(32), 3)
+    assert spec.findings == "" and spec.label_findings == {}
+    tiny_model.spec = replace(tiny_model.spec, findings="", label_findings={tiny_model.spec.labels[0]: "opacity"})
+    folder = save(tiny_model, tmp_path / "adapter")
+    again = load(folder)
+    assert (again.spec.findings, again.spec.label_findings) == ("", tiny_model.spec.label_findings)
+    engine = Spoken(again)
+    assert engine.predict([(None, None)])[0].findings == ()
+    use_vocabulary(engine, None)
+    assert "name the file with --findings" in capsys.readouterr().err
+    use_vocabulary(engine, chest())
+    assert engine.predict([(None, None)])[0].findings[0].finding == "opacity" and not capsys.readouterr().err
 
 
 def test_metrics_are_of_the_words_and_of_each_section(

@@ -160,6 +160,26 @@ def test_normal_reports_raise_no_alarm_and_labelling_is_fast(held_out: list[Code
     assert time.process_time() - start < 3  # 500 reports a second on one core, with room for a slow machine
 
 
+DEGREES = ("mild", "moderate", "severe", "small", "large")
+
+
+def test_degrees_are_those_the_experts_coded(held_out: list[CodedReport]) -> None:
+    """Of findings that are coded and read as present: each degree that either names."""
+    right = errors = 0
+    for coded in held_out:
+        read: dict[str, set[str]] = {}
+        for mention in chest().mentions(coded.text):
+            if mention.status == "present":
+                read.setdefault(mention.finding, set()).update(mention.severities)
+        for finding in read.keys() & CODES.keys():
+            codes = [code for code in coded.codes if any(f"{code}/".startswith(f"{one}/") for one in CODES[finding])]
+            if codes:
+                wanted = {word for code in codes for word in code.split("/")} & set(DEGREES)
+                right += len(wanted & read[finding])
+                errors += len(wanted ^ (read[finding] & set(DEGREES)))
+    assert 2 * right / (2 * right + errors) >= 0.86 and right > 300, (right, errors)
+
+
 SENTENCE = re.compile(r"(?<=[.])\s+")
 ANY_FINDING = re.compile("|".join(pattern.pattern for pattern in chest().vocabulary.named["findings"].values()))
 DENIAL = re.compile(r"\b(?:no evidence of|negative for|free of|without|no)\s+", re.I)

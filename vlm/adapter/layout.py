@@ -56,7 +56,7 @@ LONGEST = 600
 KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
     "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
-    "findings", "calibration",
+    "findings", "label_findings", "calibration",
 )  # fmt: skip
 """Keys of config.json."""
 SILENT = "0.3.0"
@@ -88,6 +88,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         **({"sections": list(model.spec.sections)} if model.spec.sections else {}),
         **({"context": True} if model.spec.context else {}),
         **({"findings": model.spec.findings} if model.spec.findings != DEFAULT else {}),
+        **({"label_findings": model.spec.label_findings} if model.spec.label_findings else {}),
         "calibration": to_dict(model.calibration),
     }
 
@@ -194,6 +195,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         context=_had_context(values),
         signal=from_dict(SignalSpec, values["signal"], where) if "signal" in values else None,
         findings=values.get("findings", DEFAULT),
+        label_findings=_pairs(values.get("label_findings", {}), "label_findings"),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
     sampled: Any = values.get("base_fingerprint")
@@ -241,6 +243,12 @@ def _words(values: Any, key: str = "labels") -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"{key}: {values!s:.40} is no list of names")
     return tuple(values)
+
+
+def _pairs(values: Any, key: str) -> dict[str, str]:
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise TypeError(f"{key}: {values!s:.40} does not map names to names")
+    return values
 
 
 def _had_context(values: dict[str, Any]) -> bool | None:

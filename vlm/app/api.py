@@ -30,6 +30,7 @@ LONGEST_DETAIL = 400
 class Answer(BaseModel):
     """A drafted report, as `clinical-vlm draft --json` prints it."""
 
+    format: int = Field(description="version of this answer; draft-1.schema.json in the documentation describes it")
     text: str
     probabilities: dict[str, float] = Field(description="label → calibrated probability, 0 to 1")
     vitals: dict[str, Any] = Field(description="the values that the model read, in the schema's units")
@@ -39,6 +40,10 @@ class Answer(BaseModel):
     finished: bool = Field(description="false for a draft that was cut, which a warning says too")
     images: list[dict[str, Any]] = Field(description="images that the model read, in its order: view, prior, days")
     sections: dict[str, str] = Field(description="parts of the draft, such as findings; empty without headings")
+    findings: list[dict[str, Any]] = Field(
+        description="what each sentence says of a finding: finding, status, sides, sites, severities, section, "
+        "sentence, text, label, probability, snomed"
+    )
 
 
 class Refusal(BaseModel):

@@ -19,6 +19,8 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     add("--allowed_hosts", nargs="+", default=[], metavar="NAME",
         help="host names to answer to, besides localhost and --host")  # fmt: skip
     add("--token_file", type=Path, help="file with the token that clients must send; or set CLINICAL_VLM_TOKEN")
+    add("--findings", metavar="NAME", help="vocabulary of the table of findings, a name or a .yaml file; default: the "
+        "adapter's")  # fmt: skip
     add("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
     add("--max_upload", type=int, default=64, help="largest image file, MiB")
     add("--max_seconds", type=float, default=60, help="time limit of a request")

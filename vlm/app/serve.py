@@ -55,7 +55,8 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
-    from vlm.inference.open_engine import make_engine, prepare_libraries
+    from vlm.findings.labeller import Labeller
+    from vlm.inference.open_engine import make_engine, prepare_libraries, use_vocabulary
 
     adapter = Adapter.of(folder)
     limits = Limits(
@@ -67,7 +68,10 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     )
     print(f"loading {arguments.adapter} …", flush=True)
     prepare_libraries()
-    service = Service(make_engine(arguments.engine, folder, arguments.base), limits)
+    labeller = Labeller.load(arguments.findings) if arguments.findings else None
+    engine = make_engine(arguments.engine, folder, arguments.base)
+    use_vocabulary(engine, labeller)
+    service = Service(engine, limits)
     app = make_api(service, adapter, access)
     app.router.lifespan_context = partial(lifetime, service)
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -43,7 +43,10 @@ class CaseSpec:
     signal: SignalSpec | None = None
     """Signal of a case, such as an ECG; None for a model that reads none."""
     findings: str = field(default=DEFAULT, compare=False)
-    """Vocabulary of the reports' findings: one that comes with the package."""
+    """Vocabulary of the reports' findings, one that comes with the package; empty if it was a file of the user's own,
+    whose patterns nobody else should have to run."""
+    label_findings: dict[str, str] = field(default_factory=dict, compare=False)
+    """Label → finding that it stands for, where the names differ."""
 
     @property
     def study_images(self) -> int:
@@ -56,8 +59,10 @@ class CaseSpec:
         if len(set(self.labels)) < len(self.labels):
             raise UserError("labels: one stands there twice")
         check_section_names(self.sections, "sections")
-        if self.findings not in shipped():
+        if self.findings not in ("", *shipped()):
             raise UserError(f"findings: no vocabulary is named {shortened(str(self.findings))}")
+        if unknown := self.label_findings.keys() - set(self.labels):
+            raise UserError(f"label_findings: no label is named {shortened(min(unknown))}")
 
     @classmethod
     def fit(
@@ -77,7 +82,9 @@ class CaseSpec:
         context = pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column(rows, "context"))), 0)).as_py()
         study, signal = StudySpec.fit(rows, max_images), SignalSpec.fit(rows, cohort.signal)
         return cls(image, cohort.schema, statistics, cohort.labels, study, sections, bool(context), signal,
-                   cohort.findings if cohort.findings in shipped() else DEFAULT)  # fmt: skip
+                   cohort.findings if cohort.findings in shipped() else "",
+                   {label: finding for label, finding in cohort.label_findings.items() if label in cohort.labels},
+                   )  # fmt: skip
 
 
 def make_example(

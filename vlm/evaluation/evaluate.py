@@ -45,6 +45,7 @@ from vlm.evaluation.operating_points import Points, fix_thresholds, operating_me
 from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.findings.labeller import Labeller
+from vlm.findings.structure import findings_of_labels
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -99,7 +100,7 @@ def evaluate(
             validation, calibrated(model, validation), model.spec.labels, known, options.operating_points
         )
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
-    stands_for = {label: label for label in model.spec.labels if label in labeller.names} | cohort.label_findings
+    stands_for = findings_of_labels(model.spec.labels, labeller.names, cohort.label_findings)
     disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
 
     metrics: dict[str, Any] = {

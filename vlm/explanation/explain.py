@@ -76,7 +76,7 @@ def explain_example(
     ids, places = token_spans(model.tokenizer, text)
     if spans is None:
         given = {name: float(v) for name, v in zip(names, example["vitals"], strict=True) if not np.isnan(v)}
-        spans = decisive_spans(text, given, model.spec.schema, Labeller.load(model.spec.findings))
+        spans = decisive_spans(text, given, model.spec.schema, Labeller.of_adapter(model.spec.findings))
     passages: tuple[ExplainedWords, ...] = ()
     words: tuple[Attribution, ...] = ()
     if ids:

@@ -33,7 +33,9 @@ class Mention:
     places: frozenset[Place] = frozenset()
     """Side (`left`, `right` or nothing) and zone (`upper`, `middle`, `lower` or nothing)."""
     text: str = field(default="", compare=False)
-    """Matched text."""
+    """Matched text; empty for a normal statement."""
+    severities: tuple[str, ...] = field(default=(), compare=False)
+    """Words of degree and size, such as `mild`."""
 
     @property
     def sides(self) -> frozenset[str]:
@@ -71,6 +73,11 @@ class Labeller:
     def load(cls, name: str = DEFAULT) -> "Labeller":
         """Load by the name of a vocabulary or its file; raises as `Vocabulary.load` does."""
         return cls(Vocabulary.load(name))
+
+    @classmethod
+    def of_adapter(cls, name: str) -> "Labeller":
+        """Load the vocabulary that an adapter names; one that names none has a labeller that finds nothing."""
+        return cls.load(name) if name else cls(Vocabulary.empty())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,7 +121,9 @@ class Labeller:
             start, end = self._clause(sentence, begin, finish)
             if not self.vocabulary.lists["history"].search(sentence, start, begin):
                 status = self._status(sentence, start, begin, finish, end)
-                yield Mention(name, status, self._places(sentence, begin, finish, spans), match.group())
+                ours, rest = self._scope(sentence, begin, finish, spans)
+                severities = self._severities(ours, rest, len(ours) - (finish - begin))
+                yield Mention(name, status, self._places(ours, rest), match.group(), severities)
         stated = {name for name, _ in found}
         for name, pattern in named["normal"].items():
             if name not in stated and pattern.search(sentence):
@@ -146,8 +155,8 @@ class Labeller:
         doubted = lists["pre_uncertainty"].search(sentence, start, begin)
         return "uncertain" if doubted or lists["post_uncertainty"].search(sentence, finish, end) else "present"
 
-    def _places(self, sentence: str, begin: int, finish: int, others: list[tuple[int, int]]) -> frozenset[Place]:
-        """Find a finding's sides and zones: between the previous finding and it, else up to the next finding."""
+    def _scope(self, sentence: str, begin: int, finish: int, others: list[tuple[int, int]]) -> tuple[str, str]:
+        """Cut the text of a finding: from the previous one to its own end, and from there up to the next one."""
         lists = self.vocabulary.lists
         before = max((end for start, end in others if end <= begin), default=0)
         after = min((start for start, end in others if start >= finish), default=len(sentence))
@@ -159,8 +168,24 @@ class Labeller:
         ours, rest = sentence[before:finish], sentence[finish:after]
         if after < len(sentence):  # text after the last separator belongs to the next finding
             rest = rest[: max((match.start() for match in lists["separators"].finditer(rest)), default=len(rest))]
+        return ours, rest
+
+    def _places(self, ours: str, rest: str) -> frozenset[Place]:
+        """Find a finding's sides and zones in its words and those before it, else in those after it."""
         sides, zones = self._sides(ours) or self._sides(rest), self._zones(ours) or self._zones(rest)
         return frozenset((side, zone) for side in sides or {""} for zone in zones or {""} if side or zone)
+
+    def _severities(self, ours: str, rest: str, begin: int) -> tuple[str, ...]:
+        """Find the degrees and sizes of a finding that begins at `begin`, in the order of the vocabulary.
+
+        An `and` ends their scope, other than a place's. A comma does so only after the finding: `small, left effusion`
+        is small, `effusion, mild scoliosis` is not mild.
+        """
+        separators, named = self.vocabulary.lists["separators"], self.vocabulary.named["severities"]
+        start = max((match.end() for match in separators.finditer(ours, 0, begin) if match.group() != ","), default=0)
+        end = next((match.start() for match in separators.finditer(rest)), len(rest))
+        found = _matching(named, ours[start:]) or _matching(named, rest[:end])
+        return tuple(name for name in named if name in found)
 
     def _sides(self, text: str) -> set[str]:
         """Find the named sides, else the side implied by a part that only one side has."""

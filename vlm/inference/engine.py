@@ -15,10 +15,12 @@ from vlm.config import VitalConfig
 from vlm.data.case import Example, make_example, missing_notes
 from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.images.image import decode_square, read_file
-from vlm.data.sections import split_sections
+from vlm.data.sections import section_parts, split_sections
 from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
 from vlm.data.vitals.values import suspected_unit
+from vlm.findings.labeller import Labeller
+from vlm.findings.structure import stated_findings
 from vlm.inference.context import check_context, context_doubts
 from vlm.inference.lora_merge import merged_lora
 from vlm.inference.signal_input import Signal, read_signal
@@ -60,6 +62,7 @@ class Engine(ABC):
     def __init__(self, model: "EvidenceEncoder") -> None:
         self.model = model
         self.collate = Collator(model.prompt, generation=True)
+        self.labeller = Labeller.of_adapter(model.spec.findings)
 
     @abstractmethod
     def draft(
@@ -96,10 +99,11 @@ class Engine(ABC):
                 warnings = (*warnings, f"the draft had room for {room:,} tokens, no more can the base read")
             if draft.cut_at:
                 warnings = (*warnings, f"the draft is not finished: it was cut at {draft.cut_at}")
-            finished = not draft.cut_at
-            text, read = printable(draft.text), images_read(example, self.model.spec.study)
-            parts = split_sections(text, self.model.spec.sections)
-            yield Report(text, probabilities, shown, warnings, calibration, NOTICE, finished, parts, read)
+            spec, text, finished = self.model.spec, printable(draft.text), not draft.cut_at
+            read, parts = images_read(example, spec.study), split_sections(text, spec.sections)
+            named = section_parts(text, spec.sections)
+            stated = stated_findings(named, self.labeller, probabilities, spec.label_findings)
+            yield Report(text, probabilities, shown, warnings, calibration, NOTICE, finished, parts, read, stated)
 
     def prompt_length(self, example: Example) -> int:
         """Return the number of prompt tokens around the evidence, and of those of further images."""

@@ -14,6 +14,8 @@ from vlm.untrusted import read_json
 
 CONTENTS = {"contents": "the table", "pictures": "the content, a size or a name of the images in the table"}
 """Keys that metadata of earlier versions does not have → what changed where they differ."""
+ADDED = {"findings": ""}
+"""Further keys that it does not have → their value in those versions."""
 
 
 def contents_of(table: Path, rows: Iterable[Row], images: Path) -> dict[str, str]:
@@ -64,6 +66,7 @@ def compare_metadata(
     before = read_json(file, "what the drafts are made of") if file.is_file() else {}
     if not isinstance(before, dict):
         raise UserError(f"{file}: does not say what {output} is made of; name another --output")
+    before = {**ADDED, **before}
     changed = [name for name, value in metadata.items() if name not in CONTENTS and before.get(name) != value]
     if changed:
         raise UserError(f"{output}: was begun with another {changed[0]}; name another --output")

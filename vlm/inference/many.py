@@ -65,6 +65,8 @@ class TableJob:
     batch_size: int = 32
     max_new_tokens: int = 96
     options: TableOptions = field(default_factory=TableOptions)
+    findings: str = ""
+    """Vocabulary of the findings; empty for the adapter's."""
 
     @cached_property
     def image_folder(self) -> ImageFolder:
@@ -100,7 +102,7 @@ class TableJob:
             way_out = f"set --image_column; the adapter's vitals are {', '.join(vital.name for vital in schema.given)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": self.columns.to_dict(),
-                   "max_new_tokens": self.max_new_tokens, **asdict(self.options),
+                   "max_new_tokens": self.max_new_tokens, "findings": self.findings, **asdict(self.options),
                    **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
             with locked(self.output, shared=True):  # a process that drafts it alone is found before a model is loaded

@@ -15,7 +15,9 @@ from vlm.adapter import AdapterFolder, check_base, load, load_evidence, open_ada
 from vlm.adapter.export.serving_limits import refuse_unserved
 from vlm.data.case import Example
 from vlm.device import choose_threads
+from vlm.distributed import log_rank0
 from vlm.errors import UserError
+from vlm.findings.labeller import Labeller
 from vlm.inference.backends.llamacpp import LlamaCpp
 from vlm.inference.backends.merged_base import MergedBase
 from vlm.inference.engine import MAX_SECONDS, Draft, Engine, ReportEngine, batches
@@ -32,11 +34,26 @@ def open_engine(
     revision: str | None = None,
     server: "VLLMServer | None" = None,
     max_seconds: float = MAX_SECONDS,
+    findings: str | None = None,
 ) -> Engine:
-    """Load an adapter folder or Hub id into one of the engines. Raises `UserError` as `load` does."""
+    """Load an adapter folder or Hub id into one of the engines.
+
+    `findings` is the vocabulary of the table of findings, in place of the adapter's. Raises `UserError` as `load` and
+    `Labeller.load` do.
+    """
+    labeller = Labeller.load(findings) if findings else None  # before the model: a typing error costs no wait
     drafter = make_engine(engine, open_adapter(adapter, revision), base, server)
     drafter.max_seconds = max_seconds
+    use_vocabulary(drafter, labeller)
     return drafter
+
+
+def use_vocabulary(engine: Engine, labeller: Labeller | None) -> None:
+    """Read the findings of drafts by another vocabulary than the adapter's, if given; note it where there is none."""
+    engine.labeller = labeller or engine.labeller
+    if not engine.labeller.names:
+        log_rank0("note: no table of findings: the adapter was trained with a vocabulary of its own, which it does not "
+                  "hold; name the file with --findings")  # fmt: skip
 
 
 def prepare_libraries() -> None:

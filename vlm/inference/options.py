@@ -34,6 +34,8 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
                         "prompt")  # fmt: skip
     parser.add_argument("--signal", metavar="FILE", help="signal such as an ECG, as those for training: .npy, or .csv "
                         "with a column for each channel")  # fmt: skip
+    parser.add_argument("--findings", metavar="NAME", help="vocabulary of the table of findings, a name or a .yaml "
+                        "file; default: the adapter's")  # fmt: skip
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
     parser.add_argument("--max_seconds", type=float, default=600, help="time limit of a draft or a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -128,7 +130,7 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the engine's options: name, base, revision of the adapter, time limit, and the server if there is one."""
-    drafts = {name: getattr(arguments, name) for name in ("engine", "base", "revision", "max_seconds")}
+    drafts = {name: getattr(arguments, name) for name in ("engine", "base", "revision", "max_seconds", "findings")}
     if arguments.engine != "vllm":
         return drafts
     from vlm.inference.backends.vllm import VLLMServer

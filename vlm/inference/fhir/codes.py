@@ -1,10 +1,20 @@
 """Code systems of a Bundle, and the few codes used by themselves."""
 
+import re
 from typing import Any
+
+from vlm.report import NOTICE
 
 LOINC = "http://loinc.org"
 UCUM = "http://unitsofmeasure.org"
+SNOMED = "http://snomed.info/sct"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
+BY_MACHINE = {
+    "security": [{"system": f"{TERMINOLOGY}/v3-ObservationValue", "code": "AIAST",
+                  "display": "Artificial Intelligence asserted"}],
+    "tag": [{"display": NOTICE}],
+}  # fmt: skip
+"""`meta` of a resource that the software made."""
 NOTE = "http://hl7.org/fhir/StructureDefinition/note"
 """Extension for a note; DiagnosticReport has no element for one before R5."""
 
@@ -26,3 +36,8 @@ def concept(text: str, system: str = "", code: str = "") -> dict[str, Any]:
 def loinc(text: str, code: str) -> dict[str, Any]:
     """Make a CodeableConcept of LOINC, or of the text alone."""
     return concept(text, LOINC, code)
+
+
+def plain(text: str) -> str:
+    """Remove what FHIR forbids in a text: control characters, and space around it."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]", "", text).strip()

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from vlm.data.sections import CONCLUSIONS
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.units import ucum
 from vlm.inference.fhir.codes import (
+    BY_MACHINE,
     DIASTOLIC,
     IMAGING_STUDY,
     NOBODY,
@@ -25,17 +25,16 @@ from vlm.inference.fhir.codes import (
     VITAL_SIGNS,
     concept,
     loinc,
+    plain,
 )
+from vlm.inference.fhir.finding_observations import finding_observation
 from vlm.report import NOTICE, Report
 from vlm.version import __version__
 
 Resource = dict[str, Any]
 _IDS = UUID("5c0c7a5e-6b8d-4d86-9f5e-2f6d1a3b9c47")  # an arbitrary constant: the ids of all Bundles are derived from it
-_BY_MACHINE = {
-    "security": [{"system": f"{TERMINOLOGY}/v3-ObservationValue", "code": "AIAST",
-                  "display": "Artificial Intelligence asserted"}],
-    "tag": [{"display": NOTICE}],
-}  # fmt: skip
+_UNTOLD, _OPTIONAL = ("format", "images"), ("sections", "findings")
+"""Fields of a report that its ids do not depend on, and those on which they depend if they are not empty."""
 
 
 class Software(NamedTuple):
@@ -75,8 +74,8 @@ def to_fhir(
     (default: now). A probability is an Observation of the software, never a Condition; a missing value is left out.
     """
     time = (issued or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    values, context = report.to_dict(), _plain(context)
-    told = {name: value for name, value in values.items() if name != "images" and (name != "sections" or value)}
+    values, context = report.to_dict(), plain(context)
+    told = {name: value for name, value in values.items() if name not in _UNTOLD and (value or name not in _OPTIONAL)}
     made_of = [told, list(about), image, subject, *([context] if context else [])]
     root = uuid5(_IDS, json.dumps(made_of, sort_keys=True))
 
@@ -87,9 +86,11 @@ def to_fhir(
     given = dict(_vitals(report, schema))
     estimated = {f"probability of {label}": _probability(label, value, report, device, time)
              for label, value in report.probabilities.items()}  # fmt: skip
-    results = [{"reference": address(part)} for part in (*given, *estimated)]
-    made = [{"reference": address(part)} for part in ("report", *estimated)]
-    resources = {"report": _report(report, image, results, time), **given, **estimated}
+    stated = {f"finding {number}": finding_observation(row, device, time)
+              for number, row in enumerate(report.findings, 1)}  # fmt: skip
+    results = [{"reference": address(part)} for part in (*given, *estimated, *stated)]
+    made = [{"reference": address(part)} for part in ("report", *estimated, *stated)]
+    resources = {"report": _report(report, image, results, time), **given, **estimated, **stated}
     if context:
         resources["report"]["basedOn"] = [{"reference": address("request")}]
         resources["request"] = _request(context)
@@ -97,19 +98,19 @@ def to_fhir(
         resources = {part: {**resource, "subject": {"reference": subject}} for part, resource in resources.items()}
     resources |= {"device": _device(about), "provenance": _provenance(made, device, time)}
     entries = [{"fullUrl": address(part), "resource": resource} for part, resource in resources.items()]
-    return {"resourceType": "Bundle", "meta": _BY_MACHINE, "type": "collection", "timestamp": time, "entry": entries}
+    return {"resourceType": "Bundle", "meta": BY_MACHINE, "type": "collection", "timestamp": time, "entry": entries}
 
 
 def _report(report: Report, image: bool, results: list[Resource], time: str) -> Resource:
     code = loinc("Draft of a diagnostic imaging report", IMAGING_STUDY) if image else concept("Draft of a report")
     notes = [NOTICE, *(f"warning: {warning}" for warning in report.warnings)]
-    text = _plain(report.text)
-    paragraphs = "".join(f"<p>{escape(_plain(line), quote=False)}</p>" for line in (NOTICE, text, *notes[1:]) if line)
+    text = plain(report.text)
+    paragraphs = "".join(f"<p>{escape(plain(line), quote=False)}</p>" for line in (NOTICE, text, *notes[1:]) if line)
     return {
         "resourceType": "DiagnosticReport",
-        "meta": _BY_MACHINE,
+        "meta": BY_MACHINE,
         "text": {"status": "generated", "div": f'<div xmlns="http://www.w3.org/1999/xhtml">{paragraphs}</div>'},
-        "extension": [{"url": NOTE, "valueAnnotation": {"text": _plain(note)}} for note in notes],
+        "extension": [{"url": NOTE, "valueAnnotation": {"text": plain(note)}} for note in notes],
         "status": "preliminary",
         **({"category": [concept("Radiology", f"{TERMINOLOGY}/v2-0074", "RAD")]} if image else {}),
         "code": code,
@@ -121,7 +122,7 @@ def _report(report: Report, image: bool, results: list[Resource], time: str) -> 
 
 def _conclusion(report: Report, text: str) -> Resource:
     """Conclude with the impression if the draft has one, beside the whole text; else with the text."""
-    names = {name.lower(): _plain(part) for name, part in report.sections.items()}
+    names = {name.lower(): plain(part) for name, part in report.sections.items()}
     impression = next((names[name] for name in CONCLUSIONS if names.get(name)), "")
     if not impression:
         return {"conclusion": text} if text else {}
@@ -134,11 +135,6 @@ def _request(context: str) -> Resource:
     """Make the ServiceRequest for the report, whose reason is the context; its state is not known to us."""
     return {"resourceType": "ServiceRequest", "status": "unknown", "intent": "order", "subject": NOBODY,
             "reasonCode": [concept(context)]}  # fmt: skip
-
-
-def _plain(text: str) -> str:
-    """Remove what FHIR forbids in a text: control characters, and space around it."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]", "", text).strip()
 
 
 def _vitals(report: Report, schema: VitalsSchema) -> list[tuple[str, Resource]]:
@@ -178,7 +174,7 @@ def _observation(content: Resource, code: str = "") -> Resource:
 
 def _probability(label: str, value: float, report: Report, device: Resource, time: str) -> Resource:
     content = {
-        "meta": _BY_MACHINE,
+        "meta": BY_MACHINE,
         "code": concept(f"Probability of {label}, estimated by software"),
         "issued": time,
         "valueQuantity": _quantity(round(value, 6), "probability", "1"),
