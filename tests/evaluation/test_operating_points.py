@@ -193,6 +193,7 @@ def test_thresholds_saved_with_an_adapter(tmp_path: Path) -> None:
         (tmp_path / "metrics.json").write_text(json.dumps(values))
         return saved_thresholds(tmp_path, ["edema"], points)
 
+    assert saved_thresholds(tmp_path, ["edema"], (SENSITIVE,)) is None, "no metrics at all"
     points = measured()
     assert read({"operating_points": points}, (SENSITIVE, SPECIFIC)) == fixed_points()
     assert read({}) is None and read([]) is None and read({"operating_points": {"edema": {}}}) is None

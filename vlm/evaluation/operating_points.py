@@ -93,7 +93,8 @@ def saved_thresholds(folder: Path, labels: Sequence[str], points: Sequence[Opera
 
     Raises `UserError` for a threshold that is no probability.
     """
-    metrics = read_json(folder / "metrics.json", "the adapter's metrics")
+    file = folder / "metrics.json"
+    metrics = read_json(file, "the adapter's metrics") if file.is_file() else None
     saved = metrics.get("operating_points") if isinstance(metrics, dict) else None
     found: Points = {}
     for label, point in ((label, point) for label in labels for point in points):
@@ -104,9 +105,9 @@ def saved_thresholds(folder: Path, labels: Sequence[str], points: Sequence[Opera
         except (KeyError, TypeError, AttributeError):
             return None
         if any(type(number) not in (int, float, type(None)) for number in (value, *counts.values())):
-            raise UserError(f"{folder / 'metrics.json'}: operating_points: {label}: {point.name}: not of numbers")
+            raise UserError(f"{file}: operating_points: {label}: {point.name}: not of numbers")
         if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{folder / 'metrics.json'}: operating_points: {label}: {point.name}: no probability")
+            raise UserError(f"{file}: operating_points: {label}: {point.name}: no probability")
         fixed = undefined(str(why)) if value is None else Estimate(float(value))._asdict()
         found.setdefault(label, {})[point.name] = {"threshold": fixed, "validation": counts}
     return found
