@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlm.adapter.commands import export_options, merge_options, push_options, seal_options
+from vlm.adapter.commands import checklist_options, export_options, merge_options, push_options, seal_options
 from vlm.app.commands import serve_options
 from vlm.config import Config
 from vlm.config.strict import dotted_names
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "seal": seal_options,
     "merge": merge_options,
     "export": export_options,
+    "checklist": checklist_options,
     "watch": watch_options,
     "explain": explain_options,
     "serve": serve_options,

@@ -1,4 +1,4 @@
-"""Define the commands `push`, `seal`, `merge` and `export`."""
+"""Define the commands `push`, `seal`, `merge`, `export` and `checklist`."""
 
 import argparse
 from collections.abc import Sequence
@@ -36,6 +36,14 @@ def export_options(parser: argparse.ArgumentParser) -> None:
     """Write the LoRA as a GGUF file for llama.cpp."""
     _add_export_options(parser, "file")
     parser.set_defaults(run=run_export)
+
+
+def checklist_options(parser: argparse.ArgumentParser) -> None:
+    """Fill in reporting checklists of a run: CLAIM, TRIPOD-LLM, STARD-AI, DECIDE-AI, FUTURE-AI, CHAI."""
+    parser.add_argument("run_folder", nargs="?", type=Path, metavar="RUN", help="folder of a run, such as runs/demo")
+    parser.add_argument("--about", type=Path, metavar="FILE", help="YAML file of the authors' words")
+    parser.add_argument("--template", action="store_true", help="print an empty file for --about")
+    parser.set_defaults(run=run_checklist)
 
 
 def _add_export_options(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -85,3 +93,15 @@ def run_export(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 
     layers = write_lora(arguments.adapter, arguments.out, arguments.base, arguments.revision)
     print(f"{arguments.out}: the LoRA of {layers} layers; lay it beside the base: llama-server --lora {arguments.out}")
+
+
+def run_checklist(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    from vlm.adapter.checklists import template, write_checklists
+    from vlm.errors import UserError
+
+    if arguments.template:
+        print(template(), end="")
+        return
+    if arguments.run_folder is None:
+        raise UserError("clinical-vlm checklist: name the folder of a run, such as runs/demo, or --template")
+    print(*write_checklists(arguments.run_folder, arguments.about), sep="\n")
