@@ -153,6 +153,8 @@ def test_a_model_is_named_for_what_it_is(
     assert point["specificity"]["value"] == float(image), "a head that says the same of all calls all"
     page = html.unescape((tmp_path / "out" / "report.html").read_text())
     assert "data:image/png;base64" in page and "http" not in page
+    lacking = metrics["subgroups"]["missing"]["groups"]
+    assert lacking.keys() >= {"nothing missing", "without an image"} and "Subgroups" in page
     assert "Operating points" in page and "Share of wrong decisions" in page
     assert all(verdict["text"] in page for verdict in metrics["verdicts"])
     rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]

@@ -41,6 +41,8 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         measured=list(measured({key: value for key, value in metrics.items() if key not in NOT_A_MEASURE})),
         failures=list(failures(metrics)),
         operating_points=list(operating_points(metrics)),
+        subgroups=dict(subgroup_sizes(metrics)),
+        gaps=list(gaps(metrics)),
         calibration=model.calibration,
         miss_costs=model.model_config.fusion.miss_costs,
     )
@@ -52,7 +54,7 @@ def _precision(model: "ClinicalVLM") -> str:
     return method or {"none": "unquantised", "int8": "8-bit"}.get(model.model_config.llm.quantization, "4-bit")
 
 
-NOT_A_MEASURE = ("splits", "verdicts", "operating_points")
+NOT_A_MEASURE = ("splits", "verdicts", "operating_points", "subgroups")
 """Parts of the metrics that the card shows elsewhere."""
 RATES = ("sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative")
 
@@ -76,6 +78,23 @@ def operating_points(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             rates = (described(row[rate]) if rate in row else "–" for rate in RATES)
             value, why = row["threshold"]["value"], row["threshold"].get("why", "not fixed")
             yield label, name.replace("_", " "), why if value is None else f"{value:.4g}", *rates
+
+
+def subgroup_sizes(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each property that the test cases were grouped by, and its groups with their sizes."""
+    for name, grouping in metrics.get("subgroups", {}).items():
+        sizes = [f"{group} {row['cases']} cases of {row['patients']} patients{' (small)' if row['small'] else ''}"
+                 for group, row in grouping["groups"].items()]  # fmt: skip
+        yield name.replace("_", " "), "; ".join(sizes) or "no test case is in a group"
+
+
+def gaps(metrics: Mapping[str, Any]) -> Iterator[tuple[bool, tuple[str, ...]]]:
+    """Yield for each gap with an interval whether this leaves 0 out, and its row of the table."""
+    for name, grouping in metrics.get("subgroups", {}).items():
+        for key, gap in grouping["gaps"].items():
+            if gap["low"] is not None:
+                row = name, key, gap["best"], gap["worst"], described(gap)
+                yield gap["low"] > 0, tuple(text.replace("_", " ") for text in row)
 
 
 def failures(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -135,3 +135,6 @@ class EvaluationConfig:
         default_factory=lambda: [OperatingPointConfig(sensitivity=0.9), OperatingPointConfig(specificity=0.9)]
     )
     """Wanted sensitivities or specificities; each label's thresholds are fixed on the validation split."""
+    subgroups: list[str] | None = None
+    """Groups in which the test cases are measured: names of vitals or of columns of the table, `view`, `source`,
+    `missing`; null: sex and age where the vitals have them, and what is missing."""

@@ -152,7 +152,7 @@ def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:
         for key, value in values.items():
             if isinstance(value, Mapping) and value.get("why"):
                 names.setdefault(value["why"], []).append(f"{above}{key}".replace("_", " "))
-            elif isinstance(value, Mapping) and key not in ("ablation", "baselines", "facts"):
+            elif isinstance(value, Mapping) and key not in ("ablation", "baselines", "facts", "subgroups"):
                 walk(value, f"{above}{key} ")
 
     walk(metrics, "")

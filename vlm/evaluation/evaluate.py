@@ -23,6 +23,7 @@ from vlm.evaluation.baselines import classifier_scores, constant_report, nearest
 from vlm.evaluation.drafting import run_arms
 from vlm.evaluation.figures import draw_figures
 from vlm.evaluation.fluency import fluency_measures
+from vlm.evaluation.groupings import all_groupings
 from vlm.evaluation.html_report import write_page
 from vlm.evaluation.intervals import mean
 from vlm.evaluation.learned import LearnedMetric
@@ -44,6 +45,7 @@ from vlm.evaluation.measures import (
 from vlm.evaluation.operating_points import Points, fix_thresholds, operating_measures
 from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
+from vlm.evaluation.subgroups import all_measures, subgroup_measures
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -101,6 +103,8 @@ def evaluate(
         )
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
     stands_for = findings_of_labels(model.spec.labels, labeller.names, cohort.label_findings)
+    points = operating_measures(thresholds or {}, scores, probabilities, model.spec.labels, bootstrap)
+    measured = all_measures(scores, probabilities, model.spec.labels, points, reports, stands_for)
     disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
 
     metrics: dict[str, Any] = {
@@ -111,7 +115,8 @@ def evaluate(
                    for name, split in splits.items()},
         "text_loss": text_loss_measure(scores, bootstrap),
         "labels": label_measures(scores, probabilities, model.spec.labels, bootstrap),
-        "operating_points": operating_measures(thresholds or {}, scores, probabilities, model.spec.labels, bootstrap),
+        "operating_points": points,
+        "subgroups": subgroup_measures(all_groupings(config, cohort, test.rows), measured, bootstrap),
         "calibration": {**asdict(model.calibration), "ece": pooled_calibration_error(scores, probabilities, bootstrap)},
         "references": {"cases": len(reports.rows), "read": sum(map(labeller.is_read, references))},
         "text": text_measures(reports, bootstrap, learned),

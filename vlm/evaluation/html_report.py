@@ -13,6 +13,7 @@ from vlm.data.images.color import bgr
 from vlm.estimate import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.operating_points import RATES, table_rows
+from vlm.evaluation.subgroups import titles
 from vlm.evaluation.text import METRICS, RougeL
 from vlm.resources import data_uri, render
 
@@ -45,6 +46,7 @@ def write_page(
         text_rows={key: name for key, name in NAMES.items() if key in metrics.get("text", {}) or key not in LEARNED},
         points=table_rows(metrics["operating_points"]),
         rates=RATES,
+        subgroup_titles=titles(metrics["subgroups"]),
         show=show,
         groups=_groups(test, rows),
     )

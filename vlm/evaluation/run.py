@@ -14,6 +14,7 @@ from vlm.data.cohort import Cohort
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
+from vlm.evaluation.groupings import check_subgroups
 from vlm.evaluation.learned import load_learned
 from vlm.evaluation.operating_points import saved_thresholds
 from vlm.evaluation.summary import summary_lines
@@ -52,6 +53,7 @@ def test_adapter(
     config = _config_of(data, given, options)
     cohort = load_cohort(config.data)
     _check_same_columns(data, given, cohort)
+    check_subgroups(config, cohort)
     if config.data.color not in ("auto", given.spec.image.color):
         raise UserError(f"data.color: {config.data.color}; the adapter sees {given.spec.image.color}; leave it at auto")
     learned = load_learned(config.evaluation.learned_metrics)

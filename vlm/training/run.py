@@ -25,6 +25,7 @@ from vlm.device import Choice, choose_device, choose_precision, choose_threads, 
 from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
+from vlm.evaluation.groupings import check_subgroups
 from vlm.evaluation.learned import load_learned
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
@@ -70,6 +71,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         raise UserError("train.micro_batch_size: auto cannot try sizes with a base in shards; write a number")
     with processes.main_process_first():  # rank 0 draws the phantom cohort, the others read it
         cohort = load_cohort(config.data)
+    check_subgroups(config, cohort)
     log_rank0(cohort.describe(), *(f"warning: {warning}" for warning in cohort.warnings))
     log_rank0(*(f"warning: {line}" for line in check_sample(cohort.dataset, ImageSpec(config.data.image_size))))
     config = _colored(config, cohort)
