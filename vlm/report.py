@@ -7,6 +7,8 @@ from vlm.plain import escaped
 
 MOST_LINES, LONGEST = 40, 120
 """Most labels and warnings printed, and most characters of each: their names are untrusted."""
+KINDS = ("probability", "vital", "place", "denial")
+"""Kinds of contradictions; see `Contradiction.kind`."""
 NOTICE = "Draft for a clinician's eyes. Not a diagnosis."
 FORMAT = 1
 """Version of the JSON of a draft; keys may be added to it, but none changes its meaning or is taken away."""
@@ -63,6 +65,21 @@ class StatedFinding:
 
 
 @dataclass(frozen=True)
+class Contradiction:
+    """Name a sentence of a draft that contradicts the rest of what is known of the case, and say why."""
+
+    sentence: str
+    """The sentence as it stands in the draft, its beginning if it is long."""
+    kind: str
+    """`probability`: against the head; `vital`: against a value given; `place`: another side or site than in another
+    sentence; `denial`: asserted and denied."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.sentence!r}: {self.why}"
+
+
+@dataclass(frozen=True)
 class Report:
     """Hold a drafted report, the label probabilities, and notes for the reader."""
 
@@ -86,11 +103,20 @@ class Report:
     findings: tuple[StatedFinding, ...] = ()
     """What the draft says of each finding, in the order of its sentences."""
 
+    label_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Label → the answers that fit the case: `present`, `absent`, both or none; of the labels that have a set."""
+    coverage: float | None = None
+    """Share of cases whose sets hold the truth, if they are like the validation patients'; None without sets."""
+    contradictions: tuple[Contradiction, ...] = ()
+    """Sentences of the draft that contradict each other, the probabilities or the values given."""
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, for JSON; `draft-1.schema.json` describes them."""
-        return {"format": FORMAT, **asdict(self), "warnings": list(self.warnings),
-                "images": [asdict(image) for image in self.images],
-                "findings": [finding.to_dict() for finding in self.findings]}  # fmt: skip
+        values = asdict(self) | {
+            "label_sets": {label: list(answers) for label, answers in self.label_sets.items()},
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+        return {"format": FORMAT} | {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     def __str__(self) -> str:
         return f"{self.text}\n{self.after_text()}"
@@ -100,10 +126,23 @@ class Report:
         calibration = [f"({self.calibration})"] if self.calibration else []
         named = self.images not in ((), (ReadImage(),))
         read = [f"read: {escaped('; '.join(map(str, self.images)))}"] if named else []
+        doubts = [f"contradiction: {escaped(str(one), 3 * LONGEST)}" for one in self.contradictions[:MOST_LINES]]
         warnings = [f"warning: {escaped(warning, LONGEST)}" for warning in self.warnings[:MOST_LINES]]
         if len(self.warnings) > MOST_LINES:
             warnings.append(f"warning: {len(self.warnings) - MOST_LINES} more; --json holds them all")
-        return "\n".join(["", *self.probability_lines(), *calibration, *read, *warnings, "", self.notice])
+        sets = [f"({self.set_meaning()})"] if self.label_sets else []
+        below = [*calibration, *sets, *read, *doubts, *warnings]
+        return "\n".join(["", *self.probability_lines(), *below, "", self.notice])
+
+    def set_meaning(self) -> str:
+        """Explain the label sets to their reader."""
+        return f"of 100 sets of answers behind the probabilities, about {100 * (self.coverage or 0):.3g} hold the truth"
+
+    def set_words(self, label: str) -> str:
+        """Format the set of a label: `present`, `absent`, `present or absent` or `neither fits`; empty without one."""
+        if label not in self.label_sets:
+            return ""
+        return " or ".join(self.label_sets[label]) or "neither fits"
 
     def probability_lines(self) -> list[str]:
         """Format one aligned line per label, only the most probable ones where there are many."""
@@ -112,6 +151,9 @@ class Report:
             shown = sorted(shown, key=lambda pair: -pair[1])[:MOST_LINES]
         names = [escaped(name, LONGEST) for name, _ in shown]
         width = max(map(len, names), default=0)
-        lines = [f"{name:<{width}}  {value:6.1%}" for name, (_, value) in zip(names, shown, strict=True)]
+        lines = [
+            f"{name:<{width}}  {value:6.1%}  {self.set_words(label)}".rstrip()
+            for name, (label, value) in zip(names, shown, strict=True)
+        ]
         left_out = len(self.probabilities) - len(shown)
         return [*lines, f"and {left_out} less probable labels; --json holds them all"] if left_out else lines

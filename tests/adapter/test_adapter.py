@@ -131,6 +131,9 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         (lambda c: c["model"]["fusion"].update(sise=3), "unknown key fusion.sise; did you mean fusion.size?"),
         (lambda c: c["vitals"][0].update(name=3), "name"),
         (lambda c: c["image"].update(sice=3), "unknown key sice; did you mean size?"),
+        (lambda c: c.update(reliability={"coverage": 2}), "reliability.coverage: must be 0.5 or more and below 1"),
+        (lambda c: c.update(reliability={"label_sets": {"x": {"present": 0, "absent": 1}}}), "sets: 'x' is no label"),
+        (lambda c: c.update(reliability=[]), "reliability: the config is a mapping of keys"),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(edit, message: str, folder: Path) -> None:

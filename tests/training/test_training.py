@@ -184,6 +184,7 @@ def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> Non
     train(tiny_config)
     said = capsys.readouterr().err
     assert "parameters: trained" in said and "precision: float32 (" in said and "cases: train" in said
+    assert "label sets of 90% coverage: none: pathology (" in said, "a handful of validation patients"
     names = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
     assert {
         "config.yaml",

@@ -185,7 +185,7 @@ def load(
     if merged and (adds or given.base_sha256 not in (None, sha256)):
         raise UserError(f"{config.llm.base}: a LoRA was folded into it already; the adapter inside it goes with it")
     load_state(model, lora, rest, str(folder))
-    model.calibration = given.calibration
+    model.calibration, model.reliability = given.calibration, given.reliability
     return model.to(device).eval()
 
 
@@ -230,14 +230,14 @@ def load_evidence(opened: AdapterFolder, space: "EmbeddingSpace") -> "EvidenceEn
     """
     from vlm.model.evidence import EvidenceEncoder
 
-    folder, (config, spec, _, calibration, _, ids, _) = opened.path, opened.config
+    folder, config, spec, ids = opened.path, opened.config.model, opened.config.spec, opened.config.prompt_ids
     check_sources(folder, config, given_base=True)
     with naming_file(folder / "config.json"):
         ids = ids or prompt_ids(space.tokenizer, config.prompt.system, as_before=True)
         check_parts(opened, space, ids)
         model = EvidenceEncoder(config, spec, space, not is_saved("vision.cnn.", config), ids)
     model.load_state_dict(_read_file(folder / "vlm.safetensors"), strict=False)  # strict: compared in check_parts
-    model.calibration = calibration
+    model.calibration, model.reliability = opened.config.calibration, opened.config.reliability
     return model.eval()
 
 

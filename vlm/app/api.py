@@ -44,6 +44,9 @@ class Answer(BaseModel):
         description="what each sentence says of a finding: finding, status, sides, sites, severities, section, "
         "sentence, text, label, probability, snomed"
     )
+    label_sets: dict[str, list[str]] = Field(description="label → answers that fit: present, absent, both or none")
+    coverage: float | None = Field(description="share of cases whose sets hold the truth; null without sets")
+    contradictions: list[dict[str, str]] = Field(description="doubtful sentences: sentence, kind, why")
 
 
 class Refusal(BaseModel):

@@ -82,6 +82,8 @@ def _build(kind: Any, value: Any, where: str, key: str) -> Any:
 
 def _build_fields(cls: Any, values: dict[str, Any], where: str, key: str) -> Any:
     kinds, prefix = typing.get_type_hints(cls), f"{key}." if key else ""
+    for name in values.keys() - kinds.keys():  # of the items of a mapping, which `check_keys` does not enter
+        raise UnknownKey(where, f"{prefix}{name}", [f"{prefix}{known}" for known in kinds])
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in values:

@@ -138,3 +138,5 @@ class EvaluationConfig:
     subgroups: list[str] | None = None
     """Groups in which the test cases are measured: names of vitals or of columns of the table, `view`, `source`,
     `missing`; null: sex and age where the vitals have them, and what is missing."""
+    coverage: float = 0.9
+    """Share of cases whose label set is to hold the truth."""

@@ -22,6 +22,7 @@ from vlm.data.vitals.values import suspected_unit
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import stated_findings
 from vlm.inference.context import check_context, context_doubts
+from vlm.inference.judge import judged
 from vlm.inference.lora_merge import merged_lora
 from vlm.inference.signal_input import Signal, read_signal
 from vlm.inference.study_images import Images, images_read, read_study
@@ -103,7 +104,8 @@ class Engine(ABC):
             read, parts = images_read(example, spec.study), split_sections(text, spec.sections)
             named = section_parts(text, spec.sections)
             stated = stated_findings(named, self.labeller, probabilities, spec.label_findings)
-            yield Report(text, probabilities, shown, warnings, calibration, NOTICE, finished, parts, read, stated)
+            report = Report(text, probabilities, shown, warnings, calibration, NOTICE, finished, parts, read, stated)
+            yield judged(report, self.model, example, self.labeller)
 
     def prompt_length(self, example: Example) -> int:
         """Return the number of prompt tokens around the evidence, and of those of further images."""

@@ -21,6 +21,7 @@ from vlm.model.fusion import EvidenceTokens, JointVector
 from vlm.model.study_fusion import ImageTokens
 from vlm.model.vision import ImageEncoder
 from vlm.model.vitals import VitalsEncoder
+from vlm.reliability.thresholds import Reliability
 
 
 @dataclass
@@ -55,7 +56,7 @@ class EvidenceEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.tokenizer, self.space = spec, space.tokenizer, space
-        self.calibration = Calibration()
+        self.calibration, self.reliability = Calibration(), Reliability()
         self.vision = ImageEncoder(
             config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights, spec.image.channels,
             spec.study, space.embed_names(spec.study.missing_names()) if spec.study else None, config.projector_size,

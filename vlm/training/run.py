@@ -37,6 +37,7 @@ from vlm.model.encoders.build import image_pictures, image_spec
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.features import choose_features, keep_features
+from vlm.training.fit_reliability import fit_reliability
 from vlm.training.kernels import apply_kernels
 from vlm.training.lengths import check_lengths
 from vlm.training.loop import TrainingLoop
@@ -116,6 +117,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     validation = case_dataset(config, model.spec, cohort, "validation")
     scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
     model.calibration = fit_temperature(scores, validation.rows["patient"])
+    model.reliability = fit_reliability(model, validation, scores, config.evaluation.coverage)
     metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned, scores)
     if is_main():
         save(model, folder.adapter, metrics)

@@ -32,8 +32,10 @@ from vlm.report import NOTICE, Report
 from vlm.version import __version__
 
 Resource = dict[str, Any]
+RELIABILITY = ("label_sets", "coverage", "contradictions")
+"""Fields of a report that say how far to rely on it."""
 _IDS = UUID("5c0c7a5e-6b8d-4d86-9f5e-2f6d1a3b9c47")  # an arbitrary constant: the ids of all Bundles are derived from it
-_UNTOLD, _OPTIONAL = ("format", "images"), ("sections", "findings")
+_UNTOLD, _OPTIONAL = ("format", "images"), ("sections", "findings", *RELIABILITY)
 """Fields of a report that its ids do not depend on, and those on which they depend if they are not empty."""
 
 
@@ -103,7 +105,8 @@ def to_fhir(
 
 def _report(report: Report, image: bool, results: list[Resource], time: str) -> Resource:
     code = loinc("Draft of a diagnostic imaging report", IMAGING_STUDY) if image else concept("Draft of a report")
-    notes = [NOTICE, *(f"warning: {warning}" for warning in report.warnings)]
+    notes = [NOTICE, *(f"contradiction: {one}" for one in report.contradictions)]
+    notes += [f"warning: {warning}" for warning in report.warnings]
     text = plain(report.text)
     paragraphs = "".join(f"<p>{escape(plain(line), quote=False)}</p>" for line in (NOTICE, text, *notes[1:]) if line)
     return {
@@ -178,11 +181,17 @@ def _probability(label: str, value: float, report: Report, device: Resource, tim
         "code": concept(f"Probability of {label}, estimated by software"),
         "issued": time,
         "valueQuantity": _quantity(round(value, 6), "probability", "1"),
-        "note": [{"text": NOTICE}],
+        "note": [{"text": NOTICE}, *_set_note(label, report)],
         "method": concept(f"Multi-label head on image and vitals; {report.calibration or 'calibration not stated'}"),
         "device": device,
     }
     return _observation(content)
+
+
+def _set_note(label: str, report: Report) -> list[Resource]:
+    """Make the note on the answers that fit a label, if it has a set."""
+    words = report.set_words(label)
+    return [{"text": f"answers that fit: {words}; {report.set_meaning()}"}] if words else []
 
 
 def _device(about: Software) -> Resource:
