@@ -14,6 +14,15 @@ from vlm.evaluation.learned import LEARNED, load_learned
 from vlm.evaluation.measures import Bootstrap, Reports, text_measures
 
 WORDS = ("edema", "effusion", "opacity")
+COLUMNS = {
+    "bertscore": ["bertscore"], "radgraph": ["radgraph_simple", "radgraph_partial"],
+    "radeval_bertscore": ["radeval_bertscore"], "ratescore": ["ratescore"], "radcliq": ["radcliq_v1"],
+    "radgraph_radcliq": ["radgraph_radcliq"],
+    "srrbert": ["srrbert_weighted_precision", "srrbert_weighted_recall", "srrbert_weighted_f1"],
+    "temporal": ["temporal_f1"], "green": ["green"], "crimson": ["crimson"],
+    "f1radbert_ct": ["f1radbert_ct_sample_acc"],
+}  # fmt: skip
+"""Metric of RadEval 2.2.1 → its keys with `per_sample`, ours last."""
 
 
 class RadEvalDouble:
@@ -25,7 +34,7 @@ class RadEvalDouble:
 
     def __call__(self, refs: list[str], hyps: list[str]) -> dict[str, list[float]]:
         same = [float(ref == hyp) for ref, hyp in zip(refs, hyps, strict=True)]
-        return {"bertscore": same} if self.name == "bertscore" else {"radgraph_simple": [], "radgraph_partial": same}
+        return {key: same if key == COLUMNS[self.name][-1] else [] for key in COLUMNS[self.name]}
 
 
 class CheXbertDouble:
@@ -59,6 +68,30 @@ def test_they_stand_beside_the_others_with_intervals(radeval: None, capsys: pyte
     assert measured["chexbert"]["value"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 2))
     assert measured["chexbert"]["low"] < measured["chexbert"]["value"] < measured["chexbert"]["high"]
     assert "bleu" in measured
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_every_metric_is_asked_for_by_its_name_in_radeval(name: str, radeval: None) -> None:
+    (metric,) = load_learned([name])
+    reports, bootstrap = Reports(["a", "b"] * 8, ["a", "c"] * 8), Bootstrap(np.arange(16).astype(str), 100)
+    measured = text_measures(reports, bootstrap, [metric])
+    assert metric.scorer.name == name == metric.key and measured[name]["value"] == 0.5
+
+
+def test_the_config_the_page_and_the_metrics_name_the_same() -> None:
+    from typing import get_args, get_type_hints
+
+    from vlm.config import EvaluationConfig
+    from vlm.evaluation.html_report import NAMES
+
+    allowed = get_args(get_args(get_type_hints(EvaluationConfig)["learned_metrics"])[0])
+    assert allowed == tuple(LEARNED) and set(LEARNED) <= NAMES.keys() and set(LEARNED) == {*COLUMNS, "chexbert"}
+
+
+def test_a_case_without_a_score_is_left_out(radeval: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    (metric,) = load_learned(["green"])
+    monkeypatch.setattr(RadEvalDouble, "__call__", lambda *_, **__: {"green": [1.0, None, 0.0, 1.0]})
+    assert metric.statistic(["a"] * 4, ["a"] * 4)(np.ones((1, 4)))[0] == pytest.approx(2 / 3)
 
 
 def test_a_missing_package_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,10 @@ class EvaluationConfig:
     """Longest draft, in tokens."""
     bootstrap_draws: int = 2000
     """Bootstrap draws of patients for a 95 % interval."""
-    learned_metrics: list[Literal["bertscore", "radgraph", "chexbert"]] = field(default_factory=list)
+    learned_metrics: list[
+        Literal["bertscore", "radgraph", "chexbert", "radeval_bertscore", "ratescore", "radcliq", "radgraph_radcliq",
+                "srrbert", "temporal", "green", "crimson", "f1radbert_ct"]
+    ] = field(default_factory=list)  # fmt: skip
     """Model-based metrics of the extra `radeval`; each downloads its model from the Hub once."""
     cases: int = 0
     """Most test cases, of patients drawn at random and always the same; 0: all."""

@@ -21,7 +21,7 @@ CASES_IN_A_GROUP = 4
 """Number of cases shown in each group."""
 NAMES = {metric().key: name for metric, name in zip(METRICS, ("BLEU-4", "chrF", "ROUGE-L", "METEOR without synonyms",
                                                              "CIDEr-D"), strict=True)}  # fmt: skip
-NAMES |= {name: title for name, title in zip(LEARNED, ("BERTScore", "RadGraph F1", "CheXbert F1"), strict=True)}
+NAMES |= {name: metric.short for name, metric in LEARNED.items()}
 FINDING_ROWS = {"f1": "Finding F1", "precision": "Finding precision", "recall": "Finding recall",
                 "hallucination_rate": "Drafts that invent a finding", "miss_rate": "Findings missed",
                 "negation_flip_rate": "Negation flips", "side_flip_rate": "Side flips",

@@ -1,7 +1,9 @@
-"""Compute model-based metrics with the RadEval library: BERTScore, RadGraph F1 and CheXbert F1.
+"""Compute model-based metrics with the RadEval library, by their names there.
 
-An optional extra (`pip install 'clinical-vlm[radeval]'`), with the interface of `vlm.evaluation.text`. Each metric
-downloads its models from the Hub on first use, as its `downloads` says. No other part of the evaluation does.
+Left out are BLEU and ROUGE, which `vlm.evaluation.text` has, and MammoGREEN and RadFact-CT, which send the reports, a
+patient's words, to a service on the network. An optional extra
+(`pip install 'clinical-vlm[radeval]'`), with the interface of `vlm.evaluation.text`. Each metric downloads its models
+from the Hub on first use, as its `downloads` says. No other part of the evaluation does.
 """
 
 import importlib
@@ -24,7 +26,9 @@ class LearnedMetric(TextMetric):
     """A model-based metric, loaded once before a long run, so that a failed download costs nothing."""
 
     downloads: str
-    """Models fetched from the Hub, and their size."""
+    """Models fetched from the Hub, and their size where it is known."""
+    short: str
+    """Name of the metric on the page."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -51,16 +55,24 @@ class _RadEvalMetric(LearnedMetric):
 
     column: str
     """Key of the metric in RadEval's result."""
+    called = ""
+    """Name of the metric in RadEval, where it is another than ours in lower case."""
+
+    @property
+    def key(self) -> str:
+        return self.called or super().key
 
     def _load(self) -> Any:
         return _rad_eval(self.key)
 
     def statistic(self, predictions: Sequence[str], references: Sequence[str]) -> Statistic:
-        return mean(np.array(self.scorer(refs=list(references), hyps=list(predictions))[self.column]))
+        found = self.scorer(refs=list(references), hyps=list(predictions))[self.column]
+        return mean(np.array(found, dtype=np.float64))  # None, where a metric has no score for a case, becomes NaN
 
 
 class BertScore(_RadEvalMetric):
     column = "bertscore"
+    short = "BERTScore"
     title = "BERTScore F1, rescaled, mean over cases; nearness of words, no knowledge of findings"
     citation = "Zhang et al., 2020; RadEval's distilbert-base-uncased, layer 5"
     downloads = "distilbert-base-uncased (about 270 MB)"
@@ -68,12 +80,14 @@ class BertScore(_RadEvalMetric):
 
 class RadGraph(_RadEvalMetric):
     column = "radgraph_partial"
+    short = "RadGraph F1"
     title = "RadGraph F1 (entities and whether they have relations), mean over cases"
     citation = "Jain et al., 2021; Delbrouck et al., 2022 (reward level partial); model radgraph-xl"
     downloads = "radgraph-xl of StanfordAIMI/RRG_scorers and its BERT (about 1 GB)"
 
 
 class CheXbert(LearnedMetric):
+    short = "CheXbert F1"
     title = "CheXbert micro F1 of 14 observations; an uncertain one counts as present"
     citation = "Smit et al., 2020"
     downloads = "chexbert.pth of StanfordAIMI/RRG_scorers and bert-base-uncased's tokenizer (about 1.3 GB)"
@@ -95,7 +109,83 @@ class CheXbert(LearnedMetric):
         return np.array(self.scorer.get_labels(list(reports)), dtype=bool)
 
 
-LEARNED: dict[str, type[LearnedMetric]] = {"bertscore": BertScore, "radgraph": RadGraph, "chexbert": CheXbert}
+class RadEvalBertScore(_RadEvalMetric):
+    called = column = "radeval_bertscore"
+    short = "RadEval BERTScore"
+    title = "BERTScore F1 by a model of radiology, mean over cases; nearness of words"
+    citation = "Zhang et al., 2020; Xu et al., RadEval, 2025"
+    downloads = "IAMJB/RadEvalModernBERT"
+
+
+class RaTEScore(_RadEvalMetric):
+    column = "ratescore"
+    short = "RaTEScore"
+    title = "RaTEScore: medical entities matched with their synonyms and negations, mean over cases"
+    citation = "Zhao et al., 2024"
+    downloads = "Angelakeke/RaTE-NER-Deberta and FremyCompany/BioLORD-2023-C"
+
+
+class RadCliQ(_RadEvalMetric):
+    column = "radcliq_v1"
+    short = "RadCliQ-v1 (lower is better)"
+    title = "RadCliQ-v1: errors that radiologists would count, estimated; lower is better, mean over cases"
+    citation = "Yu et al., 2023"
+    downloads = "RadGraph, CheXbert and distilroberta-base"
+
+
+class RadGraphRadCliQ(_RadEvalMetric):
+    called = column = "radgraph_radcliq"
+    short = "RadGraph F1 of RadCliQ"
+    title = "RadGraph F1 (entities and relations) as RadCliQ takes it, mean over cases"
+    citation = "Jain et al., 2021; Yu et al., 2023"
+    downloads = "RadGraph's model"
+
+
+class SRRBert(_RadEvalMetric):
+    column = "srrbert_weighted_f1"
+    short = "SRR-BERT F1"
+    title = "SRR-BERT F1 of fine findings with their status, mean over cases"
+    citation = "Delbrouck et al., 2025; model leaves with statuses"
+    downloads = "StanfordAIMI/SRR-BERT-Leaves-with-Statuses, a tokenizer and NLTK's punkt_tab"
+
+
+class Temporal(_RadEvalMetric):
+    column = "temporal_f1"
+    short = "Temporal F1"
+    title = "F1 of the words for change over time (stable, new, larger), mean over cases"
+    citation = "Zhang et al., Libra, 2025; words of Bannur et al., 2023"
+    downloads = "stanza's English radiology package"
+
+
+class Green(_RadEvalMetric):
+    column = "green"
+    short = "GREEN"
+    title = "GREEN: findings matched beside significant errors, judged by a language model, mean over cases"
+    citation = "Ostmeier et al., 2024"
+    downloads = "StanfordAIMI/GREEN-radllama2-7b (7 billion parameters; wants a GPU)"
+
+
+class Crimson(_RadEvalMetric):
+    column = "crimson"
+    short = "CRIMSON"
+    title = "CRIMSON: errors weighed by clinical severity, judged by a language model, mean over cases"
+    citation = "RadEval 2.2, provider hf"
+    downloads = "rajpurkarlab/medgemma-4b-it-crimson (4 billion parameters; wants a GPU)"
+
+
+class F1RadbertCT(_RadEvalMetric):
+    called, column = "f1radbert_ct", "f1radbert_ct_sample_acc"
+    short = "RadBERT-CT agreement"
+    title = "share of cases of chest CT whose labels by RadBERT-CT all agree"
+    citation = "RadEval 2.2; labels of CT-RATE"
+    downloads = "IAMJB/RadBERT-CT"
+
+
+LEARNED: dict[str, type[LearnedMetric]] = {
+    "bertscore": BertScore, "radgraph": RadGraph, "chexbert": CheXbert, "radeval_bertscore": RadEvalBertScore,
+    "ratescore": RaTEScore, "radcliq": RadCliQ, "radgraph_radcliq": RadGraphRadCliQ, "srrbert": SRRBert,
+    "temporal": Temporal, "green": Green, "crimson": Crimson, "f1radbert_ct": F1RadbertCT,
+}  # fmt: skip
 """Metric classes by their name in `evaluation.learned_metrics`."""
 
 
