@@ -105,6 +105,10 @@ def test_an_adapter_is_tested_on_a_table(runs: list[str], table_root: Path, tmp_
     evaluate_adapter(str(adapter), table, tmp_path / "out", None, options)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["cases"] == 24 and metrics["patients"] == 20 and metrics["baselines"] == {}
+    found = metrics["beside"]
+    assert found["patients"] == given["patients"] and found["results"]["text loss"]["own"] == given["text_loss"]
+    assert found["results"]["text loss"]["here"] == metrics["text_loss"]
+    assert "Beside the adapter" in (tmp_path / "out" / "report.html").read_text()
     point = metrics["operating_points"]["effusion"]["sensitivity_0.9"]
     assert point["threshold"]["value"] == 0.25, "the adapter's own: a table of another site has no validation split"
     rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]

@@ -45,6 +45,7 @@ from vlm.evaluation.measures import (
 from vlm.evaluation.operating_points import Points, fix_thresholds, operating_measures
 from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
+from vlm.evaluation.site import beside, profile
 from vlm.evaluation.subgroups import all_measures, subgroup_measures
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
@@ -72,14 +73,15 @@ def evaluate(
     learned: Sequence[LearnedMetric] = (),
     validation: CaseScores | None = None,
     thresholds: Points | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on the test split and write the results to `folder`; returns the metrics.
 
     `untrained` are the scores before training and `log` the rows of the training log, if any. Without `thresholds` of
     the operating points, these are fixed on the scores `validation` of the validation split, which are computed unless
-    the caller has them. The caller loads `learned` before the work begins, since it may need a download. All ranks
-    draft; rank 0 measures and writes, and the others return an empty dict after drafting, and nothing more is exchanged
-    between them.
+    the caller has them. `own` are the metrics of the adapter's own test, which stand beside these. The caller loads
+    `learned` before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and
+    the others return an empty dict after drafting, and nothing more is exchanged between them.
     """
     splits, options = plain_splits(model, cohort, config), config.evaluation
     test = splits["test"]
@@ -133,6 +135,8 @@ def evaluate(
         "ablation": ablation_measures(arms.results, arms.cases, scores.of(rows), reports.of(rows), bootstrap.of(rows)),
         "baselines": baseline_measures(model, splits, reports, stands_for, scores, bootstrap, config, learned),
     }  # fmt: skip
+    metrics["profile"] = profile(test, scores)
+    metrics["beside"] = beside(metrics, own or {})
     if untrained is not None:
         metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
     if given.sections:

@@ -17,6 +17,8 @@ from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.groupings import check_subgroups
 from vlm.evaluation.learned import load_learned
 from vlm.evaluation.operating_points import saved_thresholds
+from vlm.evaluation.site import saved_metrics
+from vlm.evaluation.site import summary as beside_lines
 from vlm.evaluation.summary import summary_lines
 from vlm.locks import locked
 from vlm.plain import escaped
@@ -57,6 +59,7 @@ def test_adapter(
     if config.data.color not in ("auto", given.spec.image.color):
         raise UserError(f"data.color: {config.data.color}; the adapter sees {given.spec.image.color}; leave it at auto")
     learned = load_learned(config.evaluation.learned_metrics)
+    own = saved_metrics(opened.path)
     thresholds = saved_thresholds(opened.path, given.spec.labels, config.evaluation.operating_points)
     print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
     if given.spec.labels and config.evaluation.operating_points:
@@ -64,8 +67,10 @@ def test_adapter(
     model = load(opened, base=base)
     config = replace(config, run=replace(config.run, name=Path(adapter).name))
     with locked(output), nullcontext(output) if output.exists() else staged(output, manifest=False) as place:
-        metrics = evaluate(model, cohort, config, place, learned=learned, thresholds=thresholds)
-    print(*summary_lines(metrics), f"page: {output / 'report.html'}", sep="\n")
+        metrics = evaluate(model, cohort, config, place, learned=learned, thresholds=thresholds, own=own)
+    print(
+        *summary_lines(metrics), *beside_lines(metrics.get("beside", {})), f"page: {output / 'report.html'}", sep="\n"
+    )
     return metrics
 
 
