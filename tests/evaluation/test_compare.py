@@ -1,6 +1,7 @@
 """Runs side by side, and the evaluation of an adapter from the command line."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from tests.forks import Forks
 from vlm.adapter.validate import rewrite_manifest
 from vlm.errors import UserError
 from vlm.evaluation.compare import compare
+from vlm.evaluation.run import SiteOptions
 from vlm.evaluation.run import test_adapter as evaluate_adapter
+from vlm.inference.open_engine import open_engine
 from vlm.training.run import train
 
 
@@ -117,6 +120,39 @@ def test_an_adapter_is_tested_on_a_table(runs: list[str], table_root: Path, tmp_
     same = str(shutil.copytree(tmp_path / "out", tmp_path / "same"))
     table = compare([str(tmp_path / "out"), same], draws=20)
     assert "sensitivity effusion (sensitivity 0.9)" in table and "specificity effusion (sensitivity 0.9)" in table
+
+
+@pytest.mark.slow
+def test_an_adapter_is_recalibrated_for_a_site(tiny_adapter: Path, table_root: Path, tmp_path: Path) -> None:
+    """On patients who are not tested; the file is used where it is named, and moves no decision."""
+    adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    options = ["--data.table.images", "images", "--data.table.id", "case", "--data.table.patient", "patient",
+               "--evaluation.bootstrap_draws", "20", "--evaluation.max_new_tokens", "2", "--evaluation.ablation",
+               "false"]  # fmt: skip
+    table = str(table_root / "cases.csv")
+    fit = SiteOptions(recalibrate_on=5, name="north")
+    evaluate_adapter(str(adapter), table, tmp_path / "out", None, options, site=fit)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["patients"] == 15 and metrics["splits"]["validation"]["patients"] == 5
+    assert metrics["calibration"]["site"] == "north" and "effusion" in metrics["before_recalibration"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Recalibrated for the site north on" in page and "At the adapter's own calibration" in page
+    file = tmp_path / "site-north.json"
+    values = json.loads(file.read_text())
+    values["labels"]["effusion"] = {"temperature": 2.0, "offset": -1.0}
+    file.write_text(json.dumps(values))
+    evaluate_adapter(str(adapter), table, tmp_path / "with", None, options, site=SiteOptions(str(file)))
+    for row in map(json.loads, (tmp_path / "with" / "predictions.jsonl").read_text().splitlines()):
+        wanted = 1 / (1 + math.exp(1 - row["logits"]["effusion"] / 2))
+        assert row["probabilities"]["effusion"] == pytest.approx(wanted, abs=1e-5)
+    with pytest.raises(UserError, match=r"site-north\.json: is there already"):
+        evaluate_adapter(str(adapter), table, tmp_path / "no", None, options, site=fit)
+    with pytest.raises(UserError, match="--site_name: 'a b' is no name"):
+        evaluate_adapter(str(adapter), table, tmp_path / "no", None, options, site=SiteOptions(None, 5, "a b"))
+    with pytest.raises(UserError, match="leave one of them away"):
+        evaluate_adapter(str(adapter), table, tmp_path / "no", None, options, site=SiteOptions(str(file), 5))
+    report = open_engine(str(adapter), site=str(file)).predict([(None, {"glucose": 8})], 1, 2)[0]
+    assert report.calibration.startswith("probabilities recalibrated for the site north on")
 
 
 def test_data_that_do_not_fit_the_adapter_are_refused(runs: list[str], table_root: Path, tmp_path: Path) -> None:

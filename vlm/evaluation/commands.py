@@ -12,15 +12,20 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="new or empty folder to write")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
     parser.add_argument("--base", help="base model instead of the adapter's")
+    parser.add_argument("--site", metavar="FILE", help="recalibration for a site, site-NAME.json, to use")
+    parser.add_argument("--recalibrate_on", type=int, metavar="N", help="fit such a file on so many of the patients, "
+                        "who are then not tested, and use it")  # fmt: skip
+    parser.add_argument("--site_name", metavar="NAME", help="name of the site; default: the table's")
     parser.set_defaults(run=run_evaluate, takes_config=True)
 
 
 def run_evaluate(arguments: argparse.Namespace, options: Sequence[str]) -> None:
     """Run the evaluation and print a summary."""
-    from vlm.evaluation.run import test_adapter  # after the arguments: --help need not wait for PyTorch
+    from vlm.evaluation.run import SiteOptions, test_adapter  # after the arguments: --help need not wait for PyTorch
 
     output = Path(arguments.output)
-    test_adapter(arguments.adapter, arguments.data, output, arguments.base, options, arguments.revision)
+    site = SiteOptions(arguments.site, arguments.recalibrate_on, arguments.site_name)
+    test_adapter(arguments.adapter, arguments.data, output, arguments.base, options, arguments.revision, site)
 
 
 def compare_options(parser: argparse.ArgumentParser) -> None:

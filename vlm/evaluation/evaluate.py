@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm.adapter.site_calibration import SiteCalibration
 from vlm.atomic import make_folder, replace_file, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
@@ -49,7 +50,11 @@ from vlm.evaluation.site import beside, profile
 from vlm.evaluation.subgroups import all_measures, subgroup_measures
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
+from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
+
+OF_CALIBRATION = ("brier", "ece", "calibration_intercept", "calibration_slope")
+"""Measures that are set beside those at the adapter's own calibration where a site's is used."""
 
 
 def plain_splits(model: ClinicalVLM, cohort: Cohort, config: Config) -> dict[str, CaseDataset]:
@@ -136,6 +141,12 @@ def evaluate(
         "baselines": baseline_measures(model, splits, reports, stands_for, scores, bootstrap, config, learned),
     }  # fmt: skip
     metrics["profile"] = profile(test, scores)
+    if isinstance(model.calibration, SiteCalibration):
+        before = Calibration(model.calibration.temperature).probabilities(torch.from_numpy(scores.logits).double())
+        was = label_measures(scores, before.numpy(), model.spec.labels, bootstrap)
+        metrics["before_recalibration"] = {
+            label: {key: row[key] for key in OF_CALIBRATION} for label, row in was.items()
+        }
     metrics["beside"] = beside(metrics, own or {})
     if untrained is not None:
         metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)

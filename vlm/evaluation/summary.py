@@ -29,7 +29,10 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"  labels named by text  {described(named['macro_f1'])}, mean F1 of {len(named['each'])}")
     if metrics["calibration"]["patients"]:
         ece, patients = described(metrics["calibration"]["ece"]), metrics["calibration"]["patients"]
-        lines.append(f"  calibration error     {ece}, temperature fitted on {patients} validation patients")
+        site = metrics["calibration"].get("site")
+        fitted = f"recalibrated on {patients} patients of {site}"
+        how = fitted if site else f"temperature fitted on {patients} validation patients"
+        lines.append(f"  calibration error     {ece}, {how}")
     lines += [f"  {MARKS[verdict['good']]} {verdict['text']}" for verdict in metrics["verdicts"]]
     for arm, facts in metrics.get("facts", {}).items():
         for name, share in facts.items():

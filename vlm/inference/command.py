@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 
 from vlm.adapter import open_adapter
+from vlm.adapter.site_calibration import read_site
 from vlm.atomic import replace_file
 from vlm.data.case import CaseSpec
 from vlm.data.images.image import decode_square, read_file
@@ -141,6 +142,9 @@ def draft_table(
     if opened.config.spec.study is None and (asked := job.columns.of_studies):
         raise UserError(f"--{asked[0]}{'' if asked[0] == 'separator' else '_column'}: the adapter was trained on one "
                         "image a case, without view or time")  # fmt: skip
+    if site := engine.get("site"):
+        read_site(site, opened)
+        job = replace(job, site=Path(site))
     metadata = job.check(opened.path, schema, resume)
     shared = MultiProcessJob(job, RankShare()) if cluster else MultiProcessJob.needed(job, RankShare.of_environment())
     if shared:

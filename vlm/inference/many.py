@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -67,6 +68,8 @@ class TableJob:
     options: TableOptions = field(default_factory=TableOptions)
     findings: str = ""
     """Vocabulary of the findings; empty for the adapter's."""
+    site: Path | None = None
+    """File of the site's recalibration that the engine uses, if any."""
 
     @cached_property
     def image_folder(self) -> ImageFolder:
@@ -102,7 +105,8 @@ class TableJob:
             way_out = f"set --image_column; the adapter's vitals are {', '.join(vital.name for vital in schema.given)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": self.columns.to_dict(),
-                   "max_new_tokens": self.max_new_tokens, "findings": self.findings, **asdict(self.options),
+                    "max_new_tokens": self.max_new_tokens, "findings": self.findings,
+                    "site": sha256(self.site.read_bytes()).hexdigest() if self.site else None, **asdict(self.options),
                    **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
             with locked(self.output, shared=True):  # a process that drafts it alone is found before a model is loaded

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from vlm.adapter import AdapterFolder, check_base, load, load_evidence, open_adapter
 from vlm.adapter.export.serving_limits import refuse_unserved
+from vlm.adapter.site_calibration import read_site
 from vlm.data.case import Example
 from vlm.device import choose_threads
 from vlm.distributed import log_rank0
@@ -35,14 +36,19 @@ def open_engine(
     server: "VLLMServer | None" = None,
     max_seconds: float = MAX_SECONDS,
     findings: str | None = None,
+    site: str | None = None,
 ) -> Engine:
     """Load an adapter folder or Hub id into one of the engines.
 
-    `findings` is the vocabulary of the table of findings, in place of the adapter's. Raises `UserError` as `load` and
-    `Labeller.load` do.
+    `findings` is the vocabulary of the table of findings, in place of the adapter's; `site` the file of a site's
+    recalibration. Raises `UserError` as `load`, `Labeller.load` and `read_site` do.
     """
     labeller = Labeller.load(findings) if findings else None  # before the model: a typing error costs no wait
-    drafter = make_engine(engine, open_adapter(adapter, revision), base, server)
+    opened = open_adapter(adapter, revision)
+    calibration = read_site(site, opened) if site else None
+    drafter = make_engine(engine, opened, base, server)
+    if calibration is not None:
+        drafter.model.calibration = calibration
     drafter.max_seconds = max_seconds
     use_vocabulary(drafter, labeller)
     return drafter

@@ -16,6 +16,7 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a case, or a table of them, and of the engine."""
     parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
+    parser.add_argument("--site", metavar="FILE", help="recalibration for a site, of `evaluate --recalibrate_on`")
     parser.add_argument("--base", help="base model instead of the adapter's, such as a local copy")
     parser.add_argument("--engine", choices=["torch", "llamacpp", "vllm"], default="torch",
                         help="engine of the language model; llamacpp is quick on a CPU (extra `llamacpp`), vllm is a "
@@ -130,7 +131,8 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the engine's options: name, base, revision of the adapter, time limit, and the server if there is one."""
-    drafts = {name: getattr(arguments, name) for name in ("engine", "base", "revision", "max_seconds", "findings")}
+    names = ("engine", "base", "revision", "max_seconds", "findings", "site")
+    drafts = {name: getattr(arguments, name) for name in names}
     if arguments.engine != "vllm":
         return drafts
     from vlm.inference.backends.vllm import VLLMServer
