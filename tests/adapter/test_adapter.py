@@ -134,6 +134,9 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         (lambda c: c.update(reliability={"coverage": 2}), "reliability.coverage: must be 0.5 or more and below 1"),
         (lambda c: c.update(reliability={"label_sets": {"x": {"present": 0, "absent": 1}}}), "sets: 'x' is no label"),
         (lambda c: c.update(reliability=[]), "reliability: the config is a mapping of keys"),
+        (lambda c: c.update(reliability={"unlike_above": -1}), "reliability.unlike_above: must be 0 or more"),
+        (lambda c: c.update(familiarity=65), "familiarity: 0 to 64 directions, not 65"),
+        (lambda c: c.update(familiarity="3"), "familiarity: 3 is no whole number"),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(edit, message: str, folder: Path) -> None:

@@ -4,13 +4,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from tests.fhir_bundles import of_type, validate
 from vlm import ClinicalVLM
 from vlm.adapter import save
+from vlm.atomic import write_manifest
+from vlm.errors import UserError
 from vlm.inference.fhir import Software, to_fhir
+from vlm.inference.judge import UNLIKE
+from vlm.model.evidence import FusedInputs
+from vlm.reliability.familiarity import Familiarity
 from vlm.reliability.label_sets import LabelThresholds
 from vlm.reliability.thresholds import Reliability
 from vlm.report import Contradiction, Report
@@ -35,8 +42,10 @@ def test_an_adapter_keeps_its_thresholds_and_drafts_with_them(tiny_model: Clinic
 
 
 def test_a_draft_that_contradicts_what_is_known_says_so(tiny_model: ClinicalVLM, monkeypatch) -> None:
-    said = "No effusion.\nGlucose is low."
-    monkeypatch.setattr(tiny_model, "generate", lambda batch, *_, **__: ([said], torch.tensor([[0.0, 9.0]])))
+    said, x = "No effusion.\nGlucose is low.", torch.full((1, 1), torch.nan)
+    monkeypatch.setattr(
+        tiny_model, "generate", lambda batch, *_, **__: ([said], FusedInputs(x, x, torch.tensor([[0.0, 9.0]]), x[0]))
+    )
     tiny_model.spec = replace(tiny_model.spec, label_findings={"effusion": "pleural_effusion"})
     report = tiny_model.predict(None, {"glucose": 9})
     assert [(one.sentence, one.kind) for one in report.contradictions] == [
@@ -87,3 +96,29 @@ def test_http_documents_what_it_answers(name: str) -> None:
     from vlm.app.api import Answer
 
     assert Answer.model_fields[name].description and Answer(**SHOWN.to_dict()).model_dump()[name]
+
+
+def test_a_picture_far_from_those_of_training_is_told(tiny_model: ClinicalVLM, tmp_path: Path) -> None:
+    file = str(tmp_path / "case.png")
+    cv2.imwrite(file, np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
+    tiny_model.familiarity = Familiarity.fit(np.random.default_rng(0).normal(size=(50, tiny_model.vision.summary_size)))
+    tiny_model.spec = replace(tiny_model.spec, familiarity=tiny_model.familiarity.count)
+    tiny_model.reliability = Reliability(unlike_above=1e-6)
+    folder = save(tiny_model, tmp_path / "adapter")
+    again = ClinicalVLM.from_pretrained(folder)
+    assert UNLIKE in again.predict(file, {"glucose": 8}, max_new_tokens=2).warnings
+    assert UNLIKE not in again.predict(None, {"glucose": 8}, max_new_tokens=2).warnings, "there is no picture"
+    again.reliability = Reliability(unlike_above=1e6)
+    assert UNLIKE not in again.predict(file, {"glucose": 8}, max_new_tokens=2).warnings
+    with pytest.raises(UserError, match=r"familiarity.* has another shape|tensor familiarity"):
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | {"familiarity": 3}))
+        write_manifest(folder)
+        ClinicalVLM.from_pretrained(folder)
+
+
+def test_a_value_beyond_those_of_training_is_told(tiny_model: ClinicalVLM) -> None:
+    notes = tiny_model.predict(None, {"glucose": 49, "systolic": 41, "sex": "F"}, max_new_tokens=2).warnings
+    assert "glucose 49 lies above all values that the adapter was trained on" in notes
+    assert "systolic 41 lies below all values that the adapter was trained on" in notes
+    assert not [note for note in notes if note.startswith("sex")]

@@ -182,11 +182,11 @@ def test_batched_left_padded_generation_equals_single(tiny_model: ClinicalVLM) -
             )
         )
     collate = Collator(tiny_model.prompt, generation=True)
-    together, logits = tiny_model.generate(collate(cases), 12, min_new_tokens=12)
+    together, fused = tiny_model.generate(collate(cases), 12, min_new_tokens=12)
     for number, case in enumerate(cases):
         alone, row = tiny_model.generate(collate([case]), 12, min_new_tokens=12)
         assert alone[0] == together[number]
-        torch.testing.assert_close(row[0], logits[number], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(row.logits[0], fused.logits[number], rtol=1e-4, atol=1e-5)
     assert len(set(together)) > 1
 
 

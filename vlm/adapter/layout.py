@@ -57,7 +57,7 @@ LONGEST = 600
 KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
     "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
-    "findings", "label_findings", "calibration", "reliability",
+    "findings", "label_findings", "calibration", "reliability", "familiarity",
 )  # fmt: skip
 """Keys of config.json."""
 SILENT = "0.3.0"
@@ -91,6 +91,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         **({"findings": model.spec.findings} if model.spec.findings != DEFAULT else {}),
         **({"label_findings": model.spec.label_findings} if model.spec.label_findings else {}),
         "calibration": to_dict(model.calibration),
+        **({"familiarity": model.spec.familiarity} if model.spec.familiarity else {}),
         **({"reliability": model.reliability.to_dict()} if model.reliability != Reliability() else {}),
     }
 
@@ -200,6 +201,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         signal=from_dict(SignalSpec, values["signal"], where) if "signal" in values else None,
         findings=values.get("findings", DEFAULT),
         label_findings=_pairs(values.get("label_findings", {}), "label_findings"),
+        familiarity=_count(values.get("familiarity", 0), "familiarity"),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
     sampled: Any = values.get("base_fingerprint")
@@ -245,6 +247,12 @@ def _numbers(values: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or not all(type(v) in (int, float) and abs(v) < LARGEST for v in values):
         raise TypeError(f"statistics: {values!s:.40} is no list of numbers below {LARGEST:g}")
     return tuple(map(float, values))
+
+
+def _count(value: Any, key: str) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{key}: {value!s:.40} is no whole number")
+    return value
 
 
 def _words(values: Any, key: str = "labels") -> tuple[str, ...]:

@@ -24,7 +24,7 @@ LARGEST_HEADER = 8 << 20
 """Most bytes of a safetensors header; the library itself accepts 100 MB."""
 LARGEST_TENSORS = 8 << 30
 """Most bytes of a safetensors file, which is hashed on load."""
-PARTS = ("vision.", "vitals.", "signal.", "joint.", "evidence.")
+PARTS = ("vision.", "vitals.", "signal.", "joint.", "evidence.", "familiarity.")
 """Prefixes of the tensor names in vlm.safetensors."""
 HUB_ID = re.compile(r"\w[\w-]*(\.[\w-]+)*(/\w[\w-]*(\.[\w-]+)*)?")
 TENSOR_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)

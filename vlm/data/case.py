@@ -13,6 +13,7 @@ from vlm.data.sections import check_section_names, section_names
 from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics, check_names
+from vlm.data.vitals.values import suspected_unit
 from vlm.errors import UserError
 from vlm.findings.vocabulary import DEFAULT, shipped
 from vlm.plain import shortened
@@ -47,6 +48,8 @@ class CaseSpec:
     whose patterns nobody else should have to run."""
     label_findings: dict[str, str] = field(default_factory=dict, compare=False)
     """Label → finding that it stands for, where the names differ."""
+    familiarity: int = field(default=0, compare=False)
+    """Directions of the training pictures' features that the adapter keeps; 0 for none."""
 
     @property
     def study_images(self) -> int:
@@ -59,6 +62,8 @@ class CaseSpec:
         if len(set(self.labels)) < len(self.labels):
             raise UserError("labels: one stands there twice")
         check_section_names(self.sections, "sections")
+        if not 0 <= self.familiarity <= 64:
+            raise UserError(f"familiarity: 0 to 64 directions, not {self.familiarity}")
         if self.findings not in ("", *shipped()):
             raise UserError(f"findings: no vocabulary is named {shortened(str(self.findings))}")
         if unknown := self.label_findings.keys() - set(self.labels):
@@ -116,6 +121,25 @@ def make_example(
         "context": context,
         **({"signal": torch.from_numpy(spec.signal.normalise(signal))} if spec.signal is not None else {}),
     }
+
+
+def implausible_note(schema: VitalsSchema, name: str, value: float) -> str:
+    """Say that a value is not plausible, and in which unit it would be."""
+    vital = schema.vitals[schema.position(name)]
+    unit = suspected_unit(vital, [value])
+    hint = f" (in {unit} it would be: write {vital.name}={value:g} {unit})" if unit else ""
+    what = "was left out of its series" if vital.over_time else "was taken as missing"
+    return f"{vital.name} {value:g} is not plausible{hint} and {what}"
+
+
+def untrained_notes(spec: CaseSpec, x: np.ndarray) -> list[str]:
+    """List for the user which of m values lie beyond all those of training, which are the outermost edges."""
+    notes = []
+    for vital, value, edges in zip(spec.schema.vitals, x.tolist(), spec.statistics.edges, strict=True):
+        if edges and not math.isnan(value) and not edges[0] - 1e-3 <= value <= edges[-1] + 1e-3:
+            side = "below" if value < edges[0] else "above"
+            notes.append(f"{vital.name} {value:g} lies {side} all values that the adapter was trained on")
+    return notes
 
 
 def missing_notes(schema: VitalsSchema, x: np.ndarray, implausible: Collection[str]) -> list[str]:

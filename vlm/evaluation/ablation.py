@@ -33,12 +33,14 @@ class ArmResult:
     """True for each draft that was truncated."""
     sections: Sequence[Mapping[str, str]] = ()
     """Sections of each draft by name, where drafts have headings, which `drafts` are without."""
+    distances: Sequence[float] = ()
+    """Distance of each case's image features from those of training."""
 
     def of(self, rows: np.ndarray) -> "ArmResult":
         """Return the results of some cases."""
-        parts = ([part[row] for row in rows] if len(part) else () for part in (self.drafts, self.cut, self.sections))
-        drafts, cut, sections = parts
-        return ArmResult(drafts, self.logits[rows], self.losses[rows], cut, sections)
+        parts = (self.drafts, self.cut, self.sections, self.distances)
+        drafts, cut, sections, distances = ([part[row] for row in rows] if len(part) else () for part in parts)
+        return ArmResult(drafts, self.logits[rows], self.losses[rows], cut, sections, distances)
 
 
 def ablation_measures(

@@ -74,7 +74,7 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
     texts = [strip_headings(draft.text, headings) for draft in drafts]
     if cases.arm == ARMS[0]:
         sections = [split_sections(draft.text, headings) for draft in drafts] if headings else ()
-        return ArmResult(texts, given.logits, given.losses, cut, sections)
+        return ArmResult(texts, given.logits, given.losses, cut, sections, [one.distance for one in drafts])
     logits = np.array([draft.logits for draft in drafts]).reshape(given.logits.shape)
     return ArmResult(texts, logits, score_cases(model, cases, options.batch_size, name).losses, cut)
 

@@ -48,6 +48,7 @@ from vlm.evaluation.predictions import write_predictions
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.evaluation.site import beside, profile
 from vlm.evaluation.subgroups import all_measures, subgroup_measures
+from vlm.evaluation.trust import reliability_measures
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
 from vlm.model.calibration import Calibration
@@ -110,6 +111,7 @@ def evaluate(
         )
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
     stands_for = findings_of_labels(model.spec.labels, labeller.names, cohort.label_findings)
+    distances = np.where(ArmCases(ARMS[0], test).has_image, given.distances or np.nan, np.nan)  # N
     points = operating_measures(thresholds or {}, scores, probabilities, model.spec.labels, bootstrap)
     measured = all_measures(scores, probabilities, model.spec.labels, points, reports, stands_for)
     disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
@@ -137,6 +139,8 @@ def evaluate(
         "cut_drafts": {**bootstrap(mean(np.array(given.cut))), "cases": sum(given.cut),
                        "max_new_tokens": options.max_new_tokens} if len(given.cut) else {},
         "head_against_text": bootstrap(mean(disagreements)),
+        "reliability": reliability_measures(model.reliability, model.spec, scores.targets, probabilities, given.drafts,
+                                            vitals, distances, bootstrap),
         "ablation": ablation_measures(arms.results, arms.cases, scores.of(rows), reports.of(rows), bootstrap.of(rows)),
         "baselines": baseline_measures(model, splits, reports, stands_for, scores, bootstrap, config, learned),
     }  # fmt: skip

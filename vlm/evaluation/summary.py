@@ -33,6 +33,9 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         fitted = f"recalibrated on {patients} patients of {site}"
         how = fitted if site else f"temperature fitted on {patients} validation patients"
         lines.append(f"  calibration error     {ece}, {how}")
+    if (sets := metrics.get("reliability", {}).get("label_sets", {})).get("each"):
+        size = f"mean size {described(sets['size'])}"
+        lines.append(f"  label sets hold truth {described(sets['coverage'])}, wanted {sets['wanted']:g}; {size}")
     lines += [f"  {MARKS[verdict['good']]} {verdict['text']}" for verdict in metrics["verdicts"]]
     for arm, facts in metrics.get("facts", {}).items():
         for name, share in facts.items():

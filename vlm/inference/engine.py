@@ -1,5 +1,6 @@
 """Draft reports with a loaded model, one case or many, in the order given."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,14 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from vlm.config import VitalConfig
-from vlm.data.case import Example, make_example, missing_notes
+from vlm.data.case import Example, implausible_note, make_example, missing_notes, untrained_notes
 from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.images.image import decode_square, read_file
 from vlm.data.sections import section_parts, split_sections
 from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
-from vlm.data.vitals.values import suspected_unit
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import stated_findings
 from vlm.inference.context import check_context, context_doubts
@@ -52,6 +51,8 @@ class Draft(NamedTuple):
     """Logits of the K labels, not calibrated; a probability near 0 or 1 would have lost most of their precision."""
     cut_at: str = ""
     """Limit that cut the text, such as `96 tokens`; empty if it ended by itself."""
+    distance: float = math.nan
+    """Distance of the image features from those of training; NaN if the adapter does not know them."""
 
 
 class Engine(ABC):
@@ -105,7 +106,7 @@ class Engine(ABC):
             named = section_parts(text, spec.sections)
             stated = stated_findings(named, self.labeller, probabilities, spec.label_findings)
             report = Report(text, probabilities, shown, warnings, calibration, NOTICE, finished, parts, read, stated)
-            yield judged(report, self.model, example, self.labeller)
+            yield judged(report, self.model, example, self.labeller, draft.distance)
 
     def prompt_length(self, example: Example) -> int:
         """Return the number of prompt tokens around the evidence, and of those of further images."""
@@ -134,11 +135,11 @@ class Engine(ABC):
         spec = self.model.spec
         warnings: list[str] = []
         x, implausible = spec.schema.parse(vitals or {}, note=warnings.append)
-        warnings += [_doubt(spec.schema.vitals[spec.schema.position(name)], v) for name, v in implausible.items()]
+        warnings += [implausible_note(spec.schema, name, value) for name, value in implausible.items()]
         warnings += missing_notes(spec.schema, x, implausible)
         pictures, doubts = read_study(images, spec, self.read_picture)
         samples, unsure = read_signal(signal, spec)
-        warnings += [*doubts, *context_doubts(spec, context), *unsure]
+        warnings += [*doubts, *context_doubts(spec, context), *unsure, *untrained_notes(spec, x)]
         example = make_example(spec, pictures, x, context=with_prior_report(context, prior_report), signal=samples)
         self.room(example)
         blank = len(pictures) - int(example["has_image"]) * len(example["pixel_values"])
@@ -177,9 +178,11 @@ class ReportEngine(Engine):
                     most = self.model.prompt.most_new_tokens(longest, max_new_tokens)
                     limit = _Limits(self.max_seconds, most, self.model.prompt.end_id)
                     stop = StoppingCriteriaList([limit])
-                    texts, logits = self.model.generate(inputs, most, fixed, streamer=streamer, stopping_criteria=stop)
-                    for number, (row, text, values) in enumerate(zip(rows, texts, logits.tolist(), strict=True)):
-                        drafts[row] = Draft(text, values, limit.cut_at if number in limit.unfinished else "")
+                    texts, fused = self.model.generate(inputs, most, fixed, streamer=streamer, stopping_criteria=stop)
+                    found = zip(rows, texts, fused.logits.tolist(), fused.distance.tolist(), strict=True)
+                    for number, (row, text, logits, distance) in enumerate(found):
+                        cut_at = limit.cut_at if number in limit.unfinished else ""
+                        drafts[row] = Draft(text, logits, cut_at, distance)
                 yield from (drafts[row] for row in range(len(batch)))
 
 
@@ -199,13 +202,6 @@ class _Limits:
             self.unfinished = set((ids != self.end).all(dim=1).nonzero().flatten().tolist())
             self.cut_at = f"{self.most} tokens" if ids.shape[1] >= self.most else f"{self.seconds:g} seconds"
         return torch.full((len(ids),), over, device=ids.device)
-
-
-def _doubt(vital: VitalConfig, value: float) -> str:
-    unit = suspected_unit(vital, [value])
-    hint = f" (in {unit} it would be: write {vital.name}={value:g} {unit})" if unit else ""
-    what = "was left out of its series" if vital.over_time else "was taken as missing"
-    return f"{vital.name} {value:g} is not plausible{hint} and {what}"
 
 
 def batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

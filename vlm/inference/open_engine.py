@@ -124,7 +124,7 @@ class LlamaCppEngine(Engine):
             if streamer is not None:
                 streamer.end()
             text = str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-            yield Draft(text, encoded.logits[0].tolist(), cut_at)
+            yield Draft(text, encoded.logits[0].tolist(), cut_at, float(encoded.distance[0]))
 
 
 class VLLMEngine(Engine):
@@ -145,10 +145,11 @@ class VLLMEngine(Engine):
             padded, encoded = model.embed_prompt(batch)  # B × T × H
             prompts = [row[mask.bool()] for row, mask in zip(padded, batch["attention_mask"], strict=True)]
             texts = self.server.complete(prompts, max_new_tokens, model.prompt.end_id)
-            for (text, cut), row in zip(texts, encoded.logits.tolist(), strict=True):
+            found = zip(texts, encoded.logits.tolist(), encoded.distance.tolist(), strict=True)
+            for (text, cut), row, distance in found:
                 if streamer is not None:
                     streamer.on_finalized_text(text.strip(), stream_end=True)
-                yield Draft(text.strip(), row, f"{max_new_tokens} tokens" if cut else "")
+                yield Draft(text.strip(), row, f"{max_new_tokens} tokens" if cut else "", distance)
 
 
 def _evidence_of(adapter: AdapterFolder, base: str | None) -> EvidenceEncoder:

@@ -26,7 +26,7 @@ from vlm.model.bases.prefix_reuse import EVERYWHERE, NOWHERE, choose_prefix_reus
 from vlm.model.bases.quantization import refuse_unquantised
 from vlm.model.bases.vocabulary_head import VocabularyHead
 from vlm.model.decoder import LONGEST_PACK, decoder_forward, packed_forward
-from vlm.model.evidence import EvidenceEncoder
+from vlm.model.evidence import EvidenceEncoder, FusedInputs
 from vlm.model.llm import embedding_space, fingerprint, load_llm, word_embeddings
 from vlm.model.loss import joint_loss, label_loss, rows_with_text, text_loss
 
@@ -203,8 +203,8 @@ class ClinicalVLM(EvidenceEncoder):
         streamer: BaseStreamer | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         logits_processor: LogitsProcessorList | None = None,
-    ) -> tuple[list[str], torch.Tensor]:
-        """Draft greedily from a batch of prompts; returns B reports and the label logits (B × K).
+    ) -> tuple[list[str], FusedInputs]:
+        """Draft greedily from a batch of prompts; returns B reports and the evidence that they rest on.
 
         `fixed` is the output of `prefix_kv_cache`; the options after it are those of Transformers' `generate`.
         """
@@ -229,4 +229,4 @@ class ClinicalVLM(EvidenceEncoder):
                 **options,
             )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts], encoded.logits.float()
+        return [text.strip() for text in texts], encoded

@@ -21,6 +21,7 @@ from vlm.model.fusion import EvidenceTokens, JointVector
 from vlm.model.study_fusion import ImageTokens
 from vlm.model.vision import ImageEncoder
 from vlm.model.vitals import VitalsEncoder
+from vlm.reliability.familiarity import Familiarity
 from vlm.reliability.thresholds import Reliability
 
 
@@ -34,6 +35,8 @@ class FusedInputs:
     """Joint vector, B × Z."""
     logits: torch.Tensor
     """Label logits, B × K."""
+    distance: torch.Tensor
+    """Distance of f from those of training, B; NaN if the adapter does not know them."""
     there: torch.Tensor | None = None
     """B × P, bool: False at padding, where cases have unequally many images; else None."""
 
@@ -61,6 +64,7 @@ class EvidenceEncoder(nn.Module):
             config.vision, spec.image.size, space.hidden_size, space.rms, load_vision_weights, spec.image.channels,
             spec.study, space.embed_names(spec.study.missing_names()) if spec.study else None, config.projector_size,
         )  # fmt: skip
+        self.familiarity = Familiarity(self.vision.summary_size, spec.familiarity)
         self.model_config = replace(config, vision=self.vision.config)  # a repository's encoder by its architecture
         self.vitals = VitalsEncoder(
             config.vitals, spec.schema, spec.statistics, space.embed_names, space.rms, config.projector_size
@@ -120,13 +124,14 @@ class EvidenceEncoder(nn.Module):
         vitals_tokens, x = vitals  # B × n × H, B × X
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a logit near 4 moves in steps of 0.03
             z, logits = self.joint(image.f.float(), x.float())  # B × Z, B × K
+            distance = self.familiarity(image.f.float())  # B
         shown = self.evidence(z, logits if whole else logits.detach(), image.lacking)
         rest = [*([vitals_tokens] if vitals_tokens.shape[1] else []), *shown]
         tokens = torch.cat([part.to(image.tokens.dtype) for part in (image.tokens, *rest)], dim=1)
         there = image.there
         if there is not None:
             there = nn.functional.pad(there, (0, tokens.shape[1] - there.shape[1]), value=True)
-        return FusedInputs(tokens, z, logits, there)
+        return FusedInputs(tokens, z, logits, distance, there)
 
     def embed_prompt(self, batch: Batch) -> tuple[torch.Tensor, FusedInputs]:
         """Encode the evidence of a batch and embed its prompts; returns B × T × H and the evidence."""

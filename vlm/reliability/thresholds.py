@@ -19,7 +19,12 @@ class Reliability:
     label_sets: dict[str, LabelThresholds] = field(default_factory=dict)
     """Label → its thresholds; a label without any has no set."""
 
+    unlike_above: float = 0.0
+    """Distance of the image features above which a picture is unlike those of training; 0 if none was fitted."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.unlike_above < 1e9:
+            raise UserError(f"reliability.unlike_above: must be 0 or more, not {self.unlike_above}")
         if not 0.5 <= self.coverage < 1:
             raise UserError(f"reliability.coverage: must be 0.5 or more and below 1, not {self.coverage}")
 

@@ -1,22 +1,85 @@
 """Fit on the validation split what an adapter's drafts are judged by, and print what could not be fitted."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 
+from vlm.config import EvaluationConfig
+from vlm.data.collate import Collator, to_device
 from vlm.data.dataset import CaseDataset
 from vlm.distributed import log_rank0
 from vlm.evaluation.scoring import CaseScores
 from vlm.model.clinical_vlm import ClinicalVLM
-from vlm.reliability.label_sets import fit_label_sets
+from vlm.reliability.familiarity import FALSE_ALARMS, FEWEST_PICTURES, MOST_PICTURES, Familiarity
+from vlm.reliability.label_sets import conformal_quantile, fewest_patients, fit_label_sets
 from vlm.reliability.thresholds import Reliability
 
 
-def fit_reliability(model: ClinicalVLM, validation: CaseDataset, scores: CaseScores, coverage: float) -> Reliability:
-    """Fit the label sets.
+def fit_reliability(
+    model: ClinicalVLM,
+    train: CaseDataset,
+    validation: CaseDataset,
+    scores: CaseScores,
+    options: EvaluationConfig,
+) -> None:
+    """Fit into the model the label sets, and how unlike a picture may be.
 
     `scores` are those of the validation split; the model's calibration must be fitted before.
     """
+    coverage = options.coverage
     probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()  # N × K
-    patients = validation.rows["patient"]
-    sets, lines = fit_label_sets(probabilities, scores.targets, patients, model.spec.labels, coverage)
-    log_rank0(*lines)
-    return Reliability(coverage, sets) if sets else Reliability()
+    labels, patients = model.spec.labels, validation.rows["patient"]
+    sets, lines = fit_label_sets(probabilities, scores.targets, patients, labels, coverage)
+    familiarity, unlike_above, line = fit_familiarity(model, train, validation, options.batch_size)
+    log_rank0(*lines, line)
+    model.spec, model.familiarity = replace(model.spec, familiarity=familiarity.count), familiarity.to(model.device)
+    model.reliability = Reliability(coverage, sets, unlike_above) if sets or unlike_above else Reliability()
+
+
+def fit_familiarity(
+    model: ClinicalVLM, train: CaseDataset, validation: CaseDataset, batch_size: int
+) -> tuple[Familiarity, float, str]:
+    """Fit the distance to training pictures, and the threshold to validation pictures; returns a line on it as well.
+
+    At most `MOST_PICTURES` of each split are looked at, without dropout and augmentation.
+    """
+    nothing = Familiarity(model.vision.summary_size, 0)
+    features, _ = image_summaries(model, train, _some(train), batch_size)
+    if len(features) < FEWEST_PICTURES:
+        return nothing, 0.0, f"unlike pictures: not told ({len(features)} training pictures, {FEWEST_PICTURES} needed)"
+    asked, rows = image_summaries(model, validation, _some(validation), batch_size)
+    patients = np.array(validation.rows["patient"], dtype=object)[rows].astype(str)
+    count, needed = len(set(patients)), fewest_patients(1 - FALSE_ALARMS)
+    if count < needed:
+        return nothing, 0.0, f"unlike pictures: not told ({count} validation patients with one, {needed} needed)"
+    familiarity = Familiarity.fit(features)
+    distances = familiarity(torch.from_numpy(asked)).double().numpy()
+    above = conformal_quantile(distances, patients, 1 - FALSE_ALARMS)
+    seen = f"{familiarity.count} directions of {len(features)} training pictures, {len(asked)} validation pictures"
+    return familiarity, above, f"unlike pictures: further than {above:.3g} ({seen}, {FALSE_ALARMS:.0%} beyond it)"
+
+
+def _some(dataset: CaseDataset) -> np.ndarray:
+    """Choose at most `MOST_PICTURES` cases with an image, spread over the split."""
+    rows = np.flatnonzero([len(images) > 0 for images in dataset.rows["images"]])
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_PICTURES)).astype(int))]
+
+
+@torch.no_grad()
+def image_summaries(
+    model: ClinicalVLM, dataset: CaseDataset, rows: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the vector f of some cases, without dropout and augmentation; n × F, and the rows that show a picture."""
+    was_training = model.training
+    model.eval()
+    plain = torch.utils.data.Subset(replace(dataset, dropout=None, features=None), rows.tolist())
+    found, shown = [np.empty((0, model.vision.summary_size), np.float32)], [np.empty(0, bool)]
+    for batch in torch.utils.data.DataLoader(plain, batch_size, collate_fn=Collator(model.prompt)):
+        seen = to_device(batch, model.device)
+        with model.autocast():
+            image = model.vision(seen["pixel_values"], seen["has_image"], seen["image_roles"])
+        found.append(image.f[seen["has_image"]].float().cpu().numpy())
+        shown.append(batch["has_image"].numpy())
+    model.train(was_training)
+    return np.concatenate(found), rows[np.concatenate(shown)]
