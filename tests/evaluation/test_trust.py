@@ -17,7 +17,8 @@ from vlm.resources import render
 SCHEMA = VitalsSchema((VitalConfig("glucose", "mmol/L", reference=[3.9, 7.8]),))
 SPEC = CaseSpec(ImageSpec(), SCHEMA, VitalsStatistics((6.0,), (1.0,), ((1.0, 9.0),)), ("opacity", "fracture", "mass"))
 KEPT = Reliability(
-    0.8, {"opacity": LabelThresholds(0.4, 0.6), "fracture": LabelThresholds(0.9, 0.1, by_class=False)}, 2.0,
+    0.8, {"opacity": LabelThresholds(0.4, 0.6), "fracture": LabelThresholds(0.9, 0.1),
+          "mass": LabelThresholds(0.0, 0.4)}, 2.0,
 )  # fmt: skip
 TARGETS = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 1], [0, np.nan, 0]] * 5, dtype=float)
 P = np.array([[0.9, 0.95, 0.5], [0.3, 0.5, 0.5], [0.5, 0.05, 0.5], [0.1, 0.5, 0.5]] * 5)
@@ -36,13 +37,13 @@ def measured(kept: Reliability = KEPT, targets: np.ndarray = TARGETS, distances:
 def test_coverage_and_size_of_the_sets() -> None:
     sets = measured()["label_sets"]
     opacity, fracture = sets["each"]["opacity"], sets["each"]["fracture"]
-    assert sets["each"].keys() == {"opacity", "fracture"} and sets["wanted"] == 0.8
+    assert sets["each"].keys() == {"opacity", "fracture", "mass"} and sets["wanted"] == 0.8
     assert opacity["coverage"]["value"] == 0.75 and opacity["coverage"]["low"] < 0.75 < opacity["coverage"]["high"]
     assert (opacity["coverage_present"]["value"], opacity["coverage_absent"]["value"]) == (0.5, 1.0)
-    assert opacity["size"]["value"] == 1.25 and opacity["by_class"] and not fracture["by_class"]
+    assert opacity["size"]["value"] == 1.25 and opacity["by_class"] and not sets["each"]["mass"]["by_class"]
     assert fracture["coverage"]["value"] == pytest.approx(2 / 3) and fracture["cases"] == 15, "an empty set holds none"
     assert fracture["size"]["value"] == pytest.approx(2 / 3)
-    assert sets["coverage"]["value"] == pytest.approx((1 + 0 + 1 + 1) / 4), "mean over the known labels of a case"
+    assert sets["coverage"]["value"] == pytest.approx((1 + 0 + 1 + 0.5) / 4), "mean over the known labels of a case"
 
 
 def test_the_share_of_drafts_with_a_contradiction() -> None:

@@ -22,7 +22,7 @@ from vlm.reliability.label_sets import LabelThresholds
 from vlm.reliability.thresholds import Reliability
 from vlm.report import Contradiction, Report
 
-SETS = {"pathology": LabelThresholds(0.0, 1.0), "effusion": LabelThresholds(1.0, 0.0, by_class=False)}
+SETS = {"pathology": LabelThresholds(0.0, 1.0), "effusion": LabelThresholds(1.0, 0.0)}
 SHOWN = Report(
     "Shadow.", {"pathology": 0.4, "effusion": 0.2, "mass": 0.1}, label_sets={"pathology": ("present", "absent"),
     "effusion": ()}, coverage=0.9, contradictions=(Contradiction("Shadow", "vital", "says <b>\x1b[2J"),),

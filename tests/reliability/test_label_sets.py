@@ -51,11 +51,10 @@ def test_sets_by_class_cover_each_class_at_the_wanted_rate() -> None:
     assert [everyone, present, absent] == pytest.approx([0.9] * 3, abs=0.02)
 
 
-def test_common_thresholds_cover_both_classes_together_where_one_is_rare() -> None:
-    everyone, present, _, by_class = mean_coverage(0.05, 100)
+def test_a_rare_class_is_never_ruled_out_and_the_other_keeps_its_rate() -> None:
+    _, present, absent, by_class = mean_coverage(0.05, 100)
     assert not by_class
-    assert everyone == pytest.approx(0.9, abs=0.02)
-    assert present < 0.5, "the rare class is not covered by itself, so it must be told which threshold it is"
+    assert present == 1 and absent == pytest.approx(0.9, abs=0.02)
 
 
 def test_another_coverage_is_kept_too() -> None:
@@ -76,10 +75,13 @@ def test_what_cannot_be_fitted_is_said_with_its_reason() -> None:
     targets[5:, 1] = 0
     targets[12:, 2] = np.nan
     fitted, lines = fit_label_sets(p, targets, [f"p{n}" for n in range(60)], ["a", "b", "c"], 0.9)
-    assert fitted.keys() == {"a", "b"} and fitted["a"].by_class and not fitted["b"].by_class
-    assert lines[0] == "label sets of 90% coverage: a threshold for each class: a"
-    assert lines[1].startswith("label sets of 90% coverage: one threshold for both classes: b (present in ")
-    assert lines[2] == "label sets of 90% coverage: none: c (12 validation patients, 20 needed)"
+    assert fitted.keys() == {"a", "b"} and fitted["a"].by_class and fitted["b"].present == 0 < fitted["b"].absent < 1
+    title = "label sets of 90% coverage"
+    assert lines[0] == f"{title}: for each class: a"
+    assert lines[1].startswith(f"{title}: never without an answer that few patients have: b (present in ")
+    assert lines[2].startswith(f"{title}: none: c (present in ") and lines[2].endswith("patients, 20 needed)")
+    mirrored, _ = fit_label_sets(1 - p, 1 - targets, [f"p{n}" for n in range(60)], ["a", "b", "c"], 0.9)
+    assert (mirrored["b"].present, mirrored["b"].absent) == pytest.approx((1 - fitted["b"].absent, 1))
     assert fit_label_sets(np.empty((0, 0)), np.empty((0, 0)), [], [], 0.9) == ({}, [])
 
 

@@ -10,7 +10,7 @@ from vlm.reliability.label_sets import LabelThresholds
 from vlm.reliability.thresholds import Reliability
 
 LABELS = ("pathology", "effusion")
-FITTED = Reliability(0.9, {"pathology": LabelThresholds(0.25, 0.5, by_class=False)})
+FITTED = Reliability(0.9, {"pathology": LabelThresholds(0.25, 0.5)})
 
 
 def read(values: Any) -> Reliability:

@@ -13,7 +13,7 @@ from vlm.reliability.thresholds import Reliability
 from vlm.report import Contradiction
 
 LIKELY, UNLIKELY = 0.8, 0.2
-"""Least and largest probability that are taken as a verdict, of a label without a set."""
+"""Least and largest probability that are taken as a verdict, of a label without thresholds for both classes."""
 LONGEST_SENTENCE = 300
 """Most characters of a sentence that a flag quotes."""
 _PARTIAL = re.compile(r"\b(?:other|otherwise|another|new|additional|further|second|more|rest|remain(?:der|ing)|also|"
@@ -104,9 +104,12 @@ def _against_probabilities(
 
 
 def _verdict(probability: float, thresholds: LabelThresholds | None) -> str:
-    """Return the answer that the head holds: the only one in the label's set; empty if there is none."""
-    if thresholds is not None:
-        answers = thresholds.answers(probability)
+    """Return the answer that the head holds: the only one in the label's set; empty if there is none.
+
+    Where the set cannot leave out both answers, a high or low probability counts.
+    """
+    answers = thresholds.answers(probability) if thresholds is not None else ()
+    if len(answers) == 1 or (thresholds is not None and thresholds.by_class):
         return answers[0] if len(answers) == 1 else ""
     return PRESENT if probability >= LIKELY else ABSENT if probability <= UNLIKELY else ""
 

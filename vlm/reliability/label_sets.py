@@ -15,23 +15,26 @@ from vlm.errors import UserError
 
 PRESENT, ABSENT = "present", "absent"
 FEWEST_PATIENTS = 20
-"""Fewest validation patients of a class for a threshold of its own, and of both together for a common one."""
+"""Fewest validation patients of a class for its threshold."""
 
 
 @dataclass(frozen=True)
 class LabelThresholds:
-    """Hold the thresholds of one label's probability."""
+    """Hold the thresholds of one label's probability, each fitted on the cases of its class."""
 
     present: float
-    """Least probability at which `present` is in the set."""
+    """Least probability at which `present` is in the set; 0: always, since too few patients have the label."""
     absent: float
-    """Largest probability at which `absent` is in the set."""
-    by_class: bool = True
-    """True if each class has a threshold of its own; then the rate holds for its cases alone too."""
+    """Largest probability at which `absent` is in the set; 1: always, since too few patients lack the label."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.present <= 1 and 0 <= self.absent <= 1):  # NaN fails every comparison
             raise UserError(f"reliability.label_sets: {self.present} and {self.absent} are no probabilities")
+
+    @property
+    def by_class(self) -> bool:
+        """True if neither answer is in every set."""
+        return self.present > 0 and self.absent < 1
 
     def answers(self, probability: float) -> tuple[str, ...]:
         """List the answers in the set of a calibrated probability."""
@@ -62,29 +65,33 @@ def fit_label_sets(
 ) -> tuple[dict[str, LabelThresholds], list[str]]:
     """Fit the thresholds of each label on the validation split; returns them, and lines that say which were fitted how.
 
-    `probabilities` and `targets` are N × K, NaN where unknown. A label with too few patients of one class gets common
-    thresholds, whose rate holds for both classes together; with too few of both together it gets none.
+    `probabilities` and `targets` are N × K, NaN where unknown. The answer of a class with too few patients stays in
+    every set: a threshold common to both classes would hold its rate by never holding the truth of the rare one. With
+    too few of both classes a label gets none.
     """
     named, needed = np.asarray(patients, dtype=str), fewest_patients(coverage)
     fitted: dict[str, LabelThresholds] = {}
-    how: dict[str, list[str]] = {"a threshold for each class": [], "one threshold for both classes": [], "none": []}
-    by_class, pooled, none = how.values()
+    how: dict[str, list[str]] = {"for each class": [], "never without an answer that few patients have": [], "none": []}
+    by_class, one_sided, none = how.values()
     for k, label in enumerate(labels):
-        is_class = {PRESENT: targets[:, k] == 1, ABSENT: targets[:, k] == 0}
-        counts = {answer: len(set(named[rows])) for answer, rows in is_class.items()}
-        known, few = is_class[PRESENT] | is_class[ABSENT], min(counts, key=lambda answer: counts[answer])
-        p = probabilities[:, k]
-        if counts[few] >= needed:
-            low = -conformal_quantile(-p[is_class[PRESENT]], named[is_class[PRESENT]], coverage)
-            high = conformal_quantile(p[is_class[ABSENT]], named[is_class[ABSENT]], coverage)
-            fitted[label] = LabelThresholds(low, high)
-            by_class.append(label)
-        elif (together := len(set(named[known]))) >= needed:
-            wrong = np.where(is_class[PRESENT], 1 - p, p)  # share of the probability on the other answer
-            most = conformal_quantile(wrong[known], named[known], coverage)
-            fitted[label] = LabelThresholds(1 - most, most, by_class=False)
-            pooled.append(f"{label} ({few} in {counts[few]} validation patients, {needed} needed)")
-        else:
-            none.append(f"{label} ({together} validation patients, {needed} needed)")
+        thresholds, few = _fit_label(probabilities[:, k], targets[:, k], named, needed, coverage)
+        if thresholds is not None:
+            fitted[label] = thresholds
+        said = f"{label} ({' and '.join(few)} validation patients, {needed} needed)" if few else label
+        (none if thresholds is None else one_sided if few else by_class).append(said)
     title = f"label sets of {coverage:.0%} coverage"
     return fitted, [f"{title}: {kind}: {', '.join(names)}" for kind, names in how.items() if names]
+
+
+def _fit_label(
+    p: np.ndarray, targets: np.ndarray, patients: np.ndarray, needed: int, coverage: float
+) -> tuple[LabelThresholds | None, list[str]]:
+    """Fit the thresholds of one label; returns None with too few patients of both classes, and which are too few."""
+    bounds, few = {PRESENT: 0.0, ABSENT: 1.0}, []
+    for answer, value, sign in ((PRESENT, 1, -1), (ABSENT, 0, 1)):
+        rows = targets == value
+        if (count := len(set(patients[rows]))) < needed:
+            few.append(f"{answer} in {count}")
+        else:
+            bounds[answer] = sign * conformal_quantile(sign * p[rows], patients[rows], coverage)
+    return LabelThresholds(bounds[PRESENT], bounds[ABSENT]) if len(few) < 2 else None, few
