@@ -94,12 +94,13 @@ def read_site(file: str | Path, adapter: AdapterFolder) -> SiteCalibration:
     if not isinstance(labels, dict) or list(labels) != list(wanted):
         raise UserError(f"{file}: labels: are not those of the adapter, {', '.join(wanted)}")
     pairs = [_pair(file, label, row) for label, row in labels.items()]
-    counts = [values[key] for key in ("patients", "cases")]
-    if any(type(count) is not int for count in counts) or not isinstance(values["site"], str):
+    patients, cases = values["patients"], values["cases"]
+    if type(patients) is not int or type(cases) is not int or not isinstance(values["site"], str):
         raise UserError(f"{file}: site is a text, patients and cases are whole numbers")
+    temperatures, offsets = (tuple(pair[place] for pair in pairs) for place in (0, 1))
+    own = adapter.config.calibration.temperature
     try:
-        own = adapter.config.calibration.temperature
-        return SiteCalibration(own, *counts, values["site"], tuple(t for t, _ in pairs), tuple(b for _, b in pairs))
+        return SiteCalibration(own, patients, cases, values["site"], temperatures, offsets)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 

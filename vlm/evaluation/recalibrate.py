@@ -49,7 +49,8 @@ def fit_site(
 
     A label that under ten of the patients have, or lack, keeps the adapter's own temperature.
     """
-    named, pairs, notes = np.asarray(patients, dtype=object), [], []
+    named, notes = np.asarray(patients, dtype=object), []
+    pairs: list[tuple[float, float]] = []
     for k, label in enumerate(labels):
         known = ~np.isnan(scores.targets[:, k])
         y, x = scores.targets[known, k], scores.logits[known, k].astype(np.float64)
@@ -61,10 +62,10 @@ def fit_site(
             continue
         pairs.append(fit_line(x, y))
         notes.append(f"{label}: temperature {pairs[-1][0]:.3f} (own {own.temperature:.3f}), offset {pairs[-1][1]:+.3f}")
-    known = ~np.isnan(scores.targets).all(axis=1)
-    counts = len(set(named[known])), int(known.sum())
-    temperatures, offsets = zip(*pairs, strict=True) if pairs else ((), ())
-    return SiteCalibration(own.temperature, *counts, site, temperatures, offsets), notes
+    rows = ~np.isnan(scores.targets).all(axis=1)
+    temperatures, offsets = (tuple(pair[place] for pair in pairs) for place in (0, 1))
+    people, cases = len(set(named[rows])), int(rows.sum())
+    return SiteCalibration(own.temperature, people, cases, site, temperatures, offsets), notes
 
 
 def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

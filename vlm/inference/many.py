@@ -107,7 +107,7 @@ class TableJob:
         metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": self.columns.to_dict(),
                     "max_new_tokens": self.max_new_tokens, "findings": self.findings,
                     "site": sha256(self.site.read_bytes()).hexdigest() if self.site else None, **asdict(self.options),
-                   **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
+                    **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
             with locked(self.output, shared=True):  # a process that drafts it alone is found before a model is loaded
                 pass
@@ -235,7 +235,8 @@ def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedRe
         find = partial(_find, engine, images, embedded or EmbeddedReader())
         found = [find(one) for one in (*row.images, *row.priors)]
         roles = [StudyImage("", view) for view in spread(row.views, len(row.images))]
-        roles += [StudyImage("", "", True, _days(text)) for text in spread(row.prior_days, len(row.priors))]
+        days = (read_days(text, "prior_days") for text in spread(row.prior_days, len(row.priors)))
+        roles += [StudyImage("", "", True, None if math.isnan(one) else one) for one in days]
         named = zip(found, roles, strict=True)
         study = [role._replace(image=image) for (image, _), role in named if image is not None]
         example, warnings = engine.prepare(study, row.vitals, row.context, row.prior_report)
@@ -250,11 +251,6 @@ def _find(engine: Engine, images: ImageFolder, embedded: EmbeddedReader, source:
         return images.find_if_named(source)
     where = row_label(source, f"{source.file}: row {source.row + 2}")
     return decode_square(embedded.read(source, where), where, engine.model.spec.image), ""
-
-
-def _days(text: str) -> float | None:
-    days = read_days(text, "prior_days")
-    return None if math.isnan(days) else days
 
 
 def _prompt_length(engine: Engine, case: _Prepared) -> int:
