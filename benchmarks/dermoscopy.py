@@ -111,9 +111,9 @@ class Marks:
         self.labeller = Labeller.load(config.data.findings)
         self.train, self.test = (CaseDataset(cohort.split(name), spec, cohort.sections) for name in ("train", "test"))
         self.places = {case: place for place, case in enumerate(self.test.rows["id"])}
-        seen, known = ([part(data) for data in (self.train, self.test)] for part in (
-            lambda data: frozen_features(config, data), vitals_columns))  # fmt: skip
-        both = [np.hstack(pair) for pair in zip(seen, known, strict=True)]
+        seen = frozen_features(config, self.train), frozen_features(config, self.test)
+        known = vitals_columns(self.train), vitals_columns(self.test)
+        both = np.hstack([seen[0], known[0]]), np.hstack([seen[1], known[1]])
         malignant = np.array([labels[0] for labels in self.train.rows["labels"]])
         lesions = np.array(self.train.rows["patient"])
         diagnoses = words_of(self.train.reports, DIAGNOSES, self.labeller)

@@ -17,7 +17,7 @@ def stacked(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.array(run[name]) for run in runs.values()]) for name in measures}
 
 
-def interval(statistic: Statistic, patients: Sequence[str], runs: int, seed: int = 0) -> Estimate:
+def interval(statistic: Statistic, patients: Sequence[Any] | np.ndarray, runs: int, seed: int = 0) -> Estimate:
     """Compute a statistic over the stacked cases, and its 95 % interval over draws of patients (N) and of runs."""
     names, of_case = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)

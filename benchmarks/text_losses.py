@@ -47,7 +47,7 @@ def finding_weights(
     weights = torch.ones_like(losses)
     for row in range(len(batch["labels"])):
         ids = batch["labels"][row][batch["labels"][row] != IGNORED].tolist()
-        pieces = [model.tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
+        pieces = [str(model.tokenizer.decode(ids[: n + 1])) for n in range(len(ids))]
         ends = np.array([len(piece) for piece in pieces])
         starts, text = np.concatenate([[0], ends[:-1]]), pieces[-1].lower()
         inside = np.zeros(len(ids), dtype=bool)
