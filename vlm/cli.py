@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm.adapter.commands import checklist_options, export_options, merge_options, push_options, seal_options
 from vlm.app.commands import serve_options
@@ -24,6 +25,9 @@ from vlm.explanation.commands import explain_options
 from vlm.inference.options import add_draft_options, check_draft_options, cluster_of, engine_of, images_of
 from vlm.training.commands import train_options, watch_options
 from vlm.version import __version__
+
+if TYPE_CHECKING:
+    from vlm.inference.many import Counts
 
 
 def draft_options(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +125,9 @@ def run_draft(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     check_draft_options(arguments)
     # The first word comes four seconds sooner: nothing here is compiled or lives long enough to be collected.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    if arguments.input:
+    if arguments.rexrank:
+        draft_studies(arguments)
+    elif arguments.input:
         draft_table(arguments)
     elif arguments.explain:
         from vlm.explanation.explained_draft import explain_case
@@ -166,12 +172,28 @@ def draft_table(arguments: argparse.Namespace) -> None:
     sizes = arguments.batch_size, arguments.max_new_tokens
     job = TableJob(table, Path(arguments.output), images, columns, *sizes, options, arguments.findings or "")
     counts = draft_table(arguments.adapter, job, arguments.resume, cluster_of(arguments), **engine_of(arguments))
-    print(f"{job.output}: {counts.lines:,} lines", file=sys.stderr)
+    report_counts(job.output, counts, arguments)
+
+
+def draft_studies(arguments: argparse.Namespace) -> None:
+    """Write the drafts of a ReXrank file."""
+    from vlm.inference.rexrank import draft_studies
+
+    file, output = Path(arguments.rexrank), Path(arguments.output)
+    images = Path(arguments.images) if arguments.images else file.parent
+    sizes = arguments.batch_size, arguments.max_new_tokens
+    job = file, output, images, *sizes, arguments.resume
+    report_counts(output, draft_studies(arguments.adapter, *job, **engine_of(arguments)), arguments)
+
+
+def report_counts(output: Path, counts: "Counts", arguments: argparse.Namespace) -> None:
+    """Print how many drafts there are; raises `UserError` where some cases have an error instead."""
+    print(f"{output}: {counts.lines:,} lines", file=sys.stderr)
     if counts.cut:
-        way_out = f"--max_new_tokens is {job.max_new_tokens}, --max_seconds {arguments.max_seconds:g}"
+        way_out = f"--max_new_tokens is {arguments.max_new_tokens}, --max_seconds {arguments.max_seconds:g}"
         print(f"warning: {counts.cut:,} drafts are not finished, as their lines say; {way_out}", file=sys.stderr)
     if counts.errors:
-        raise UserError(f"{job.output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
+        raise UserError(f"{output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
 
 
 def program() -> None:

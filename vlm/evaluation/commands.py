@@ -16,6 +16,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recalibrate_on", type=int, metavar="N", help="fit such a file on so many of the patients, "
                         "who are then not tested, and use it")  # fmt: skip
     parser.add_argument("--site_name", metavar="NAME", help="name of the site; default: the table's")
+    parser.add_argument("--rexrank", action="store_true", help="write the predictions as ReXrank takes them as well")
     parser.set_defaults(run=run_evaluate, takes_config=True)
 
 
@@ -25,7 +26,8 @@ def run_evaluate(arguments: argparse.Namespace, options: Sequence[str]) -> None:
 
     output = Path(arguments.output)
     site = SiteOptions(arguments.site, arguments.recalibrate_on, arguments.site_name)
-    test_adapter(arguments.adapter, arguments.data, output, arguments.base, options, arguments.revision, site)
+    given = arguments.base, options, arguments.revision, site, arguments.rexrank
+    test_adapter(arguments.adapter, arguments.data, output, *given)
 
 
 def compare_options(parser: argparse.ArgumentParser) -> None:

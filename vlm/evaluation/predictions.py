@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from vlm.atomic import replace_file
+from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
+from vlm.data.sections import CONCLUSIONS, section_name
 from vlm.data.vitals.schema import describe
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.measures import claims_of
@@ -58,6 +60,37 @@ def write_predictions(
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     replace_file(folder / "predictions.jsonl", text)
     return rows
+
+
+def write_rexrank(folder: Path, cohort: Cohort, root: Path) -> None:
+    """Write rexrank.json from the predictions in a folder: study id → image paths, context, reference, prediction.
+
+    Paths are relative to the data's folder `root`. The reference's findings and impression are the sections of these
+    names; without them the whole is its findings.
+    """
+    cases = {case["id"]: case for case in cohort.split("test")}
+    names = [section_name(section) for section in cohort.sections]
+    studies = {}
+    for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        case = cases[row["id"]]
+        parts = dict(zip(names, case["sections"], strict=True))
+        impression = next((parts[name] for name in CONCLUSIONS if parts.get(name)), None)
+        studies[row["id"]] = {
+            "image_path": [_below(image["path"], root) for image in case["images"] or () if image["path"]],
+            "context": case["context"],
+            "report": row["reference"],
+            "section_findings": parts.get("findings") if impression or "findings" in parts else row["reference"],
+            "section_impression": impression,
+            "split": "test",
+            "model_prediction": row["report"],
+        }
+    replace_file(folder / "rexrank.json", json.dumps(studies, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _below(path: str, root: Path) -> str:
+    file = Path(path)
+    return str(file.relative_to(root) if file.is_relative_to(root) else file.name)
 
 
 def _number(value: float, digits: int = 6) -> float | None:

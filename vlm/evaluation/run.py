@@ -14,11 +14,13 @@ from vlm.config import Config
 from vlm.config.parsing import as_options, is_config, parse_config
 from vlm.data.cohort import Cohort
 from vlm.data.ingest.sources import load_cohort
+from vlm.distributed import is_main
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate, plain_splits
 from vlm.evaluation.groupings import check_subgroups
 from vlm.evaluation.learned import load_learned
 from vlm.evaluation.operating_points import saved_thresholds
+from vlm.evaluation.predictions import write_rexrank
 from vlm.evaluation.recalibrate import fit_site, move_thresholds, set_apart
 from vlm.evaluation.scoring import score_cases
 from vlm.evaluation.site import saved_metrics
@@ -68,8 +70,12 @@ def test_adapter(
     options: Sequence[str],
     revision: str | None = None,
     site: SiteOptions | None = None,
+    rexrank: bool = False,
 ) -> dict[str, Any]:
-    """Load adapter and data, check that they match, evaluate and write; `options` go to the config."""
+    """Load adapter and data, check that they match, evaluate and write; `options` go to the config.
+
+    With `rexrank` the predictions are also written in the format of ReXrank.
+    """
     site = site or SiteOptions()
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: not empty; name a new folder with --output")
@@ -101,6 +107,8 @@ def test_adapter(
         thresholds = move_thresholds(thresholds, given.spec.labels, used) if thresholds else thresholds
     with locked(output), nullcontext(output) if output.exists() else staged(output, manifest=False) as place:
         metrics = evaluate(model, cohort, config, place, learned=learned, thresholds=thresholds, own=own)
+        if rexrank and is_main():
+            write_rexrank(place, cohort, Path(config.data.root))
     print(
         *summary_lines(metrics), *beside_lines(metrics.get("beside", {})), f"page: {output / 'report.html'}", sep="\n"
     )

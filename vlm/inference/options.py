@@ -48,6 +48,8 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
                         "default: findings, places and levels")  # fmt: skip
     many = parser.add_argument_group("many cases", "columns of vitals are found by name")
     many.add_argument("--input", help="table: .csv, .tsv, .xlsx, .jsonl, .parquet or a folder of .parquet files")
+    many.add_argument("--rexrank", metavar="FILE", help="studies as ReXrank writes them, in place of --input; --output "
+                      "is the same JSON with model_prediction")  # fmt: skip
     many.add_argument("--encoding", metavar="NAME", help="text encoding, such as cp1251; default: detect it")
     many.add_argument("--sheet", metavar="NAME", help="sheet of a workbook; default: the only one with content")
     many.add_argument("--output", default="reports.jsonl", help="JSON Lines file to write, in the order of the table")
@@ -118,6 +120,10 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
     images = images_of(arguments)
     if arguments.input and (images or arguments.vitals):
         raise UserError("--input: a table brings its own images and vitals; leave --image and --vitals away")
+    if arguments.rexrank and (arguments.input or images or arguments.vitals or arguments.context or arguments.signal):
+        raise UserError("--rexrank: brings its own studies; leave --input and the options of one case away")
+    if arguments.rexrank and (arguments.explain or arguments.fhir):
+        raise UserError("--rexrank: is for many studies; --explain and --fhir are for one case")
     if arguments.input and arguments.prior_report:
         raise UserError("--prior_report: is for one case; name a table's column of it with --prior_report_column")
     if arguments.input and arguments.context:
