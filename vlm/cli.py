@@ -20,7 +20,7 @@ from vlm.config import Config
 from vlm.config.strict import dotted_names
 from vlm.data.prepare.commands import check_options, pack_options
 from vlm.errors import UserError, require, run_program
-from vlm.evaluation.commands import compare_options, evaluate_options
+from vlm.evaluation.commands import compare_options, drift_options, evaluate_options
 from vlm.explanation.commands import explain_options
 from vlm.inference.options import add_draft_options, check_draft_options, cluster_of, engine_of, images_of
 from vlm.training.commands import train_options, watch_options
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "draft": draft_options,
     "evaluate": evaluate_options,
     "compare": compare_options,
+    "drift": drift_options,
     "check": check_options,
     "pack": pack_options,
     "push": push_options,

@@ -1,4 +1,4 @@
-"""Define the commands `evaluate` and `compare`."""
+"""Define the commands `evaluate`, `compare` and `drift`."""
 
 import argparse
 from collections.abc import Sequence
@@ -41,3 +41,21 @@ def run_compare(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vlm.evaluation.compare import compare
 
     print(compare(arguments.runs))
+
+
+def drift_options(parser: argparse.ArgumentParser) -> None:
+    """Compare the drafts of two times."""
+    parser.add_argument("reference", help="drafts of a table, as `draft --input` wrote them")
+    parser.add_argument("later", help="drafts of a later table by the same adapter")
+    parser.add_argument("--output", required=True, help="new or empty folder to write")
+    parser.add_argument("--findings", default="chest_en", help="vocabulary of the reports' findings, or its file")
+    parser.set_defaults(run=run_drift)
+
+
+def run_drift(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    """Compare and print what drifted."""
+    from vlm.evaluation.drift import drift, lines
+
+    output = Path(arguments.output)
+    found = drift(Path(arguments.reference), Path(arguments.later), arguments.findings, output)
+    print(*lines(found), f"page: {output / 'drift.html'}", sep="\n")
