@@ -88,7 +88,7 @@ def case_rows(studies: Studies, spec: CaseSpec) -> Iterator[dict[str, Any]]:
     for name, study in studies.items():
         images, key = _images(study), study.get("key_image_path")
         order = sorted(range(len(images)), key=lambda place: images[place] != key)[: spec.study_images]
-        planes = study.get("frontal_lateral")
+        planes: Any = study.get("frontal_lateral")
         paired = isinstance(planes, list) and len(planes) == len(images)
         views = [view_name(str(planes[place])) if paired else "" for place in sorted(order)]
         shown = [images[place].lstrip("/") for place in sorted(order)]
