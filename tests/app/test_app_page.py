@@ -226,6 +226,7 @@ def test_an_image_can_be_taken_away_again(page: Page, image: Path) -> None:
 
 
 def test_the_keyboard_reaches_everything(page: Page) -> None:
+    expect(page.get_by_role("button", name="Synthetic 1")).to_be_visible()  # the last of the form: the page is whole
     page.locator("#vlm-upload button").focus()
     reached = []
     for _ in range(12):

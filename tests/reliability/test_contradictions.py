@@ -204,7 +204,7 @@ def test_the_head_has_a_verdict_where_its_set_holds_one_answer() -> None:
     unsure = Reliability(0.9, {"pathology": LabelThresholds(0.1, 0.9)})
     assert flags_of("No opacity.", 0.5, sure) and not flags_of("No opacity.", 0.85, unsure)
     assert flags_of("Opacity.", 0.2, sure) and not flags_of("Opacity.", 0.35, sure), "neither answer fits"
-    rare = Reliability(0.9, {"pathology": LabelThresholds(0.0, 0.3)}, {"pathology": "opacity"})
+    rare = Reliability(0.9, {"pathology": LabelThresholds(0.0, 0.3)})
     assert flags_of("No opacity.", 0.5, rare) and flags_of("Opacity.", 0.1, rare)
     assert not flags_of("Opacity.", 0.25, rare), "it is neither unlikely nor ruled out"
     assert flags_of("No opacity.", 0.81) and not flags_of("No opacity.", 0.79), "of a label without a set"
