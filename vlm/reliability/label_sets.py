@@ -37,8 +37,13 @@ class LabelThresholds:
         return self.present > 0 and self.absent < 1
 
     def answers(self, probability: float) -> tuple[str, ...]:
-        """List the answers in the set of a calibrated probability."""
+        """List the answers in the set of a calibrated probability.
+
+        Where one answer is in every set, the likelier one joins it: a set of `present` alone at 0.1 % would mislead.
+        """
         fits = {PRESENT: probability >= self.present, ABSENT: probability <= self.absent}
+        if not self.by_class:
+            fits[PRESENT if probability >= 0.5 else ABSENT] = True
         return tuple(answer for answer, is_in in fits.items() if is_in)
 
 
