@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import LogitsProcessorList
 
 from vlm.data.case import Example
 from vlm.data.collate import IGNORED, Collator, evidence_of
@@ -82,8 +83,8 @@ def reward_loss(
     references = [example["report"] for example in examples]
     prompts = Collator(model.prompt, generation=True)(examples)
     model.eval()
-    greedy = _drafts(model, prompts, longest, False)
-    sampled = _drafts(model, prompts, longest, True)
+    greedy, _ = model.generate(prompts, longest)
+    sampled, _ = model.generate(prompts, longest, logits_processor=LogitsProcessorList([_sampling]))
     model.train()
     gain = torch.tensor(reward(sampled, references) - reward(greedy, references), dtype=torch.float32)
     said = Collator(model.prompt)([{**e, "report": text} for e, text in zip(examples, sampled, strict=True)])
@@ -91,16 +92,6 @@ def reward_loss(
     return (1 - ANCHOR) * (losses * gain[case]).mean() + ANCHOR * weighted_loss(model, batch, None)
 
 
-@torch.no_grad()
-def _drafts(model: ClinicalVLM, prompts: Batch, longest: int, sample: bool) -> list[str]:
-    embeddings, _ = model.embed_prompt(prompts)
-    ids = model.llm.generate(  # type: ignore[operator]
-        inputs_embeds=embeddings,
-        attention_mask=prompts["attention_mask"],
-        max_new_tokens=longest,
-        do_sample=sample,
-        top_k=0,
-        eos_token_id=model.prompt.end_id,
-        pad_token_id=model.prompt.pad_id,
-    )
-    return [text.strip() for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+def _sampling(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Add Gumbel noise to the logits: the likeliest token is then a sample at temperature 1."""
+    return scores + torch.distributions.Gumbel(0.0, 1.0).sample(scores.shape)

@@ -144,7 +144,7 @@ def test_arms_draft_some_cases_and_those_as_if_alone(sure_model: ClinicalVLM, ti
     test = CaseDataset(cohort.dataset, sure_model.spec, cohort.sections)
     config = replace(tiny_config, evaluation=replace(tiny_config.evaluation, ablation=True, ablation_cases=6))
     scores = score_cases(sure_model, test, 8, "test")
-    given, arms = run_arms(sure_model, test, config, scores)
+    given, arms = run_arms(sure_model, ArmCases(ARMS[0], test), config, scores)
     patients = np.array(test.rows["patient"])
     assert len(given.drafts) == len(test) and 6 <= len(arms.rows) < len(test)
     assert set(patients[arms.rows]).isdisjoint(np.delete(patients, arms.rows)), "a patient's cases stay together"

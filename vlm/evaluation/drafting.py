@@ -8,7 +8,6 @@ import numpy as np
 from tqdm import tqdm
 
 from vlm.config import Config
-from vlm.data.dataset import CaseDataset
 from vlm.data.sections import split_sections, strip_headings
 from vlm.data.splits import draw_patients
 from vlm.data.storage import hashes
@@ -36,12 +35,12 @@ class ArmsRun:
     """Without the arms that cannot be applied to any case."""
 
 
-def run_arms(model: ClinicalVLM, test: CaseDataset, config: Config, scores: CaseScores) -> tuple[ArmResult, ArmsRun]:
+def run_arms(model: ClinicalVLM, cases: ArmCases, config: Config, scores: CaseScores) -> tuple[ArmResult, ArmsRun]:
     """Draft all cases of a split as given, and at most `evaluation.ablation_cases` of them under each other arm.
 
-    `scores` are those of the split.
+    `cases` are those as given, and `scores` theirs.
     """
-    cases, drafted = ArmCases(ARMS[0], test), DraftCache()
+    test, drafted = cases.dataset, DraftCache()
     given = run_arm(model, cases, config, scores, drafted)
     most = config.evaluation.ablation_cases
     rows = draw_patients(hashes(test.rows, "patient"), most) if 0 < most < len(test) else np.arange(len(test))

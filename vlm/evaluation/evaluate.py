@@ -95,7 +95,8 @@ def evaluate(
     scores = score_cases(model, test, options.batch_size, "test")
     if validation is None and thresholds is None:
         validation = score_cases(model, splits["validation"], options.batch_size, "validation", text=False)
-    given, arms = run_arms(model, test, config, scores)
+    as_given = ArmCases(ARMS[0], test)
+    given, arms = run_arms(model, as_given, config, scores)
     rows, references = arms.rows, test.reports
     labeller = Labeller.load(config.data.findings)
     reports = Reports(given.drafts, references, labeller)
@@ -111,7 +112,7 @@ def evaluate(
         )
     vitals = matrix(test.rows, "vitals", len(cohort.schema)).astype(np.float64)
     stands_for = findings_of_labels(model.spec.labels, labeller.names, cohort.label_findings)
-    distances = np.where(ArmCases(ARMS[0], test).has_image, given.distances or np.nan, np.nan)  # N
+    distances = np.where(as_given.has_image, given.distances or np.nan, np.nan)  # N
     points = operating_measures(thresholds or {}, scores, probabilities, model.spec.labels, bootstrap)
     measured = all_measures(scores, probabilities, model.spec.labels, points, reports, stands_for)
     disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
@@ -159,7 +160,7 @@ def evaluate(
         metrics["sections"] = section_measures(given.sections, wanted, bootstrap)
     if cohort.facts is not None:
         metrics["facts"] = {
-            "as_given": fact_measures(ArmCases(ARMS[0], test), cohort.facts, given.drafts, bootstrap),
+            "as_given": fact_measures(as_given, cohort.facts, given.drafts, bootstrap),
             **{name: fact_measures(arms.cases[name], cohort.facts, arm.drafts, bootstrap.of(rows))
                for name, arm in arms.results.items() if name != "as_given"},
         }  # fmt: skip
