@@ -142,7 +142,9 @@ def test_arms_draft_some_cases_and_those_as_if_alone(sure_model: ClinicalVLM, ti
     """All of the drawn patients, each with its own draft as given, which is not drafted again."""
     cohort = load_cohort(tiny_config.data)
     test = CaseDataset(cohort.dataset, sure_model.spec, cohort.sections)
-    config = replace(tiny_config, evaluation=replace(tiny_config.evaluation, ablation=True, ablation_cases=6))
+    config = replace(
+        tiny_config, evaluation=replace(tiny_config.evaluation, ablation=True, ablation_cases=len(test) * 2 // 3)
+    )
     scores = score_cases(sure_model, test, 8, "test")
     given, arms = run_arms(sure_model, ArmCases(ARMS[0], test), config, scores)
     patients = np.array(test.rows["patient"])
@@ -155,6 +157,13 @@ def test_arms_draft_some_cases_and_those_as_if_alone(sure_model: ClinicalVLM, ti
     alone = run_arm(sure_model, ArmCases(arm("image_swapped"), few), config, scores.of(arms.rows), {})
     assert swapped.drafts == alone.drafts
     np.testing.assert_allclose(swapped.losses, alone.losses, rtol=1e-4)
+    reused = 0
+    for name in ("image_swapped", "vitals_swapped", "image_withheld", "vitals_withheld"):
+        cases = ArmCases(arm(name), few)
+        reused += int((~cases.changed).sum())
+        fresh = run_arm(sure_model, cases, config, scores.of(arms.rows), {})
+        np.testing.assert_allclose(arms.results[name].logits, fresh.logits, rtol=1e-3, atol=0.05)
+    assert reused, "a case without the evidence keeps its own draft as given"
 
 
 def test_runs_are_compared_by_their_logits(tmp_path: Path) -> None:
