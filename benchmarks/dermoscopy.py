@@ -32,10 +32,10 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
 from vlm.evaluation.ablation import minus
 from vlm.evaluation.baselines import nearest_reports
-from vlm.evaluation.intervals import Statistic, mean, ratio
-from vlm.evaluation.probability import auroc
 from vlm.findings.labeller import Labeller
 from vlm.model.encoders.build import build_encoder, image_pictures, image_spec
+from vlm.statistics.intervals import Statistic, mean, ratio
+from vlm.statistics.probability import auroc
 
 DIAGNOSES = ["nevus", "melanoma", "benign_keratosis", "basal_cell_carcinoma", "actinic_keratosis", "vascular_lesion",
              "dermatofibroma"]  # fmt: skip

@@ -26,10 +26,10 @@ from vlm.data.collate import Collator
 from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
 from vlm.evaluation.ablation import macro_auroc, minus
-from vlm.evaluation.intervals import Statistic, mean, ratio
-from vlm.evaluation.probability import auroc
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.fusion import JointVector
+from vlm.statistics.intervals import Statistic, mean, ratio
+from vlm.statistics.probability import auroc
 from vlm.training.features import keep_features
 from vlm.training.run import case_dataset
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm.estimate import Estimate
-from vlm.evaluation.intervals import Statistic
+from vlm.statistics.estimate import Estimate
+from vlm.statistics.intervals import Statistic
 
 DRAWS = 2000
 

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.dermoscopy import DIAGNOSES, MELANOMA, macro_f1
 from benchmarks.several_runs import interval, stacked
 from vlm.evaluation.ablation import minus
-from vlm.evaluation.intervals import Statistic, mean, ratio
+from vlm.statistics.intervals import Statistic, mean, ratio
 
 Runs = Mapping[str, Mapping[str, list[Any]]]
 """Run → measure → a value for each case."""

@@ -1,4 +1,4 @@
-"""The house: ten rooms, imports that run downwards alone, files that are read in one sitting."""
+"""The house: rooms whose imports run downwards alone, files that are read in one sitting."""
 
 import subprocess
 import sys

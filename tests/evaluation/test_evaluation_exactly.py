@@ -10,7 +10,6 @@ from vlm.data.vitals.schema import VitalsSchema
 from vlm.evaluation.ablation import SMALL, ArmResult, ablation_measures, macro_auroc, minus, verdicts
 from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.html_report import show
-from vlm.evaluation.intervals import mean
 from vlm.evaluation.measures import (
     Bootstrap,
     Reports,
@@ -23,6 +22,7 @@ from vlm.evaluation.measures import (
 )
 from vlm.evaluation.scoring import CaseScores, label_auroc, ranked
 from vlm.evaluation.summary import summary_lines
+from vlm.statistics.intervals import mean
 
 NAN = float("nan")
 ONE = np.ones((1, 12))

@@ -11,11 +11,9 @@ from vlm.adapter.card import card, operating_points
 from vlm.config import OperatingPointConfig
 from vlm.config.parsing import parse_config, to_yaml
 from vlm.errors import UserError
-from vlm.evaluation import probability
 from vlm.evaluation.ablation import verdicts
 from vlm.evaluation.compare import decision_measures, read_thresholds
 from vlm.evaluation.curves import risk_coverage_figure
-from vlm.evaluation.intervals import patient_bootstrap
 from vlm.evaluation.measures import Bootstrap
 from vlm.evaluation.operating_points import (
     Points,
@@ -135,25 +133,6 @@ def test_intervals_rest_on_the_patients_of_the_denominator() -> None:
     assert row["sensitivity"]["low"] < 5 / 6 < row["sensitivity"]["high"]
     assert row["lr_positive"]["low"] < 5 / 3 < row["lr_positive"]["high"]
     assert row["ppv"]["low"] is not None and row["npv"]["low"] is None, "16 are called, 8 are not"
-
-
-def test_an_interval_without_an_end_is_none() -> None:
-    """One draw in 20 has no false positive: its likelihood ratio is infinite, and is not left out."""
-    patients = [str(n) for n in range(20)]
-    assert patient_bootstrap(lambda weights: weights[:, 0] + 1, patients, 400).low is not None
-    ends = patient_bootstrap(lambda weights: np.where(weights[:, 0] > 1, np.inf, 1.0), patients, 400)
-    assert (ends.value, ends.low, ends.high) == (1.0, None, None)
-    gaps = patient_bootstrap(lambda weights: np.where(weights[:, 0] > 1, np.nan, 1.0), patients, 400)
-    assert (gaps.low, gaps.high) == (1.0, 1.0)
-
-
-def test_the_risk_of_ties_does_not_depend_on_their_order() -> None:
-    wrong, certain = np.array([0.0, 1, 0, 1]), np.array([2.0, 1, 1, 0])
-    # Kept 1 of 4 without error, then 3 with one, then 4 with two.
-    area = probability.risk_coverage_area(wrong, certain)(np.array([[1.0, 1, 1, 1], [1, 2, 0, 1], [0, 1, 1, 1]]))
-    assert area == pytest.approx([(0 + 2 * 1 / 3 + 1 / 2) / 4, (0 + 2 * 2 / 3 + 3 / 4) / 4, (2 * 1 / 2 + 2 / 3) / 3])
-    swapped = probability.risk_coverage_area(wrong[[0, 2, 1, 3]], certain)(np.ones((1, 4)))
-    assert swapped[0] == pytest.approx(area[0])
 
 
 def test_a_threshold_that_does_not_hold_is_a_fault() -> None:

@@ -11,9 +11,9 @@ from vlm.data.case import CaseSpec
 from vlm.data.dataset import CaseDataset
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
-from vlm.estimate import Estimate
 from vlm.evaluation.scoring import CaseScores
 from vlm.evaluation.site import beside, profile, saved_metrics, shift, standardised_difference, summary
+from vlm.statistics.estimate import Estimate
 
 ROW = {"mean": 7.0, "sd": 2.0, "patients": 50}
 

@@ -11,10 +11,8 @@ from vlm.adapter.card import card
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.estimate import Estimate, undefined
 from vlm.evaluation.agreement import why_undefined
 from vlm.evaluation.evaluate import evaluate
-from vlm.evaluation.intervals import patient_bootstrap
 from vlm.evaluation.measures import (
     Bootstrap,
     Reports,
@@ -29,6 +27,7 @@ from vlm.evaluation.scoring import CaseScores
 from vlm.evaluation.summary import summary_lines
 from vlm.findings.labeller import chest
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.statistics.estimate import undefined
 from vlm.training.run import train
 
 is_read = chest().is_read
@@ -144,12 +143,6 @@ def test_a_loss_or_a_statement_of_nothing_is_not_defined(tiny_config: Config) ->
     schema = VitalsSchema(tuple(tiny_config.data.table.vitals))
     said = number_measures(RUSSIAN * 4, np.full((12, 4), 5.0), schema, bootstrap)
     assert said == {"consistent": undefined("no draft says anything of a vital"), "statements": 0}
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_no_number_that_is_no_json(value: float) -> None:
-    estimate = patient_bootstrap(lambda weights: np.full(len(weights), value), list("abcdefghijkl"), 20)
-    assert estimate == Estimate(None) and json.dumps(estimate._asdict(), allow_nan=False)
 
 
 def test_an_evaluation_of_nothing_says_so_everywhere(tiny_model: ClinicalVLM, tiny_config: Config, tmp_path) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlm.adapter.metadata import metadata
-from vlm.estimate import described
 from vlm.resources import render
+from vlm.statistics.estimate import described
 from vlm.version import __version__
 from vlm.weights import public_name
 

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from vlm.adapter.card import failures
 from vlm.adapter.layout import AdapterConfig
-from vlm.estimate import described
+from vlm.statistics.estimate import described
 from vlm.version import __version__
 from vlm.weights import public_name
 

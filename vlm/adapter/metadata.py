@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.errors import UserError
-from vlm.estimate import Estimate
+from vlm.statistics.estimate import Estimate
 from vlm.untrusted import parse_yaml
 
 if TYPE_CHECKING:

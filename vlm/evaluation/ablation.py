@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from vlm.estimate import undefined
-from vlm.evaluation import probability
 from vlm.evaluation.agreement import Agreement, why_undefined
 from vlm.evaluation.arms import ArmCases
-from vlm.evaluation.intervals import Statistic, mean, ratio
 from vlm.evaluation.measures import Bootstrap, Reports
 from vlm.evaluation.operating_points import missed_targets
 from vlm.evaluation.scoring import CaseScores, ranked
+from vlm.statistics import probability
+from vlm.statistics.estimate import undefined
+from vlm.statistics.intervals import Statistic, mean, ratio
 
 SMALL = 0.05
 """Minimum share of changed drafts among cases with changed input; below it, a model ignores its input."""

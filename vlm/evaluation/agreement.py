@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.evaluation.intervals import Statistic, mean, ratio
 from vlm.findings.labeller import Labeller, Mention, chest
+from vlm.statistics.intervals import Statistic, mean, ratio
 
 NO_REFERENCE = "no test case has a reference report"
 LEAST_READABLE = 0.1

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from vlm.errors import UserError
-from vlm.estimate import Estimate
-from vlm.evaluation import probability
 from vlm.evaluation.ablation import minus
 from vlm.evaluation.agreement import Agreement, why_undefined
-from vlm.evaluation.intervals import Statistic, patient_bootstrap, ratio
 from vlm.evaluation.naming import macro, naming
 from vlm.evaluation.text import RougeL
 from vlm.findings.labeller import Labeller
 from vlm.findings.vocabulary import DEFAULT
+from vlm.statistics import probability
+from vlm.statistics.estimate import Estimate
+from vlm.statistics.intervals import Statistic, patient_bootstrap, ratio
 from vlm.untrusted import read_json, read_yaml
 
 Rows = dict[str, dict[str, Any]]

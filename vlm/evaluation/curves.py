@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
-from vlm.evaluation import probability
-from vlm.evaluation.intervals import FEWEST_PATIENTS, draw_weights, smallest_class
 from vlm.evaluation.operating_points import DIGITS, Points, is_measured
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, new_figure, save_figure
+from vlm.statistics import probability
+from vlm.statistics.intervals import FEWEST_PATIENTS, draw_weights, smallest_class
 
 MOST_LABELS = 6
 DRAWS = 400

@@ -11,9 +11,9 @@ from scipy.stats import chi2_contingency, ks_2samp
 
 from vlm.atomic import make_folder, replace_file, writing
 from vlm.errors import UserError
-from vlm.estimate import undefined
 from vlm.findings.labeller import Labeller
 from vlm.resources import render
+from vlm.statistics.estimate import undefined
 from vlm.untrusted import parse_json
 
 LONGEST_LINE = 4 << 20

@@ -26,7 +26,6 @@ from vlm.evaluation.figures import draw_figures
 from vlm.evaluation.fluency import fluency_measures
 from vlm.evaluation.groupings import all_groupings
 from vlm.evaluation.html_report import write_page
-from vlm.evaluation.intervals import mean
 from vlm.evaluation.learned import LearnedMetric
 from vlm.evaluation.measures import (
     Bootstrap,
@@ -53,6 +52,7 @@ from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
 from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.statistics.intervals import mean
 
 OF_CALIBRATION = ("brier", "ece", "calibration_intercept", "calibration_slope")
 """Measures that are set beside those at the adapter's own calibration where a site's is used."""

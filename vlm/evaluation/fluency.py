@@ -13,11 +13,11 @@ from tqdm import tqdm
 from vlm.data.collate import IGNORED
 from vlm.data.prompt import PlainText
 from vlm.distributed import gather_ordered, is_main, shard_indices
-from vlm.evaluation.intervals import Statistic, ratio
 from vlm.evaluation.measures import Bootstrap, Reports
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.decoder import decoder_forward
 from vlm.model.loss import text_loss
+from vlm.statistics.intervals import Statistic, ratio
 
 LONGEST = 512
 """Most tokens of a text that are read."""

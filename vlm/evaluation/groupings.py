@@ -18,8 +18,8 @@ from vlm.data.study import flat_images
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.synonyms import is_missing_word
 from vlm.errors import UserError
-from vlm.evaluation.intervals import FEWEST_PATIENTS
 from vlm.plain import is_clean
+from vlm.statistics.intervals import FEWEST_PATIENTS
 
 DEFAULT = ("sex", "age", "missing")
 """Groupings without `evaluation.subgroups`, as far as the vitals have them."""

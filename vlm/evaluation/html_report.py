@@ -10,12 +10,12 @@ import numpy as np
 from vlm.atomic import replace_file
 from vlm.data.dataset import CaseDataset, load_pictures
 from vlm.data.images.color import bgr
-from vlm.estimate import described
 from vlm.evaluation.learned import LEARNED
 from vlm.evaluation.operating_points import RATES, table_rows
 from vlm.evaluation.subgroups import titles
 from vlm.evaluation.text import METRICS, RougeL
 from vlm.resources import data_uri, render
+from vlm.statistics.estimate import described
 
 CASES_IN_A_GROUP = 4
 """Number of cases shown in each group."""

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from vlm.errors import UserError
-from vlm.evaluation.intervals import Statistic, mean, ratio
 from vlm.evaluation.text import TextMetric
+from vlm.statistics.intervals import Statistic, mean, ratio
 
 
 class LearnedMetric(TextMetric):

@@ -10,15 +10,15 @@ import numpy as np
 from vlm.data.claims import Claim, check_numbers
 from vlm.data.cohort import FactReader
 from vlm.data.vitals.schema import VitalsSchema
-from vlm.estimate import undefined
-from vlm.evaluation import probability
 from vlm.evaluation.agreement import NO_REFERENCE, Agreement, why_undefined
 from vlm.evaluation.arms import ArmCases, all_correct
-from vlm.evaluation.intervals import Statistic, mean, patient_bootstrap, ratio
 from vlm.evaluation.naming import macro, naming
 from vlm.evaluation.scoring import CaseScores, ranked
 from vlm.evaluation.text import METRICS, RougeL, TextMetric
 from vlm.findings.labeller import Labeller, chest
+from vlm.statistics import probability
+from vlm.statistics.estimate import undefined
+from vlm.statistics.intervals import Statistic, mean, patient_bootstrap, ratio
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 """Decision thresholds at which net benefit is reported."""

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm.evaluation.intervals import Statistic, ratio
 from vlm.findings.labeller import Labeller
+from vlm.statistics.intervals import Statistic, ratio
 
 
 class Named(NamedTuple):

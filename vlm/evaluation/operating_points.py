@@ -9,11 +9,11 @@ import numpy as np
 
 from vlm.config import OperatingPointConfig
 from vlm.errors import UserError
-from vlm.estimate import Estimate, described, undefined
-from vlm.evaluation import probability
-from vlm.evaluation.intervals import FEWEST_PATIENTS, Statistic, mean, ratio
 from vlm.evaluation.measures import Bootstrap
 from vlm.evaluation.scoring import CaseScores
+from vlm.statistics import probability
+from vlm.statistics.estimate import Estimate, described, undefined
+from vlm.statistics.intervals import FEWEST_PATIENTS, Statistic, mean, ratio
 from vlm.untrusted import read_json
 
 DIGITS = 6

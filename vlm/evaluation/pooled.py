@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from vlm.atomic import make_folder, replace_file, writing
-from vlm.estimate import Estimate, described
 from vlm.evaluation.compare import labeller_of, read_predictions, run_measures
-from vlm.evaluation.intervals import FEWEST_PATIENTS, MOST_WEIGHTS
 from vlm.resources import render
+from vlm.statistics.estimate import Estimate, described
+from vlm.statistics.intervals import FEWEST_PATIENTS, MOST_WEIGHTS
 
 
 def pool_runs(folders: Sequence[Path], draws: int, seed: int = 0) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from scipy.special import expit, logit
 from vlm.adapter.site_calibration import FARTHEST, SiteCalibration
 from vlm.data.cohort import Cohort
 from vlm.errors import UserError
-from vlm.evaluation.intervals import FEWEST_PATIENTS
 from vlm.evaluation.operating_points import Points
-from vlm.evaluation.probability import EPSILON
 from vlm.evaluation.scoring import CaseScores
 from vlm.model.calibration import Calibration
+from vlm.statistics.intervals import FEWEST_PATIENTS
+from vlm.statistics.probability import EPSILON
 
 COOLEST, HOTTEST = 0.05, 50.0
 """Bounds of a fitted temperature, so that classes that are wholly apart have one."""

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from vlm.data.case import Example
 from vlm.data.collate import Collator, to_device
 from vlm.distributed import gather_ordered, is_main, shard_indices
-from vlm.evaluation.probability import auroc
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
+from vlm.statistics.probability import auroc
 
 
 @dataclass

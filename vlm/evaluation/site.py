@@ -8,9 +8,9 @@ import numpy as np
 
 from vlm.data.dataset import CaseDataset, load_pictures
 from vlm.data.storage import matrix
-from vlm.estimate import Estimate, described, undefined
-from vlm.evaluation.intervals import FEWEST_PATIENTS
 from vlm.evaluation.scoring import CaseScores
+from vlm.statistics.estimate import Estimate, described, undefined
+from vlm.statistics.intervals import FEWEST_PATIENTS
 from vlm.untrusted import read_json
 
 MOST_PICTURES = 500

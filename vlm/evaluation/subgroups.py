@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from vlm.estimate import undefined
-from vlm.evaluation import probability
 from vlm.evaluation.agreement import why_undefined
 from vlm.evaluation.groupings import Grouping
-from vlm.evaluation.intervals import Statistic, ratio
 from vlm.evaluation.measures import Bootstrap, Reports
 from vlm.evaluation.naming import naming
 from vlm.evaluation.operating_points import DIGITS, Points
 from vlm.evaluation.scoring import CaseScores, ranked
+from vlm.statistics import probability
+from vlm.statistics.estimate import undefined
+from vlm.statistics.intervals import Statistic, ratio
 
 FEWEST = 20
 """Fewest patients of a group that is ranked: an AUROC's interval alone needs ten of each class."""

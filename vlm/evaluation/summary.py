@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vlm.estimate import described
+from vlm.statistics.estimate import described
 
 MARKS = {True: "+", False: "!", None: "?"}
 

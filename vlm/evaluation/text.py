@@ -17,7 +17,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from vlm.evaluation.intervals import Statistic, mean
+from vlm.statistics.intervals import Statistic, mean
 
 Ngram = tuple[str, ...]
 _SIGN = r"\u3040-\u30ff\u3400-\u9fff"  # kana and CJK ideographs, written without spaces: each is a word

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 
 from vlm.data.case import CaseSpec
-from vlm.estimate import undefined
-from vlm.evaluation.intervals import mean
 from vlm.evaluation.measures import Bootstrap
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
@@ -15,6 +13,8 @@ from vlm.reliability.contradictions import find_contradictions
 from vlm.reliability.label_sets import ABSENT, PRESENT, LabelThresholds
 from vlm.reliability.thresholds import Reliability
 from vlm.report import KINDS
+from vlm.statistics.estimate import undefined
+from vlm.statistics.intervals import mean
 
 
 def reliability_measures(

@@ -1,10 +1,13 @@
 """The bootstrap over patients: what it covers, what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 
-from vlm.evaluation.intervals import draw_weights, mean, patient_bootstrap, ratio
-from vlm.evaluation.probability import auroc
+from vlm.statistics.estimate import Estimate
+from vlm.statistics.intervals import draw_weights, mean, patient_bootstrap, ratio
+from vlm.statistics.probability import auroc
 
 
 def test_the_bootstrap_resamples_patients_and_not_cases() -> None:
@@ -40,7 +43,7 @@ def test_the_parts_of_many_draws_are_one_bootstrap(monkeypatch) -> None:
     values = np.random.default_rng(0).normal(size=50)
     patients = [str(number) for number in range(50)]
     whole = patient_bootstrap(mean(values), patients, 500)
-    monkeypatch.setattr("vlm.evaluation.intervals.MOST_WEIGHTS", 50 * 130)
+    monkeypatch.setattr("vlm.statistics.intervals.MOST_WEIGHTS", 50 * 130)
     parted = patient_bootstrap(mean(values), patients, 500)
     assert parted.value == whole.value and parted.low == pytest.approx(whole.low, abs=0.05)
 
@@ -64,6 +67,22 @@ def test_a_ratio_over_one_case_and_the_interval_of_known_draws() -> None:
     assert patient_bootstrap(half, patients, 400) == (1, 1, 1), "half of the draws are enough"
     few = lambda weights: np.where(np.arange(len(weights)) % 3 == 0, 1.0, np.nan)  # noqa: E731
     assert patient_bootstrap(few, patients, 400) == (1, None, None)
+
+
+def test_an_interval_without_an_end_is_none() -> None:
+    """One draw in 20 has no false positive: its likelihood ratio is infinite, and is not left out."""
+    patients = [str(n) for n in range(20)]
+    assert patient_bootstrap(lambda weights: weights[:, 0] + 1, patients, 400).low is not None
+    ends = patient_bootstrap(lambda weights: np.where(weights[:, 0] > 1, np.inf, 1.0), patients, 400)
+    assert (ends.value, ends.low, ends.high) == (1.0, None, None)
+    gaps = patient_bootstrap(lambda weights: np.where(weights[:, 0] > 1, np.nan, 1.0), patients, 400)
+    assert (gaps.low, gaps.high) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_number_that_is_no_json(value: float) -> None:
+    estimate = patient_bootstrap(lambda weights: np.full(len(weights), value), list("abcdefghijkl"), 20)
+    assert estimate == Estimate(None) and json.dumps(estimate._asdict(), allow_nan=False)
 
 
 def coverage(cohorts: int, seed: int) -> float:

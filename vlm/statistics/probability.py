@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import expit, logit
 
-from vlm.evaluation.intervals import Statistic
+from vlm.statistics.intervals import Statistic
 
 BINS = 10
 """Number of equal-width bins of the reliability diagram and the ECE."""

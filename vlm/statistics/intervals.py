@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vlm.estimate import Estimate
+from vlm.statistics.estimate import Estimate
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Function from case weights (D × N, whole numbers) to D values, NaN where undefined."""
