@@ -27,7 +27,7 @@ from vlm.training.commands import train_options, watch_options
 from vlm.version import __version__
 
 if TYPE_CHECKING:
-    from vlm.inference.many import Counts
+    from vlm.inference.line_counts import Counts
 
 
 def draft_options(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +193,8 @@ def report_counts(output: Path, counts: "Counts", arguments: argparse.Namespace)
     if counts.cut:
         way_out = f"--max_new_tokens is {arguments.max_new_tokens}, --max_seconds {arguments.max_seconds:g}"
         print(f"warning: {counts.cut:,} drafts are not finished, as their lines say; {way_out}", file=sys.stderr)
+    if counts.withheld:
+        print(f"note: {counts.withheld:,} drafts are withheld; their lines say why", file=sys.stderr)
     if counts.errors:
         raise UserError(f"{output}: {counts.errors:,} rows could not be read; their lines hold an `error`")
 

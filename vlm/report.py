@@ -65,6 +65,30 @@ class StatedFinding:
 
 
 @dataclass(frozen=True)
+class JudgedSentence:
+    """Say how sure a sentence of the draft is, and what that rests on."""
+
+    sentence: int
+    """Number of the sentence in the draft, from 1."""
+    text: str
+    """The sentence."""
+    confidence: float | None
+    """Probability that it is right, 0 to 1; None where no label stands for what it says."""
+    labels: tuple[str, ...]
+    """Labels that the confidence rests on."""
+    vitals: tuple[str, ...]
+    """Vitals of which it says a number or level that fits the value given."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values, for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        rests = f" ({', '.join(self.labels).replace('_', ' ')})"
+        return f"{self.text!r}: {self.confidence or 0:.0%} sure{rests}"
+
+
+@dataclass(frozen=True)
 class Contradiction:
     """Name a sentence of a draft that contradicts the rest of what is known of the case, and say why."""
 
@@ -109,17 +133,28 @@ class Report:
     """Share of cases whose sets hold the truth, if they are like the validation patients'; None without sets."""
     contradictions: tuple[Contradiction, ...] = ()
     """Sentences of the draft that contradict each other, the probabilities or the values given."""
+    sentences: tuple[JudgedSentence, ...] = ()
+    """How sure each sentence is; empty for an adapter that does not know."""
+    confidence: float | None = None
+    """Probability that all sentences with a confidence are right, as if independent; None without any."""
+    withheld: str = ""
+    """Why no draft is given, where abstaining was asked for; the text is empty then."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, for JSON; `draft-1.schema.json` describes them."""
         values = asdict(self) | {
             "label_sets": {label: list(answers) for label, answers in self.label_sets.items()},
             "findings": [finding.to_dict() for finding in self.findings],
+            "sentences": [sentence.to_dict() for sentence in self.sentences],
         }
         return {"format": FORMAT} | {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     def __str__(self) -> str:
-        return f"{self.text}\n{self.after_text()}"
+        return f"{self.text or self.no_draft()}\n{self.after_text()}"
+
+    def no_draft(self) -> str:
+        """Say that no draft is given, and why; empty where one is."""
+        return f"no draft: {self.withheld}" if self.withheld else ""
 
     def after_text(self) -> str:
         """Format the text printed below the draft."""
@@ -131,8 +166,14 @@ class Report:
         if len(self.warnings) > MOST_LINES:
             warnings.append(f"warning: {len(self.warnings) - MOST_LINES} more; --json holds them all")
         sets = [f"({self.set_meaning()})"] if self.label_sets else []
-        below = [*calibration, *sets, *read, *doubts, *warnings]
+        below = [*calibration, *sets, *read, *self._sentence_lines(), *doubts, *warnings]
         return "\n".join(["", *self.probability_lines(), *below, "", self.notice])
+
+    def _sentence_lines(self) -> list[str]:
+        """Format one line per sentence with a confidence, the least sure first."""
+        known = [one for one in self.sentences if one.confidence is not None]
+        known.sort(key=lambda one: one.confidence or 0)
+        return [f"sentence: {escaped(str(one), 3 * LONGEST)}" for one in known[:MOST_LINES]]
 
     def set_meaning(self) -> str:
         """Explain the label sets to their reader."""

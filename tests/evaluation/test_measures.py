@@ -21,7 +21,8 @@ from vlm.evaluation.drafting import run_arm, run_arms
 from vlm.evaluation.evidence_parts import choose_donors
 from vlm.evaluation.scoring import score_cases
 from vlm.inference.engine import ReportEngine
-from vlm.inference.many import Counts, TableJob
+from vlm.inference.line_counts import Counts
+from vlm.inference.many import TableJob
 from vlm.model.clinical_vlm import ClinicalVLM
 
 # ------------------------------------------------------------------------------- another patient's

@@ -1,5 +1,7 @@
 """What an adapter says of its own reliability, measured on cases whose answers were set by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,12 @@ from vlm.config import VitalConfig
 from vlm.data.case import CaseSpec
 from vlm.data.images.image import ImageSpec
 from vlm.data.vitals.schema import VitalsSchema, VitalsStatistics
+from vlm.evaluation.confidence import abstaining_measures, confidence_measures, judge_drafts
 from vlm.evaluation.html_report import show
-from vlm.evaluation.measures import Bootstrap
+from vlm.evaluation.measures import Bootstrap, Reports
 from vlm.evaluation.trust import reliability_measures
 from vlm.reliability.label_sets import LabelThresholds
+from vlm.reliability.sentences import SentenceFit
 from vlm.reliability.thresholds import Reliability
 from vlm.resources import render
 
@@ -28,10 +32,13 @@ BOOTSTRAP = Bootstrap(np.array([f"p{n}" for n in range(20)], dtype=object), 50)
 
 
 DISTANCES = np.array([0.5, 2.5, np.nan, 1.0] * 5)
+REFERENCES = ["Opacity.", "Opacity.", "Opacity on the left.", "Opacity."] * 5
+SURE = Reliability(unlike_above=2.0, sentences=SentenceFit(0.0, 1.0, 0.2, 0.25, 40))
+"""With the probabilities above, `No opacity.` is the only draft that is less than 0.2 sure; it is at 0.1."""
 
 
 def measured(kept: Reliability = KEPT, targets: np.ndarray = TARGETS, distances: np.ndarray = DISTANCES) -> dict:
-    return reliability_measures(kept, SPEC, targets, P, DRAFTS, VITALS, distances, BOOTSTRAP)
+    return reliability_measures(kept, SPEC, targets, P, Reports(DRAFTS, REFERENCES), VITALS, distances, BOOTSTRAP)
 
 
 def test_coverage_and_size_of_the_sets() -> None:
@@ -70,8 +77,42 @@ def test_what_was_not_fitted_is_said() -> None:
     assert absent["coverage_present"]["why"] == "opacity is in no test case"
 
 
-@pytest.mark.parametrize("kept", [KEPT, Reliability()])
+@pytest.mark.parametrize("kept", [KEPT, Reliability(), SURE])
 def test_the_page_has_a_section(kept: Reliability) -> None:
     shown = render("vlm.evaluation", "reliability.html.j2", metrics={"reliability": measured(kept)}, show=show)
     assert "How far to rely on a draft" in shown and ("<table>" in shown) == bool(kept.label_sets)
+    assert ("at random it would be 0" in shown) == (kept is SURE)
     assert render("vlm.evaluation", "reliability.html.j2", metrics={}, show=show).strip() == ""
+
+
+def test_how_sure_the_sentences_are_by_hand() -> None:
+    spec, reports = replace(SPEC, findings="chest_en"), Reports(DRAFTS, REFERENCES)
+    judged = judge_drafts(SURE.sentences, spec, reports, P, VITALS)  # type: ignore[arg-type]
+    assert judged.case[:5].tolist() == [0, 1, 2, 2, 4], "`Glucose is low` and `Clear` state no finding"
+    assert judged.confidence[:4] == pytest.approx([0.1, 0.3, 0.5, 0.5]) and judged.wrong[:4].tolist() == [1, 0, 0, 1]
+    assert judged.of_draft[:3] == pytest.approx([0.1, 0.3, 0.25])
+    found = confidence_measures(SURE, spec, reports, P, VITALS, DISTANCES > 2, BOOTSTRAP)
+    sure, held = found["sentences"], found["abstaining"]
+    known = ~np.isnan(judged.confidence)
+    assert (sure["count"], sure["with_confidence"]) == (len(judged.case), known.sum())
+    pairs = [(a > b) + (a == b) / 2 for a, w in zip(judged.confidence[known], judged.wrong[known], strict=True) if not w
+             for b, v in zip(judged.confidence[known], judged.wrong[known], strict=True) if v]  # fmt: skip
+    assert sure["auroc"]["value"] == pytest.approx(np.mean(pairs)) and sure["auroc"]["low"] is not None
+    assert held["share"]["value"] == 0.5 and held["unlike"] == 5, "one in four is unsure, one in four unlike"
+    errors = [1, 0, 1, 0]
+    assert held["wrong_sentences"]["all"]["value"] == pytest.approx(np.mean(errors))
+    assert held["wrong_sentences"]["given"]["value"] == pytest.approx(np.mean(errors[2:]))
+    assert held["wrong_sentences"]["cut"]["value"] == pytest.approx(1 - np.mean(errors[2:]) / np.mean(errors))
+
+
+def test_withholding_at_random_cuts_nothing() -> None:
+    rng, count = np.random.default_rng(0), 4000
+    drafts = ["Opacity." if one else "No opacity." for one in rng.random(count) < 0.5]
+    reports = Reports(drafts, ["Opacity."] * count)
+    judged = judge_drafts(SURE.sentences, replace(SPEC, findings="chest_en"), reports, np.full((count, 3), 0.5),
+                          np.full((count, 1), 6.0))  # type: ignore[arg-type]  # fmt: skip
+    judged = judged._replace(of_draft=rng.random(count))
+    boot = Bootstrap(np.array([f"p{n}" for n in range(count)], dtype=object), 50)
+    held = abstaining_measures(judged, SURE.sentences, reports, np.zeros(count, dtype=bool), boot)  # type: ignore[arg-type]
+    assert held["share"]["value"] == pytest.approx(0.2, abs=0.03)
+    assert held["wrong_sentences"]["cut"]["value"] == pytest.approx(0, abs=0.05)

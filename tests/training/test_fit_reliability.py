@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from vlm import ClinicalVLM
-from vlm.config import Config, EvaluationConfig
+from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.evaluation.scoring import CaseScores
+from vlm.inference.engine import Draft
 from vlm.reliability import familiarity as distances
+from vlm.reliability import sentences
 from vlm.reliability.thresholds import Reliability
 from vlm.training import fit_reliability as fitting
 from vlm.training.run import case_dataset
@@ -54,11 +56,38 @@ def test_the_threshold_is_that_of_the_validation_patients(tiny_model, splits, mo
     assert f"further than {above:.3g} ({familiarity.count} directions of" in line
 
 
-def test_a_run_prints_what_was_not_fitted(tiny_model, splits, capsys) -> None:
+def test_a_run_prints_what_was_not_fitted(tiny_config, tiny_model, splits, capsys) -> None:
     (train, validation), _ = splits
     count, labels = len(validation), len(tiny_model.spec.labels)
     scores = CaseScores(np.zeros((count, labels)), np.zeros((count, labels)), np.zeros(count), np.zeros(count))
-    fitting.fit_reliability(tiny_model, train, validation, scores, EvaluationConfig(coverage=0.8))
+    config = replace(tiny_config, evaluation=replace(tiny_config.evaluation, coverage=0.8))
+    fitting.fit_reliability(tiny_model, train, validation, scores, config)
     said = capsys.readouterr().err
     assert "label sets of 80% coverage: none: pathology (" in said and "unlike pictures: not told" in said
+    assert "confidence of sentences: none (" in said
     assert tiny_model.reliability == Reliability()
+
+
+def test_sentences_are_fitted_on_drafts_of_validation_cases_with_a_report(
+    tiny_config, tiny_model, splits, monkeypatch
+) -> None:
+    (_, validation), _ = splits
+    tiny_model.spec = replace(tiny_model.spec, label_findings={tiny_model.spec.labels[0]: "opacity"})
+    asked = []
+
+    def drafts(_model, cases, _config, _drafted) -> list[Draft]:
+        asked.append([cases[index]["id"] for index in range(len(cases))])
+        return [Draft("Opacity.", [2.0] * len(tiny_model.spec.labels)) for _ in range(len(cases))]
+
+    monkeypatch.setattr(fitting, "draft", drafts)
+    fit, why = fitting.fit_confidence(tiny_model, validation, tiny_config)
+    assert fit is None and "validation patients with a report, 20 needed" in why and not asked, "no draft for nothing"
+    for module in (fitting, sentences):
+        monkeypatch.setattr(module, "FEWEST_DRAFTS", 2)
+    fit, line = fitting.fit_confidence(tiny_model, validation, tiny_config)
+    with_report = [one for one, report in zip(validation.rows["id"], validation.reports, strict=True) if report]
+    assert fit is not None and asked == [with_report] and f"of {len(with_report)} validation drafts" in line
+    none = replace(tiny_config, evaluation=replace(tiny_config.evaluation, sentence_cases=0))
+    assert fitting.fit_confidence(tiny_model, validation, none)[1].endswith("none (evaluation.sentence_cases is 0)")
+    tiny_model.spec = replace(tiny_model.spec, label_findings={})
+    assert "no label stands for a finding" in fitting.fit_confidence(tiny_model, validation, tiny_config)[1]

@@ -47,6 +47,9 @@ class Answer(BaseModel):
     label_sets: dict[str, list[str]] = Field(description="label → answers that fit: present, absent, both or none")
     coverage: float | None = Field(description="share of cases whose sets hold the truth; null without sets")
     contradictions: list[dict[str, str]] = Field(description="doubtful sentences: sentence, kind, why")
+    sentences: list[dict[str, Any]] = Field(description="sentence, text, confidence, labels, vitals of each sentence")
+    confidence: float | None = Field(description="probability that all sentences with a confidence are right, or null")
+    withheld: str = Field(description="why no draft is given (serve --abstain); empty where one is")
 
 
 class Refusal(BaseModel):

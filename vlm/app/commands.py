@@ -21,6 +21,8 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     add("--token_file", type=Path, help="file with the token that clients must send; or set CLINICAL_VLM_TOKEN")
     add("--findings", metavar="NAME", help="vocabulary of the table of findings, a name or a .yaml file; default: the "
         "adapter's")  # fmt: skip
+    add("--abstain", action="store_true", help="give no draft that is among the least sure, or of a picture unlike "
+        "those of training")  # fmt: skip
     add("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
     add("--max_upload", type=int, default=64, help="largest image file, MiB")
     add("--max_seconds", type=float, default=60, help="time limit of a request")

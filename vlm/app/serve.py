@@ -56,7 +56,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
     from vlm.findings.labeller import Labeller
-    from vlm.inference.open_engine import make_engine, prepare_libraries, use_vocabulary
+    from vlm.inference.open_engine import make_engine, prepare_libraries, use_abstention, use_vocabulary
 
     adapter = Adapter.of(folder)
     limits = Limits(
@@ -71,6 +71,8 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     labeller = Labeller.load(arguments.findings) if arguments.findings else None
     engine = make_engine(arguments.engine, folder, arguments.base)
     use_vocabulary(engine, labeller)
+    if arguments.abstain:
+        use_abstention(engine)
     service = Service(engine, limits)
     app = make_api(service, adapter, access)
     app.router.lifespan_context = partial(lifetime, service)

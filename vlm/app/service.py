@@ -272,7 +272,7 @@ class TokenStreamer:
 
     def __init__(self, engine: Engine, drafts: Sequence[Draft]) -> None:
         self._tokenizer, self._end = engine.model.tokenizer, engine.model.prompt.end_id
-        self._drafts = drafts
+        self._drafts, self._hidden = drafts, engine.abstain  # a draft that may be withheld is shown when it is judged
         self._tokens: list[list[int]] = [[] for _ in drafts]
         self._ended = [False for _ in drafts]
 
@@ -284,7 +284,7 @@ class TokenStreamer:
             return
         for row, token in enumerate(value.tolist()):
             self._ended[row] |= token == self._end  # later tokens are padding
-            if not self._ended[row]:
+            if not (self._ended[row] or self._hidden):
                 self._tokens[row].append(token)
                 text = printable(str(self._tokenizer.decode(self._tokens[row], skip_special_tokens=True)))
                 self._drafts[row].text = text.strip().rstrip("\N{REPLACEMENT CHARACTER}")  # incomplete character

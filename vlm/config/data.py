@@ -141,7 +141,8 @@ class TableConfig:
     report: list[SectionConfig] = field(default_factory=list)
     """Columns of the reference report, in order."""
     label_findings: dict[str, str] = field(default_factory=dict)
-    """Label → finding of the labeller, to compare head and text; a label named like a finding needs no entry."""
+    """Label → finding of the labeller, or a phrase with side or zone (`opacity in the right lung`), to compare head and
+    text; a label named like a finding needs no entry."""
 
 
 @dataclass(frozen=True)

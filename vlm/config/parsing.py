@@ -174,6 +174,8 @@ def _check_values(config: Config) -> None:
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
         (config.evaluation.cases >= 0, "evaluation.cases", "at least 0"),
         (0.5 <= config.evaluation.coverage < 1, "evaluation.coverage", "0.5 or more and below 1"),
+        (config.evaluation.sentence_cases >= 0, "evaluation.sentence_cases", "at least 0"),
+        (0 <= config.evaluation.unsure_share < 1, "evaluation.unsure_share", "0 or more and below 1"),
         (
             all((p.sensitivity is None) != (p.specificity is None) and 0 < p.wanted < 1 for p in points)
             and len({p.name for p in points}) == len(points),

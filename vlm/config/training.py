@@ -143,3 +143,7 @@ class EvaluationConfig:
     `missing`; null: sex and age where the vitals have them, and what is missing."""
     coverage: float = 0.9
     """Share of cases whose label set is to hold the truth."""
+    sentence_cases: int = 200
+    """Most validation cases, of patients drawn at random, that are drafted to fit how sure a sentence is; 0: none."""
+    unsure_share: float = 0.2
+    """Share of drafts, the least sure, that are warned of, and withheld where abstaining is asked for."""

@@ -140,7 +140,7 @@ def evaluate(
         "cut_drafts": {**bootstrap(mean(np.array(given.cut))), "cases": sum(given.cut),
                        "max_new_tokens": options.max_new_tokens} if len(given.cut) else {},
         "head_against_text": bootstrap(mean(disagreements)),
-        "reliability": reliability_measures(model.reliability, model.spec, scores.targets, probabilities, given.drafts,
+        "reliability": reliability_measures(model.reliability, model.spec, scores.targets, probabilities, reports,
                                             vitals, distances, bootstrap),
         "ablation": ablation_measures(arms.results, arms.cases, scores.of(rows), reports.of(rows), bootstrap.of(rows)),
         "baselines": baseline_measures(model, splits, reports, stands_for, scores, bootstrap, config, learned),

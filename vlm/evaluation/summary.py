@@ -36,6 +36,10 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
     if (sets := metrics.get("reliability", {}).get("label_sets", {})).get("each"):
         size = f"mean size {described(sets['size'])}"
         lines.append(f"  label sets hold truth {described(sets['coverage'])}, wanted {sets['wanted']:g}; {size}")
+    if (sure := metrics.get("reliability", {}).get("sentences", {})).get("with_confidence"):
+        held = metrics["reliability"]["abstaining"]["wrong_sentences"]
+        lines.append(f"  sentences, wrong told {described(sure['auroc'])}, calibration error {described(sure['ece'])}")
+        lines.append(f"  wrong sentences       {described(held['all'])} a draft, abstaining {described(held['given'])}")
     lines += [f"  {MARKS[verdict['good']]} {verdict['text']}" for verdict in metrics["verdicts"]]
     for arm, facts in metrics.get("facts", {}).items():
         for name, share in facts.items():

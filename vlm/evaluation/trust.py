@@ -1,12 +1,14 @@
 """Measure on unseen cases what the adapter says of its own reliability: label sets, contradictions, unlike pictures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vlm.data.case import CaseSpec
-from vlm.evaluation.measures import Bootstrap
+from vlm.evaluation.confidence import confidence_measures
+from vlm.evaluation.measures import Bootstrap, Reports
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
 from vlm.reliability.contradictions import find_contradictions
@@ -22,7 +24,7 @@ def reliability_measures(
     spec: CaseSpec,
     targets: np.ndarray,
     probabilities: np.ndarray,
-    drafts: Sequence[str],
+    reports: Reports,
     vitals: np.ndarray,
     distances: np.ndarray,
     bootstrap: Bootstrap,
@@ -31,10 +33,13 @@ def reliability_measures(
 
     `distances` are those of the pictures from those of training, N, NaN without one.
     """
+    unlike = (distances > kept.unlike_above) & (kept.unlike_above > 0)  # N; NaN is above nothing
+    as_at_use = replace(reports, labeller=Labeller.of_adapter(spec.findings))
     return {
         "unlike_pictures": unlike_measure(kept, distances, bootstrap),
         "label_sets": label_set_measures(kept, targets, probabilities, spec.labels, bootstrap),
-        "contradictions": contradiction_measures(kept, spec, drafts, probabilities, vitals, bootstrap),
+        "contradictions": contradiction_measures(kept, spec, reports.drafts, probabilities, vitals, bootstrap),
+        **confidence_measures(kept, spec, as_at_use, probabilities, vitals, unlike, bootstrap),
     }
 
 

@@ -47,6 +47,11 @@ class Mention:
         """Zones of the places: `upper`, `middle`, `lower`."""
         return frozenset(zone for _, zone in self.places if zone)
 
+    @property
+    def is_everywhere(self) -> bool:
+        """True unless it speaks of one side or one zone alone."""
+        return not self.places or (len(self.sides) > 1 and not self.zones)
+
 
 def sentences(report: str) -> Iterator[str]:
     """Split a report into lower-case sentences; a numbered list and a line break end one too."""

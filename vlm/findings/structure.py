@@ -7,8 +7,27 @@ from vlm.report import StatedFinding
 
 
 def findings_of_labels(labels: Iterable[str], names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
-    """Map labels to the findings that they stand for: that of the same name, or the one that `given` names."""
-    return {label: label for label in labels if label in names} | dict(given)
+    """Map labels to the findings that they stand for: that of the same name, or the one that `given` names.
+
+    A label for which `given` has a phrase, such as `opacity in the right lung`, stands for no finding as a whole.
+    """
+    return {label: label for label in labels if label in names} | {
+        label: finding for label, finding in given.items() if " " not in finding
+    }
+
+
+def statements_of_labels(labels: Iterable[str], labeller: Labeller, given: Mapping[str, str]) -> dict[str, Mention]:
+    """Map labels to what a text says where they are present: a finding, or with a phrase its sides and zones too.
+
+    A label whose phrase is not read as one finding is left out.
+    """
+    whole = findings_of_labels(labels, labeller.names, given)
+    found = {label: Mention(finding, "present") for label, finding in whole.items()}
+    for label, phrase in given.items():
+        read = labeller.mentions(phrase) if " " in phrase else []
+        if len(read) == 1 and read[0].status == "present":
+            found[label] = read[0]
+    return found
 
 
 def stated_findings(
@@ -25,7 +44,7 @@ def stated_findings(
     """
     stands_for = findings_of_labels(probabilities, labeller.names, label_findings)
     found: dict[StatedFinding, None] = {}
-    for number, (section, sentence) in enumerate(_sentences(parts), 1):
+    for number, section, sentence in numbered_sentences(parts):
         for mention in labeller.mentions(sentence):
             labels = [label for label, finding in stands_for.items() if finding == mention.finding]
             label = labels[0] if len(labels) == 1 and labels[0] in probabilities else None
@@ -34,13 +53,15 @@ def stated_findings(
     return tuple(found)
 
 
-def _sentences(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield (section, sentence) of each sentence with a letter; the number of a list is none."""
+def numbered_sentences(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[int, str, str]]:
+    """Yield (number from 1, section, sentence) of each sentence with a letter; the number of a list is none."""
+    number = 0
     for section, text in parts:
         for start, end in sentence_spans(text):
             sentence = " ".join(text[start:end].split())
             if any(map(str.isalpha, sentence)):
-                yield section, sentence
+                number += 1
+                yield number, section, sentence
 
 
 def _row(

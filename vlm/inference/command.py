@@ -25,7 +25,8 @@ from vlm.plain import printable
 from vlm.report import Report
 
 if TYPE_CHECKING:  # one case needs no tables, and their libraries take a second to import
-    from vlm.inference.many import Counts, TableJob
+    from vlm.inference.line_counts import Counts
+    from vlm.inference.many import TableJob
     from vlm.inference.on_ray import Cluster
 
 
@@ -145,6 +146,7 @@ def draft_table(
     if site := engine.get("site"):
         read_site(site, opened)
         job = replace(job, site=Path(site))
+    job = replace(job, abstain=engine.get("abstain", False))
     metadata = job.check(opened.path, schema, resume)
     shared = MultiProcessJob(job, RankShare()) if cluster else MultiProcessJob.needed(job, RankShare.of_environment())
     if shared:
@@ -157,7 +159,7 @@ def draft_table(
 
 
 def _streamer(engine: Engine, stream: TextIO | None) -> Any:
-    if stream is None:
+    if stream is None or engine.abstain:  # a draft that may be withheld is shown only when it is judged
         return None
     from transformers import TextStreamer
 

@@ -60,6 +60,8 @@ class Engine(ABC):
 
     max_seconds: float = MAX_SECONDS
     """Time limit for the drafts of a batch, finished or not."""
+    abstain: bool = False
+    """Give no draft that is unsure, or of a picture unlike those of training."""
 
     def __init__(self, model: "EvidenceEncoder") -> None:
         self.model = model
@@ -106,7 +108,7 @@ class Engine(ABC):
             named = section_parts(text, spec.sections)
             stated = stated_findings(named, self.labeller, probabilities, spec.label_findings)
             report = Report(text, probabilities, shown, warnings, calibration, NOTICE, finished, parts, read, stated)
-            yield judged(report, self.model, example, self.labeller, draft.distance)
+            yield judged(report, self.model, example, self.labeller, draft.distance, self.abstain)
 
     def prompt_length(self, example: Example) -> int:
         """Return the number of prompt tokens around the evidence, and of those of further images."""

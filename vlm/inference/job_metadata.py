@@ -14,7 +14,7 @@ from vlm.untrusted import read_json
 
 CONTENTS = {"contents": "the table", "pictures": "the content, a size or a name of the images in the table"}
 """Keys that metadata of earlier versions does not have → what changed where they differ."""
-ADDED = {"findings": ""}
+ADDED = {"findings": "", "abstain": False}
 """Further keys that it does not have → their value in those versions."""
 
 

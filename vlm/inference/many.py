@@ -30,6 +30,7 @@ from vlm.distributed import log_rank0, rank
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
 from vlm.inference.job_metadata import compare_metadata, contents_of
+from vlm.inference.line_counts import Counts, count_lines, cut_to_whole_lines
 from vlm.inference.rows import Row, Source, TableColumns, join_studies, spread
 from vlm.inference.study_images import StudyImage
 from vlm.locks import locked
@@ -70,6 +71,8 @@ class TableJob:
     """Vocabulary of the findings; empty for the adapter's."""
     site: Path | None = None
     """File of the site's recalibration that the engine uses, if any."""
+    abstain: bool = False
+    """True if the engine withholds doubtful drafts."""
 
     @cached_property
     def image_folder(self) -> ImageFolder:
@@ -105,7 +108,7 @@ class TableJob:
             way_out = f"set --image_column; the adapter's vitals are {', '.join(vital.name for vital in schema.given)}"
             raise UserError(f"{self.table}: neither a column {self.columns.image} nor one of a vital; {way_out}")
         metadata = {"adapter": digest(adapter), "table": self.table.name, "columns": self.columns.to_dict(),
-                    "max_new_tokens": self.max_new_tokens, "findings": self.findings,
+                    "max_new_tokens": self.max_new_tokens, "findings": self.findings, "abstain": self.abstain,
                     "site": sha256(self.site.read_bytes()).hexdigest() if self.site else None, **asdict(self.options),
                     **contents_of(self.table, self.rows(schema), self.images)}  # fmt: skip
         if self.output.parent.is_dir():
@@ -117,7 +120,7 @@ class TableJob:
             self.compare_metadata(schema, metadata)
         return metadata
 
-    def run(self, engine: Engine, metadata: Mapping[str, Any]) -> "Counts":
+    def run(self, engine: Engine, metadata: Mapping[str, Any]) -> Counts:
         """Draft every row that has no line yet; returns how many there are. Raises `UserError` if the table changed."""
         from tqdm import tqdm
 
@@ -150,9 +153,9 @@ class TableJob:
     def check_last_rows(self, schema: VitalsSchema) -> None:
         """Raise `UserError` where the last whole line of the output, or of a part, belongs to another row now."""
         if self.output.is_file():
-            counts, last, _ = _whole_lines(self.output)
+            counts, last, _ = count_lines(self.output)
             self._skip_done(self.rows(schema), counts.lines, last)
-        lasts = {part: _whole_lines(part)[1] for part in self.parts.glob("*.jsonl")}
+        lasts = {part: count_lines(part)[1] for part in self.parts.glob("*.jsonl")}
         ids = {last["row"]: (part, last["id"]) for part, last in lasts.items() if last}
         for row in self.rows(schema) if ids else ():
             part, id = ids.get(row.number, (None, row.id))
@@ -205,28 +208,6 @@ class TableJob:
             case.report, case.example = report, None
 
 
-@dataclass
-class Counts:
-    """Numbers of lines in the output so far, of those with an error in place of a report, and of cut drafts."""
-
-    lines: int = 0
-    errors: int = 0
-    cut: int = 0
-
-    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Count further lines."""
-        self.lines += len(lines)
-        self.errors += sum("error" in line for line in lines)
-        self.cut += sum(not line.get("finished", True) for line in lines)
-
-    def add_written(self, line: bytes) -> None:
-        """Count a line of a file."""
-        if b'"error": ' in line or b'"finished": false' in line:  # few lines match: the others are not parsed
-            self.add([json.loads(line)])
-        else:
-            self.lines += 1
-
-
 def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedReader | None = None) -> _Prepared:
     """Read one row's inputs; whatever is raised costs this row's report only."""
     try:
@@ -275,24 +256,3 @@ def write_lines(out: TextIO, lines: Sequence[Mapping[str, Any]]) -> None:
         out.flush()
     except OSError as error:
         raise UserError(f"{out.name}: cannot write: {error.strerror}; go on later with --resume") from None
-
-
-def cut_to_whole_lines(file: Path) -> tuple[Counts, dict[str, Any]]:
-    """Drop a truncated last line; returns the counts of the whole lines, and the last of them."""
-    if not file.is_file():
-        return Counts(), {}
-    counts, last, whole = _whole_lines(file)
-    os.truncate(file, whole)
-    return counts, last
-
-
-def _whole_lines(file: Path) -> tuple[Counts, dict[str, Any], int]:
-    """Return counts of the whole lines, the last of them, and the byte where it ends; a truncated line is ignored."""
-    counts, last, whole = Counts(), b"", 0
-    with file.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            last, whole = line, whole + len(line)
-            counts.add_written(line)
-    return counts, json.loads(last) if last else {}, whole

@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from vlm.errors import UserError, require
-from vlm.inference.many import WINDOW, Counts, TableJob
+from vlm.inference.line_counts import Counts
+from vlm.inference.many import WINDOW, TableJob
 from vlm.inference.parts import Lines, MultiProcessJob, RankShare
 from vlm.inference.rows import Row
 

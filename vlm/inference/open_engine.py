@@ -37,11 +37,13 @@ def open_engine(
     max_seconds: float = MAX_SECONDS,
     findings: str | None = None,
     site: str | None = None,
+    abstain: bool = False,
 ) -> Engine:
     """Load an adapter folder or Hub id into one of the engines.
 
     `findings` is the vocabulary of the table of findings, in place of the adapter's; `site` the file of a site's
-    recalibration. Raises `UserError` as `load`, `Labeller.load` and `read_site` do.
+    recalibration; with `abstain` doubtful drafts are withheld. Raises `UserError` as `load`, `Labeller.load`,
+    `read_site` and `use_abstention` do.
     """
     labeller = Labeller.load(findings) if findings else None  # before the model: a typing error costs no wait
     opened = open_adapter(adapter, revision)
@@ -50,6 +52,8 @@ def open_engine(
     if calibration is not None:
         drafter.model.calibration = calibration
     drafter.max_seconds = max_seconds
+    if abstain:
+        use_abstention(drafter)
     use_vocabulary(drafter, labeller)
     return drafter
 
@@ -60,6 +64,15 @@ def use_vocabulary(engine: Engine, labeller: Labeller | None) -> None:
     if not engine.labeller.names:
         log_rank0("note: no table of findings: the adapter was trained with a vocabulary of its own, which it does not "
                   "hold; name the file with --findings")  # fmt: skip
+
+
+def use_abstention(engine: Engine) -> None:
+    """Withhold doubtful drafts; raises `UserError` for an adapter that cannot tell which are."""
+    kept = engine.model.reliability
+    if kept.sentences is None and not kept.unlike_above:
+        raise UserError("--abstain: the adapter keeps no thresholds that tell a doubtful draft; leave it away, or "
+                        "train with 20 validation patients or more")  # fmt: skip
+    engine.abstain = True
 
 
 def prepare_libraries() -> None:

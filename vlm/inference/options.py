@@ -37,6 +37,8 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
                         "with a column for each channel")  # fmt: skip
     parser.add_argument("--findings", metavar="NAME", help="vocabulary of the table of findings, a name or a .yaml "
                         "file; default: the adapter's")  # fmt: skip
+    parser.add_argument("--abstain", action="store_true", help="give no draft that is among the least sure, or of a "
+                        "picture unlike those of training")  # fmt: skip
     parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
     parser.add_argument("--max_seconds", type=float, default=600, help="time limit of a draft or a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -137,7 +139,7 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the engine's options: name, base, revision of the adapter, time limit, and the server if there is one."""
-    names = ("engine", "base", "revision", "max_seconds", "findings", "site")
+    names = ("engine", "base", "revision", "max_seconds", "findings", "site", "abstain")
     drafts = {name: getattr(arguments, name) for name in names}
     if arguments.engine != "vllm":
         return drafts

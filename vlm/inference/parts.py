@@ -21,7 +21,8 @@ from vlm.data.vitals.schema import VitalsSchema
 from vlm.distributed import rank, world_size
 from vlm.errors import UserError
 from vlm.inference.engine import Engine
-from vlm.inference.many import Counts, TableJob, cut_to_whole_lines, write_lines
+from vlm.inference.line_counts import Counts, cut_to_whole_lines
+from vlm.inference.many import TableJob, write_lines
 from vlm.inference.rows import Row
 from vlm.locks import locked, try_lock
 

@@ -16,7 +16,8 @@ from vlm.data.study import view_name
 from vlm.distributed import log_rank0, world_size
 from vlm.errors import UserError
 from vlm.inference.command import draft_table
-from vlm.inference.many import Counts, TableJob
+from vlm.inference.line_counts import Counts
+from vlm.inference.many import TableJob
 from vlm.inference.rows import TableColumns
 from vlm.plain import shortened
 

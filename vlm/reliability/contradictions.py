@@ -96,7 +96,7 @@ def _against_probabilities(
         for one in said:
             if one.mention.finding != finding or one.mention.status == verdict or not verdict:
                 continue
-            if one.mention.status == ABSENT and (one.partial or not _is_whole(one.mention)):
+            if one.mention.status == ABSENT and (one.partial or not one.mention.is_everywhere):
                 continue
             word, held = ("asserts", "unlikely") if verdict == ABSENT else ("denies", "likely")
             why = f"{word} {one.name}, which the head holds {held} ({label.replace('_', ' ')} {p:.1%})"
@@ -140,14 +140,9 @@ def _is_partial(sentence: str, mention: Mention, labeller: Labeller) -> bool:
     return not mention.text and len(sides) == 1 and sides != {"both"}
 
 
-def _is_whole(denial: Mention) -> bool:
-    """Check whether a denial holds everywhere, not on one side or in one zone alone."""
-    return not denial.places or (len(denial.sides) > 1 and not denial.zones)
-
-
 def _overlap(denial: Mention, assertion: Mention) -> bool:
     """Check whether a denial holds where the finding is asserted."""
-    if _is_whole(denial):
+    if denial.is_everywhere:
         return True
     pairs = ((denial.sides, assertion.sides), (denial.zones, assertion.zones))
     return all(not denied or bool(denied & stated) for denied, stated in pairs)

@@ -8,6 +8,7 @@ from vlm.config.strict import from_dict
 from vlm.errors import UserError
 from vlm.plain import shortened
 from vlm.reliability.label_sets import LabelThresholds
+from vlm.reliability.sentences import SentenceFit
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Reliability:
 
     unlike_above: float = 0.0
     """Distance of the image features above which a picture is unlike those of training; 0 if none was fitted."""
+    sentences: SentenceFit | None = None
+    """How sure a sentence is; None if it was not fitted."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.unlike_above < 1e9:

@@ -5,14 +5,22 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from vlm.config import EvaluationConfig
+from vlm.config import Config
 from vlm.data.collate import Collator, to_device
 from vlm.data.dataset import CaseDataset
+from vlm.data.sections import section_parts
+from vlm.data.splits import draw_patients
+from vlm.data.storage import hashes, matrix
 from vlm.distributed import log_rank0
+from vlm.evaluation.arms import ARMS, ArmCases
+from vlm.evaluation.drafting import DraftCache, draft
 from vlm.evaluation.scoring import CaseScores
+from vlm.findings.labeller import Labeller
+from vlm.findings.structure import statements_of_labels
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.reliability.familiarity import FALSE_ALARMS, FEWEST_PICTURES, MOST_PICTURES, Familiarity
 from vlm.reliability.label_sets import conformal_quantile, fewest_patients, fit_label_sets
+from vlm.reliability.sentences import FEWEST_DRAFTS, SentenceFit, fit_sentences, is_wrong, read_sentences
 from vlm.reliability.thresholds import Reliability
 
 
@@ -21,20 +29,52 @@ def fit_reliability(
     train: CaseDataset,
     validation: CaseDataset,
     scores: CaseScores,
-    options: EvaluationConfig,
+    config: Config,
 ) -> None:
-    """Fit into the model the label sets, and how unlike a picture may be.
+    """Fit into the model the label sets, how unlike a picture may be, and how sure a sentence is.
 
     `scores` are those of the validation split; the model's calibration must be fitted before.
     """
+    options = config.evaluation
     coverage = options.coverage
     probabilities = model.calibration.probabilities(torch.from_numpy(scores.logits).double()).numpy()  # N × K
     labels, patients = model.spec.labels, validation.rows["patient"]
     sets, lines = fit_label_sets(probabilities, scores.targets, patients, labels, coverage)
     familiarity, unlike_above, line = fit_familiarity(model, train, validation, options.batch_size)
-    log_rank0(*lines, line)
+    sentences, said = fit_confidence(model, validation, config)
+    log_rank0(*lines, line, said)
     model.spec, model.familiarity = replace(model.spec, familiarity=familiarity.count), familiarity.to(model.device)
-    model.reliability = Reliability(coverage, sets, unlike_above) if sets or unlike_above else Reliability()
+    fitted = sets or unlike_above or sentences is not None
+    model.reliability = Reliability(coverage, sets, unlike_above, sentences) if fitted else Reliability()
+
+
+def fit_confidence(model: ClinicalVLM, validation: CaseDataset, config: Config) -> tuple[SentenceFit | None, str]:
+    """Fit how sure a sentence is on drafts of validation cases; returns a line on it as well.
+
+    At most `evaluation.sentence_cases` are drafted, and none where it would be for nothing.
+    """
+    most, spec = config.evaluation.sentence_cases, model.spec
+    labeller = Labeller.of_adapter(spec.findings)  # as at use
+    statements = statements_of_labels(spec.labels, labeller, spec.label_findings)
+    kept = np.flatnonzero([bool(report) for report in validation.reports])
+    some = replace(validation, rows=validation.rows.select(kept))
+    if len(kept) > most:
+        some = replace(some, rows=some.rows.select(draw_patients(hashes(some.rows, "patient"), most)))
+    patients = [str(name) for name in some.rows["patient"]]
+    if not most or not statements or len(set(patients)) < FEWEST_DRAFTS:
+        why = ("evaluation.sentence_cases is 0" if not most else "no label stands for a finding" if not statements
+               else f"{len(set(patients))} validation patients with a report, {FEWEST_DRAFTS} needed")  # fmt: skip
+        return None, f"confidence of sentences: none ({why})"
+    drafts = draft(model, ArmCases(ARMS[0], some), config, DraftCache())
+    logits = torch.tensor([one.logits for one in drafts], dtype=torch.float64)
+    probabilities = model.calibration.probabilities(logits).tolist()
+    vitals = matrix(some.rows, "vitals", len(spec.schema)).tolist()
+    judged = []
+    for one, row, values, reference in zip(drafts, probabilities, vitals, some.reports, strict=True):
+        parts, known = section_parts(one.text, spec.sections), dict(zip(spec.labels, row, strict=True))
+        read = read_sentences(parts, labeller, statements, known, values, spec.schema)
+        judged.append([(sentence, is_wrong(sentence.text, reference, labeller)) for sentence in read])
+    return fit_sentences(judged, patients, config.evaluation.unsure_share)
 
 
 def fit_familiarity(

@@ -117,7 +117,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     validation = case_dataset(config, model.spec, cohort, "validation")
     scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
     model.calibration = fit_temperature(scores, validation.rows["patient"])
-    fit_reliability(model, case_dataset(config, model.spec, cohort, "train"), validation, scores, config.evaluation)
+    fit_reliability(model, case_dataset(config, model.spec, cohort, "train"), validation, scores, config)
     metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned, scores)
     if is_main():
         save(model, folder.adapter, metrics)

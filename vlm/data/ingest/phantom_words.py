@@ -26,7 +26,11 @@ TABLE = TableConfig(
     patient="patient",
     probability="pathology_probability",
     labels=LABELS,
-    label_findings={"pathology": "opacity"},
+    label_findings={
+        "pathology": "opacity",
+        **{f"{side}_lung": f"opacity in the {side} lung" for side in SIDES if side != "both"},
+        **{f"{zone}_zone": f"opacity in the {zone} zone" for zone in ZONES},
+    },
     vitals=[*VITALS],
     report=[
         SectionConfig("image_report", ["image"], NO_IMAGE),

@@ -32,7 +32,7 @@ from vlm.report import NOTICE, Report
 from vlm.version import __version__
 
 Resource = dict[str, Any]
-RELIABILITY = ("label_sets", "coverage", "contradictions")
+RELIABILITY = ("label_sets", "coverage", "contradictions", "sentences", "confidence", "withheld")
 """Fields of a report that say how far to rely on it."""
 _IDS = UUID("5c0c7a5e-6b8d-4d86-9f5e-2f6d1a3b9c47")  # an arbitrary constant: the ids of all Bundles are derived from it
 _UNTOLD, _OPTIONAL = ("format", "images"), ("sections", "findings", *RELIABILITY)
@@ -105,7 +105,9 @@ def to_fhir(
 
 def _report(report: Report, image: bool, results: list[Resource], time: str) -> Resource:
     code = loinc("Draft of a diagnostic imaging report", IMAGING_STUDY) if image else concept("Draft of a report")
-    notes = [NOTICE, *(f"contradiction: {one}" for one in report.contradictions)]
+    notes = [NOTICE, *([report.no_draft()] if report.withheld else [])]
+    notes += [f"sentence: {one}" for one in report.sentences if one.confidence is not None]
+    notes += [f"contradiction: {one}" for one in report.contradictions]
     notes += [f"warning: {warning}" for warning in report.warnings]
     text = plain(report.text)
     paragraphs = "".join(f"<p>{escape(plain(line), quote=False)}</p>" for line in (NOTICE, text, *notes[1:]) if line)
