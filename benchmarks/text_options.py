@@ -33,7 +33,10 @@ from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
 from vlm.data.dataset import CaseDataset, StudyFeatures
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.splits import draw_patients
+from vlm.data.storage import hashes
 from vlm.device import choose_precision, choose_threads
+from vlm.evaluation.arms import ARMS, ArmCases
 from vlm.evaluation.scoring import score_cases
 from vlm.findings.labeller import Labeller
 from vlm.inference.engine import ReportEngine
@@ -43,6 +46,8 @@ from vlm.training.run import build_model, case_dataset
 
 CPU = torch.device("cpu")
 FOLDS = 5
+CHECKS, CHECKED = 4, 64
+"""Checkpoints of which one is kept, and validation cases by which it is chosen."""
 FURTHER = 0.25
 """Share of further steps on the reward, or without it as its control."""
 
@@ -64,6 +69,9 @@ class Way:
     """Report in the prompt: of the `nearest` training case of another lesion, or of a `random` one."""
     further: str = ""
     """Further steps: `longer` as before, or on the `reward`."""
+    kept: str = ""
+    """Which of four checkpoints is kept: that with the largest `gap` of text loss between another lesion's picture and
+    the own, on validation cases; otherwise the last."""
 
 
 WAYS = {
@@ -79,6 +87,7 @@ WAYS = {
     "projectors of 64": Way({"model.projector_size": 64}),
     "nearest case's report shown": Way(context="nearest"),
     "random case's report shown": Way(context="random"),
+    "checkpoint by use of the picture": Way(kept="gap"),
     "a quarter longer": Way(further="longer"),
     "then a reward": Way(further="reward"),
 }
@@ -111,6 +120,14 @@ class Job:
         words.register_forward_pre_hook(self._replace_logits)
         self.ids: list[str] = []
         """Cases of the training step, "" for one whose image is withheld; none otherwise."""
+        self.best: tuple[float, dict[str, torch.Tensor]] | None = None
+        """Gap and weights of the checkpoint to keep."""
+        validation = case_dataset(self.config, self.model.spec, cohort, "validation")
+        some = replace(
+            validation, rows=validation.rows.select(draw_patients(hashes(validation.rows, "patient"), CHECKED))
+        )
+        self.validation = [ArmCases(arm, some) for arm in ARMS[:2]]
+        """Validation cases as given, and with the pictures swapped."""
 
     def _splits(self, cohort: Cohort, kept: list[StudyFeatures]) -> tuple[CaseDataset, CaseDataset]:
         train, test = (case_dataset(self.config, self.model.spec, cohort, name) for name in ("train", "test"))
@@ -203,6 +220,19 @@ class Job:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            if self.way.kept and (step + 1) % (steps // CHECKS) == 0:
+                self.check(step + 1)
+        if self.best:
+            self.model.load_state_dict(self.best[1], strict=False)
+
+    def check(self, step: int) -> None:
+        """Keep the weights if pictures are used more than at every earlier check, by validation cases."""
+        as_given, swapped = (score_cases(self.model, cases, 32, "validation") for cases in self.validation)
+        loss, other = (float(scores.losses.sum() / scores.tokens.sum()) for scores in (as_given, swapped))
+        print(f"step {step}: validation loss {loss:.4f}, gap {other - loss:+.4f}", flush=True)
+        if self.best is None or other - loss > self.best[0]:
+            weights = {name: value.detach().clone() for name, value in self.model.trainable_parameters().items()}
+            self.best = other - loss, weights
 
     def batches(self, steps: int, batch_size: int) -> Iterator[list[Example]]:
         """Yield the examples of each step."""
