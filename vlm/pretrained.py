@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 from transformers.generation import BaseStreamer
 
-from vlm.adapter.folder import load, save
+from vlm.adapter.folder import load, open_adapter, save
 from vlm.adapter.hub import push
 from vlm.adapter.metadata import CardDetails
+from vlm.adapter.site_calibration import read_site
 from vlm.inference.engine import Case, ReportEngine
 from vlm.inference.signal_input import Signal
 from vlm.inference.study_images import Images
@@ -32,13 +33,18 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         revision: str | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        site: str | Path | None = None,
     ) -> "ClinicalVLM":
         """Load an adapter folder or Hub id, and the base model that it names or `base`.
 
-        `revision` is that of the Hub id. Raises `UserError` for a missing file or tensor, and for a base other than
-        the one the adapter was trained on.
+        `revision` is that of the Hub id; `site` the file of a site's recalibration. Raises `UserError` for a missing
+        file or tensor, for a base other than the one the adapter was trained on, and as `read_site` does.
         """
-        return cast(ClinicalVLM, load(adapter, base, device, dtype, revision, model_class=cls))
+        opened = open_adapter(adapter, revision)
+        calibration = read_site(site, opened) if site is not None else opened.config.calibration
+        model = cast(ClinicalVLM, load(opened, base, device, dtype, model_class=cls))
+        model.calibration = calibration
+        return model
 
     def save_pretrained(self, folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
         """Write the adapter folder atomically; `metrics` are its measured results.

@@ -8,8 +8,11 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
+from vlm import ClinicalVLM
 from vlm.adapter import open_adapter
 from vlm.adapter.site_calibration import SiteCalibration, read_site, site_file, write_site
+from vlm.app.about import Adapter
+from vlm.app.view import meaning
 from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
@@ -101,3 +104,21 @@ def test_a_file_is_read_strictly(edit, said: str, tiny_adapter: Path, tmp_path: 
         read_site(file, opened)
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
     assert site_file(tiny_adapter, "north") == tiny_adapter.resolve().parent / "site-north.json"
+
+
+def test_a_model_at_a_site_drafts_with_it_and_is_not_saved(
+    tiny_adapter: Path, adapter: Adapter, tmp_path: Path
+) -> None:
+    opened, file = open_adapter(str(tiny_adapter)), tmp_path / "site-north.json"
+    write_site(file, opened, SITE)
+    own, there = (ClinicalVLM.from_pretrained(tiny_adapter, site=site) for site in (None, file))
+    before, after = (model.predict(None, {"glucose": 8}, max_new_tokens=2) for model in (own, there))
+    assert "recalibrated for the site north on 40 of its patients" in after.calibration
+    for name, scale, offset in zip(before.probabilities, (1.5, 2.0), (-0.5, 0.0), strict=True):
+        raw = logit(before.probabilities[name]) * own.calibration.temperature
+        assert after.probabilities[name] == pytest.approx(expit(raw / scale + offset), abs=1e-5)
+    with pytest.raises(UserError, match="an adapter holds none of a site"):
+        there.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    shown = meaning(adapter.calibrated(there.calibration).config.calibration)
+    assert "the site north" in shown and "temperature" not in shown

@@ -21,6 +21,7 @@ from vlm.data.study import StudySpec
 from vlm.errors import UserError
 from vlm.finite import first_nonfinite
 from vlm.model.bases.lora_settings import layer_of, saved_settings, scale_of
+from vlm.model.calibration import Calibration
 from vlm.weights import is_wheel
 
 if TYPE_CHECKING:  # a slow import, not needed without the language model
@@ -36,10 +37,13 @@ MERGED = "clinical_vlm_merged"
 def save(model: "ClinicalVLM", folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
     """Write the adapter folder atomically, with the manifest of its files.
 
-    An earlier adapter is replaced; raises `UserError` for a folder that holds anything else.
+    An earlier adapter is replaced; raises `UserError` for a folder that holds anything else, and for a model that is
+    recalibrated for a site, which an adapter must not hold.
     """
     from safetensors.torch import save_file
 
+    if type(model.calibration) is not Calibration:
+        raise UserError(f"{model.calibration.describe()}: an adapter holds none of a site; load it without, to save it")
     from vlm.adapter.card import card
 
     folder = Path(folder)

@@ -1,11 +1,12 @@
 """Describe a loaded adapter, for the page and for clients."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlm.adapter import AdapterConfig, read_config
 from vlm.inference.fhir import Software
+from vlm.model.calibration import Calibration
 from vlm.report import NOTICE
 
 
@@ -20,6 +21,10 @@ class Adapter:
     def of(cls, folder: Path) -> "Adapter":
         """Read the config in a folder; raises `UserError` as `read_config` does."""
         return cls(read_config(folder), Software.of(folder))
+
+    def calibrated(self, calibration: Calibration) -> "Adapter":
+        """Return it with the calibration that its drafts have, such as that of a site."""
+        return replace(self, config=self.config._replace(calibration=calibration))
 
     @property
     def title(self) -> str:

@@ -11,6 +11,7 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     """Draft in a browser, and answer POST /v1/report."""
     add = parser.add_argument
     add("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
+    add("--site", metavar="FILE", help="recalibration for a site, of `evaluate --recalibrate_on`")
     add("--base", help="base model instead of the adapter's, such as a local copy")
     add("--engine", choices=["torch", "llamacpp"], default="torch",
         help="engine of the language model; llamacpp is quick on a CPU (extra `llamacpp`)")  # fmt: skip

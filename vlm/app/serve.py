@@ -55,8 +55,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
-    from vlm.findings.labeller import Labeller
-    from vlm.inference.open_engine import make_engine, prepare_libraries, use_abstention, use_vocabulary
+    from vlm.inference.open_engine import open_engine, prepare_libraries
 
     adapter = Adapter.of(folder)
     limits = Limits(
@@ -68,11 +67,9 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     )
     print(f"loading {arguments.adapter} …", flush=True)
     prepare_libraries()
-    labeller = Labeller.load(arguments.findings) if arguments.findings else None
-    engine = make_engine(arguments.engine, folder, arguments.base)
-    use_vocabulary(engine, labeller)
-    if arguments.abstain:
-        use_abstention(engine)
+    engine = open_engine(str(folder), arguments.engine, arguments.base, findings=arguments.findings,
+                         site=arguments.site, abstain=arguments.abstain)  # fmt: skip
+    adapter = adapter.calibrated(engine.model.calibration)
     service = Service(engine, limits)
     app = make_api(service, adapter, access)
     app.router.lifespan_context = partial(lifetime, service)

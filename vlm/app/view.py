@@ -69,9 +69,10 @@ def meaning(calibration: Calibration) -> str:
     """Explain the probability bars to their reader."""
     if not calibration.patients:
         return f"{calibration.describe().capitalize()}: read them as an order, not as frequencies."
+    fitted = f" (temperature {calibration.temperature:.2f})" if type(calibration) is Calibration else ""  # not a site's
     return (
-        f"Of 100 cases at 80 %, about 80 should have the label. {calibration.describe().capitalize()} "
-        f"(temperature {calibration.temperature:.2f}); other patients need their own."
+        f"Of 100 cases at 80 %, about 80 should have the label. {calibration.describe().capitalize()}{fitted}; "
+        "other patients need their own."
     )
 
 
