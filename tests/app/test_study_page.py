@@ -19,6 +19,7 @@ from vlm.app.image_form import Arrived, ImageForm
 from vlm.app.page import add_page
 from vlm.app.service import Limits, Service
 from vlm.app.uploads import Uploads
+from vlm.data.images.square import Square
 from vlm.inference.engine import ReportEngine
 
 __all__ = ["browser"]  # a fixture
@@ -183,7 +184,7 @@ def test_uploads_of_one_case_are_kept_together() -> None:
     assert len(uploads) == 1, "the next choice stands in place of the last"
 
 
-def model_picture(value: int):
+def model_picture(value: int) -> Square:
     import numpy as np
 
-    return np.full((32, 32), value, np.uint8)
+    return Square(np.full((32, 32), value, np.uint8))

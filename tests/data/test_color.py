@@ -173,7 +173,7 @@ def test_a_spec_that_contradicts_itself_is_refused(options: dict[str, object]) -
 def test_the_worker_decodes_in_color() -> None:
     data = saved(Image.fromarray(blocks()), "PNG")
     with ImageDecoder() as decoder:
-        assert np.array_equal(decoder.decode_square(data, "a", RGB), to_square(blocks(), RGB))
+        assert np.array_equal(decoder.decode_square(data, "a", RGB).pixels, to_square(blocks(), RGB))
 
 
 def cohort_of(folder: Path, pictures: list[np.ndarray]) -> Cohort:

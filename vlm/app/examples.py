@@ -7,6 +7,7 @@ import numpy as np
 from vlm.config import PhantomConfig
 from vlm.data.case import CaseSpec
 from vlm.data.images.image import to_square
+from vlm.data.images.square import Square
 from vlm.data.ingest.phantom import draw_cases
 from vlm.data.ingest.phantom_image import draw_chest
 from vlm.data.ingest.phantom_words import VITALS
@@ -20,8 +21,8 @@ class SyntheticCase:
     """Values with which an example fills the form."""
 
     title: str
-    picture: np.ndarray | None
-    """Image, S × S, uint8."""
+    picture: Square | None
+    """Image as the model sees it."""
     vitals: dict[str, str]
     """Values by the names of the form's fields."""
 
@@ -33,7 +34,7 @@ def synthetic_cases(spec: CaseSpec) -> list[SyntheticCase]:
     cases = []
     for number, row in enumerate(chosen, start=1):
         drawn, _ = draw_chest(row["finding"], row["side"], row["zone"], np.random.default_rng([SEED, number]))
-        picture = to_square(drawn.astype(np.float32), spec.image) if number < 3 else None
+        picture = Square(to_square(drawn.astype(np.float32), spec.image)) if number < 3 else None
         title = f"Synthetic {number}" + ("" if picture is not None else ", no image")
         vitals = {name: str(row[name]) for name in ("glucose", "blood_pressure", "age") if _reads(spec, name)}
         cases.append(SyntheticCase(title, picture, vitals))

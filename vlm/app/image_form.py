@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-import numpy as np
 
 from vlm.app import view
 from vlm.app.failures import Failed, TooLate
 from vlm.app.service import Service
 from vlm.data.case import CaseSpec
+from vlm.data.images.square import Square
 from vlm.errors import UserError
 from vlm.inference.study_images import StudyImage
 
@@ -18,8 +18,8 @@ MOST_SLOTS = 8
 """Most images of a case on the page."""
 _PRIOR = "prior:"
 """Prefix of the value of a role of an earlier study; the view follows."""
-Pictures = list[np.ndarray]
-"""The images of a case as the model sees them, S × S uint8 each."""
+Pictures = list[Square]
+"""The images of a case as the model sees them."""
 
 
 class Arrived(NamedTuple):
@@ -81,21 +81,21 @@ class ImageForm:
         parts = [part for slot in self.slots for part in slot if part is not None]
         return [self.pictures, self.arrived, self.upload, *parts]
 
-    def updates(self, pictures: Sequence[np.ndarray], roles: Sequence[Any] = ()) -> list[Any]:
+    def updates(self, pictures: Sequence[Square], roles: Sequence[Any] = ()) -> list[Any]:
         """Return the updates for these pictures; `roles` are the values of their roles, then of their days."""
         half = len(roles) // 2
         updates: list[Any] = [list(pictures), None, gr.File(None, visible=len(pictures) < self.most)]
         for place in range(self.most):
             there = place < len(pictures)
             number = place + 1 if self.study else None
-            updates += [gr.Column(visible=there), view.picture(pictures[place], number) if there else ""]
+            updates += [gr.Column(visible=there), view.picture(pictures[place].pixels, number) if there else ""]
             if self.study:
                 role, days = (roles[place], roles[half + place]) if place < half else ("", "")
                 updates += [gr.update(value=role), gr.Textbox(value=days, visible=str(role).startswith(_PRIOR))]
             updates.append(gr.Button(visible=there))
         return updates
 
-    def given(self, pictures: Sequence[np.ndarray] | None, roles: Sequence[Any]) -> list[StudyImage]:
+    def given(self, pictures: Sequence[Square] | None, roles: Sequence[Any]) -> list[StudyImage]:
         """Return the images of the case with their roles; raises `UserError` for days that are no number."""
         half, images = len(roles) // 2, []
         for place, picture in enumerate(pictures or []):

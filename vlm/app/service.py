@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import anyio
-import numpy as np
 import torch
 
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.uploads import Uploads
 from vlm.data.images.sandbox import DecodeLimits, ImageDecoder
+from vlm.data.images.square import Square
 from vlm.errors import UserError
 from vlm.inference.engine import Engine, Prepared, ReportEngine, Vitals
 from vlm.inference.signal_input import Signal
@@ -156,14 +156,14 @@ class Service:
 
     # --------------------------------------------------------------------------------------- inputs
 
-    async def read_image(self, data: bytes, name: str = "image") -> np.ndarray:
-        """Decode an image file as the model sees it, S × S uint8; messages call it `name`.
+    async def read_image(self, data: bytes, name: str = "image") -> Square:
+        """Decode an image file as the model sees it; messages call it `name`.
 
         Raises `UserError` for an unreadable one, and `TooLate` where earlier images take all the time there is.
         """
         return await anyio.to_thread.run_sync(self.read_bytes, data, name, limiter=self._readers)
 
-    def read_bytes(self, data: bytes, name: str = "image") -> np.ndarray:
+    def read_bytes(self, data: bytes, name: str = "image") -> Square:
         """Decode as `read_image` does, from a thread that may block."""
         if not self._turn.acquire(timeout=self.limits.seconds):
             raise TooLate

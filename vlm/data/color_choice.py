@@ -7,7 +7,7 @@ import numpy as np
 from vlm.data.cohort import Cohort
 from vlm.data.dataset import read_square
 from vlm.data.images.color import share_of_color
-from vlm.data.images.image import ImageSpec
+from vlm.data.images.square import COLORED, LOOK
 from vlm.data.packed.shards import is_packed
 from vlm.data.study import flat_images
 from vlm.device import Choice
@@ -15,9 +15,6 @@ from vlm.device import Choice
 Color = Literal["grey", "rgb"]
 SAMPLE = 24
 """Number of images to look at."""
-LOOK = ImageSpec(size=128, color="rgb", color_mean=(0.5,) * 3, color_std=(0.5,) * 3)
-COLORED = 0.02
-"""Smallest share of a picture's pixels in colour: more than a marker or an annotation."""
 
 
 def choose_color(cohort: Cohort) -> Choice[Color]:

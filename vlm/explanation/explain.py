@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm.data.case import Example
 from vlm.data.images.image import Box, is_blank, read_image, resize, stretch_contrast
+from vlm.data.images.square import Square
 from vlm.data.study import PRIOR, StudySpec, roles_of, sorted_pictures
 from vlm.errors import UserError, require
 from vlm.explanation.attribution import TOLERANCE, CaseScorer, label_heats
@@ -144,7 +145,7 @@ def image_names(example: Example, study: StudySpec | None) -> list[str]:
     return names
 
 
-def read_images(engine: Engine, images: Images) -> list[tuple[str | Path | np.ndarray, np.ndarray]]:
+def read_images(engine: Engine, images: Images) -> list[tuple[str | Path | Square | np.ndarray, np.ndarray]]:
     """List the images of a case in the order of its example, without blank ones: each as given and as its square.
 
     Raises `UserError` as `read_study` does.
@@ -154,12 +155,12 @@ def read_images(engine: Engine, images: Images) -> list[tuple[str | Path | np.nd
     return [(given[id(item)], item.picture) for item in sorted_pictures(p for p in pictures if not is_blank(p.picture))]
 
 
-def shown_picture(engine: Engine, image: str | Path | np.ndarray, square: np.ndarray) -> np.ndarray:
+def shown_picture(engine: Engine, image: str | Path | Square | np.ndarray, square: np.ndarray) -> np.ndarray:
     """Return the image with the model's contrast, in its own aspect ratio and no larger than a screen.
 
     H × W uint8, or H × W × 3 in colour. An image that was given as its square is shown as that.
     """
-    if isinstance(image, np.ndarray):
+    if not isinstance(image, str | Path):
         return square
     spec = engine.model.spec.image
     stretched = stretch_contrast(read_image(image, spec.in_color), spec)

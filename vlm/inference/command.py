@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-import numpy as np
-
 from vlm.adapter import open_adapter
 from vlm.adapter.site_calibration import read_site
 from vlm.atomic import replace_file
 from vlm.data.case import CaseSpec
-from vlm.data.images.image import decode_square, read_file
+from vlm.data.images.image import read_file
+from vlm.data.images.square import decode_square
 from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.dicom_folder import study_from_dicom
@@ -101,7 +100,7 @@ class OpenedCase(NamedTuple):
 
 def _of_folder(images: list[StudyImage], spec: CaseSpec) -> tuple[list[StudyImage], list[str]]:
     """Read the headers of a folder of DICOM files that stands for the only image; returns what was left out as well."""
-    if len(images) != 1 or isinstance(images[0].image, np.ndarray) or not Path(images[0].image).is_dir():
+    if len(images) != 1 or not isinstance(images[0].image, str | Path) or not Path(images[0].image).is_dir():
         return images, []
     if images[0] != StudyImage(images[0].image):
         raise UserError(f"{images[0].image}: a folder of DICOM files tells views and times by itself; leave them away")

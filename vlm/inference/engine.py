@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from vlm.data.case import Example, implausible_note, make_example, missing_notes, untrained_notes
 from vlm.data.collate import Batch, Collator, to_device
-from vlm.data.images.image import decode_square, read_file
+from vlm.data.images.image import read_file
+from vlm.data.images.square import Square, decode_square
 from vlm.data.sections import section_parts, split_sections
 from vlm.data.shown_evidence import with_prior_report
 from vlm.data.vitals.schema import describe
@@ -120,8 +120,8 @@ class Engine(ABC):
         """Return the most tokens a draft may have; raises `UserError` for a prompt longer than the base's context."""
         return self.model.prompt.room_of(example)
 
-    def read_picture(self, image: str | Path) -> np.ndarray:
-        """Read an image file as the model sees it (see `to_square`); raises `UserError` for an unreadable one."""
+    def read_picture(self, image: str | Path) -> Square:
+        """Read an image file as the model sees it; raises `UserError` for an unreadable one."""
         return decode_square(read_file(Path(image)), str(image), self.model.spec.image)
 
     def prepare(

@@ -21,7 +21,7 @@ from vlm.adapter import digest
 from vlm.atomic import make_folder, open_private, replace_file, writing
 from vlm.data.case import Example
 from vlm.data.images.find import ImageFolder
-from vlm.data.images.image import decode_square
+from vlm.data.images.square import decode_square
 from vlm.data.images.store import EmbeddedReader, row_label
 from vlm.data.ingest.read import TableOptions, read_chunks
 from vlm.data.ingest.study_columns import read_days
@@ -227,7 +227,7 @@ def _prepare(engine: Engine, row: Row, images: ImageFolder, embedded: EmbeddedRe
 
 
 def _find(engine: Engine, images: ImageFolder, embedded: EmbeddedReader, source: Source) -> tuple[Any, str]:
-    """Return an image's file or, of one in the table, its square (see `to_square`); and a note on how it was found."""
+    """Return an image's file or, of one in the table, its square; and a note on how it was found."""
     if isinstance(source, str):
         return images.find_if_named(source)
     where = row_label(source, f"{source.file}: row {source.row + 2}")

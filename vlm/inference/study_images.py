@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlm.data.case import CaseSpec, Example
+from vlm.data.images.square import Square, as_square
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, check_days, roles_of, view_name
 from vlm.errors import UserError
 from vlm.report import ReadImage
@@ -16,8 +17,8 @@ from vlm.report import ReadImage
 class StudyImage(NamedTuple):
     """One image of a case, as it is given."""
 
-    image: str | Path | np.ndarray
-    """Image file, or the square that was read from one (S × S, uint8)."""
+    image: str | Path | Square | np.ndarray
+    """Image file, or the square that was read from one; as an array S × S, or S × S × 3 in colour, uint8."""
     view: str = ""
     """View, such as PA, AP or lateral; empty if it is not known."""
     prior: bool = False
@@ -26,7 +27,7 @@ class StudyImage(NamedTuple):
     """Days from the earlier study to this one; None if they are not known."""
 
 
-Images = str | Path | np.ndarray | Sequence[StudyImage | str | Path] | None
+Images = str | Path | Square | np.ndarray | Sequence[StudyImage | str | Path] | None
 """One image, several with their roles, or None."""
 
 
@@ -34,13 +35,13 @@ def as_images(images: Images) -> list[StudyImage]:
     """List the images of a case; one without a role is a current image of unknown view."""
     if images is None:
         return []
-    if isinstance(images, str | Path | np.ndarray):
+    if isinstance(images, str | Path | Square | np.ndarray):
         return [StudyImage(images)]
     return [item if isinstance(item, StudyImage) else StudyImage(item) for item in images]
 
 
 def read_study(
-    images: Images, spec: CaseSpec, read: Callable[[str | Path], np.ndarray]
+    images: Images, spec: CaseSpec, read: Callable[[str | Path], Square]
 ) -> tuple[list[StudyPicture], list[str]]:
     """Read the images of a case with `read`; returns them with their roles, and warnings.
 
@@ -48,11 +49,11 @@ def read_study(
     dated after, and as `read` does.
     """
     given = as_images(images)
-    pictures = check_roles(given, spec)
-    for place, item in enumerate(given):
-        picture = read(item.image) if isinstance(item.image, str | Path) else item.image
-        pictures[place] = pictures[place]._replace(picture=picture)
-    return pictures, _warnings(pictures, spec)
+    roles = check_roles(given, spec)
+    squares = [read(item.image) if isinstance(item.image, str | Path) else as_square(item.image, spec.image)
+               for item in given]  # fmt: skip
+    pictures = [role._replace(picture=square.pixels) for role, square in zip(roles, squares, strict=True)]
+    return pictures, [*_warnings(pictures, spec), *_picture_warnings(squares)]
 
 
 def check_roles(given: Sequence[StudyImage], spec: CaseSpec) -> list[StudyPicture]:
@@ -107,3 +108,13 @@ def _warnings(pictures: Sequence[StudyPicture], spec: CaseSpec) -> list[str]:
         missing = [PRIOR if role == PRIOR else f"{role} view" for role in spec.study.expected if role not in roles]
         warnings += [f"not given: {', '.join(missing)}"] if missing else []
     return warnings
+
+
+def _picture_warnings(squares: Sequence[Square]) -> list[str]:
+    """Say how pictures differ from those that the adapter was trained on."""
+    colored = sum(square.loses_color for square in squares)
+    return [f"{_which(colored, len(squares))} in colour; the adapter was trained in grey"] if colored else []
+
+
+def _which(count: int, of: int) -> str:
+    return "the picture is" if of == 1 else f"{count} of the {of} pictures {'is' if count == 1 else 'are'}"

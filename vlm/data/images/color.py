@@ -1,5 +1,6 @@
 """Bring decoded colours to sRGB, H × W × 3, uint8."""
 
+from collections.abc import Callable
 from io import BytesIO
 
 import cv2
@@ -9,6 +10,8 @@ LARGEST_PROFILE = 8 << 20
 """Largest colour profile, bytes; that of a printing press has about two million."""
 COLORFUL = 16
 """Smallest difference of the channels that counts as colour, of 255: a JPEG's rounding gives a grey picture less."""
+OnColor = Callable[[np.ndarray, int], None] | None
+"""Function to call with the stored channels of a picture that becomes grey, H × W × 3 in any order, and their bits."""
 MANAGED = ("JPEG", "PNG", "TIFF", "WebP")
 """File types that may hold a colour profile."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlm.data.images.color import eight_bits, is_grey
+from vlm.data.images.color import OnColor, eight_bits, is_grey
 from vlm.data.images.file_types import describe_other_file, file_type
 from vlm.data.images.header import LARGEST_DECODED, LARGEST_IMAGE, read_header
 from vlm.errors import UserError, require
@@ -42,7 +42,7 @@ NEEDED = [
 ]  # fmt: skip
 
 
-def read_dicom(where: str, data: bytes, color: bool = False) -> np.ndarray:
+def read_dicom(where: str, data: bytes, color: bool = False, on_color: OnColor = None) -> np.ndarray:
     """Decode to H × W float32 with bright bone, NaN where the detector saw nothing; colours as `decode_image` does.
 
     The preamble may be missing. Raises `UserError` unless it is a single-frame image in a known encoding.
@@ -56,7 +56,7 @@ def read_dicom(where: str, data: bytes, color: bool = False) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(where, data, color)
+            return _decode(where, data, color, on_color)
     except UserError:
         raise
     except Exception:  # a broken header can raise nearly anything, with its values in the message
@@ -93,13 +93,12 @@ def _silence() -> None:
         logging.getLogger(name).disabled = True  # their messages quote header values
 
 
-def _decode(where: str, data: bytes, color: bool) -> np.ndarray:
+def _decode(where: str, data: bytes, color: bool, on_color: OnColor) -> np.ndarray:
     from pydicom import dcmread
     from pydicom.pixels import pixel_array
     from pydicom.uid import RLELossless
 
-    said = _transfer_syntax(data)
-    if said:
+    if said := _transfer_syntax(data):
         _refuse_encoding(where, said)
     dataset = dcmread(BytesIO(data), specific_tags=NEEDED)
     if not said:
@@ -111,6 +110,8 @@ def _decode(where: str, data: bytes, color: bool) -> np.ndarray:
     stored = pixel_array(dataset, decoding_plugin=plugin)  # H × W, or H × W × 3 as RGB
     if color and stored.ndim == 3 and not is_grey(stored):
         return eight_bits(stored[..., :3], int(dataset.BitsStored))
+    if on_color and stored.ndim == 3:
+        on_color(stored[..., :3], int(dataset.BitsStored))
     shown = np.empty(stored.shape[:2], np.float32)
     for start in range(0, len(shown), BAND):  # mostly 64-bit: a large picture would take a gigabyte
         shown[start : start + BAND] = _as_displayed(stored[start : start + BAND], dataset)
@@ -155,8 +156,7 @@ def _values_of_interest(values: np.ndarray, dataset: "Dataset") -> np.ndarray:
 
 def _numbers(dataset: "Dataset", name: str) -> list[float | None]:
     """Read the numbers of an element, None for an empty one of several; empty if it is missing or empty."""
-    value = dataset.get(name)
-    if value is None or value == "":
+    if (value := dataset.get(name)) is None or value == "":
         return []
     several = [value] if isinstance(value, str | float | int) else list(value)
     return [None if one is None or not str(one).strip() else float(one) for one in several]

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm.config import AugmentConfig
 from vlm.config.limits import LARGEST_SIDE
-from vlm.data.images.color import is_grey, to_srgb
+from vlm.data.images.color import OnColor, is_grey, to_srgb
 from vlm.data.images.dicom import read_dicom
 from vlm.data.images.file_types import describe_other_file, file_type
 from vlm.data.images.header import ImageHeader, MultipleImages, read_header
@@ -80,10 +80,11 @@ def read_image(path: str | Path, color: bool = False) -> np.ndarray:
     return decode_image(read_file(path), str(path), color)
 
 
-def decode_image(data: bytes, where: str, color: bool = False) -> np.ndarray:
+def decode_image(data: bytes, where: str, color: bool = False, on_color: OnColor = None) -> np.ndarray:
     """Decode an image file's bytes as a viewer shows it: to greyscale, H × W, as float32 of unscaled values.
 
-    With `color` a picture whose channels differ stays in colour: H × W × 3, uint8, sRGB.
+    With `color` a picture whose channels differ stays in colour: H × W × 3, uint8, sRGB. `on_color` is called for one
+    that becomes grey.
     PNG, JPEG, TIFF, BMP, WebP, GIF, PNM and DICOM are detected by their bytes, not by name. Grey values of any depth
     are kept unchanged; NaN at padding. Raises `UserError` that begins with
     `where`, for whatever goes wrong: one bad file must not end the work on all.
@@ -91,13 +92,15 @@ def decode_image(data: bytes, where: str, color: bool = False) -> np.ndarray:
     kind = file_type(data) or ("DICOM" if PurePath(where).suffix.lower() in (".dcm", ".dicom") and data else "")
     try:
         if kind == "DICOM":
-            return read_dicom(where, data, color)
+            return read_dicom(where, data, color, on_color)
         if not kind:
             raise ValueError(describe_other_file(data))
         header = read_header(data, kind)
         image = _decoded(strip_metadata(data) if kind == "PNG" else data)
         if color and image.ndim == 3 and image.shape[2] >= 3 and not is_grey(image):
             return upright(to_srgb(image, data, kind), header.orientation)
+        if on_color and image.ndim == 3 and image.shape[2] >= 3:
+            on_color(image[..., :3], 8 * image.itemsize)
         return _as_displayed(image, header)
     except UserError:
         raise
@@ -163,11 +166,6 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
-
-
-def decode_square(data: bytes, where: str, spec: ImageSpec) -> np.ndarray:
-    """Decode an image file's bytes and prepare it: S × S or S × S × 3 uint8; raises as `decode_image` does."""
-    return to_square(decode_image(data, where, spec.in_color), spec)
 
 
 def to_square(image: np.ndarray, spec: ImageSpec) -> np.ndarray:

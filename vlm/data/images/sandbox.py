@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from vlm.data.images.header import LARGEST_IMAGE
-from vlm.data.images.image import LARGEST_FILE, ImageSpec, decode_image, to_square
+from vlm.data.images.image import LARGEST_FILE, ImageSpec, decode_image
+from vlm.data.images.square import Square, decode_square
 from vlm.errors import UserError
 from vlm.host import SETTINGS, limit_process
 
@@ -80,15 +81,16 @@ class ImageDecoder:
 
         Raises `UserError` in one line that begins with `where`, for an unreadable image or an exceeded limit.
         """
-        shape, pixels = self._ask(data, where, None)
-        return np.frombuffer(pixels, np.float32).reshape(shape)
+        answer = self._ask(data, where, None)
+        return np.frombuffer(answer["pixels"], np.float32).reshape(answer["shape"])
 
-    def decode_square(self, data: bytes, where: str, spec: ImageSpec) -> np.ndarray:
-        """Decode and apply `to_square` in the worker, S × S or S × S × 3 uint8; the full picture never enters here."""
-        _, pixels = self._ask(data, where, spec)
-        return np.frombuffer(pixels, np.uint8).reshape(spec.shape)
+    def decode_square(self, data: bytes, where: str, spec: ImageSpec) -> Square:
+        """Decode with `decode_square` in the worker; the full picture never enters here."""
+        answer = self._ask(data, where, spec)
+        pixels = np.frombuffer(answer["pixels"], np.uint8).reshape(spec.shape)
+        return Square(pixels, answer.get("loses_color") is True)
 
-    def _ask(self, data: bytes, where: str, spec: ImageSpec | None) -> tuple[list[int], bytearray]:
+    def _ask(self, data: bytes, where: str, spec: ImageSpec | None) -> dict[str, Any]:
         if len(data) > LARGEST_FILE:
             raise UserError(f"{where}: larger than {LARGEST_FILE >> 20} MiB")
         with self._turn:
@@ -109,7 +111,7 @@ class ImageDecoder:
             worker.end()
         if "error" in answer:
             raise UserError(f"{where}: {answer['error']}")
-        return answer["shape"], answer["pixels"]
+        return answer
 
 
 class _Worker:
@@ -227,11 +229,12 @@ def _answer(data: bytes, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], np.
     """Decode an image and return its shape and pixels, or an `error` message."""
     try:
         spec = ImageSpec(**wanted["spec"]) if wanted["spec"] else None
-        image = decode_image(data, "", spec is not None and spec.in_color)
+        if spec is not None:
+            square = decode_square(data, "", spec, wanted["pixels"])
+            return {"shape": square.pixels.shape, "loses_color": square.loses_color}, square.pixels
+        image = decode_image(data, "")
         if image.shape[0] * image.shape[1] > wanted["pixels"]:
             return {"error": f"larger than {wanted['pixels']:,} pixels"}, None
-        if spec is not None:
-            image = to_square(image, spec)
         return {"shape": image.shape}, np.ascontiguousarray(image)
     except UserError as error:
         return {"error": str(error).removeprefix(": ")[: LONGEST_LINE // 16]}, None
