@@ -191,7 +191,8 @@ def report_counts(output: Path, counts: "Counts", arguments: argparse.Namespace)
     """Print how many drafts there are; raises `UserError` where some cases have an error instead."""
     print(f"{output}: {counts.lines:,} lines", file=sys.stderr)
     if counts.cut:
-        way_out = f"--max_new_tokens is {arguments.max_new_tokens}, --max_seconds {arguments.max_seconds:g}"
+        tokens = arguments.max_new_tokens or "that of the adapter"
+        way_out = f"--max_new_tokens is {tokens}, --max_seconds {arguments.max_seconds:g}"
         print(f"warning: {counts.cut:,} drafts are not finished, as their lines say; {way_out}", file=sys.stderr)
     if counts.withheld:
         print(f"note: {counts.withheld:,} drafts are withheld; their lines say why", file=sys.stderr)

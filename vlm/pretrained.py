@@ -73,7 +73,7 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         self,
         image: Images = None,
         vitals: Mapping[str, Any] | None = None,
-        max_new_tokens: int = 96,
+        max_new_tokens: int | None = None,
         streamer: BaseStreamer | None = None,
         context: str = "",
         prior_report: str = "",
@@ -83,14 +83,17 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
 
         For a study `image` is a list of files, or of `StudyImage` with their view and time. `context` is text to show
         in the prompt, such as the indication; `prior_report` is that of the earlier study; `signal` is a file or the
-        samples of a signal such as an ECG, recorded as those for training. A Transformers `streamer` gets the tokens
+        samples of a signal such as an ECG, recorded as those for training. A draft has at most
+        `max_new_tokens`, by default as many as in the adapter's evaluation. A Transformers `streamer` gets the tokens
         as they are generated. Raises `UserError` for an image or a signal that cannot be read, for images and roles
         that the adapter does not take, for a vital that it does not know, and for a context that is too long.
         """
         case = (image, vitals, context, prior_report, signal)
         return ReportEngine(self).predict([case], 1, max_new_tokens, streamer)[0]
 
-    def predict_many(self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96) -> list[Report]:
+    def predict_many(
+        self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int | None = None
+    ) -> list[Report]:
         """Draft the reports of many cases, in their order; raises `UserError` as `predict` does.
 
         A case holds the image or images, the vitals, and if there are any the context and the prior report.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,8 @@ from tests.conftest import public
 from tests.forks import PROJECT, Forks
 from vlm import ClinicalVLM
 from vlm.adapter import save
+from vlm.adapter.layout import read_config
+from vlm.config import Config
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.command import draft_case, read_vitals
@@ -56,6 +59,22 @@ def test_a_report_says_what_was_missing(tiny_model: ClinicalVLM, image: str) -> 
     )
     assert set(full.probabilities) == {"pathology", "effusion"} and full.notice == NOTICE and NOTICE in str(full)
     assert json.loads(json.dumps(full.to_dict()))["probabilities"] == full.probabilities
+
+
+def test_a_draft_is_as_long_as_the_adapter_says(tiny_model: ClinicalVLM, tiny_config: Config, tmp_path: Path) -> None:
+    assert tiny_model.spec.max_new_tokens == tiny_config.evaluation.max_new_tokens == 8
+    tiny_model.spec = replace(tiny_model.spec, max_new_tokens=2)
+    folder = save(tiny_model, tmp_path / "adapter")
+    values = json.loads((folder / "config.json").read_text())
+    assert values.pop("max_new_tokens") == read_config(folder).spec.max_new_tokens == 2
+    for most, cut_at in ((None, 2), (1, 1)):
+        for report in (
+            tiny_model.predict(None, {"glucose": 500}, most),
+            draft_case(str(folder), None, "glucose=500", most, None),
+        ):
+            assert report.warnings[-1] == f"the draft is not finished: it was cut at {cut_at} tokens"
+    (folder / "config.json").write_text(json.dumps(values))
+    assert read_config(folder).spec.max_new_tokens == 96, "as earlier versions drafted"
 
 
 def test_a_blank_image_is_taken_as_none(tiny_model: ClinicalVLM, tmp_path: Path) -> None:

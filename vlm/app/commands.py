@@ -24,7 +24,7 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
         "adapter's")  # fmt: skip
     add("--abstain", action="store_true", help="give no draft that is among the least sure, or of a picture unlike "
         "those of training")  # fmt: skip
-    add("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
+    add("--max_new_tokens", type=int, help="longest draft, in tokens; default: the adapter's")
     add("--max_upload", type=int, default=64, help="largest image file, MiB")
     add("--max_seconds", type=float, default=60, help="time limit of a request")
     add("--max_waiting", type=int, default=32, help="longest queue; further requests are refused")
@@ -35,7 +35,8 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
 def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Check the ranges, then serve; raises `UserError` for values out of range."""
     for name in ("max_new_tokens", "max_upload", "max_seconds", "max_waiting", "batch_size"):
-        if getattr(arguments, name) <= 0:
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
             raise UserError(f"--{name}: must be more than 0")
     if not 0 < arguments.port < 65536:
         raise UserError("--port: must be between 1 and 65535")

@@ -51,8 +51,8 @@ class Limits:
     """Size of an image file, and of all of a case together, bytes."""
     context: int = 2000
     """Length of the context, and of an earlier report, characters."""
-    tokens: int = 96
-    """Longest draft, tokens."""
+    tokens: int | None = None
+    """Longest draft, tokens; None for the adapter's."""
     seconds: float = 60
     """Time from the request to the last word."""
     waiting: int = 32

@@ -7,6 +7,8 @@ from vlm.config.model import ModelConfig
 
 LARGEST_SIDE = 2048
 """Largest side of the square image for the CNN, pixels."""
+LONGEST_DRAFT = 8192
+"""Largest value of the longest draft, tokens."""
 
 
 def model_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import jsonargparse
 import yaml
 
 from vlm.config import Config
-from vlm.config.limits import LARGEST_SIDE, model_problems
+from vlm.config.limits import LARGEST_SIDE, LONGEST_DRAFT, model_problems
 from vlm.config.renamed import rename_keys, rename_options
 from vlm.config.strict import check_keys, check_texts, dotted_names, way_out
 from vlm.errors import UserError
@@ -170,7 +170,11 @@ def _check_values(config: Config) -> None:
             "probabilities below 1",
         ),
         (config.evaluation.batch_size > 0, "evaluation.batch_size", "at least 1"),
-        (config.evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", "at least 1"),
+        (
+            1 <= config.evaluation.max_new_tokens <= LONGEST_DRAFT,
+            "evaluation.max_new_tokens",
+            f"1 to {LONGEST_DRAFT:,}",
+        ),
         (config.evaluation.ablation_cases >= 0, "evaluation.ablation_cases", "at least 0"),
         (config.evaluation.cases >= 0, "evaluation.cases", "at least 0"),
         (0.5 <= config.evaluation.coverage < 1, "evaluation.coverage", "0.5 or more and below 1"),

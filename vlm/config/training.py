@@ -120,7 +120,7 @@ class EvaluationConfig:
     batch_size: int = 32
     """Cases drafted together."""
     max_new_tokens: int = 96
-    """Longest draft, in tokens."""
+    """Longest draft, in tokens; kept in the adapter as the length of its drafts at use."""
     bootstrap_draws: int = 2000
     """Bootstrap draws of patients for a 95 % interval."""
     learned_metrics: list[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vlm.config.limits import LONGEST_DRAFT
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
 from vlm.data.sections import check_section_names, section_names
 from vlm.data.signals.signal_spec import SignalSpec
@@ -50,6 +51,8 @@ class CaseSpec:
     """Label → finding that it stands for, where the names differ."""
     familiarity: int = field(default=0, compare=False)
     """Directions of the training pictures' features that the adapter keeps; 0 for none."""
+    max_new_tokens: int = field(default=96, compare=False)
+    """Longest draft, in tokens, unless the user says another: that of the evaluation after training."""
 
     @property
     def study_images(self) -> int:
@@ -64,6 +67,8 @@ class CaseSpec:
         check_section_names(self.sections, "sections")
         if not 0 <= self.familiarity <= 64:
             raise UserError(f"familiarity: 0 to 64 directions, not {self.familiarity}")
+        if not 1 <= self.max_new_tokens <= LONGEST_DRAFT:
+            raise UserError(f"max_new_tokens: 1 to {LONGEST_DRAFT:,} tokens, not {self.max_new_tokens}")
         if self.findings not in ("", *shipped()):
             raise UserError(f"findings: no vocabulary is named {shortened(str(self.findings))}")
         if unknown := self.label_findings.keys() - set(self.labels):

@@ -81,7 +81,7 @@ class OpenedCase(NamedTuple):
         return cls(drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted))
 
     def draft(
-        self, max_new_tokens: int, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
+        self, max_new_tokens: int | None, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
     ) -> Report:
         """Draft the report, streaming its words to `stream`; write it as a FHIR Bundle to the file `fhir` as well.
 
@@ -111,7 +111,7 @@ def draft_case(
     adapter: str,
     images: Images,
     vitals: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     stream: TextIO | None,
     fhir: str | None = None,
     subject: str | None = None,
@@ -145,7 +145,8 @@ def draft_table(
     if site := engine.get("site"):
         read_site(site, opened)
         job = replace(job, site=Path(site))
-    job = replace(job, abstain=engine.get("abstain", False))
+    length = job.max_new_tokens or opened.config.spec.max_new_tokens
+    job = replace(job, abstain=engine.get("abstain", False), max_new_tokens=length)
     metadata = job.check(opened.path, schema, resume)
     shared = MultiProcessJob(job, RankShare()) if cluster else MultiProcessJob.needed(job, RankShare.of_environment())
     if shared:

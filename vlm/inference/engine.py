@@ -79,9 +79,9 @@ class Engine(ABC):
         return nullcontext()
 
     def predict(
-        self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
+        self, cases: Sequence[Case], batch_size: int = 16, max_new_tokens: int | None = None, streamer: Any = None
     ) -> list[Report]:
-        """Draft one report a case.
+        """Draft one report a case, of the adapter's length if no other is given.
 
         Raises `UserError` for an unreadable image or a vital that the adapter does not know.
         """
@@ -89,17 +89,18 @@ class Engine(ABC):
         return list(self.reports(prepared, batch_size, max_new_tokens, streamer))
 
     def reports(
-        self, prepared: Sequence[Prepared], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
+        self, prepared: list[Prepared], batch_size: int = 16, max_new_tokens: int | None = None, streamer: Any = None
     ) -> Iterator[Report]:
         """Draft prepared cases, in order."""
-        drafts = self.draft([example for example, _ in prepared], batch_size, max_new_tokens, streamer)
+        most = max_new_tokens or self.model.spec.max_new_tokens
+        drafts = self.draft([example for example, _ in prepared], batch_size, most, streamer)
         for draft, (example, warnings) in zip(drafts, prepared, strict=True):
             shown = describe(self.model.spec.schema, example["vitals"].tolist())
             rows = self.model.calibration.probabilities(torch.tensor(draft.logits, dtype=torch.float64)).tolist()
             probabilities = dict(zip(self.model.spec.labels, rows, strict=True))
             calibration = self.model.calibration.describe() if probabilities else ""
             room = self.room(example)
-            if room is not None and room < max_new_tokens:
+            if room is not None and room < most:
                 warnings = (*warnings, f"the draft had room for {room:,} tokens, no more can the base read")
             if draft.cut_at:
                 warnings = (*warnings, f"the draft is not finished: it was cut at {draft.cut_at}")

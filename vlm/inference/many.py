@@ -65,7 +65,8 @@ class TableJob:
     images: Path
     columns: TableColumns = field(default_factory=TableColumns)
     batch_size: int = 32
-    max_new_tokens: int = 96
+    max_new_tokens: int | None = None
+    """Longest draft, in tokens; None for the adapter's."""
     options: TableOptions = field(default_factory=TableOptions)
     findings: str = ""
     """Vocabulary of the findings; empty for the adapter's."""

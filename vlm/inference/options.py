@@ -39,7 +39,7 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
                         "file; default: the adapter's")  # fmt: skip
     parser.add_argument("--abstain", action="store_true", help="give no draft that is among the least sure, or of a "
                         "picture unlike those of training")  # fmt: skip
-    parser.add_argument("--max_new_tokens", type=int, default=96, help="longest draft, in tokens")
+    parser.add_argument("--max_new_tokens", type=int, help="longest draft, in tokens; default: the adapter's")
     parser.add_argument("--max_seconds", type=float, default=600, help="time limit of a draft or a batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--fhir", metavar="FILE", help="also write a FHIR Bundle")
@@ -107,7 +107,8 @@ def _paired(images: Sequence[str], roles: Sequence[Any], image: str, role: str, 
 def check_draft_options(arguments: argparse.Namespace) -> None:
     """Raise `UserError` for values out of range and for options that exclude each other."""
     for name in ("max_new_tokens", "batch_size", "ray_workers"):
-        if getattr(arguments, name) < 1:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
             raise UserError(f"--{name}: must be at least 1")
     if not arguments.max_seconds > 0:
         raise UserError("--max_seconds: must be more than 0")

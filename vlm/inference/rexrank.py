@@ -32,7 +32,7 @@ def draft_studies(
     output: Path,
     images: Path,
     batch_size: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     resume: bool = False,
     **engine: Any,
 ) -> Counts:

@@ -182,6 +182,7 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
     log_rank0(line)
     image = image_spec(pictures, _colored(config, cohort).data.color == "rgb")
     spec = CaseSpec.fit(cohort, image, config.model.vitals.bins, config.data.max_images, config.data.section_headings)
+    spec = replace(spec, max_new_tokens=config.evaluation.max_new_tokens)
     if spec.study is not None:
         log_rank0(spec.study.describe())
     if spec.signal is not None:
