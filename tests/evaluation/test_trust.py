@@ -103,6 +103,7 @@ def test_how_sure_the_sentences_are_by_hand() -> None:
     assert held["wrong_sentences"]["all"]["value"] == pytest.approx(np.mean(errors))
     assert held["wrong_sentences"]["given"]["value"] == pytest.approx(np.mean(errors[2:]))
     assert held["wrong_sentences"]["cut"]["value"] == pytest.approx(1 - np.mean(errors[2:]) / np.mean(errors))
+    assert held["wrong_sentences"]["withheld"]["value"] == 0.5
 
 
 def test_withholding_at_random_cuts_nothing() -> None:

@@ -87,8 +87,8 @@ def abstaining_measures(
 ) -> dict[str, Any]:
     """Measure what is wrong in all drafts, and in those given out if doubtful ones are withheld.
 
-    `cut` is the share by which withholding lowers the wrong sentences a draft. Withholding as many drafts at random
-    would lower it by nothing.
+    `cut` is the share by which withholding lowers the wrong sentences a draft, `withheld` the share of all of them that
+    are in withheld drafts. Withholding as many drafts at random would make the first nothing, the second their share.
     """
     rows, labeller = reports.rows, reports.labeller
     withheld = (judged.of_draft < fit.unsure_below) | unlike  # N; NaN is below nothing
@@ -102,7 +102,8 @@ def abstaining_measures(
         "unlike": int(unlike[rows].sum()),
         "cases": len(rows),
         "wrong_sentences": {"all": boot(mean(errors)), "given": boot(ratio(errors * given, given)),
-                            "cut": boot(_cut(errors, given))},
+                            "cut": boot(_cut(errors, given)),
+                            "withheld": boot(ratio(errors * (1 - given), errors))},
         "drafts_with_a_wrong_sentence": {"all": boot(mean(errors > 0)),
                                          "given": boot(ratio((errors > 0) * given, given))},
         "drafts_with_an_invented_finding": {"all": boot(ratio(invented, every)),
