@@ -11,7 +11,7 @@ from tests.dicom_files import write
 from tests.picture_files import saved, tiff
 from vlm.data.images.image import ImageSpec, decode_image, to_square
 from vlm.data.images.sandbox import ImageDecoder
-from vlm.data.images.square import Square, as_square, decode_square
+from vlm.data.images.square import Square, as_square, decode_square, is_nearly_uniform
 from vlm.errors import UserError
 
 GREY = ImageSpec(32)
@@ -86,3 +86,36 @@ def test_an_array_in_colour_becomes_luminance() -> None:
     assert not as_square(np.dstack([radiograph(32)] * 3), GREY).loses_color
     square = Square(radiograph(32), True)
     assert as_square(square, GREY) is square
+
+
+def blank(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """A made-up blank picture, 200 × 260 × 3: `noise` or `tinted noise` with its sigma, `shaded`, `page`."""
+    y, x = np.mgrid[-1:1:200j, -1:1:260j][..., None]
+    name, _, sigma = kind.rpartition(" ")
+    base = rng.uniform(30, 220, 3 if name == "tinted noise" else 1) * np.ones(3)
+    picture = base + rng.normal(0, float(sigma), (200, 260, 3 if name == "tinted noise" else 1))
+    if name == "shaded":
+        picture = picture + rng.normal(0, 10) * x + rng.normal(0, 10) * y - 15 * (x * x + y * y)
+    if name == "page":
+        picture = picture * 0 + 250
+        picture[6:-6, 6:-6] = 20
+        picture[8:-8, 8:-8] = 250
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["noise 0", "noise 2", "noise 5", "tinted noise 3", "shaded 2", "page 0"])
+@pytest.mark.parametrize("spec", [GREY, RGB])
+def test_blank_scans_are_nearly_uniform(kind: str, spec: ImageSpec) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        data = saved(Image.fromarray(blank(kind, rng)), "PNG")
+        assert is_nearly_uniform(decode_square(data, "a", spec).pixels)
+
+
+@pytest.mark.parametrize("spec", [GREY, RGB])
+def test_a_picture_of_something_is_not(spec: ImageSpec) -> None:
+    faint = blank("tinted noise 2", np.random.default_rng(0)).astype(int)
+    cv2.circle(mask := np.zeros(faint.shape[:2], np.uint8), (110, 90), 40, 1, -1)
+    faint[mask > 0] -= 12  # a pale lesion
+    for pixels in (skin(), np.dstack([radiograph()] * 3), np.clip(faint, 0, 255).astype(np.uint8)):
+        assert not is_nearly_uniform(decode_square(saved(Image.fromarray(pixels), "PNG"), "a", spec).pixels)

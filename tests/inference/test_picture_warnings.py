@@ -17,6 +17,7 @@ from vlm.inference import many
 from vlm.inference.engine import ReportEngine
 from vlm.inference.rows import Row
 
+UNIFORM = "the picture is almost uniform, as a blank scan or an empty page is"
 COLORED = "the picture is in colour; the adapter was trained in grey"
 
 
@@ -48,3 +49,13 @@ def test_a_picture_in_colour_is_told_by_every_way_in(engine: ReportEngine, files
             assert (COLORED in case.warnings) is told and not case.error, source
     report = engine.predict([(files["skin"], None)], max_new_tokens=2)[0]
     assert COLORED in report.to_dict()["warnings"] and f"warning: {COLORED}" in str(report)
+
+
+def test_an_almost_uniform_picture_is_told(engine: ReportEngine, tmp_path: Path) -> None:
+    noisy = np.random.default_rng(0).normal(200, 3, (300, 400)).astype(np.uint8)
+    pictures = {"noisy": (noisy, True), "one value": (noisy * 0 + 9, False), "chest": (radiograph(), False)}
+    for name, (pixels, warned) in pictures.items():
+        cv2.imwrite(str(tmp_path / "a.png"), pixels)
+        warnings = engine.prepare(tmp_path / "a.png", None)[1]
+        assert (UNIFORM in warnings) is warned, name
+        assert ("the image is blank and was taken as none" in warnings) is (name == "one value")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vlm.data.case import CaseSpec, Example
-from vlm.data.images.square import Square, as_square
+from vlm.data.images.image import is_blank
+from vlm.data.images.square import Square, as_square, is_nearly_uniform
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, check_days, roles_of, view_name
 from vlm.errors import UserError
 from vlm.report import ReadImage
@@ -111,9 +112,14 @@ def _warnings(pictures: Sequence[StudyPicture], spec: CaseSpec) -> list[str]:
 
 
 def _picture_warnings(squares: Sequence[Square]) -> list[str]:
-    """Say how pictures differ from those that the adapter was trained on."""
-    colored = sum(square.loses_color for square in squares)
-    return [f"{_which(colored, len(squares))} in colour; the adapter was trained in grey"] if colored else []
+    """Say which pictures show next to nothing, and which lose their colours; one of one value is told as missing."""
+    told = {
+        "in colour; the adapter was trained in grey": [square.loses_color for square in squares],
+        "almost uniform, as a blank scan or an empty page is": [
+            is_nearly_uniform(square.pixels) and not is_blank(square.pixels) for square in squares
+        ],
+    }
+    return [f"{_which(sum(which), len(which))} {what}" for what, which in told.items() if any(which)]
 
 
 def _which(count: int, of: int) -> str:
