@@ -23,7 +23,7 @@ from vlm.evaluation.arms import ARMS, ArmCases, all_correct
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
 from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.figures import correlation_figure, loss_figure
-from vlm.evaluation.measures import contradictions
+from vlm.evaluation.measures import head_against_text
 from vlm.evaluation.scoring import CaseScores
 
 
@@ -164,9 +164,9 @@ def test_a_model_is_named_for_what_it_is(
 def test_head_and_text_that_disagree_are_counted() -> None:
     drafts = ["Dense shadow in the left lower zone.", "No opacity in either lung.", "Glucose is normal.", "No opacity."]
     probabilities = np.array([[0.9], [0.9], [0.9], [0.1]])
-    assert contradictions(drafts, probabilities, ["pathology"], {"pathology": "opacity"}).tolist()[:2] == [0, 1]
-    assert np.isnan(contradictions(drafts, probabilities, ["pathology"], {"pathology": "opacity"})[2])
-    assert np.isnan(contradictions(drafts, probabilities, ["covid"], {})).all()
+    assert head_against_text(drafts, probabilities, ["pathology"], {"pathology": "opacity"}).tolist()[:2] == [0, 1]
+    assert np.isnan(head_against_text(drafts, probabilities, ["pathology"], {"pathology": "opacity"})[2])
+    assert np.isnan(head_against_text(drafts, probabilities, ["covid"], {})).all()
 
 
 def f1_of(drafts: list[str], references: list[str]) -> float:

@@ -14,7 +14,7 @@ from vlm.evaluation.measures import (
     Bootstrap,
     Reports,
     auroc_of,
-    contradictions,
+    head_against_text,
     label_measures,
     number_measures,
     pooled_calibration_error,
@@ -92,7 +92,7 @@ def test_the_head_says_yes_from_one_half_on() -> None:
     drafts = ["Opacity in the left lung.", "No opacity.", "Possible opacity.", "No opacity. No pneumothorax."]
     stands = {"a": "opacity", "b": "pneumothorax"}
     probabilities = np.array([[0.5, 0.1], [0.5, 0.1], [0.9, 0.1], [0.1, 0.6]])
-    found = contradictions(drafts, probabilities, ["a", "b"], stands)
+    found = head_against_text(drafts, probabilities, ["a", "b"], stands)
     np.testing.assert_array_equal(found, [0, 1, NAN, 1])
 
 

@@ -31,9 +31,9 @@ from vlm.evaluation.measures import (
     Bootstrap,
     Reports,
     auroc_of,
-    contradictions,
     fact_measures,
     finding_measures,
+    head_against_text,
     label_measures,
     named_labels,
     number_measures,
@@ -115,7 +115,7 @@ def evaluate(
     distances = np.where(as_given.has_image, given.distances or np.nan, np.nan)  # N
     points = operating_measures(thresholds or {}, scores, probabilities, model.spec.labels, bootstrap)
     measured = all_measures(scores, probabilities, model.spec.labels, points, reports, stands_for)
-    disagreements = contradictions(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
+    disagreements = head_against_text(given.drafts, probabilities, model.spec.labels, stands_for, labeller)
 
     metrics: dict[str, Any] = {
         "cases": len(test),

@@ -264,16 +264,17 @@ def fact_measures(cases: ArmCases, reader: FactReader, drafts: Sequence[str], bo
     return result
 
 
-def contradictions(
+def head_against_text(
     drafts: Sequence[str],
     probabilities: np.ndarray,
     labels: Sequence[str],
     findings: Mapping[str, str],
     labeller: Labeller | None = None,
 ) -> np.ndarray:
-    """Flag cases whose draft contradicts the head: a probability of 0.5 or more and a denial, or the reverse; N.
+    """Flag cases where head and draft disagree: a probability of 0.5 or more and a denial, or the reverse; N.
 
-    `findings` maps a label to the labeller's finding. NaN for a case whose draft states none of them.
+    `findings` maps a label to the labeller's finding. NaN for a case whose draft states none of them. What a reader is
+    shown, `vlm.reliability.contradictions`, flags single sentences, and against a sure head alone.
     """
     labeller = labeller or chest()
     result = np.full(len(drafts), np.nan)

@@ -24,11 +24,11 @@ def write_predictions(
     given: ArmResult,
     references: Sequence[str],
     probabilities: np.ndarray,
-    contradictions: np.ndarray,
+    disagreements: np.ndarray,
 ) -> list[dict[str, Any]]:
     """Write and return the rows of the arm `given`.
 
-    Probabilities are N × K, calibrated; contradictions N, NaN where undefined.
+    Probabilities are N × K, calibrated; disagreements of head and text N, NaN where undefined.
     """
     labels = test.spec.labels
     rows = []
@@ -54,7 +54,7 @@ def write_predictions(
                 "text_loss": _number(scores.losses[index], 4),
                 "tokens": int(scores.tokens[index]),
                 "inconsistent_numbers": wrong,
-                "head_against_text": None if np.isnan(contradictions[index]) else bool(contradictions[index]),
+                "head_against_text": None if np.isnan(disagreements[index]) else bool(disagreements[index]),
             }
         )
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
