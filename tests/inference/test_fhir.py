@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,20 @@ from hypothesis import strategies as st
 from ucumvert import PintUcumRegistry
 
 from tests.conftest import read_json
-from tests.fhir_bundles import loinc_check_digit, of_type, validate
+from tests.fhir_bundles import ABOUT, NOW, READY, bundle, loinc_check_digit, observed, of_type, report, validate
 from tests.forks import Forks
 from vlm.adapter import digest, save
 from vlm.config import VitalConfig
 from vlm.data.ingest.phantom_words import VITALS as PHANTOM
 from vlm.data.vitals.catalog import CATALOG, in_unit
-from vlm.data.vitals.schema import VitalsSchema, describe
+from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.units import ucum, ucum_conversion
 from vlm.errors import UserError
-from vlm.findings.labeller import chest
-from vlm.findings.structure import stated_findings
-from vlm.inference.fhir import Software, from_fhir, to_fhir
+from vlm.inference.fhir import from_fhir, to_fhir
 from vlm.inference.fhir.codes import LOINC
-from vlm.report import NOTICE, Report
+from vlm.report import NOTICE
 
-READY = VitalsSchema(tuple(CATALOG.values()))
-ABOUT = Software("f" * 64, "pypi:llm==1/base.gguf", "0.1.0")
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UNITS = PintUcumRegistry()
-
-
-def report(vitals: dict[str, Any], schema: VitalsSchema = READY, **changes: Any) -> Report:
-    """A draft as the engine would make it of these vitals."""
-    x, _ = schema.parse(vitals)
-    shown, labels = describe(schema, x.tolist()), {"pathology": 0.98765, "left_lung": 1e-6}
-    text, calibration = "Dense shadow in the <left> zone.", "probabilities calibrated on 76 patients"
-    return replace(Report(text, labels, shown, ("not given: sex",), calibration), **changes)
-
-
-def bundle(vitals: dict[str, Any], schema: VitalsSchema = READY, **options: Any) -> dict[str, Any]:
-    return to_fhir(report(vitals, schema), schema, ABOUT, issued=NOW, **options)
-
-
-def observed(made: dict[str, Any], text: str) -> dict[str, Any]:
-    return next(resource for resource in of_type(made, "Observation") if resource["code"]["text"] == text)
 
 
 # ------------------------------------------------------------------------------------------------ codes and units
@@ -192,26 +170,6 @@ def test_without_an_image_it_is_no_imaging_report() -> None:
     with_image, without = (of_type(bundle({}, image=image), "DiagnosticReport")[0] for image in (True, False))
     assert with_image["code"]["coding"][0]["code"] == "18748-4" and with_image["category"]
     assert without["code"] == {"text": "Draft of a report"} and "category" not in without
-
-
-def test_a_finding_is_an_observation_with_its_code_place_and_degree() -> None:
-    text = "Small effusion at both bases. No pneumonia\x1b."
-    stated = stated_findings([("", text)], chest(), {}, {})
-    made = to_fhir(report({"glucose": 8.7}, text=text, findings=stated), READY, ABOUT, issued=NOW, subject="Patient/1")
-    validate(made)
-    effusion, lung = (observed(made, text) for text in ("pleural effusion", "consolidation, as the draft states it"))
-    assert effusion["code"]["coding"] == [{"system": "http://snomed.info/sct", "code": "60046008"}]
-    assert effusion["valueCodeableConcept"] == {"text": "present"} and effusion["status"] == "preliminary"
-    assert effusion["bodySite"] == {"text": "bilateral lower"} and effusion["subject"] == {"reference": "Patient/1"}
-    assert effusion["component"] == [{"code": {"text": "severity"}, "valueCodeableConcept": {"text": "small"}}]
-    assert effusion["meta"]["security"][0]["code"] == "AIAST" and NOTICE in effusion["note"][0]["text"]
-    assert lung["valueCodeableConcept"] == {"text": "absent"} and "coding" not in lung["code"], "pneumonia has no code"
-    assert lung["note"][1] == {"text": "No pneumonia"}
-    addresses = {entry["fullUrl"]: entry["resource"] for entry in made["entry"]}
-    ours = [addresses[target["reference"]] for target in of_type(made, "Provenance")[0]["target"]]
-    assert effusion in ours and lung in ours, "the software wrote them"
-    assert from_fhir(made, READY)[0] == {"glucose": 8.7}, "no vital is read from a finding"
-    assert of_type(made, "Observation")[:1] == of_type(bundle({"glucose": 8.7}, subject="Patient/1"), "Observation")[:1]
 
 
 # -------------------------------------------------------------------------------------------------------- reading
