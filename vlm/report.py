@@ -58,6 +58,8 @@ class StatedFinding:
     """Probability that the label is present, 0 to 1; None without a label."""
     snomed: str | None
     """SNOMED CT code of the finding; None where the vocabulary has none for these words."""
+    radlex: str | None = None
+    """RadLex code of the finding, such as `RID5352`; likewise."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, for JSON."""

@@ -98,10 +98,31 @@ def test_every_vocabulary_has_severities_and_codes_whose_check_digit_is_right() 
     codes = []
     for vocabulary in map(Vocabulary.load, shipped()):
         assert {"mild", "moderate", "severe"} <= vocabulary.named["severities"].keys()
-        codes += [code for named in vocabulary.snomed.values() for code in named]
+        codes += [code for named in vocabulary.codes["snomed"].values() for code in named]
     assert set(codes) == {"60046008", "36118008", "8186001", "95436008", "427359005", "125605004"}
     assert all(verhoeff(code) == 0 and code[-3:-1] == "00" for code in codes), "of a concept, in the core"
     assert verhoeff("60046009") != 0
+
+
+def test_a_radlex_code_stands_for_its_own_words_alone() -> None:
+    codes = {text: rows(text)[0].radlex for text in (
+        "Small effusion.", "Empyema.", "Pneumothorax.", "Hydropneumothorax.", "Basal atelectasis.", "Volume loss.",
+        "Consolidation.", "Pneumonia.", "Lungs are clear.", "Shadow.", "Edema.", "Congestion.", "Nodules.", "Mass.",
+        "Granuloma.", "Granulomatous disease.", "Rib fracture.", "Scarring.", "Fibrosis.", "Cardiomegaly.",
+        "Subcutaneous emphysema.")}  # fmt: skip
+    assert {text: code for text, code in codes.items() if code} == {
+        "Small effusion.": "RID34539", "Pneumothorax.": "RID5352", "Basal atelectasis.": "RID28493",
+        "Consolidation.": "RID43255", "Lungs are clear.": "RID28530", "Edema.": "RID4866", "Nodules.": "RID50149",
+        "Granuloma.": "RID3953", "Rib fracture.": "RID4650", "Scarring.": "RID3829"}  # fmt: skip
+    ukrainian = rows("Невеликий випіт. Перелом ребра. Емпієма.", "chest_uk")
+    assert [(row.finding, row.radlex) for row in ukrainian] == [
+        ("pleural_effusion", "RID34539"), ("fracture", "RID4650"), ("pleural_effusion", None)]  # fmt: skip
+
+
+def test_a_radlex_code_means_one_finding_in_every_vocabulary() -> None:
+    pairs = {(code, finding) for vocabulary in map(Vocabulary.load, shipped())
+             for finding, named in vocabulary.codes["radlex"].items() for code in named}  # fmt: skip
+    assert len(pairs) == len({code for code, _ in pairs}) == len({finding for _, finding in pairs}) == 10
 
 
 def verhoeff(number: str) -> int:
@@ -124,6 +145,9 @@ def verhoeff(number: str) -> int:
         ("snomed: [a]", "snomed: maps findings to codes"),
         ("snomed: {b: '60046008'}", "snomed: 'b' is none of the findings"),
         ("snomed: {a: 60}", "snomed.a: '60' is no code; it has 6 to 18 digits"),
+        ("radlex: {a: 34539}", "radlex.a: '34539' is no code; it is RID and 1 to 6 digits"),
+        ("radlex: {a: RID34539x}", "radlex.a: 'RID34539x' is no code"),
+        ("radlex: {c: RID34539}", "radlex: 'c' is none of the findings"),
         ("snomed: {a: {'60046008': b}}", "snomed.a.60046008: a list of patterns, each a text"),
         ("severities: {mild: [x*]}", "severities.mild: 'x*' matches nothing at all"),
     ],
@@ -138,9 +162,11 @@ def test_a_wrong_code_or_severity_is_one_line(text: str, says: str, tmp_path: Pa
 def test_ones_own_vocabulary_has_its_own_codes_and_degrees(tmp_path: Path) -> None:
     (file := tmp_path / "own.yaml").write_text(
         "findings: {effusion: [versamento], fracture: [frattura]}\nsnomed: {effusion: 60046008}\n"
+        "radlex: {fracture: RID4650}\n"
         "severities: {small: ['\\bpiccolo\\b']}")  # fmt: skip
     effusion, fracture = rows("Piccolo versamento. Frattura.", str(file))
     assert (effusion.snomed, effusion.severities, fracture.snomed) == ("60046008", ("small",), None)
+    assert (effusion.radlex, fracture.radlex) == (None, "RID4650")
     assert Labeller.of_adapter("").mentions(DRAFT) == [] and Labeller.of_adapter("chest_en") == chest()
 
 
@@ -169,8 +195,9 @@ def test_the_json_is_that_of_the_published_schema() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"status": "maybe"}, {"probability": 1.5}, {"snomed": "6004"}, {"sides": "left"}, {"sentence": 0}, {"text": None}],
-)
+    [{"status": "maybe"}, {"probability": 1.5}, {"snomed": "6004"}, {"radlex": "5352"}, {"sides": "left"},
+     {"sentence": 0}, {"text": None}],
+)  # fmt: skip
 def test_the_schema_refuses_other_values(change: dict[str, Any]) -> None:
     said = report().to_dict()
     said["findings"][0] |= change

@@ -21,11 +21,20 @@ def made_of(text: str) -> dict[str, Any]:
 
 def test_a_finding_is_an_observation_with_its_code_place_and_degree() -> None:
     effusion = observed(made_of(SMALL), "pleural effusion")
-    assert effusion["code"]["coding"] == [{"system": "http://snomed.info/sct", "code": "60046008"}]
+    assert effusion["code"]["coding"] == [
+        {"system": "http://snomed.info/sct", "code": "60046008"},
+        {"system": "http://radlex.org", "code": "RID34539"},
+    ]
     assert effusion["valueCodeableConcept"] == {"text": "present"} and effusion["status"] == "preliminary"
     assert effusion["bodySite"] == {"text": "bilateral lower"} and effusion["subject"] == {"reference": "Patient/1"}
     assert effusion["component"] == [{"code": {"text": "severity"}, "valueCodeableConcept": {"text": "small"}}]
     assert effusion["meta"]["security"][0]["code"] == "AIAST" and NOTICE in effusion["note"][0]["text"]
+
+
+def test_one_code_alone_is_the_only_coding() -> None:
+    made = made_of("Basal atelectasis. Cardiomegaly.")
+    assert observed(made, "atelectasis")["code"]["coding"] == [{"system": "http://radlex.org", "code": "RID28493"}]
+    assert observed(made, "cardiomegaly")["code"]["coding"] == [{"system": "http://snomed.info/sct", "code": "8186001"}]
 
 
 def test_a_finding_without_a_code_is_said_to_be_the_words_of_the_draft() -> None:

@@ -54,7 +54,7 @@ def _of_adapter(config: AdapterConfig, adapter_digest: str) -> dict[str, str]:
         "output": f"a text, greedily decoded, and a probability for each label ({labels}); findings are read from the "
         "text by rules",
         "quality_control": "each draft comes with warnings of missing and implausible values, blank images and a cut",
-        "standards": "LOINC and UCUM for vitals; drafts as FHIR Bundles of R4 to R5, SNOMED CT for some findings",
+        "standards": "LOINC and UCUM for vitals; drafts as FHIR R4 to R5 Bundles; SNOMED CT, RadLex for some findings",
         "documentation": "README.md of the adapter, its card; the documentation of clinical-vlm",
         "code_availability": f"clinical-vlm {__version__}, Apache-2.0; for model and data the authors must say",
     }

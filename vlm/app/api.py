@@ -42,7 +42,7 @@ class Answer(BaseModel):
     sections: dict[str, str] = Field(description="parts of the draft, such as findings; empty without headings")
     findings: list[dict[str, Any]] = Field(
         description="what each sentence says of a finding: finding, status, sides, sites, severities, section, "
-        "sentence, text, label, probability, snomed"
+        "sentence, text, label, probability, snomed, radlex"
     )
     label_sets: dict[str, list[str]] = Field(description="label → answers that fit: present, absent, both or none")
     coverage: float | None = Field(description="share of cases whose sets hold the truth; null without sets")

@@ -85,5 +85,6 @@ def _row(
         text=sentence,
         label=label,
         probability=probability,
-        snomed=labeller.vocabulary.code(mention.finding, mention.text),
+        snomed=labeller.vocabulary.code("snomed", mention.finding, mention.text),
+        radlex=labeller.vocabulary.code("radlex", mention.finding, mention.text),
     )

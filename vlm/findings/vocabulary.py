@@ -26,6 +26,11 @@ LISTS = (
 """Groups that are lists of patterns."""
 NAMED = ("findings", "normal", "sides", "implied_sides", "zones", "severities")
 """Groups that map a name to its patterns."""
+CODES = {
+    "snomed": (r"[1-9]\d{5,17}", "it has 6 to 18 digits"),  # SNOMED CT
+    "radlex": (r"RID[1-9]\d{0,5}", "it is RID and 1 to 6 digits"),  # RadLex, of the RSNA
+}
+"""Key of a code system → pattern of its codes, and their form in words."""
 Patterns = dict[str, re.Pattern[str]]
 
 
@@ -43,8 +48,8 @@ class Vocabulary:
     """Group → pattern; see `LISTS`."""
     rules_out: Mapping[str, tuple[str, ...]]
     """Finding → findings that its normal statement denies; itself where it stands for no others."""
-    snomed: Mapping[str, Patterns]
-    """Finding → SNOMED CT code → pattern of the words that the code stands for."""
+    codes: Mapping[str, Mapping[str, Patterns]]
+    """Key of `CODES` → finding → code → pattern of the words that the code stands for."""
 
     @classmethod
     def load(cls, name: str) -> "Vocabulary":
@@ -59,12 +64,12 @@ class Vocabulary:
         """Make a vocabulary by which nothing is found."""
         return cls("", "", {group: {} for group in NAMED}, {group: _compiled([]) for group in LISTS}, {}, {})
 
-    def code(self, finding: str, words: str) -> str | None:
-        """Return the SNOMED CT code that stands for these words of a finding, or None.
+    def code(self, system: str, finding: str, words: str) -> str | None:
+        """Return the code of a system (a key of `CODES`) that stands for these words of a finding, or None.
 
         A normal statement has no words of its own: it denies the finding as its first code names it.
         """
-        codes = self.snomed.get(finding, {})
+        codes = self.codes.get(system, {}).get(finding, {})
         return next((code for code, pattern in codes.items() if not words or pattern.search(words)), None)
 
     @cached_property
@@ -119,7 +124,7 @@ def _read(path: Path) -> str:
 def _parse(values: Any, name: str, where: str) -> Vocabulary:
     if not isinstance(values, dict) or not values.get("findings"):
         raise UserError(f"{where}: a vocabulary maps `findings` to names with their patterns")
-    known = {"title", "rules_out", "snomed", *LISTS, *NAMED}
+    known = {"title", "rules_out", *CODES, *LISTS, *NAMED}
     for key in values:
         if key not in known:
             near = nearest(str(key), known)
@@ -134,23 +139,24 @@ def _parse(values: Any, name: str, where: str) -> Vocabulary:
     for finding in (*rules_out, *(other for others in rules_out.values() for other in others)):
         if finding not in named["findings"]:
             raise UserError(f"{where}: normal: {shortened(str(finding))} is none of the findings")
-    snomed = _codes(values.get("snomed") or {}, named["findings"], where)
-    return Vocabulary(name, str(values.get("title", name))[:200], named, lists, rules_out, snomed)
+    codes = {system: _codes(values.get(system) or {}, system, named["findings"], where) for system in CODES}
+    return Vocabulary(name, str(values.get("title", name))[:200], named, lists, rules_out, codes)
 
 
-def _codes(values: Any, findings: Patterns, where: str) -> dict[str, Patterns]:
+def _codes(values: Any, system: str, findings: Patterns, where: str) -> dict[str, Patterns]:
     """Parse `finding: code`, or `finding: {code: patterns}` where the finding has words that the code does not mean."""
     found: dict[str, Patterns] = {}
+    form, in_words = CODES[system]
     if not isinstance(values, dict):
-        raise UserError(f"{where}: snomed: maps findings to codes")
+        raise UserError(f"{where}: {system}: maps findings to codes")
     for finding, codes in values.items():
         if finding not in findings:
-            raise UserError(f"{where}: snomed: {shortened(str(finding))} is none of the findings")
+            raise UserError(f"{where}: {system}: {shortened(str(finding))} is none of the findings")
         named = codes if isinstance(codes, dict) else {codes: ["."]}
         for code in named:
-            if not re.fullmatch(r"[1-9]\d{5,17}", str(code)):
-                raise UserError(f"{where}: snomed.{finding}: {shortened(str(code))} is no code; it has 6 to 18 digits")
-        found[finding] = _named({str(code): words for code, words in named.items()}, where, f"snomed.{finding}")
+            if not re.fullmatch(form, str(code), re.ASCII):
+                raise UserError(f"{where}: {system}.{finding}: {shortened(str(code))} is no code; {in_words}")
+        found[finding] = _named({str(code): words for code, words in named.items()}, where, f"{system}.{finding}")
     return found
 
 

@@ -8,6 +8,7 @@ from vlm.report import NOTICE
 LOINC = "http://loinc.org"
 UCUM = "http://unitsofmeasure.org"
 SNOMED = "http://snomed.info/sct"
+RADLEX = "http://radlex.org"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 BY_MACHINE = {
     "security": [{"system": f"{TERMINOLOGY}/v3-ObservationValue", "code": "AIAST",
