@@ -4,15 +4,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from vlm.app.about import Adapter
-from vlm.app.api import make_api
 from vlm.app.connections import server_config
-from vlm.app.service import Limits, Service
-from vlm.inference.engine import ReportEngine
+
+if TYPE_CHECKING:  # they import PyTorch, which not every server needs
+    from vlm.app.about import Adapter
+    from vlm.inference.engine import ReportEngine
 
 
 @contextmanager
@@ -32,7 +32,10 @@ def serving(app: Any) -> Iterator[str]:
 
 
 @contextmanager
-def serving_drafts(engine: ReportEngine, adapter: Adapter, **limits: Any) -> Iterator[str]:
+def serving_drafts(engine: "ReportEngine", adapter: "Adapter", **limits: Any) -> Iterator[str]:
     """Serve the routes of the program without its page, within limits; gives the address."""
+    from vlm.app.api import make_api
+    from vlm.app.service import Limits, Service
+
     with Service(engine, Limits(**limits)) as service, serving(make_api(service, adapter)) as address:
         yield address

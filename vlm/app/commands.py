@@ -15,11 +15,7 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     add("--base", help="base model instead of the adapter's, such as a local copy")
     add("--engine", choices=["torch", "llamacpp"], default="torch",
         help="engine of the language model; llamacpp is quick on a CPU (extra `llamacpp`)")  # fmt: skip
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=7860, help="port to listen on")
-    add("--allowed_hosts", nargs="+", default=[], metavar="NAME",
-        help="host names to answer to, besides localhost and --host")  # fmt: skip
-    add("--token_file", type=Path, help="file with the token that clients must send; or set CLINICAL_VLM_TOKEN")
+    add_listen_options(parser)
     add("--findings", metavar="NAME", help="vocabulary of the table of findings, a name or a .yaml file; default: the "
         "adapter's")  # fmt: skip
     add("--abstain", action="store_true", help="give no draft that is among the least sure, or of a picture unlike "
@@ -32,14 +28,29 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_serve)
 
 
+def add_listen_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every server: where it listens, and to whom it answers."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=int, default=7860, help="port to listen on")
+    add("--allowed_hosts", nargs="+", default=[], metavar="NAME",
+        help="host names to answer to, besides localhost and --host")  # fmt: skip
+    add("--token_file", type=Path, help="file with the token that clients must send; or set CLINICAL_VLM_TOKEN")
+
+
+def check_port(port: int) -> None:
+    """Raise `UserError` for a number that is no port."""
+    if not 0 < port < 65536:
+        raise UserError("--port: must be between 1 and 65535")
+
+
 def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     """Check the ranges, then serve; raises `UserError` for values out of range."""
     for name in ("max_new_tokens", "max_upload", "max_seconds", "max_waiting", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name}: must be more than 0")
-    if not 0 < arguments.port < 65536:
-        raise UserError("--port: must be between 1 and 65535")
+    check_port(arguments.port)
     from vlm.app.serve import serve  # after the arguments: --help need not wait for the web libraries
 
     serve(arguments)

@@ -53,10 +53,13 @@ class Access:
 
 
 class Guard:
-    """Outermost ASGI middleware: nothing reaches a route unless `access` allows it."""
+    """Outermost ASGI middleware: nothing reaches a route unless `access` allows it.
 
-    def __init__(self, app: Any, access: Access) -> None:
-        self.app, self.access = app, access
+    `policy` is the Content-Security-Policy of an app whose pages run no script; without it that of `content_policy`.
+    """
+
+    def __init__(self, app: Any, access: Access, policy: str = "") -> None:
+        self.app, self.access, self.policy = app, access, policy
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -65,7 +68,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        marked = HeaderSender(scope, send)
+        marked = HeaderSender(scope, send, self.policy)
         if refusal := self._refusal(scope):
             await refusal(scope, receive, marked)
             return

@@ -40,12 +40,16 @@ def content_policy(nonce: str = "") -> str:
 
 
 class HeaderSender:
-    """ASGI `send` that adds the headers, and the nonce to the scripts of a page."""
+    """ASGI `send` that adds the headers, and the nonce to the scripts of a page.
 
-    def __init__(self, scope: MutableMapping[str, Any], send: Any) -> None:
+    With a `policy` there are no scripts: every answer has this Content-Security-Policy.
+    """
+
+    def __init__(self, scope: MutableMapping[str, Any], send: Any, policy: str = "") -> None:
         self.started = False
         self._send, self._path = send, scope["path"]
-        self._is_page = self._path in ("/", "/docs")
+        self._policy = policy or content_policy()
+        self._is_page = not policy and self._path in ("/", "/docs")
         self._page: list[bytes] = []
         self._start: MutableMapping[str, Any] | None = None
         # The body of a page is parsed here, so it must not be compressed.
@@ -59,7 +63,7 @@ class HeaderSender:
             if self._is_page and kind.startswith(b"text/html"):
                 self._start = message
                 return
-            await self._send({**message, "headers": self._with_headers(message["headers"], content_policy())})
+            await self._send({**message, "headers": self._with_headers(message["headers"], self._policy)})
         elif self._start is not None and message["type"] == "http.response.body":
             self._page.append(message.get("body", b""))
             if not message.get("more_body"):

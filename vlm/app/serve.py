@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,17 @@ if TYPE_CHECKING:  # it imports PyTorch: a typing error should not wait for it
 def serve(arguments: argparse.Namespace) -> None:
     """Listen, load the adapter and answer until a signal ends it."""
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled
+    listen(arguments, partial(make_app, arguments))
+
+
+def listen(arguments: argparse.Namespace, make: Callable[[Access], Any]) -> None:
+    """Reserve the port, make the app with the access rules of the options, and answer until a signal ends it."""
     access = Access.of(arguments.host, arguments.allowed_hosts, read_token(arguments.token_file))
     reserved = reserve(arguments.host, arguments.port)
     if not access.token and not is_loopback(reserved.getsockname()[0]):
         raise UserError(f"--host {arguments.host}: others can reach it, and anybody could use it; set "
                         f"{TOKEN_VARIABLE} or --token_file, or listen on 127.0.0.1 behind your proxy")  # fmt: skip
-    app = make_app(arguments, access)
+    app = make(access)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     print(f"http://{host}:{arguments.port}", flush=True)
     uvicorn.Server(server_config(app)).run(sockets=[reserved])
