@@ -101,7 +101,7 @@ def test_messages_name_commands_that_exist() -> None:
     files = [*(PROJECT / "vlm").rglob("*.py"), *(PROJECT / "vlm").rglob("*.j2")]
     known = {*COMMANDS, *(alias for aliases in cli.ALIASES.values() for alias in aliases)}
     for file in files:
-        for named in re.findall(r"`clinical-vlm ([a-z]+)", file.read_text(encoding="utf-8")):
+        for named in re.findall(r"`clinical-vlm ([a-z-]+)", file.read_text(encoding="utf-8")):
             assert named in known, f"{file}: clinical-vlm {named}"
 
 

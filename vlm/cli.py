@@ -23,6 +23,7 @@ from vlm.errors import UserError, require, run_program
 from vlm.evaluation.commands import compare_options, drift_options, evaluate_options
 from vlm.explanation.commands import explain_options
 from vlm.inference.options import add_draft_options, check_draft_options, cluster_of, engine_of, images_of
+from vlm.reader_study.commands import reader_study_options
 from vlm.training.commands import train_options, watch_options
 from vlm.version import __version__
 
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "evaluate": evaluate_options,
     "compare": compare_options,
     "drift": drift_options,
+    "reader-study": reader_study_options,
     "check": check_options,
     "pack": pack_options,
     "push": push_options,
