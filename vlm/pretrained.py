@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from transformers.generation import BaseStreamer
 
-from vlm.adapter.folder import load, open_adapter, save
-from vlm.adapter.hub import push
+from vlm.adapter.folder import load, save
+from vlm.adapter.hub import open_adapter, push
 from vlm.adapter.metadata import CardDetails
 from vlm.adapter.site_calibration import read_site
 from vlm.inference.engine import Case, ReportEngine

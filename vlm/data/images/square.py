@@ -74,7 +74,7 @@ def structure_of(square: np.ndarray) -> float:
     It is the root mean square of what a quadratic surface leaves of the means of 8 × 8 cells, in the channel where that
     is most. Padding is left out, and an edge, where an empty page has a frame.
     """
-    lit = square.reshape(*square.shape[:2], -1).any(axis=2)  # S × S
+    lit: np.ndarray = np.any(square.reshape(*square.shape[:2], -1), axis=2)  # S × S
     if not lit.any():
         return 0.0
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
