@@ -137,15 +137,10 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         (lambda c: c.update(reliability={"unlike_above": -1}), "reliability.unlike_above: must be 0 or more"),
         (lambda c: c.update(familiarity=65), "familiarity: 0 to 64 directions, not 65"),
         (lambda c: c.update(familiarity="3"), "familiarity: 3 is no whole number"),
-        *[
-            (lambda c, n=n: c.update(max_new_tokens=n), said)
-            for n, said in (
-                (0, "max_new_tokens: 1 to 8,192 tokens, not 0"),
-                (8193, "max_new_tokens: 1 to 8,192 tokens, not 8193"),
-                (True, "max_new_tokens: True is no whole number"),
-                (2.0, "max_new_tokens: 2.0 is no whole number"),
-            )
-        ],
+        (lambda c: c.update(max_new_tokens=0), "max_new_tokens: 1 to 8,192 tokens, not 0"),
+        (lambda c: c.update(max_new_tokens=8193), "max_new_tokens: 1 to 8,192 tokens, not 8193"),
+        (lambda c: c.update(max_new_tokens=True), "max_new_tokens: True is no whole number"),
+        (lambda c: c.update(max_new_tokens=2.0), "max_new_tokens: 2.0 is no whole number"),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(edit, message: str, folder: Path) -> None:

@@ -48,9 +48,11 @@ def is_colored(stored: np.ndarray, bits: int = 8) -> bool:
     """Check whether a decoded picture of so many bits is in colour; H × W × 3, the channels in any order."""
     step = max(1, max(stored.shape) // LONGEST_LOOK)
     looked = stored[::step, ::step]
-    values = np.nan_to_num(looked.astype(np.float32))
-    white = 2.0**bits - 1 if looked.dtype.kind == "u" else max(float(values.max()), 1e-9)  # others have no known scale
-    return share_of_color(to_square(np.clip(values * (255 / white), 0, 255).astype(np.uint8), LOOK)) >= COLORED
+    if looked.dtype != np.uint8 or bits != 8:
+        values = np.nan_to_num(looked.astype(np.float32))
+        white = 2.0**bits - 1 if looked.dtype.kind == "u" else max(float(values.max()), 1e-9)  # else of unknown scale
+        looked = np.clip(values * (255 / white), 0, 255).astype(np.uint8)
+    return share_of_color(to_square(np.ascontiguousarray(looked), LOOK)) >= COLORED
 
 
 def as_square(given: Square | np.ndarray, spec: ImageSpec) -> Square:
@@ -74,7 +76,7 @@ def structure_of(square: np.ndarray) -> float:
     It is the root mean square of what a quadratic surface leaves of the means of 8 × 8 cells, in the channel where that
     is most. Padding is left out, and an edge, where an empty page has a frame.
     """
-    lit: np.ndarray = np.any(square.reshape(*square.shape[:2], -1), axis=2)  # S × S
+    lit: np.ndarray = (square if square.ndim == 2 else square.max(axis=2)) > 0  # S × S
     if not lit.any():
         return 0.0
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
