@@ -141,6 +141,9 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         (lambda c: c.update(max_new_tokens=8193), "max_new_tokens: 1 to 8,192 tokens, not 8193"),
         (lambda c: c.update(max_new_tokens=True), "max_new_tokens: True is no whole number"),
         (lambda c: c.update(max_new_tokens=2.0), "max_new_tokens: 2.0 is no whole number"),
+        (lambda c: c.update(modalities="CT"), "modalities: CT is no list of names"),
+        (lambda c: c.update(modalities=["<b>CT"]), "modalities: '<b>CT' is no code of 1 to 16 capital letters"),
+        (lambda c: c.update(modalities=["DX", "CR"]), "modalities: must be at most 16, each once and in order"),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(edit, message: str, folder: Path) -> None:

@@ -21,6 +21,7 @@ from vlm.config import Config, DataConfig, SourceConfig
 from vlm.data.case import CaseSpec
 from vlm.data.dataset import load_pictures
 from vlm.data.images.image import ImageSpec, decode_image, read_image, to_square
+from vlm.data.ingest.phantom_words import TABLE
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.packed import shards
 from vlm.data.packed.manifest import FILE, read_pack
@@ -36,7 +37,7 @@ __all__ = ["folder", "loose", "nothing_cached", "ward"]  # fixtures
 def test_a_packed_cohort_is_the_cohort(loose: DataConfig, folder: Path) -> None:
     here, there = load_cohort(loose), load_cohort(packed(folder))
     assert_same_cases(here, there)
-    assert there.facts is not None and there.label_findings == {"pathology": "opacity"}
+    assert there.facts is not None and there.label_findings == TABLE.label_findings
     ours, theirs = rows_by_id(here), rows_by_id(there)
     for name in list(ours)[:40]:
         if cell := first_image(ours[name]):

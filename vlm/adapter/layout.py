@@ -58,7 +58,7 @@ KEYS = (
     "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
     "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
     "findings", "label_findings", "calibration", "reliability", "familiarity",
-    "max_new_tokens",
+    "max_new_tokens", "modalities",
 )  # fmt: skip
 """Keys of config.json."""
 SILENT = "0.3.0"
@@ -94,6 +94,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
         "calibration": to_dict(model.calibration),
         **({"familiarity": model.spec.familiarity} if model.spec.familiarity else {}),
         **({"max_new_tokens": most} if (most := model.spec.max_new_tokens) != CaseSpec.max_new_tokens else {}),
+        **({"modalities": list(model.spec.modalities)} if model.spec.modalities else {}),
         **({"reliability": model.reliability.to_dict()} if model.reliability != Reliability() else {}),
     }
 
@@ -205,6 +206,7 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
         label_findings=_pairs(values.get("label_findings", {}), "label_findings"),
         familiarity=_count(values.get("familiarity", 0), "familiarity"),
         max_new_tokens=_count(values.get("max_new_tokens", CaseSpec.max_new_tokens), "max_new_tokens"),
+        modalities=_words(values.get("modalities", []), "modalities"),
     )
     calibration = from_dict(Calibration, values["calibration"], where)
     sampled: Any = values.get("base_fingerprint")

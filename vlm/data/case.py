@@ -10,6 +10,7 @@ import torch
 
 from vlm.config.limits import LONGEST_DRAFT
 from vlm.data.images.image import ImageSpec, is_blank, to_pixel_values
+from vlm.data.images.modality import check_modalities
 from vlm.data.sections import check_section_names, section_names
 from vlm.data.signals.signal_spec import SignalSpec
 from vlm.data.study import PRIOR, StudyPicture, StudySpec, role_numbers, sorted_pictures
@@ -53,6 +54,8 @@ class CaseSpec:
     """Directions of the training pictures' features that the adapter keeps; 0 for none."""
     max_new_tokens: int = field(default=96, compare=False)
     """Longest draft, in tokens, unless the user says another: that of the evaluation after training."""
+    modalities: tuple[str, ...] = field(default=(), compare=False)
+    """Modalities that the training pictures name as DICOM files, such as CR, in order; empty if none is known."""
 
     @property
     def study_images(self) -> int:
@@ -67,6 +70,7 @@ class CaseSpec:
         check_section_names(self.sections, "sections")
         if not 0 <= self.familiarity <= 64:
             raise UserError(f"familiarity: 0 to 64 directions, not {self.familiarity}")
+        check_modalities(self.modalities)
         if not 1 <= self.max_new_tokens <= LONGEST_DRAFT:
             raise UserError(f"max_new_tokens: 1 to {LONGEST_DRAFT:,} tokens, not {self.max_new_tokens}")
         if self.findings not in ("", *shipped()):

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 from vlm.data.images.dicom import read_elements
 from vlm.data.images.file_types import file_type
+from vlm.data.images.modality import HEAD
 from vlm.data.study import check_days, view_name
 from vlm.errors import UserError
 from vlm.inference.study_images import StudyImage
 
 MOST_FILES, MOST_DEPTH = 500, 8
 """Most files in a folder, and folders inside one another."""
-HEAD = 1 << 20
-"""Bytes of a file in which its header is looked for."""
 RADIOGRAPHS = frozenset({"CR", "DX", "DR", "RG", "XR"})
 """Modalities of a radiograph."""
 ELEMENTS = ("Modality", "PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDate", "StudyTime", "AcquisitionTime",

@@ -54,7 +54,7 @@ def read_study(
     squares = [read(item.image) if isinstance(item.image, str | Path) else as_square(item.image, spec.image)
                for item in given]  # fmt: skip
     pictures = [role._replace(picture=square.pixels) for role, square in zip(roles, squares, strict=True)]
-    return pictures, [*_warnings(pictures, spec), *_picture_warnings(squares)]
+    return pictures, [*_warnings(pictures, spec), *_picture_warnings(squares), *_modality_warnings(squares, spec)]
 
 
 def check_roles(given: Sequence[StudyImage], spec: CaseSpec) -> list[StudyPicture]:
@@ -120,6 +120,16 @@ def _picture_warnings(squares: Sequence[Square]) -> list[str]:
         ],
     }
     return [f"{_which(sum(which), len(which))} {what}" for what, which in told.items() if any(which)]
+
+
+def _modality_warnings(squares: Sequence[Square], spec: CaseSpec) -> list[str]:
+    """Say which modalities the adapter was not trained on; nothing where it keeps none."""
+    others = [square.modality for square in squares if square.modality not in ("", *spec.modalities)]
+    if not others or not spec.modalities:
+        return []
+    several = f"the modality of {len(others)} of the {len(squares)} pictures"
+    whose = "the picture's modality" if len(squares) == 1 else several
+    return [f"{whose} is {', '.join(sorted(set(others)))}; the adapter was trained on {', '.join(spec.modalities)}"]
 
 
 def _which(count: int, of: int) -> str:

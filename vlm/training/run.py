@@ -21,6 +21,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.training_modalities import find_modalities
 from vlm.device import Choice, choose_device, choose_precision, choose_threads, memory_of
 from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError
@@ -182,7 +183,9 @@ def build_model(config: Config, cohort: Cohort, device: torch.device, dtype: tor
     log_rank0(line)
     image = image_spec(pictures, _colored(config, cohort).data.color == "rgb")
     spec = CaseSpec.fit(cohort, image, config.model.vitals.bins, config.data.max_images, config.data.section_headings)
-    spec = replace(spec, max_new_tokens=config.evaluation.max_new_tokens)
+    modalities = find_modalities(cohort)
+    log_rank0(f"modalities: {', '.join(modalities.value) or 'none known'} ({modalities.reason})")
+    spec = replace(spec, max_new_tokens=config.evaluation.max_new_tokens, modalities=modalities.value)
     if spec.study is not None:
         log_rank0(spec.study.describe())
     if spec.signal is not None:

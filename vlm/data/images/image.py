@@ -155,15 +155,16 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def read_file(path: Path) -> bytes:
-    """Read the bytes of a regular file of a reasonable size: a pipe would never end."""
+def read_file(path: Path, most: int = -1) -> bytes:
+    """Read the bytes of a regular file of a reasonable size, or its first `most`: a pipe would never end."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path}: cannot read the image: it is not a regular file")
         if status.st_size > LARGEST_FILE:
             raise UserError(f"{path}: larger than {LARGEST_FILE >> 20} MiB")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(most)
     except OSError as error:
         raise UserError(f"{path}: cannot read the image: {error.strerror}") from None
 

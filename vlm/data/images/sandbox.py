@@ -21,6 +21,7 @@ import numpy as np
 
 from vlm.data.images.header import LARGEST_IMAGE
 from vlm.data.images.image import LARGEST_FILE, ImageSpec, decode_image
+from vlm.data.images.modality import is_modality
 from vlm.data.images.square import Square, decode_square
 from vlm.errors import UserError
 from vlm.host import SETTINGS, limit_process
@@ -88,7 +89,8 @@ class ImageDecoder:
         """Decode with `decode_square` in the worker; the full picture never enters here."""
         answer = self._ask(data, where, spec)
         pixels = np.frombuffer(answer["pixels"], np.uint8).reshape(spec.shape)
-        return Square(pixels, answer.get("loses_color") is True)
+        modality = answer.get("modality")
+        return Square(pixels, answer.get("loses_color") is True, modality if is_modality(modality) else "")
 
     def _ask(self, data: bytes, where: str, spec: ImageSpec | None) -> dict[str, Any]:
         if len(data) > LARGEST_FILE:
@@ -231,7 +233,8 @@ def _answer(data: bytes, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], np.
         spec = ImageSpec(**wanted["spec"]) if wanted["spec"] else None
         if spec is not None:
             square = decode_square(data, "", spec, wanted["pixels"])
-            return {"shape": square.pixels.shape, "loses_color": square.loses_color}, square.pixels
+            told = {"loses_color": square.loses_color, "modality": square.modality}
+            return {"shape": square.pixels.shape, **told}, square.pixels
         image = decode_image(data, "")
         if image.shape[0] * image.shape[1] > wanted["pixels"]:
             return {"error": f"larger than {wanted['pixels']:,} pixels"}, None

@@ -8,6 +8,7 @@ import numpy as np
 from vlm.data.images.color import is_grey, share_of_color
 from vlm.data.images.header import LARGEST_IMAGE
 from vlm.data.images.image import ImageSpec, decode_image, to_square
+from vlm.data.images.modality import read_modality
 from vlm.errors import UserError
 
 LOOK = ImageSpec(size=128, color="rgb", color_mean=(0.5,) * 3, color_std=(0.5,) * 3)
@@ -30,6 +31,8 @@ class Square:
     """S × S, or S × S × 3 in colour; uint8."""
     loses_color: bool = False
     """True for a picture in colour that is shown in grey."""
+    modality: str = ""
+    """Code of the modality that a DICOM file names, such as CT; empty if none is known."""
 
 
 def decode_square(data: bytes, where: str, spec: ImageSpec, most_pixels: int = LARGEST_IMAGE) -> Square:
@@ -41,7 +44,7 @@ def decode_square(data: bytes, where: str, spec: ImageSpec, most_pixels: int = L
     image = decode_image(data, where, spec.in_color, lambda stored, bits: colored.append(is_colored(stored, bits)))
     if image.shape[0] * image.shape[1] > most_pixels:
         raise UserError(f"{where}: larger than {most_pixels:,} pixels")
-    return Square(to_square(image, spec), any(colored))
+    return Square(to_square(image, spec), any(colored), read_modality(data))
 
 
 def is_colored(stored: np.ndarray, bits: int = 8) -> bool:

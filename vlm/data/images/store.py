@@ -119,15 +119,15 @@ def row_label(image: EmbeddedImage, where: str) -> str:
     return f"{where}: {name}" if name and name.isprintable() else where
 
 
-def read_image_bytes(path: str) -> tuple[bytes, str]:
-    """Read the bytes of an image, from a file or the store, and its name for messages."""
+def read_image_bytes(path: str, most: int = -1) -> tuple[bytes, str]:
+    """Read the bytes of an image, or the first `most`, from a file or the store, and its name for messages."""
     stored = _REFERENCE.fullmatch(path)
     if not stored:
-        return read_file(Path(path)), path
+        return read_file(Path(path), most), path
     _, start, size, file, where = stored.groups()
     with open(file, "rb") as images:
         images.seek(int(start))
-        return images.read(int(size)), where
+        return images.read(int(size) if most < 0 else min(int(size), most)), where
 
 
 def digest_of(path: str) -> str:

@@ -49,10 +49,15 @@ def shard_addresses(paths: pa.StringArray) -> pa.StringArray:
 
 def read_packed(reference: str, color: bool = False) -> np.ndarray:
     """Decode the image in a row of a shard (see `decode_image`); raises `UserError` that names both."""
+    return decode_image(*packed_bytes(reference), color)
+
+
+def packed_bytes(reference: str) -> tuple[bytes, str]:
+    """Read the bytes of the image in a row of a shard, and its name for messages."""
     match = _REFERENCE.fullmatch(reference)
     assert match, reference
     row, place, address = int(match[1]), int(match[2] or 0), match[3]
-    return decode_image(_cached.image(address, row, place), f"{address}: row {row}", color)
+    return _cached.image(address, row, place), f"{address}: row {row}"
 
 
 def check_columns(
