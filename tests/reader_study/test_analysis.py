@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
-from vlm.evaluation.intervals import draw_weights
 
 from tests.reader_studies import answer, judge_all, line, small_study, written
 from vlm.reader_study.analysis import analyse, weighted_kappa, weighted_median, write_results
 from vlm.reader_study.answers import VERDICTS
+from vlm.statistics.intervals import draw_weights
 
 BOTH = {(1, "draft"): "minor_edits", (1, "reference"): "as_it_stands",
         (2, "draft"): "not_acceptable", (2, "reference"): "as_it_stands"}  # fmt: skip

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from vlm.atomic import replace_file
-from vlm.estimate import Estimate, described, undefined
-from vlm.evaluation.intervals import FEWEST_PATIENTS, Statistic, mean, patient_bootstrap
 from vlm.plain import escaped
 from vlm.reader_study.answers import ERRORS, VERDICTS, Answers, read_answers
 from vlm.reader_study.study_file import ANSWERS, OURS, Study, read_study
 from vlm.resources import render
+from vlm.statistics.estimate import Estimate, described, undefined
+from vlm.statistics.intervals import FEWEST_PATIENTS, Statistic, mean, patient_bootstrap
 
 DRAWS = 2000
 GRADES = {name: grade for grade, name in enumerate(VERDICTS)}
