@@ -99,7 +99,7 @@ def test_overconfident_labels_are_bent_back() -> None:
     for low, high in ((0.3, 0.6), (0.6, 0.8), (0.8, 1.0)):
         inside = (sure >= low) & (sure < high)
         assert 1 - wrong[inside].mean() == pytest.approx(sure[inside].mean(), abs=0.06)
-    assert "from 300 of 300 validation drafts" in line and "the least sure 20%" in line
+    assert "from 300 sentences of 300 validation drafts" in line and "the least sure 20%" in line
 
 
 def test_few_wrong_sentences_leave_the_product_nearly_as_it_is() -> None:

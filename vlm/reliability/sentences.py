@@ -175,5 +175,6 @@ def fit_sentences(
     fit = SentenceFit(float(intercept), float(np.exp(log_slope)), 0.0, share, len(drafts))
     sure = [value for draft in drafts if (value := fit.of_draft([one for one, _ in draft])) is not None]
     fit = SentenceFit(fit.intercept, fit.slope, float(np.quantile(sure, share)), share, len(drafts))
-    line = f"confidence of sentences: from {len(known)} of {len(drafts)} validation drafts, {int(wrong.sum())} wrong; "
-    return fit, line + f"the least sure {share:.0%} of drafts lie below {fit.unsure_below:.1%}"
+    made = f"{len(known)} sentences of {len(drafts)} validation drafts, {int(wrong.sum())} wrong"
+    below = f"the least sure {share:.0%} of drafts lie below {fit.unsure_below:.1%}"
+    return fit, f"confidence of sentences: from {made}; {below}"
