@@ -86,8 +86,9 @@ class JudgedSentence:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
-        rests = f" ({', '.join(self.labels).replace('_', ' ')})"
-        return f"{self.text!r}: {self.confidence or 0:.0%} sure{rests}"
+        sure = self.confidence or 0
+        words = "over 99%" if sure > 0.99 else "under 1%" if sure < 0.01 else f"{sure:.0%}"
+        return f"{self.text!r}: {words} sure ({', '.join(self.labels).replace('_', ' ')})"
 
 
 @dataclass(frozen=True)

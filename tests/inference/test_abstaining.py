@@ -1,6 +1,7 @@
 """How sure a draft is stands beside it, and a doubtful one is withheld where that is asked for."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vlm.adapter import save
 from vlm.app import view
 from vlm.app.service import TokenStreamer
 from vlm.errors import UserError
-from vlm.inference.command import _streamer
+from vlm.inference.command import OpenedCase, _streamer
 from vlm.inference.engine import ReportEngine
 from vlm.inference.fhir import Software, to_fhir
 from vlm.inference.line_counts import Counts
@@ -21,7 +22,7 @@ from vlm.inference.open_engine import use_abstention
 from vlm.model.evidence import FusedInputs
 from vlm.reliability.sentences import SentenceFit
 from vlm.reliability.thresholds import Reliability
-from vlm.report import Report
+from vlm.report import JudgedSentence, Report
 
 SAID = "Pleural effusion.\nGlucose is elevated."
 
@@ -66,6 +67,21 @@ def test_a_doubtful_draft_is_withheld_wherever_it_would_stand(engine: ReportEngi
     assert "conclusion" not in given and f"no draft: {report.withheld}" in given["text"]["div"]
     assert f"No draft: {report.withheld}." in view.finished(report, adapter)
     assert _streamer(engine, object()) is None, "no words before the draft is judged"  # type: ignore[arg-type]
+
+
+def test_a_judged_draft_is_printed_whole(engine: ReportEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    use_abstention(engine)
+    case = OpenedCase(engine, Path("adapter"), [], {"glucose": 9}, "", "", None, ())
+    case.draft(8, sys.stdout)
+    assert capsys.readouterr().out.startswith("no draft: the draft is less sure")
+    engine.model.reliability = Reliability(sentences=SentenceFit(0.0, 1.0, 0.5, 0.2, 50))
+    case.draft(8, sys.stdout)
+    assert capsys.readouterr().out == SAID + "\n"
+
+
+@pytest.mark.parametrize(("sure", "words"), [(0.9999, "over 99% sure"), (0.001, "under 1% sure"), (0.5, "50% sure")])
+def test_no_sentence_is_certain(sure: float, words: str) -> None:
+    assert words in str(JudgedSentence(1, "Opacity", sure, ("pathology",), ()))
 
 
 def test_the_page_does_not_show_the_words_of_a_draft_that_may_be_withheld(engine: ReportEngine) -> None:

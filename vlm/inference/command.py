@@ -89,6 +89,8 @@ class OpenedCase(NamedTuple):
         """
         case = (self.images, self.values, self.context, self.prior_report, self.signal)
         report = self.engine.predict([case], max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
+        if stream is not None and self.engine.abstain:  # not streamed
+            print(report.text or report.no_draft(), file=stream)
         report = replace(report, warnings=(*self.noted, *report.warnings))
         if fhir:
             schema = self.engine.model.spec.schema

@@ -174,6 +174,8 @@ def _check_explain(arguments: argparse.Namespace) -> None:
     file = Path(arguments.explain)
     if arguments.input:
         raise UserError("--explain: explains one case; leave --input away")
+    if arguments.abstain:
+        raise UserError("--explain: explains a draft that is given out; leave --abstain away")
     if arguments.engine != "torch":
         raise UserError("--explain: only PyTorch's engine has gradients; use --engine torch")
     if file.suffix.lower() != ".png":
