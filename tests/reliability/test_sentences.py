@@ -46,6 +46,8 @@ def test_values_that_fit_are_named_and_others_are_not() -> None:
     assert (shadow.number, sugar.number, pressure.number) == (1, 2, 3)
     assert (sugar.labels, sugar.vitals, pressure.vitals) == ({}, ("glucose",), ())
     assert read("Glucose is elevated.", [math.nan] * 4)[0].vitals == ()
+    assert read("Blood pressure is elevated.")[0].vitals == ("systolic", "diastolic")
+    assert read("Blood pressure was not measured.", [9.0] + [math.nan] * 3)[0].vitals == ()
 
 
 def test_the_confidence_is_the_product_where_nothing_was_bent() -> None:

@@ -92,8 +92,9 @@ def read_sentences(
     found = []
     for number, _, text in numbered_sentences(parts):
         labels = _right_about(labeller.mentions(text), statements, probabilities)
-        fit = [one.vital for one in check_numbers(text, given, schema) if one.consistent and one.vital in given]
-        found.append(Sentence(number, text, labels, tuple(dict.fromkeys(fit))))
+        fit = [claim for claim in check_numbers(text, given, schema) if claim.consistent]
+        names = (name for claim in fit for name in claim.vital.split(" and ") if name in given)
+        found.append(Sentence(number, text, labels, tuple(dict.fromkeys(names))))
     return found
 
 
