@@ -1,13 +1,13 @@
 """A study in Chromium: judged by keyboard alone, on a phone, under its own policy."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.app.test_app_page import browser
 from tests.reader_studies import CODES, small_study, written
 from tests.serving import serving
 from vlm.app.guard import Access
@@ -15,17 +15,7 @@ from vlm.reader_study.answers import AnswerLog
 from vlm.reader_study.judging_page import Judging, make_study_app
 from vlm.reader_study.study_file import Layout, read_study
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium is installed")
-    with sync_playwright() as playwright:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu"]
-        opened = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield opened
-        opened.close()
+__all__ = ["browser"]  # a fixture
 
 
 def page_of(browser: Browser, folder: Path, layout: Layout, faults: list[str], **options: object) -> Iterator[Page]:

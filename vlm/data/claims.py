@@ -1,7 +1,7 @@
 """Check a report's statements about vitals against the given values: every number and every threshold word."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlm.data.vitals.schema import PRESSURE_NAMES, VitalsSchema
@@ -32,6 +32,14 @@ class Claim:
     given: str
     """The patient's value, or its level."""
     consistent: bool
+
+
+def given_values(vitals: Sequence[float], schema: VitalsSchema) -> dict[str, float]:
+    """Name the vitals that were given, of m with NaN where missing, as `check_numbers` takes them.
+
+    Rounded, since a float32 value must not lie just above a limit that it equals.
+    """
+    return {name: round(float(x), 4) for name, x in zip(schema.names, vitals, strict=True) if x == x}
 
 
 def check_numbers(report: str, values: Mapping[str, float], schema: VitalsSchema) -> list[Claim]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm.data.claims import Claim, check_numbers
+from vlm.data.claims import Claim, check_numbers, given_values
 from vlm.data.cohort import FactReader
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.evaluation.agreement import NO_REFERENCE, Agreement, why_undefined
@@ -168,9 +168,7 @@ def number_measures(
 
 def claims_of(draft: str, row: np.ndarray, schema: VitalsSchema) -> list[Claim]:
     """Check a draft's statements about the vitals of one case (m values)."""
-    # Rounded: a float32 value must not lie just above a limit that it equals.
-    given = {name: round(float(value), 4) for name, value in zip(schema.names, row, strict=True) if value == value}
-    return check_numbers(draft, given, schema)
+    return check_numbers(draft, given_values(row.tolist(), schema), schema)
 
 
 def label_measures(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from vlm.data.claims import check_numbers
+from vlm.data.claims import check_numbers, given_values
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.findings.labeller import Labeller, Mention, sentence_spans
 from vlm.reliability.label_sets import ABSENT, PRESENT, LabelThresholds
@@ -74,9 +74,7 @@ Flags = Iterator[tuple[int, Contradiction]]
 
 def _against_vitals(sentence: str, vitals: Sequence[float], schema: VitalsSchema) -> Iterator[Contradiction]:
     """Yield a flag for each number or threshold word that does not fit the value given."""
-    # Rounded: a float32 value must not lie just above a limit that it equals.
-    given = {name: round(float(x), 4) for name, x in zip(schema.names, vitals, strict=True) if x == x}
-    for claim in check_numbers(sentence, given, schema):
+    for claim in check_numbers(sentence, given_values(vitals, schema), schema):
         if not claim.consistent:
             yield _flag(sentence, "vital", f"says {claim.vital} {claim.stated}; given: {claim.given}")
 

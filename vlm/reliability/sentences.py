@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm.data.claims import check_numbers
+from vlm.data.claims import check_numbers, given_values
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.errors import UserError
 from vlm.findings.labeller import Labeller, Mention
@@ -88,7 +88,7 @@ def read_sentences(
     `parts` are (name of the section, text); `statements` map a label to what a text says where it is present; `vitals`
     are the m values given, NaN where missing.
     """
-    given = {name: round(float(x), 4) for name, x in zip(schema.names, vitals, strict=True) if x == x}
+    given = given_values(vitals, schema)
     found = []
     for number, _, text in numbered_sentences(parts):
         labels = _right_about(labeller.mentions(text), statements, probabilities)
