@@ -60,6 +60,12 @@ def test_the_confidence_is_the_product_where_nothing_was_bent() -> None:
     assert 0.999 < (IDENTITY.confidence(certain) or 0) < 1, "never certain"
 
 
+def test_a_draft_that_is_certainly_wrong_is_unsure() -> None:
+    assert [IDENTITY.is_unsure(value) for value in (0.0, 0.49, 0.5, 1.0, None)] == [True, True, False, False, False]
+    hopeless = Sentence(1, "", {"a": 0.0, "b": 0.0}, ())
+    assert IDENTITY.of_draft([hopeless] * 40) == 0.0, "the product of many runs out of digits"
+
+
 def test_a_label_without_a_readable_phrase_stands_for_nothing() -> None:
     given = {"a": "opacity", "b": "opacity and effusion", "c": "the patient smokes", "d": "no opacity"}
     assert statements_of_labels(given, CHEST, given).keys() == {"a"}

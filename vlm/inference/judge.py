@@ -40,7 +40,7 @@ def judged(
     report = replace(report, label_sets=sets, coverage=kept.coverage if sets else None, contradictions=found)
     report = _with_confidence(report, model, example, labeller)
     doubts = [UNLIKE] if example["has_image"] and 0 < kept.unlike_above < distance else []
-    if kept.sentences is not None and (report.confidence or 1) < kept.sentences.unsure_below:
+    if kept.sentences is not None and kept.sentences.is_unsure(report.confidence):
         doubts.append(f"the draft is less sure than {1 - kept.sentences.share:.0%} of those of the validation cases")
     report = replace(report, warnings=(*report.warnings, *doubts))
     return _withheld(report, doubts) if abstain and doubts else report

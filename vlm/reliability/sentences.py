@@ -69,6 +69,10 @@ class SentenceFit:
             return None
         return 1 / (1 + math.exp(-min(max(self.intercept + self.slope * sentence.log_odds, -30), 30)))
 
+    def is_unsure(self, confidence: float | None) -> bool:
+        """Check whether a draft of this confidence is among the least sure; one without any is not."""
+        return confidence is not None and confidence < self.unsure_below
+
     def of_draft(self, sentences: Iterable[Sentence]) -> float | None:
         """Compute the probability that all sentences are right, as if independent; None where none has a confidence."""
         known = [value for value in map(self.confidence, sentences) if value is not None]
