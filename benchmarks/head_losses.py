@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from benchmarks.dermoscopy import DIAGNOSES, MELANOMA, macro_f1
 from benchmarks.several_runs import interval, stacked
-from benchmarks.text_options import Job, Way
+from benchmarks.text_options import Job
+from benchmarks.text_ways import Way
 from vlm.config.parsing import parse_config
 from vlm.data.collate import Collator
 from vlm.data.dataset import CaseDataset

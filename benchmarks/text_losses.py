@@ -84,7 +84,7 @@ def reward_loss(
     prompts = Collator(model.prompt, generation=True)(examples)
     model.eval()
     greedy, _ = model.generate(prompts, longest)
-    sampled, _ = model.generate(prompts, longest, logits_processor=LogitsProcessorList([_sampling]))
+    sampled, _ = model.generate(prompts, longest, logits_processor=LogitsProcessorList([sampling]))
     model.train()
     gain = torch.tensor(reward(sampled, references) - reward(greedy, references), dtype=torch.float32)
     said = Collator(model.prompt)([{**e, "report": text} for e, text in zip(examples, sampled, strict=True)])
@@ -92,6 +92,6 @@ def reward_loss(
     return (1 - ANCHOR) * (losses * gain[case]).mean() + ANCHOR * weighted_loss(model, batch, None)
 
 
-def _sampling(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+def sampling(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """Add Gumbel noise to the logits: the likeliest token is then a sample at temperature 1."""
     return scores + torch.distributions.Gumbel(0.0, 1.0).sample(scores.shape)

@@ -11,8 +11,8 @@ not made again.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from benchmarks.dermoscopy import DIAGNOSES, WORDS, unit, words_of
 from benchmarks.text_losses import evidence_weights, finding_weights, reward_loss, weighted_loss
 from benchmarks.text_table import table
+from benchmarks.text_ways import WAYS, Way
 from vlm.adapter import starting_weights
 from vlm.config import AugmentConfig
 from vlm.config.parsing import parse_config
@@ -50,47 +51,6 @@ CHECKS, CHECKED = 4, 64
 """Checkpoints of which one is kept, and validation cases by which it is chosen."""
 FURTHER = 0.25
 """Share of further steps on the reward, or without it as its control."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to train the text."""
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Changes of the config."""
-    shown: str = "head"
-    """Verdicts in training: of the `head`, of heads `crossfit` on the other lesions, `sampled` by the head's
-    probabilities, or of the head with the `costs` of a miss, which otherwise count in drafting alone."""
-    weights: str = ""
-    """Tokens with more weight: of `findings`, or those that the `evidence` makes likelier."""
-    lora_rests: float = 0.0
-    """Share of the steps in which the projectors learn alone."""
-    context: str = ""
-    """Report in the prompt: of the `nearest` training case of another lesion, or of a `random` one."""
-    further: str = ""
-    """Further steps: `longer` as before, or on the `reward`."""
-    kept: str = ""
-    """Which of four checkpoints is kept: that with the largest `gap` of text loss between another lesion's picture and
-    the own, on validation cases; otherwise the last."""
-
-
-WAYS = {
-    "plain": Way(),
-    "soft verdicts (sharpness 3)": Way({"model.fusion.sharpness": 3.0}),
-    "costs of a miss in training too": Way(shown="costs"),
-    "verdicts out of fold": Way(shown="crossfit"),
-    "verdicts sampled": Way(shown="sampled"),
-    "projectors alone for a third": Way(lora_rests=1 / 3),
-    "findings weigh three times": Way(weights="findings"),
-    "weight by evidence": Way(weights="evidence"),
-    "no token of z": Way({"model.fusion.z_token": False}),
-    "projectors of 64": Way({"model.projector_size": 64}),
-    "nearest case's report shown": Way(context="nearest"),
-    "random case's report shown": Way(context="random"),
-    "checkpoint by use of the picture": Way(kept="gap"),
-    "a quarter longer": Way(further="longer"),
-    "then a reward": Way(further="reward"),
-}
 
 
 class Job:
