@@ -25,10 +25,10 @@ from vlm.config.parsing import parse_config
 from vlm.data.dataset import CaseDataset, StudyFeatures
 from vlm.data.ingest.sources import load_cohort
 from vlm.evaluation.scoring import score_cases
+from vlm.inference.features import keep_features
 from vlm.statistics.estimate import Estimate
 from vlm.statistics.intervals import patient_bootstrap
 from vlm.statistics.probability import auroc
-from vlm.training.features import keep_features
 from vlm.training.run import build_loop, build_model, case_dataset
 from vlm.training.run_folder import RunFolder
 

@@ -27,11 +27,11 @@ from vlm.data.collate import Collator
 from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
 from vlm.evaluation.ablation import macro_auroc, minus
+from vlm.inference.features import keep_features
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.fusion import JointVector
 from vlm.statistics.intervals import Statistic, mean, ratio
 from vlm.statistics.probability import auroc
-from vlm.training.features import keep_features
 from vlm.training.run import case_dataset
 
 STEPS, EVERY, RATE = 400, 20, 1e-3

@@ -32,9 +32,9 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.data.storage import matrix
 from vlm.evaluation.ablation import minus
 from vlm.evaluation.scoring import score_cases
+from vlm.inference.features import keep_features
 from vlm.statistics.intervals import mean, patient_bootstrap
 from vlm.statistics.probability import auroc
-from vlm.training.features import keep_features
 from vlm.training.run import build_loop, build_model, case_dataset, train
 from vlm.training.run_folder import RunFolder
 

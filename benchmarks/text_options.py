@@ -41,7 +41,7 @@ from vlm.evaluation.arms import ARMS, ArmCases
 from vlm.evaluation.scoring import score_cases
 from vlm.findings.labeller import Labeller
 from vlm.inference.engine import ReportEngine
-from vlm.training.features import keep_features
+from vlm.inference.features import keep_features
 from vlm.training.optimizer import make_optimizer, make_schedule, part_of
 from vlm.training.run import build_model, case_dataset
 

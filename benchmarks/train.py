@@ -26,9 +26,9 @@ from vlm.data.cohort import Cohort
 from vlm.data.collate import IGNORED, Batch, Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.device import multiplies_bf16
+from vlm.inference.features import keep_features
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.loss import joint_loss, label_loss
-from vlm.training.features import keep_features
 from vlm.training.optimizer import parameter_groups
 from vlm.training.run import build_model, case_dataset
 

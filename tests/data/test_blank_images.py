@@ -17,7 +17,7 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.data.prepare.check import CheckOptions, check_table
 from vlm.data.prepare.pack import PackOptions, pack
 from vlm.errors import UserError
-from vlm.training.features import keep_features
+from vlm.inference.features import keep_features
 from vlm.training.run import build_model, case_dataset, try_step
 
 SPEC = ImageSpec(32)

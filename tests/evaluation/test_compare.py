@@ -77,7 +77,7 @@ def test_runs_of_other_cases_are_not_compared(runs: list[str]) -> None:
         compare(runs[:1])
 
 
-def test_an_adapter_is_tested_again_with_the_same_result(runs: list[str], tmp_path: Path) -> None:
+def test_an_adapter_is_tested_again_with_the_same_result(runs: list[str], tmp_path: Path, capsys) -> None:
     """From the run's own config: the numbers are those of the test at the end of training."""
     run = Path(runs[0])
     evaluate_adapter(str(run / "adapter"), str(run / "config.yaml"), tmp_path / "again", None, [])
@@ -89,7 +89,10 @@ def test_an_adapter_is_tested_again_with_the_same_result(runs: list[str], tmp_pa
     assert why.endswith("validation patients have effusion; a sensitivity of 0.9 needs 10")
     assert after["text_loss"]["value"] == pytest.approx(before["text_loss"]["value"], abs=1e-6)
     assert after["calibration"]["temperature"] == before["calibration"]["temperature"], "it is the adapter's own"
-    assert (tmp_path / "again" / "report.html").is_file()
+    assert (tmp_path / "again" / "report.html").is_file() and "precision: float32 (" in capsys.readouterr().out
+    options = ["--train.precision", "bf16", "--evaluation.ablation", "false", "--evaluation.cases", "4"]
+    evaluate_adapter(str(run / "adapter"), str(run / "config.yaml"), tmp_path / "coarser", None, options)
+    assert "precision: bfloat16 (set by train.precision)" in capsys.readouterr().out
     with pytest.raises(UserError, match="not empty"):
         evaluate_adapter(str(run / "adapter"), str(run / "config.yaml"), tmp_path / "again", None, [])
 

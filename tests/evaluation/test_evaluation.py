@@ -20,11 +20,12 @@ from vlm.data.ingest.phantom import load_phantom
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.agreement import Agreement
 from vlm.evaluation.arms import ARMS, ArmCases, all_correct
-from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
+from vlm.evaluation.baselines import classifier_scores, constant_report, image_features, nearest_reports
 from vlm.evaluation.evaluate import evaluate
 from vlm.evaluation.figures import correlation_figure, loss_figure
 from vlm.evaluation.measures import head_against_text
 from vlm.evaluation.scoring import CaseScores
+from vlm.inference.features import cache_features
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,10 @@ def test_baselines_cost_nothing_and_see_what_they_say(phantom, tiny_model) -> No
     tiny_model.spec = dataset.spec
     assert nearest_reports(tiny_model, dataset, dataset, 16) != [dataset.report(0)] * len(dataset)
     own = nearest_reports(tiny_model, dataset, dataset, 16)
+    kept = replace(dataset)
+    cache_features(tiny_model, [kept], 16)
+    from_pixels, from_features = (image_features(tiny_model, one, 16) for one in (dataset, kept))
+    np.testing.assert_allclose(from_features, from_pixels, atol=1e-5)
     images = [index for index, cell in enumerate(dataset.rows["images"]) if cell]
     assert all(own[index] == dataset.report(index) for index in images), "the nearest to a known image is itself"
     scores = classifier_scores(dataset, dataset, "vitals")

@@ -16,9 +16,9 @@ from vlm.data.images.image import ImageSpec, resize
 from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.explanation.attribution import label_heats
+from vlm.inference.features import keep_features
 from vlm.model.encoders.encoder import by_depth, plain_name
 from vlm.model.vision import ImageEncoder
-from vlm.training.features import keep_features
 from vlm.training.optimizer import parameter_groups
 from vlm.training.run import _sized, case_dataset
 

@@ -46,20 +46,26 @@ def constant_report(reports: Sequence[str], labeller: Labeller | None = None) ->
 
 @torch.no_grad()
 def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int, workers: int = 0) -> np.ndarray:
-    """Compute the L2-normalized pooled encoder features of each case, N × C; zeros for a case without an image."""
+    """Compute the L2-normalized pooled encoder features of each case, N × C; zeros for a case without an image.
+
+    Features that the dataset holds already are not computed again.
+    """
     model.eval()
     rows = []
     loader = torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_first_images)
     for images, has in tqdm(loader, desc="features for retrieval", unit="batch", leave=False):
-        with model.autocast():
-            grid = model.vision.grid(images.to(model.device))  # B × C × h × w
-        rows.append(grid.float().mean(dim=(2, 3)).cpu().numpy() * has.numpy())
+        if images.ndim == 3:  # B × (g·g + s·s) × C, whose last s·s are pooled from the whole image
+            pooled = images[:, model.model_config.vision.grid**2 :].mean(dim=1)
+        else:
+            with model.autocast():
+                pooled = model.vision.grid(images.to(model.device)).float().mean(dim=(2, 3))  # B × C × h × w → B × C
+        rows.append(pooled.cpu().numpy() * has.numpy())
     features = np.concatenate(rows)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
 
 
 def _first_images(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack the first image of each case (B × 3 × S × S), and whether it has one (B × 1)."""
+    """Stack the first image of each case (B × 3 × S × S), or its features, and whether it has one (B × 1)."""
     return torch.stack([e["pixel_values"][0] for e in batch]), torch.tensor([[e["has_image"]] for e in batch])
 
 

@@ -46,7 +46,7 @@ def run_arms(model: ClinicalVLM, cases: ArmCases, config: Config, scores: CaseSc
     rows = draw_patients(hashes(test.rows, "patient"), most) if 0 < most < len(test) else np.arange(len(test))
     if len(rows) < len(test):
         inputs = cases.shown
-        test = replace(test, rows=test.rows.select(rows))
+        test = replace(test, rows=test.rows.select(rows), features=None)
         cases = ArmCases(ARMS[0], test)
         # A case's input is named by its place, which has changed.
         drafted = {new: drafted[inputs[row]] for new, row in zip(cases.shown, rows, strict=True)}

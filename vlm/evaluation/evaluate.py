@@ -17,7 +17,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.sections import split_sections
 from vlm.data.splits import SPLITS
 from vlm.data.storage import matrix
-from vlm.distributed import is_main, part_processes
+from vlm.distributed import is_main, part_processes, world_size
 from vlm.evaluation.ablation import ablation_measures, verdicts
 from vlm.evaluation.arms import ARMS, ArmCases
 from vlm.evaluation.baselines import classifier_scores, constant_report, nearest_reports
@@ -50,6 +50,8 @@ from vlm.evaluation.subgroups import all_measures, subgroup_measures
 from vlm.evaluation.trust import reliability_measures
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import findings_of_labels
+from vlm.inference.features import cache_features
+from vlm.inference.lora_merge import merged_lora
 from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.statistics.intervals import mean
@@ -92,11 +94,14 @@ def evaluate(
     splits, options = plain_splits(model, cohort, config), config.evaluation
     test = splits["test"]
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
-    scores = score_cases(model, test, options.batch_size, "test")
-    if validation is None and thresholds is None:
-        validation = score_cases(model, splits["validation"], options.batch_size, "validation", text=False)
-    as_given = ArmCases(ARMS[0], test)
-    given, arms = run_arms(model, as_given, config, scores)
+    if world_size() == 1:  # several processes read the images, each its share
+        cache_features(model, [test], options.batch_size, config.train.workers)
+    with merged_lora(model):
+        scores = score_cases(model, test, options.batch_size, "test")
+        if validation is None and thresholds is None:
+            validation = score_cases(model, splits["validation"], options.batch_size, "validation", text=False)
+        as_given = ArmCases(ARMS[0], test)
+        given, arms = run_arms(model, as_given, config, scores)
     rows, references = arms.rows, test.reports
     labeller = Labeller.load(config.data.findings)
     reports = Reports(given.drafts, references, labeller)

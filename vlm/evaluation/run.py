@@ -14,6 +14,7 @@ from vlm.config import Config
 from vlm.config.parsing import as_options, is_config, parse_config
 from vlm.data.cohort import Cohort
 from vlm.data.ingest.sources import load_cohort
+from vlm.device import choose_device, choose_precision
 from vlm.distributed import is_main
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate, plain_splits
@@ -97,7 +98,10 @@ def test_adapter(
     print(cohort.describe(), *(escaped(f"warning: {text}") for text in cohort.warnings), sep="\n")
     if given.spec.labels and config.evaluation.operating_points:
         print(f"thresholds: {'those saved with the adapter' if thresholds else FIXED_HERE}")
-    model = load(opened, base=base)
+    device = choose_device()
+    precision = choose_precision(config.train.precision, device.value)
+    print(f"precision: {str(precision.value).removeprefix('torch.')} ({precision.reason})")
+    model = load(opened, base=base, device=device.value, dtype=precision.value)
     config = replace(config, run=replace(config.run, name=Path(adapter).name))
     if site.recalibrate_on is not None:
         used = _fitted(model, opened, cohort, config, new_file)

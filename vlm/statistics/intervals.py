@@ -1,6 +1,7 @@
 """Compute bootstrap intervals over patients, since cases of one patient are not independent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -34,18 +35,29 @@ def patient_bootstrap(
         return Estimate(None)
     if draws < 1 or min(len(names), smallest_class(group, classes)) < FEWEST_PATIENTS:
         return Estimate(value)
-    rng = np.random.default_rng(seed)
-    values = []
-    most = max(1, MOST_WEIGHTS // len(group))
-    for start in range(0, draws, most):
-        values.append(statistic(draw_weights(group, min(most, draws - start), rng)))
-    drawn = np.concatenate(values)
+    drawn = np.concatenate([statistic(weights) for weights in _weights(group, len(names), draws, seed)])
     drawn = drawn[~np.isnan(drawn)]
     if len(drawn) < draws / 2:
         return Estimate(value)
     with np.errstate(invalid="ignore"):  # between infinite draws
         low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else Estimate(value)
+
+
+def _weights(group: np.ndarray, patients: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the weights of all draws, D × N in all, in batches that fit into the memory."""
+    rng, most = np.random.default_rng(seed), max(1, MOST_WEIGHTS // len(group))
+    if draws * patients > MOST_WEIGHTS:
+        yield from (draw_weights(group, min(most, draws - start), rng) for start in range(0, draws, most))
+        return
+    counts = _counts(patients, draws, seed)
+    yield from (counts[start : start + most][:, group].astype(np.float64) for start in range(0, draws, most))
+
+
+@lru_cache(maxsize=4)
+def _counts(patients: int, draws: int, seed: int) -> np.ndarray:
+    """Draw how often each patient is drawn, D × P; the statistics of an evaluation are many, and share their draws."""
+    return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), draws).astype(np.int32)
 
 
 def draw_weights(group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

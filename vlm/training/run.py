@@ -31,13 +31,13 @@ from vlm.evaluation.learned import load_learned
 from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
+from vlm.inference.features import choose_features, keep_features
 from vlm.model.bases.lora_targets import describe_choice
 from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.encoders.build import image_pictures, image_spec
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
-from vlm.training.features import choose_features, keep_features
 from vlm.training.fit_reliability import fit_reliability
 from vlm.training.kernels import apply_kernels
 from vlm.training.lengths import check_lengths

@@ -10,7 +10,7 @@ from vlm.config import AugmentConfig, Config, DropoutConfig
 from vlm.data.collate import Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.sampling import CaseSampler
-from vlm.training.features import choose_features, keep_features
+from vlm.inference.features import choose_features, keep_features
 from vlm.training.run import build_model, case_dataset
 
 

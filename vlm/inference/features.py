@@ -1,4 +1,4 @@
-"""Cache a frozen CNN's features on disk: computed once, then read in place of the images.
+"""Cache the encoder's features on disk where it does not change: computed once, then read in place of the images.
 
 The features are the CNN's grid pooled to image tokens and to f: a hundredth of the pixels' work and a tenth of their
 size. The files lie in a private temporary folder beside the rows.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from vlm.config import AugmentConfig, Config
@@ -19,7 +18,7 @@ from vlm.data.images.store import image_label
 from vlm.data.storage import new_array
 from vlm.data.study import StudyPicture, flat_images, roles_of
 from vlm.device import Choice
-from vlm.distributed import log_rank0
+from vlm.distributed import log_rank0, world_size
 from vlm.model.clinical_vlm import ClinicalVLM
 
 
@@ -27,30 +26,34 @@ def choose_features(config: Config) -> Choice[bool]:
     """Choose whether to cache the CNN's features: the CNN and the images must not change."""
     if config.model.vision.train:
         return Choice(False, "the CNN trains")
-    if PartialState().num_processes > 1:
+    if world_size() > 1:
         return Choice(False, "several processes read the images, each its share")
     if config.data.augment != AugmentConfig():
         return Choice(False, "augmentation changes the images")
     return Choice(True, "the CNN is frozen and the images stay as they are")
 
 
-@torch.no_grad()
 def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDataset], batch_size: int = 32) -> None:
-    """Compute and cache the features of these datasets, if `choose_features` allows it.
+    """Compute and cache the features of these datasets for training, if `choose_features` allows it."""
+    if choose_features(config).value:
+        cache_features(model, datasets, batch_size, config.train.workers)
 
-    Also finds blank images. Raises `UserError` for an unreadable image.
+
+@torch.no_grad()
+def cache_features(model: ClinicalVLM, datasets: Sequence[CaseDataset], batch_size: int, workers: int = 0) -> None:
+    """Compute and cache the features of all images of these datasets, of an encoder that does not change any more.
+
+    Also finds blank images. `workers` processes read the images. Raises `UserError` for an unreadable image.
     """
-    if not choose_features(config).value:
-        return
     for dataset in datasets:
         images = flat_images(dataset.rows)
         kept = new_array((int(images.counts.sum()), *model.vision.feature_shape))
         loader = torch.utils.data.DataLoader(
-            dataset.plain(), batch_size, num_workers=config.train.workers, collate_fn=_pictures_of, shuffle=False
+            dataset.plain(), batch_size, num_workers=workers, collate_fn=_pictures_of, shuffle=False
         )
         counts: list[int] = []
         roles: list[StudyPicture] = []
-        for pixels, of_batch, of_cases in tqdm(loader, desc="features of the frozen CNN", unit="batch", leave=False):
+        for pixels, of_batch, of_cases in tqdm(loader, desc="features of the images", unit="batch", leave=False):
             if len(pixels):
                 with model.autocast():
                     found = model.vision.features(pixels.to(model.device)).float().cpu().numpy()
