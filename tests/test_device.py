@@ -1,5 +1,7 @@
 """Automatic choices: each is the one that its reason says."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -55,3 +57,18 @@ def test_processes_share_the_cores(monkeypatch) -> None:
     alone = choose_threads(0).value
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * alone))
     assert choose_threads(0).value == 1 and choose_threads(3).value == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "threads", "limit"),
+    [("200000 100000\n", 2, ", 2 by the container's limit"), ("50000 100000\n", 1, ", 0.5 by the container's limit"),
+     ("max 100000\n", 64, ""), ("6400000 100000\n", 64, ""), ("", 64, "")],
+)  # fmt: skip
+def test_a_container_computes_with_the_cores_of_its_limit(
+    written: str, threads: int, limit: str, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr("vlm.device.CPU_MAX", tmp_path / "cpu.max")
+    assert choose_threads(0).value == 64, "there is no such file outside of Linux"
+    (tmp_path / "cpu.max").write_text(written)
+    assert choose_threads(0) == (threads, f"64 cores{limit}, 1 process")

@@ -1,11 +1,15 @@
 """Choose device, precision and threads automatically, each with a reason to print."""
 
+import math
 import os
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
 Value = TypeVar("Value")
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""File with the processor time of a container, quota and period in microseconds (cgroup v2)."""
 
 
 class Choice(NamedTuple, Generic[Value]):
@@ -60,8 +64,22 @@ def choose_threads(wanted: int) -> Choice[int]:
     if wanted > 0:
         return Choice(wanted, "set by train.threads")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return Choice(max(1, cores // processes), f"{cores} cores, {processes} process{'es' * (processes > 1)}")
+    processes, quota = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), cpu_quota()
+    limit = f", {quota:g} by the container's limit" if quota < cores else ""
+    threads = max(1, int(min(cores, quota)) // processes)
+    return Choice(threads, f"{cores} cores{limit}, {processes} process{'es' * (processes > 1)}")
+
+
+def cpu_quota() -> float:
+    """Get how many cores a container may keep busy; infinite without a limit. More threads would wait for each other.
+
+    Source: the Linux kernel's documentation of cgroup v2, `cpu.max`.
+    """
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return math.inf
 
 
 def memory_of(device: torch.device) -> int:
