@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.adapter.commands import checklist_options, export_options, merge_options, push_options, seal_options
-from vlm.app.commands import serve_options
+from vlm.app.commands import serve_options, space_options
 from vlm.config import Config
 from vlm.config.strict import dotted_names
 from vlm.data.prepare.commands import check_options, pack_options
@@ -54,6 +54,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "watch": watch_options,
     "explain": explain_options,
     "serve": serve_options,
+    "space": space_options,
 }
 """Name → what adds its options; the first line of its docstring is its help."""
 ALIASES = {"export": ["gguf"]}

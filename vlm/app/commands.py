@@ -1,4 +1,4 @@
-"""The command `serve`."""
+"""Define the commands `serve` and `space`."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     """Draft in a browser, and answer POST /v1/report."""
     add = parser.add_argument
     add("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
+    add("--revision", help="commit, tag or branch of an adapter on the Hub")
     add("--site", metavar="FILE", help="recalibration for a site, of `evaluate --recalibrate_on`")
     add("--base", help="base model instead of the adapter's, such as a local copy")
     add("--engine", choices=["torch", "llamacpp"], default="torch",
@@ -54,3 +55,20 @@ def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     from vlm.app.serve import serve  # after the arguments: --help need not wait for the web libraries
 
     serve(arguments)
+
+
+def space_options(parser: argparse.ArgumentParser) -> None:
+    """Write a Hugging Face Space that serves the page with an adapter."""
+    parser.add_argument("adapter", help="adapter folder, such as runs/demo/adapter, or Hub id")
+    parser.add_argument("out", type=Path, help="new folder to write")
+    parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
+    parser.set_defaults(run=run_space)
+
+
+def run_space(arguments: argparse.Namespace, _: Sequence[str]) -> None:
+    """Write the folder, and print how it is pushed; raises `UserError` as `write_space` does."""
+    from vlm.app.space import write_space
+
+    names = write_space(arguments.adapter, arguments.out, arguments.revision)
+    print(f"{arguments.out}: {', '.join(names)}")
+    print(f"push it: hf upload USER/NAME {arguments.out} . --type space")

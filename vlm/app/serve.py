@@ -56,7 +56,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     """Load the adapter and add the page and the routes; raises `UserError` as `vlm.adapter.load` does."""
     from vlm.adapter import resolve
 
-    folder = resolve(arguments.adapter)  # before the heavy imports: a typing error costs no wait
+    folder = resolve(arguments.adapter, arguments.revision)  # before the heavy imports: a typing error costs no wait
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
     from vlm.app.service import Limits, Service
