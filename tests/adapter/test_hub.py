@@ -95,9 +95,9 @@ def test_the_card_says_what_the_hub_reads(hub, folder) -> None:
     data = card.data.to_dict()
     index = data.pop("model-index")
     assert data == {
-        "base_model": "org/the-base", "base_model_relation": "adapter", "library_name": "peft",
+        "base_model": "org/the-base", "base_model_relation": "adapter", "library_name": "clinical-vlm",
         "pipeline_tag": "image-text-to-text", "license": "cc-by-4.0", "datasets": ["org/chests"], "language": "de",
-        "tags": ["clinical-vlm", "radiology", "medical", "lora"], "metrics": ["roc_auc"],
+        "tags": ["clinical-vlm", "peft", "lora", "radiology", "medical"], "metrics": ["roc_auc"],
     }  # fmt: skip
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_split) == ("roc_auc", 0.8134, "test")

@@ -150,7 +150,7 @@ def test_a_push_in_between_is_not_written_over(hub, folder: Path, monkeypatch) -
 
 def test_a_card_that_the_hub_refuses_is_said(hub, folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(card.replace("library_name: peft", "library_name: peft\nlicense: [a, b]"))
+    (folder / "README.md").write_text(card.replace("pipeline_tag:", "license: [a, b]\npipeline_tag:"))
     with pytest.raises(UserError, match=r'Invalid metadata in README\.md\. - "license" must be a string'):
         push(folder, REPO)
     (folder / "README.md").write_text("---\nlicense: {\n---\n")

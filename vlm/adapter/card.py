@@ -1,5 +1,7 @@
 """Write the model card of an adapter: intended use, metrics, and open questions."""
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from vlm.version import __version__
 from vlm.weights import public_name
 
 if TYPE_CHECKING:
+    from vlm.data.vitals.schema import VitalsSchema
     from vlm.model.clinical_vlm import ClinicalVLM
 
 EXAMPLE = "path/or/hub-id"
@@ -22,6 +25,7 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
     head = metadata(base, metrics).to_yaml()
     vitals = (f"{vital.name} ({vital.unit})" if vital.unit else vital.name for vital in model.spec.schema.given)
     weights = model.model_config.vision.weights
+    values = json.dumps(example_vitals(model.spec.schema), ensure_ascii=False)
     text = render(
         "vlm.adapter",
         "card.md.j2",
@@ -33,6 +37,8 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         base=public_name(base),
         precision=_precision(model),
         example=EXAMPLE,
+        example_values=values,
+        example_argument=shlex.quote(values),
         cnn=model.model_config.vision.name,
         encoder_weights=weights if weights.startswith("hf-hub:") else "",
         vitals=", ".join(vitals),
@@ -47,6 +53,19 @@ def card(model: "ClinicalVLM", metrics: Mapping[str, Any]) -> str:
         miss_costs=model.model_config.fusion.miss_costs,
     )
     return f"---\n{head}\n---\n\n{text}"
+
+
+def example_vitals(schema: "VitalsSchema", most: int = 3) -> dict[str, float | str]:
+    """Choose normal values of the first vitals that have a reference range or categories, for an example."""
+    values: dict[str, float | str] = {}
+    for vital in schema.given:
+        if vital.over_time or len(values) == most:
+            continue
+        if vital.categories:
+            values[vital.name] = vital.categories[0]
+        elif vital.reference:
+            values[vital.name] = float(f"{sum(vital.reference) / 2:.3g}")
+    return values
 
 
 def _precision(model: "ClinicalVLM") -> str:

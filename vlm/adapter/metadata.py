@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
 TASK = "image-text-to-text"
+LIBRARY = "clinical-vlm"
+"""Library of a card: the Hub shows the snippet of a library that it knows, and PEFT's would load the LoRA alone."""
+TAGS = ("clinical-vlm", "peft", "lora", "radiology", "medical")
 NAME = "Clinical report adapter"
 
 
@@ -34,10 +37,10 @@ def metadata(base: str, metrics: Mapping[str, Any]) -> "ModelCardData":
     return ModelCardData(
         base_model=base if is_hub_id(base) else None,
         base_model_relation="adapter",
-        library_name="peft",
+        library_name=LIBRARY,
         pipeline_tag=TASK,
         language="en",
-        tags=["clinical-vlm", "radiology", "medical", "lora"],
+        tags=list(TAGS),
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=NAME if results else None,
         eval_results=results or None,
