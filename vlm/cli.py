@@ -151,7 +151,7 @@ def draft_case(arguments: argparse.Namespace) -> None:
     images = [StudyImage(*image) for image in images_of(arguments)]
     case = arguments.adapter, images, arguments.vitals, arguments.max_new_tokens, stream
     told = arguments.fhir, arguments.fhir_subject, arguments.context, arguments.prior_report, arguments.signal
-    report = draft_case(*case, *told, **engine_of(arguments))
+    report = draft_case(*case, *told, arguments.dicom_out, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

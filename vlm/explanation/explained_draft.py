@@ -20,9 +20,10 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     require("captum", "--explain: needs the package captum")
     images = [StudyImage(*image) for image in images_of(arguments)]
     told = arguments.vitals, arguments.context, arguments.prior_report, arguments.signal
-    case = OpenedCase.of(arguments.adapter, images, *told, **engine_of(arguments))
-    stream = None if arguments.json else out
-    report = case.draft(arguments.max_new_tokens, stream, arguments.fhir, arguments.fhir_subject)
+    dicom = "--dicom_out" if arguments.dicom_out else ""
+    case = OpenedCase.of(arguments.adapter, images, *told, dicom, **engine_of(arguments))
+    stream, written = None if arguments.json else out, (arguments.fhir, arguments.fhir_subject, arguments.dicom_out)
+    report = case.draft(arguments.max_new_tokens, stream, *written)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
     inputs = case.images, case.values, report, arguments.explain_words, case.context, case.prior_report, case.signal

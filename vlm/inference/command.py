@@ -1,6 +1,7 @@
 """Draft from the command line: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -14,6 +15,7 @@ from vlm.data.images.square import decode_square
 from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.dicom_folder import study_from_dicom
+from vlm.inference.dicom_report import DraftedObjects, SourceImages, check_objects, label_codes
 from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
@@ -42,6 +44,8 @@ class OpenedCase(NamedTuple):
     signal: str | None
     noted: tuple[str, ...]
     """Warnings on what was left out of a FHIR file or a folder of DICOM files."""
+    source: SourceImages | None = None
+    """Whose study the images are, where the draft is written as DICOM objects."""
 
     @classmethod
     def of(
@@ -52,11 +56,13 @@ class OpenedCase(NamedTuple):
         context: str = "",
         prior_report: str = "",
         signal: str | None = None,
+        dicom: str = "",
         **engine: Any,
     ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
-        `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, a role or number of
+        `dicom` is the option that asks for DICOM objects, if one does; `engine` takes the arguments of `open_engine`.
+        Raises `UserError` for an unreadable image, a role or number of
         images that the adapter does not know, an unknown or non-numeric vital, too long a context, an unreadable
         signal, and an adapter that cannot be loaded.
         """
@@ -77,15 +83,23 @@ class OpenedCase(NamedTuple):
         noted = (*noted, *left_out)
         read_study(given_images, spec, lambda image: decode_square(read_file(Path(image)), str(image), spec.image))
         read_signal(signal, spec)
+        source = _source(given_images, opened.path, dicom) if dicom else None
+        noted = (*noted, *(source.notes if source else ()))
         drafter = open_engine(opened, **engine)
-        return cls(drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted))
+        return cls(drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted), source)
 
     def draft(
-        self, max_new_tokens: int | None, stream: TextIO | None, fhir: str | None = None, subject: str | None = None
+        self,
+        max_new_tokens: int | None,
+        stream: TextIO | None,
+        fhir: str | None = None,
+        subject: str | None = None,
+        dicom_out: str | None = None,
     ) -> Report:
         """Draft the report, streaming its words to `stream`; write it as a FHIR Bundle to the file `fhir` as well.
 
-        `subject` is the Bundle's reference to a patient. Raises `UserError` if the disk is full.
+        `subject` is the Bundle's reference to a patient. DICOM objects are written to the folder `dicom_out`, which
+        is named on stderr. Raises `UserError` if the disk is full.
         """
         case = (self.images, self.values, self.context, self.prior_report, self.signal)
         report = self.engine.predict([case], max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
@@ -97,7 +111,24 @@ class OpenedCase(NamedTuple):
             about, shown = Software.of(self.folder), bool(self.images)
             bundle = to_fhir(report, schema, about, shown, subject, context=self.context)
             replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
+        if dicom_out:
+            for file in self.dicom_objects(report, "--dicom_out").write(Path(dicom_out)):
+                print(f"{file}: written", file=sys.stderr)
         return report
+
+    def dicom_objects(self, report: Report, option: str) -> DraftedObjects:
+        """Make the DICOM objects of the report, for the `option` that asks for them; the case has a `source`."""
+        assert self.source is not None
+        spec = self.engine.model.spec
+        codes = label_codes(spec.labels, self.engine.labeller, spec.label_findings)
+        return DraftedObjects.of(report, Software.of(self.folder), self.source, codes, option)
+
+
+def _source(images: list[StudyImage], folder: Path, option: str) -> SourceImages:
+    """Read whose study the images are, and check that DICOM objects can be made for it."""
+    source = SourceImages.of(images, option)
+    check_objects(Software.of(folder), source, option)
+    return source
 
 
 def _of_folder(images: list[StudyImage], spec: CaseSpec) -> tuple[list[StudyImage], list[str]]:
@@ -120,11 +151,13 @@ def draft_case(
     context: str = "",
     prior_report: str = "",
     signal: str | None = None,
+    dicom_out: str | None = None,
     **engine: Any,
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
-    case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, **engine)
-    return case.draft(max_new_tokens, stream, fhir, subject)
+    dicom = "--dicom_out" if dicom_out else ""
+    case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, dicom, **engine)
+    return case.draft(max_new_tokens, stream, fhir, subject, dicom_out)
 
 
 def draft_table(

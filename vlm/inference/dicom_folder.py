@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm.data.images.dicom import read_elements
+from vlm.data.images.elements import read_elements
 from vlm.data.images.file_types import file_type
 from vlm.data.images.modality import HEAD
 from vlm.data.study import check_days, view_name

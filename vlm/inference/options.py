@@ -44,6 +44,8 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--fhir", metavar="FILE", help="also write a FHIR Bundle")
     parser.add_argument("--fhir_subject", metavar="REFERENCE", help="subject of the Bundle, such as Patient/123")
+    parser.add_argument("--dicom_out", metavar="FOLDER", help="of a DICOM image, also write a Structured Report and a "
+                        "PDF as DICOM objects of its study; extra `dicom`")  # fmt: skip
     parser.add_argument("--explain", metavar="FILE", help="write a picture (.png) of what the draft rests on: heat, "
                         "tinted words, a bar for each vital; extra `explain`")  # fmt: skip
     parser.add_argument("--explain_words", default="", help='words to explain, as "opacity, lower zone"; '
@@ -136,6 +138,8 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
     if arguments.ray and not arguments.input:
         raise UserError("--ray: is for a table of cases; name it with --input")
     _check_fhir(arguments)
+    if arguments.dicom_out and (arguments.input or arguments.rexrank):
+        raise UserError("--dicom_out: is for one case; leave --input and --rexrank away")
 
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,16 +7,14 @@ A header holds a patient's name: only the elements that a picture needs are read
 reaches an error text.
 """
 
-import contextlib
-import logging
 import warnings
-from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vlm.data.images.color import OnColor, eight_bits, is_grey
+from vlm.data.images.elements import DEFLATED, PREAMBLE, silence, transfer_syntax
 from vlm.data.images.file_types import describe_other_file, file_type
 from vlm.data.images.header import LARGEST_DECODED, LARGEST_IMAGE, read_header
 from vlm.errors import UserError, require
@@ -25,10 +23,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-DEFLATED = "1.2.840.10008.1.2.1.99"
-PREAMBLE = bytes(128) + b"DICM"
-LONGEST_ELEMENT = 200
-"""Characters of an element's text that are read."""
 BAND = 256
 """Number of rows to compute at a time."""
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -52,7 +46,7 @@ def read_dicom(where: str, data: bytes, color: bool = False, on_color: OnColor =
             raise UserError(f"{where}: not a DICOM file: the mark DICM is missing; {describe_other_file(data)}")
         data = PREAMBLE + data
     require("pydicom", f"{where}: DICOM files need pydicom")
-    _silence()
+    silence()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -63,42 +57,12 @@ def read_dicom(where: str, data: bytes, color: bool = False, on_color: OnColor =
         raise UserError(f"{where}: not a readable DICOM image: its header or its pixel data are broken") from None
 
 
-def read_elements(where: str, data: bytes, names: Sequence[str]) -> dict[str, str]:
-    """Read elements of the groups up to 0020, before any pixels, as texts, empty where missing.
-
-    `data` may be the beginning of a file. Raises `UserError` that begins with `where`, without any value.
-    """
-    require("pydicom", f"{where}: DICOM files need pydicom")
-    from pydicom.datadict import tag_for_keyword
-    from pydicom.filereader import read_partial
-
-    data = data if data[128:132] == b"DICM" else PREAMBLE + data
-    _silence()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if _transfer_syntax(data) == DEFLATED:
-                raise UserError(f"{where}: deflated, which may inflate without bound; store it uncompressed")
-            tags = [tag for name in names if (tag := tag_for_keyword(name)) is not None]
-            found = read_partial(BytesIO(data), lambda tag, vr, length: tag >> 16 > 0x20, specific_tags=list(tags))
-            return {name: str(found.get(name) or "")[:LONGEST_ELEMENT].strip() for name in names}
-    except UserError:
-        raise
-    except Exception:  # a broken header can raise nearly anything, with its values in the message
-        raise UserError(f"{where}: not a readable DICOM file: its header is broken") from None
-
-
-def _silence() -> None:
-    for name in ("pydicom", "pylibjpeg", "openjpeg"):
-        logging.getLogger(name).disabled = True  # their messages quote header values
-
-
 def _decode(where: str, data: bytes, color: bool, on_color: OnColor) -> np.ndarray:
     from pydicom import dcmread
     from pydicom.pixels import pixel_array
     from pydicom.uid import RLELossless
 
-    if said := _transfer_syntax(data):
+    if said := transfer_syntax(data):
         _refuse_encoding(where, said)
     dataset = dcmread(BytesIO(data), specific_tags=NEEDED)
     if not said:
@@ -170,25 +134,6 @@ def _native_syntax(where: str, dataset: "Dataset") -> "UID":
     if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
         raise UserError(f"{where}: its pixels are compressed, and it does not say how: the file meta is missing")
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-
-
-def _transfer_syntax(data: bytes) -> str:
-    """Read the transfer syntax from the file meta alone: opening a deflated object inflates all of it.
-
-    Half a megabyte may inflate to a gigabyte. Parsed as pydicom does: if the first element has no known VR, as if
-    none had one.
-    """
-    from pydicom.filereader import read_dataset
-
-    for implicit in (False, True):
-        meta = BytesIO(data)
-        meta.seek(132)
-        elements = read_dataset(meta, implicit, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-        with contextlib.suppress(NotImplementedError):
-            for first in list(elements.keys())[:1]:
-                elements[first]  # access converts, and so validates it
-            return str(elements.get("TransferSyntaxUID", ""))
-    return ""
 
 
 def _refuse_encoding(where: str, syntax: str) -> None:

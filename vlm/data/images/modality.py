@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from vlm.data.images.dicom import read_elements
+from vlm.data.images.elements import read_elements
 from vlm.data.images.file_types import file_type
 from vlm.errors import UserError
 from vlm.plain import shortened

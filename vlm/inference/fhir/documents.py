@@ -105,10 +105,7 @@ def to_fhir(
 
 def _report(report: Report, image: bool, results: list[Resource], time: str) -> Resource:
     code = loinc("Draft of a diagnostic imaging report", IMAGING_STUDY) if image else concept("Draft of a report")
-    notes = [NOTICE, *([report.no_draft()] if report.withheld else [])]
-    notes += [f"sentence: {one}" for one in report.sentences if one.confidence is not None]
-    notes += [f"contradiction: {one}" for one in report.contradictions]
-    notes += [f"warning: {warning}" for warning in report.warnings]
+    notes = [NOTICE, *reader_notes(report)]
     text = plain(report.text)
     paragraphs = "".join(f"<p>{escape(plain(line), quote=False)}</p>" for line in (NOTICE, text, *notes[1:]) if line)
     return {
@@ -123,6 +120,14 @@ def _report(report: Report, image: bool, results: list[Resource], time: str) -> 
         **({"result": results} if results else {}),
         **_conclusion(report, text),
     }
+
+
+def reader_notes(report: Report) -> list[str]:
+    """List what the reader of a draft should know: why there is none, doubtful sentences, contradictions, warnings."""
+    notes = [report.no_draft()] if report.withheld else []
+    notes += [f"sentence: {one}" for one in report.sentences if one.confidence is not None]
+    notes += [f"contradiction: {one}" for one in report.contradictions]
+    return notes + [f"warning: {warning}" for warning in report.warnings]
 
 
 def _conclusion(report: Report, text: str) -> Resource:
