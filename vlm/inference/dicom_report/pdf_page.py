@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm.errors import require
 from vlm.inference.dicom_report.equipment import equipment, stamp
@@ -92,7 +92,7 @@ def draw_pdf(text: str) -> bytes:
     with rc_context({"pdf.fonttype": 42}), PdfPages(file, metadata={"Title": TITLE, "Creator": "clinical-vlm"}) as pdf:
         for number, page in enumerate(pages, 1):
             figure = Figure(figsize=A4)
-            style = {"family": FONT, "fontsize": 9, "parse_math": False}  # a `$` is no formula
+            style: dict[str, Any] = {"family": FONT, "fontsize": 9, "parse_math": False}  # a `$` is no formula
             figure.text(0.07, 0.96, "\n".join(page), va="top", linespacing=1.25, **style)
             figure.text(0.07, 0.03, f"{NOTICE} Page {number} of {len(pages)}", **style)
             pdf.savefig(figure)
