@@ -1,8 +1,11 @@
 """The image and the compose file, read as a builder reads them: no daemon is needed."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -10,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import yaml
 
+from tests.http_drafts import image
 from tests.serving import serving
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
@@ -23,6 +28,8 @@ from vlm.app.service import Limits, Service
 from vlm.cli import build_parser
 from vlm.errors import UserError
 from vlm.inference.engine import ReportEngine
+
+__all__ = ["image"]  # a fixture
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = ("Dockerfile", ".dockerignore", "compose.yaml")
@@ -231,3 +238,44 @@ def test_the_commands_of_the_page_exist() -> None:
             assert named <= COMPOSE["services"].keys(), line
         if "serve" in words:
             arguments_of([word for word in words[words.index("serve") :] if word != "…"])
+
+
+# ------------------------------------------------------------------------------------------ its rights
+
+
+def test_it_drafts_without_rights_where_it_may_write_to_two_folders_alone(
+    tiny_adapter: Path, tmp_path: Path, image: bytes
+) -> None:
+    """The image's command on this machine's files: a read-only root, no capabilities, HOME and TMPDIR in memory."""
+    if sys.platform != "linux" or os.getuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
+        pytest.skip("needs root on Linux, which may mount")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = json.loads(last("cpu", "CMD"))
+    words[words.index("/adapter")] = str(tiny_adapter)
+    served = shlex.join(
+        [sys.executable, "-m", "vlm.cli", *words, "--port", port, "--max_new_tokens", "4", "--max_seconds", "300"]
+    )
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    steps = [f"mkdir {home} {temporary}", f"mount -t tmpfs none {home}", f"mount -t tmpfs none {temporary}",
+             "mount -o remount,bind,ro /", f"! touch {tmp_path}/written",
+             f"exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all {served}"]  # fmt: skip
+    token = "0123456789abcdef"
+    rights = {"HOME": str(home), "TMPDIR": str(temporary), "CLINICAL_VLM_TOKEN": token, "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", " && ".join(steps)], cwd=PROJECT, env={**os.environ, **rights},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        try:
+            while health_check(port):
+                assert process.poll() is None and process.stdout, process.stdout.read() if process.stdout else ""
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            assert re.search(r"^CapEff:\s+0+$", status, re.M) and re.search(r"^NoNewPrivs:\s+1$", status, re.M)
+            asked = {"files": {"image": ("x.png", image)}, "data": {"glucose": "8.7"}, "timeout": 300}
+            address = f"http://127.0.0.1:{port}/v1/report"
+            assert httpx.post(address, **asked).status_code == 401
+            answer = httpx.post(address, **asked, headers={"authorization": f"Bearer {token}"})
+            assert answer.status_code == 200 and answer.json()["vitals"]["glucose"] == 8.7
+        finally:
+            process.terminate()
