@@ -282,6 +282,18 @@ def test_nothing_but_a_clear_line_comes_of_hostile_values(broken: Any, key: str)
         assert "\n" not in str(error)
 
 
+def test_the_study_of_the_image_is_named_by_its_uid() -> None:
+    """In R4 and R4B alone: R5 renamed the element."""
+    made, without = bundle({"glucose": 7}, study="1.2.840.1"), bundle({"glucose": 7})
+    validate(made, ("R4B.",))
+    (link,) = of_type(made, "DiagnosticReport")[0]["imagingStudy"]
+    assert link == {"type": "ImagingStudy", "identifier": {"system": "urn:dicom:uid", "value": "urn:oid:1.2.840.1"}}
+    assert "imagingStudy" not in of_type(without, "DiagnosticReport")[0]
+    other = bundle({"glucose": 7}, study="1.2.840.2")
+    assert len({one["entry"][0]["fullUrl"] for one in (made, without, other)}) == 3
+    assert json.dumps(made).count("1.2.840.1") == 1
+
+
 # -------------------------------------------------------------------------------------------------------- command
 
 

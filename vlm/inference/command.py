@@ -15,7 +15,7 @@ from vlm.data.images.square import decode_square
 from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.dicom_folder import study_from_dicom
-from vlm.inference.dicom_report import DraftedObjects, SourceImages, check_objects, label_codes
+from vlm.inference.dicom_report import DraftedObjects, SourceImages, check_objects, label_codes, study_uid
 from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
@@ -109,7 +109,8 @@ class OpenedCase(NamedTuple):
         if fhir:
             schema = self.engine.model.spec.schema
             about, shown = Software.of(self.folder), bool(self.images)
-            bundle = to_fhir(report, schema, about, shown, subject, context=self.context)
+            study = study_uid(self.images)
+            bundle = to_fhir(report, schema, about, shown, subject, context=self.context, study=study)
             replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
         if dicom_out:
             for file in self.dicom_objects(report, "--dicom_out").write(Path(dicom_out)):

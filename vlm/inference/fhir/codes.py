@@ -9,6 +9,7 @@ LOINC = "http://loinc.org"
 UCUM = "http://unitsofmeasure.org"
 SNOMED = "http://snomed.info/sct"
 RADLEX = "http://radlex.org"
+DICOM_UID = "urn:dicom:uid"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 BY_MACHINE = {
     "security": [{"system": f"{TERMINOLOGY}/v3-ObservationValue", "code": "AIAST",
@@ -37,6 +38,11 @@ def concept(text: str, system: str = "", code: str = "") -> dict[str, Any]:
 def loinc(text: str, code: str) -> dict[str, Any]:
     """Make a CodeableConcept of LOINC, or of the text alone."""
     return concept(text, LOINC, code)
+
+
+def imaging_study(uid: str) -> dict[str, Any]:
+    """Refer to an imaging study by its DICOM UID: any server finds it, whatever its own id for it."""
+    return {"type": "ImagingStudy", "identifier": {"system": DICOM_UID, "value": f"urn:oid:{uid}"}}
 
 
 def plain(text: str) -> str:

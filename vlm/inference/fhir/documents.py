@@ -24,6 +24,7 @@ from vlm.inference.fhir.codes import (
     UCUM,
     VITAL_SIGNS,
     concept,
+    imaging_study,
     loinc,
     plain,
 )
@@ -66,10 +67,12 @@ def to_fhir(
     subject: str | None = None,
     issued: datetime | None = None,
     context: str = "",
+    study: str = "",
 ) -> Resource:
     """Make a Bundle of type `collection`: DiagnosticReport, Observations, Device and Provenance.
 
-    With a `context` there is a ServiceRequest too, whose reason it is; its elements are those of R4 and R4B.
+    With a `context` there is a ServiceRequest too, whose reason it is; its elements are those of R4 and R4B. `study` is
+    the DICOM UID of the study that the report is on, which it refers to by the element of R4 and R4B.
 
     All of it is preliminary. `image` says whether the case had one, `subject` is a reference such as `Patient/123`;
     without it the Bundle names nobody. The same report gives the same Bundle, ids included, but for `issued`
@@ -79,6 +82,7 @@ def to_fhir(
     values, context = report.to_dict(), plain(context)
     told = {name: value for name, value in values.items() if name not in _UNTOLD and (value or name not in _OPTIONAL)}
     made_of = [told, list(about), image, subject, *([context] if context else [])]
+    made_of += [{"study": study}] if study else []
     root = uuid5(_IDS, json.dumps(made_of, sort_keys=True))
 
     def address(part: str) -> str:
@@ -93,6 +97,8 @@ def to_fhir(
     results = [{"reference": address(part)} for part in (*given, *estimated, *stated)]
     made = [{"reference": address(part)} for part in ("report", *estimated, *stated)]
     resources = {"report": _report(report, image, results, time), **given, **estimated, **stated}
+    if study:
+        resources["report"]["imagingStudy"] = [imaging_study(study)]
     if context:
         resources["report"]["basedOn"] = [{"reference": address("request")}]
         resources["request"] = _request(context)
