@@ -22,7 +22,7 @@ from vlm.data.prepare.commands import check_options, pack_options
 from vlm.errors import UserError, require, run_program
 from vlm.evaluation.commands import compare_options, drift_options, evaluate_options
 from vlm.explanation.commands import explain_options
-from vlm.inference.options import add_draft_options, check_draft_options, cluster_of, engine_of, images_of
+from vlm.inference.options import add_draft_options, check_draft_options, cluster_of, engine_of
 from vlm.reader_study.commands import reader_study_options
 from vlm.training.commands import train_options, watch_options
 from vlm.version import __version__
@@ -145,13 +145,14 @@ def run_draft(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 def draft_case(arguments: argparse.Namespace) -> None:
     """Print one draft and what its reader should know."""
     from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
-    from vlm.inference.study_images import StudyImage
+    from vlm.inference.given_images import archive_of, given_images
 
     stream = None if arguments.json else sys.stdout
-    images = [StudyImage(*image) for image in images_of(arguments)]
-    case = arguments.adapter, images, arguments.vitals, arguments.max_new_tokens, stream
     told = arguments.fhir, arguments.fhir_subject, arguments.context, arguments.prior_report, arguments.signal
-    report = draft_case(*case, *told, arguments.dicom_out, **engine_of(arguments))
+    filed = arguments.dicom_out, archive_of(arguments) if arguments.store else None
+    with given_images(arguments) as images:
+        case = arguments.adapter, images, arguments.vitals, arguments.max_new_tokens, stream
+        report = draft_case(*case, *told, *filed, **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

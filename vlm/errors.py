@@ -33,12 +33,12 @@ class Stopped(Exception):
 
 EXTRAS = {
     "accelerate": "train", "captum": "explain", "charset_normalizer": "table", "datasets": "table",
-    "defusedxml": "excel", "evaluate": "eval", "fastapi": "app", "fastapi_offline": "app", "gradio": "app",
-    "highdicom": "dicom", "imagehash": "check", "matplotlib": "eval", "nltk": "eval", "openpyxl": "excel",
-    "pandas": "table", "pyarrow": "table", "pydicom": "dicom", "python_multipart": "app", "radeval": "radeval",
-    "ray": "ray", "rich": "train", "rouge_score": "eval", "sacrebleu": "eval", "scipy": "eval",
-    "shtab": "completion", "sklearn": "eval", "starlette": "app", "tensorboard": "tracking", "uvicorn": "app",
-    "xllamacpp": "llamacpp",
+    "defusedxml": "excel", "dicomweb_client": "dicom", "evaluate": "eval", "fastapi": "app",
+    "fastapi_offline": "app", "gradio": "app", "highdicom": "dicom", "imagehash": "check", "matplotlib": "eval",
+    "nltk": "eval", "openpyxl": "excel", "pandas": "table", "pyarrow": "table", "pydicom": "dicom",
+    "python_multipart": "app", "radeval": "radeval", "ray": "ray", "rich": "train", "rouge_score": "eval",
+    "sacrebleu": "eval", "scipy": "eval", "shtab": "completion", "sklearn": "eval", "starlette": "app",
+    "tensorboard": "tracking", "uvicorn": "app", "xllamacpp": "llamacpp",
 }  # fmt: skip
 """Import name of an optional package → the extra that installs it."""
 

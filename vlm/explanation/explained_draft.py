@@ -8,7 +8,8 @@ from vlm.errors import require
 from vlm.explanation.explain import explain
 from vlm.explanation.picture import draw
 from vlm.inference.command import OpenedCase
-from vlm.inference.options import engine_of, images_of
+from vlm.inference.given_images import archive_of, given_images, wanted_objects
+from vlm.inference.options import engine_of
 from vlm.inference.study_images import StudyImage
 
 
@@ -18,12 +19,16 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
     Raises `UserError` as `draft_case`, `explain` and `draw` do.
     """
     require("captum", "--explain: needs the package captum")
-    images = [StudyImage(*image) for image in images_of(arguments)]
+    with given_images(arguments) as images:
+        _explain(arguments, images, out)
+
+
+def _explain(arguments: argparse.Namespace, images: list[StudyImage], out: TextIO) -> None:
     told = arguments.vitals, arguments.context, arguments.prior_report, arguments.signal
-    dicom = "--dicom_out" if arguments.dicom_out else ""
-    case = OpenedCase.of(arguments.adapter, images, *told, dicom, **engine_of(arguments))
+    archive = archive_of(arguments) if arguments.store else None
+    case = OpenedCase.of(arguments.adapter, images, *told, wanted_objects(arguments), **engine_of(arguments))
     stream, written = None if arguments.json else out, (arguments.fhir, arguments.fhir_subject, arguments.dicom_out)
-    report = case.draft(arguments.max_new_tokens, stream, *written)
+    report = case.draft(arguments.max_new_tokens, stream, *written, archive)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
     inputs = case.images, case.values, report, arguments.explain_words, case.context, case.prior_report, case.signal

@@ -16,6 +16,7 @@ from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.dicom_folder import study_from_dicom
 from vlm.inference.dicom_report import DraftedObjects, SourceImages, check_objects, label_codes, study_uid
+from vlm.inference.dicomweb import Archive
 from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
 from vlm.inference.open_engine import open_engine, prepare_libraries
@@ -62,9 +63,9 @@ class OpenedCase(NamedTuple):
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
         `dicom` is the option that asks for DICOM objects, if one does; `engine` takes the arguments of `open_engine`.
-        Raises `UserError` for an unreadable image, a role or number of
-        images that the adapter does not know, an unknown or non-numeric vital, too long a context, an unreadable
-        signal, and an adapter that cannot be loaded.
+        Raises `UserError` for an unreadable image, a role or number of images that the adapter does not know, an
+        unknown or non-numeric vital, too long a context, an unreadable signal, an adapter that cannot be loaded, and
+        as `SourceImages.of` does.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -95,11 +96,13 @@ class OpenedCase(NamedTuple):
         fhir: str | None = None,
         subject: str | None = None,
         dicom_out: str | None = None,
+        archive: Archive | None = None,
     ) -> Report:
         """Draft the report, streaming its words to `stream`; write it as a FHIR Bundle to the file `fhir` as well.
 
-        `subject` is the Bundle's reference to a patient. DICOM objects are written to the folder `dicom_out`, which
-        is named on stderr. Raises `UserError` if the disk is full.
+        `subject` is the Bundle's reference to a patient. DICOM objects are written to the folder `dicom_out`, and the
+        Structured Report is stored in the `archive`; both are said on stderr. Raises `UserError` if the disk is full,
+        and as `Archive.store` does.
         """
         case = (self.images, self.values, self.context, self.prior_report, self.signal)
         report = self.engine.predict([case], max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
@@ -112,17 +115,22 @@ class OpenedCase(NamedTuple):
             study = study_uid(self.images)
             bundle = to_fhir(report, schema, about, shown, subject, context=self.context, study=study)
             replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
-        if dicom_out:
-            for file in self.dicom_objects(report, "--dicom_out").write(Path(dicom_out)):
-                print(f"{file}: written", file=sys.stderr)
+        if dicom_out or archive:
+            self._file(report, dicom_out, archive)
         return report
 
-    def dicom_objects(self, report: Report, option: str) -> DraftedObjects:
-        """Make the DICOM objects of the report, for the `option` that asks for them; the case has a `source`."""
+    def _file(self, report: Report, folder: str | None, archive: Archive | None) -> None:
+        """Write the DICOM objects of the report to a folder, and store it in an archive; the case has a `source`."""
         assert self.source is not None
         spec = self.engine.model.spec
         codes = label_codes(spec.labels, self.engine.labeller, spec.label_findings)
-        return DraftedObjects.of(report, Software.of(self.folder), self.source, codes, option)
+        option = "--dicom_out" if folder else "--store"
+        made = DraftedObjects.of(report, Software.of(self.folder), self.source, codes, option)
+        for file in made.write(Path(folder)) if folder else ():
+            print(f"{file}: written", file=sys.stderr)
+        if archive:
+            archive.store(made.structured_report)
+            print(f"{archive.address}: the draft is stored as a Structured Report, unverified", file=sys.stderr)
 
 
 def _source(images: list[StudyImage], folder: Path, option: str) -> SourceImages:
@@ -153,12 +161,13 @@ def draft_case(
     prior_report: str = "",
     signal: str | None = None,
     dicom_out: str | None = None,
+    archive: Archive | None = None,
     **engine: Any,
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
-    dicom = "--dicom_out" if dicom_out else ""
+    dicom = "--dicom_out" if dicom_out else "--store" if archive else ""
     case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, dicom, **engine)
-    return case.draft(max_new_tokens, stream, fhir, subject, dicom_out)
+    return case.draft(max_new_tokens, stream, fhir, subject, dicom_out, archive)
 
 
 def draft_table(

@@ -26,6 +26,7 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="image file; several times for a "
                         "study, or a folder of DICOM files; never for a case without one")  # fmt: skip
     _add_study_options(parser)
+    _add_archive_options(parser)
     parser.add_argument(
         "--vitals",
         default="",
@@ -86,6 +87,18 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
     study.add_argument("--prior_report", default="", metavar="TEXT", help="report of the earlier study")
 
 
+def _add_archive_options(parser: argparse.ArgumentParser) -> None:
+    archive = parser.add_argument_group("a study in an archive", "extra `dicom`; credentials: "
+                                        "CLINICAL_VLM_DICOMWEB_TOKEN, …_USER and …_PASSWORD, or ~/.netrc")  # fmt: skip
+    archive.add_argument("--study", metavar="UID", help="Study Instance UID: draft its radiographs")
+    archive.add_argument("--dicomweb", metavar="URL", help="address of the archive, such as "
+                         "https://archive.example/dicom-web")  # fmt: skip
+    archive.add_argument("--dicomweb_http", action="store_true", help="allow plain http to another machine, which "
+                         "others can read")  # fmt: skip
+    archive.add_argument("--store", action="store_true", help="store the draft there as a Structured Report, partial "
+                         "and unverified")  # fmt: skip
+
+
 def images_of(arguments: argparse.Namespace) -> list[tuple[str, str, bool, float | None]]:
     """Pair the images of a case with their roles: (file, view, prior, days); raises `UserError` where they do not."""
     views = _paired(arguments.image, arguments.view, "--image", "--view", "")
@@ -138,6 +151,7 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
     if arguments.ray and not arguments.input:
         raise UserError("--ray: is for a table of cases; name it with --input")
     _check_fhir(arguments)
+    _check_archive(arguments, bool(images))
     if arguments.dicom_out and (arguments.input or arguments.rexrank):
         raise UserError("--dicom_out: is for one case; leave --input and --rexrank away")
 
@@ -171,6 +185,21 @@ def _check_fhir(arguments: argparse.Namespace) -> None:
         raise UserError("--fhir_subject: is written to a Bundle; name its file with --fhir")
     if arguments.fhir_subject and not SUBJECT.fullmatch(arguments.fhir_subject):
         raise UserError(f"--fhir_subject: {arguments.fhir_subject} is no reference to a patient, such as Patient/123")
+
+
+def _check_archive(arguments: argparse.Namespace, has_images: bool) -> None:
+    if bool(arguments.study) != bool(arguments.dicomweb):
+        raise UserError("--study and --dicomweb: go together, the study's UID and the archive's address")
+    if not arguments.study and (arguments.store or arguments.dicomweb_http):
+        raise UserError("--store and --dicomweb_http: are for a --study of an archive")
+    if arguments.study and (has_images or arguments.input or arguments.rexrank):
+        raise UserError("--study: brings its own images; leave --image, --prior, --input and --rexrank away")
+    if arguments.study:
+        from vlm.inference.dicomweb import check_address, is_uid
+
+        check_address(arguments.dicomweb, arguments.dicomweb_http)
+        if not is_uid(arguments.study):
+            raise UserError("--study: is no DICOM UID, such as 1.2.840.113619.2")
 
 
 def _check_explain(arguments: argparse.Namespace) -> None:

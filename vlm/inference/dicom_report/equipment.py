@@ -1,4 +1,4 @@
-"""Name the software in DICOM objects, and keep highdicom from logging a patient's name."""
+"""Name the software in DICOM objects, and keep libraries from logging a patient's name."""
 
 import logging
 import warnings
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SERIES = "Draft by software, not a diagnosis"
 """Description of the series of a draft."""
+SPEAKERS = ("highdicom", "pydicom", "dicomweb_client", "urllib3")
+"""Libraries whose messages quote what must not be logged."""
 
 
 def equipment(about: Software) -> dict[str, Any]:
@@ -35,8 +37,8 @@ def stamp(document: "Dataset", time: datetime) -> None:
 
 @contextmanager
 def unlogged() -> Iterator[None]:
-    """Silence highdicom and pydicom within the block: they warn of an unusual name of a patient by quoting it."""
-    loggers = [logging.getLogger(name) for name in ("highdicom", "pydicom")]
+    """Silence the libraries within the block: they quote names of patients, addresses and the words of servers."""
+    loggers = [logging.getLogger(name) for name in SPEAKERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)

@@ -1,0 +1,5 @@
+"""Fetch a study from an archive by DICOMweb (WADO-RS), and store a draft there (STOW-RS). Needs the extra `dicom`."""
+
+from vlm.inference.dicomweb.archive import Archive, check_address, is_uid
+
+__all__ = ["Archive", "check_address", "is_uid"]
