@@ -118,7 +118,7 @@ class Archive(NamedTuple):
         except (UserError, MemoryError):
             raise
         except requests.HTTPError as error:
-            status = error.response.status_code
+            status = 0 if error.response is None else error.response.status_code
             raise UserError(f"{self.where}: answered {status}: {WAYS_OUT.get(status, 'it failed')}") from None
         except requests.TooManyRedirects:
             raise UserError(f"{self.where}: leads to another address; give that one") from None
