@@ -16,6 +16,7 @@ from vlm.evaluation.compare import compare
 from vlm.evaluation.run import SiteOptions
 from vlm.evaluation.run import test_adapter as evaluate_adapter
 from vlm.inference.open_engine import open_engine
+from vlm.model.vision import ImageEncoder
 from vlm.training.run import train
 
 
@@ -170,3 +171,16 @@ def test_data_that_do_not_fit_the_adapter_are_refused(runs: list[str], table_roo
 def test_the_command_ends_in_one_line_for_a_mistake(forks: Forks) -> None:
     result = forks.command("compare", "/no/a", "/no/b", program="vlm.cli")
     assert result.returncode == 2 and result.stderr.startswith("error: /no/a") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_each_picture_is_encoded_once(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the scores, the drafts and the nearest case together."""
+    encoded = []
+    grid = ImageEncoder.grid
+    monkeypatch.setattr(ImageEncoder, "grid", lambda self, pixels: encoded.append(len(pixels)) or grid(self, pixels))
+    options = ["--evaluation.ablation", "false", "--evaluation.bootstrap_draws", "20"]
+    run = Path(runs[0])
+    evaluate_adapter(str(run / "adapter"), str(run / "config.yaml"), tmp_path / "again", None, options)
+    splits = json.loads((tmp_path / "again" / "metrics.json").read_text())["splits"]
+    assert sum(encoded) <= splits["train"]["cases"] + splits["test"]["cases"]
