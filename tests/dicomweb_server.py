@@ -4,25 +4,23 @@ import json
 import time
 from collections import defaultdict
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from threading import Thread
 
 from pydicom import dcmread
+
+from tests.loopback_server import LoopbackHandler, LoopbackServer
 
 ROOT, BOUNDARY = "/dicom-web", "a-boundary"
 INSULT = "\x1b[2J<b>server's words</b>"
 """What no message may repeat."""
 
 
-class DicomWebServer(ThreadingHTTPServer):
+class DicomWebServer(LoopbackServer):
     """Start it with `with DicomWebServer() as server`; `server.url` is its address."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.url = f"http://127.0.0.1:{self.server_port}{ROOT}"
         self.studies: defaultdict[str, list[bytes]] = defaultdict(list)
         self.authorization: str | None = None
@@ -32,33 +30,20 @@ class DicomWebServer(ThreadingHTTPServer):
         self.seen: list[tuple[str, str, str | None]] = []
         """Method, path and authorization of each request."""
 
-    def __enter__(self) -> "DicomWebServer":
-        Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.fault = ""  # ends what is sent for ever
-        self.shutdown()
-        self.server_close()
+        super().__exit__()
 
     def add(self, path: Path) -> None:
         data = path.read_bytes()
         self.studies[str(dcmread(BytesIO(data), stop_before_pixels=True).StudyInstanceUID)].append(data)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(LoopbackHandler):
     server: DicomWebServer
 
-    def log_message(self, *_: object) -> None:
-        pass
-
     def answer(self, status: int = 200, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        self.send_head(status, len(body), **headers)
         self.wfile.write(body)
 
     def handle_any(self) -> None:
@@ -75,16 +60,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.retrieve() if self.command == "GET" else self.store()
 
     do_GET = do_POST = handle_any
-
-    def read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
 
     # --------------------------------------------------------------------------------------- sending
 

@@ -9,12 +9,12 @@ import json
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.loopback_server import LoopbackHandler, LoopbackServer
 
 TOKEN = "hf_" + "ab12" * 8
 START = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
@@ -38,13 +38,11 @@ class Repo:
         return self.branches.get(revision, revision if revision in self.commits else None)
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LoopbackServer):
     """Start it with `with HubServer() as hub`; `hub.url` is its endpoint."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.store = f"http://localhost:{self.server_port}/large"
         """Large files lie on another host, to which the client must send no token."""
@@ -58,14 +56,6 @@ class HubServer(ThreadingHTTPServer):
         """The same, answered by 500."""
         self.seen: list[str] = []
 
-    def __enter__(self) -> "HubServer":
-        Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
     def add(self, name: str, files: dict[str, bytes], private: bool = False) -> Repo:
         self.repos[name] = Repo(private)
         self.repos[name].commit("main", START | files, "initial commit")
@@ -77,22 +67,14 @@ class HubServer(ThreadingHTTPServer):
                 "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(LoopbackHandler):
     server: HubServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     # ------------------------------------------------------------------------------------ answering
 
     def answer(self, status: int = 200, body: object = b"", **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
+        self.send_head(status, len(content), **headers)
         if self.command == "HEAD":
             return
         if self.is_hit(self.server.cut):
@@ -125,8 +107,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        chunked = self.headers.get("Transfer-Encoding") == "chunked"
-        self.body = self.read_chunked() if chunked else self.rfile.read(length)
+        self.body = self.read_body()
         if self.is_hit(self.server.broken):
             return self.error(500, "Internal Error")
         authorization = self.headers.get("Authorization")
@@ -139,14 +120,6 @@ class Handler(BaseHTTPRequestHandler):
             self.route([unquote(part) for part in url.path.strip("/").split("/")])
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
-
-    def read_chunked(self) -> bytes:
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
 
     # -------------------------------------------------------------------------------------- routing
 
