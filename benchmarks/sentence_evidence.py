@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import LogitsProcessorList
 
-from benchmarks.text_losses import each_token, sampling
+from benchmarks.text_losses import each_token, sampling, token_places, withheld
 from vlm import ClinicalVLM
 from vlm.config.parsing import parse_config
 from vlm.data.case import Example
@@ -67,11 +67,8 @@ def token_likelihoods(model: ClinicalVLM, examples: list[Example], withhold: boo
     """Yield the ids of each report's tokens and their log likelihoods, with or without image and vitals."""
     for start in range(0, len(examples), BATCH):
         batch: Any = Collator(model.prompt)(examples[start : start + BATCH])
-        if withhold:
-            nothing = torch.zeros_like(batch["has_image"]), batch["vitals"] * torch.nan
-            batch["has_image"], batch["vitals"] = nothing
         with torch.no_grad(), model.autocast():
-            losses, case, _ = each_token(model, batch)
+            losses, case, _ = each_token(model, withheld(batch) if withhold else batch)
         for row, labels in enumerate(batch["labels"]):
             yield labels[labels != IGNORED].tolist(), -losses[case == row].float().numpy()
 
@@ -89,8 +86,7 @@ def evidence_of_sentences(model: ClinicalVLM, report: Report, scored: list[Any],
                           engine: ReportEngine) -> Iterator[tuple[str, dict[str, float]]]:  # fmt: skip
     """Yield each sentence that has a confidence, and what speaks for it."""
     (ids, given), (_, blind) = scored
-    ends = np.array([len(str(model.tokenizer.decode(ids[: n + 1]))) for n in range(len(ids))])
-    starts = np.concatenate([[0], ends[:-1]])
+    starts, ends = token_places(model, ids)
     spans = [(a, b) for a, b in sentence_spans(report.text) if any(map(str.isalpha, report.text[a:b]))]
     for (start, end), one in zip(spans, report.sentences, strict=True):
         if one.confidence is None:

@@ -32,6 +32,17 @@ def each_token(model: ClinicalVLM, batch: Batch) -> tuple[torch.Tensor, torch.Te
     return token_losses(hidden[case, place], model.vocabulary_head, labels[case, place + 1]), case, place
 
 
+def withheld(batch: Batch) -> Batch:
+    """Copy a batch without image and vitals."""
+    return {**batch, "has_image": torch.zeros_like(batch["has_image"]), "vitals": batch["vitals"] * torch.nan}
+
+
+def token_places(model: ClinicalVLM, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Find where each token starts and ends in the text of all; N each."""
+    ends = np.array([len(str(model.tokenizer.decode(ids[: n + 1]))) for n in range(len(ids))])
+    return np.concatenate([[0], ends[:-1]]), ends
+
+
 def weighted_loss(model: ClinicalVLM, batch: Batch, weights: Weights | None) -> torch.Tensor:
     """Compute the mean loss of the tokens by their weights."""
     losses, case, place = each_token(model, batch)
@@ -48,9 +59,7 @@ def finding_weights(
     weights = torch.ones_like(losses)
     for row in range(len(batch["labels"])):
         ids = batch["labels"][row][batch["labels"][row] != IGNORED].tolist()
-        pieces = [str(model.tokenizer.decode(ids[: n + 1])) for n in range(len(ids))]
-        ends = np.array([len(piece) for piece in pieces])
-        starts, text = np.concatenate([[0], ends[:-1]]), pieces[-1].lower()
+        (starts, ends), text = token_places(model, ids), str(model.tokenizer.decode(ids)).lower()
         inside = np.zeros(len(ids), dtype=bool)
         for pattern in labeller.vocabulary.named["findings"].values():
             for match in pattern.finditer(text):
@@ -64,8 +73,7 @@ def evidence_weights(
     model: ClinicalVLM, batch: Batch, losses: torch.Tensor, case: torch.Tensor, place: torch.Tensor
 ) -> torch.Tensor:
     """Weigh each token by 1 and what it loses, in nats, where image and vitals are withheld; N."""
-    blind = {**batch, "has_image": torch.zeros_like(batch["has_image"]), "vitals": batch["vitals"] * torch.nan}
-    without, *_ = each_token(model, blind)
+    without, *_ = each_token(model, withheld(batch))
     return 1 + (without - losses).clamp(0, MOST_GAIN)
 
 

@@ -124,13 +124,18 @@ class OpenedCase(NamedTuple):
         assert self.source is not None
         spec = self.engine.model.spec
         codes = label_codes(spec.labels, self.engine.labeller, spec.label_findings)
-        option = "--dicom_out" if folder else "--store"
+        option = objects_option(folder, archive)
         made = DraftedObjects.of(report, Software.of(self.folder), self.source, codes, option)
         for file in made.write(Path(folder)) if folder else ():
             print(f"{file}: written", file=sys.stderr)
         if archive:
             archive.store(made.structured_report)
             print(f"{archive.address}: the draft is stored as a Structured Report, unverified", file=sys.stderr)
+
+
+def objects_option(folder: str | None, archive: Archive | None) -> str:
+    """Return the option that asks for the draft as DICOM objects; empty without one."""
+    return "--dicom_out" if folder else "--store" if archive else ""
 
 
 def _source(images: list[StudyImage], folder: Path, option: str) -> SourceImages:
@@ -165,8 +170,8 @@ def draft_case(
     **engine: Any,
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
-    dicom = "--dicom_out" if dicom_out else "--store" if archive else ""
-    case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, dicom, **engine)
+    told = vitals, context, prior_report, signal
+    case = OpenedCase.of(adapter, images, *told, objects_option(dicom_out, archive), **engine)
     return case.draft(max_new_tokens, stream, fhir, subject, dicom_out, archive)
 
 

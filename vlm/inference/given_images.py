@@ -31,8 +31,3 @@ def archive_of(arguments: argparse.Namespace) -> Archive | None:
     if not arguments.study:
         return None
     return Archive(check_address(arguments.dicomweb, arguments.dicomweb_http))
-
-
-def wanted_objects(arguments: argparse.Namespace) -> str:
-    """Return the option that asks for the draft as DICOM objects; empty without one."""
-    return "--dicom_out" if arguments.dicom_out else "--store" if arguments.store else ""

@@ -46,8 +46,9 @@ def patient_bootstrap(
 
 def _weights(group: np.ndarray, patients: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Yield the weights of all draws, D × N in all, in batches that fit into the memory."""
-    rng, most = np.random.default_rng(seed), max(1, MOST_WEIGHTS // len(group))
+    most = max(1, MOST_WEIGHTS // len(group))
     if draws * patients > MOST_WEIGHTS:
+        rng = np.random.default_rng(seed)
         yield from (draw_weights(group, min(most, draws - start), rng) for start in range(0, draws, most))
         return
     counts = _counts(patients, draws, seed)
@@ -57,13 +58,16 @@ def _weights(group: np.ndarray, patients: int, draws: int, seed: int) -> Iterato
 @lru_cache(maxsize=4)
 def _counts(patients: int, draws: int, seed: int) -> np.ndarray:
     """Draw how often each patient is drawn, D × P; the statistics of an evaluation are many, and share their draws."""
-    return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), draws).astype(np.int32)
+    return _draw(patients, draws, np.random.default_rng(seed)).astype(np.int32)
+
+
+def _draw(patients: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.multinomial(patients, np.full(patients, 1 / patients), draws)
 
 
 def draw_weights(group: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the weights of N cases under resampled patients (D × N); `group` is each case's patient, from 0."""
-    patients = int(group.max()) + 1
-    return rng.multinomial(patients, np.full(patients, 1 / patients), draws)[:, group].astype(np.float64)
+    return _draw(int(group.max()) + 1, draws, rng)[:, group].astype(np.float64)
 
 
 def smallest_class(group: np.ndarray, classes: np.ndarray | None) -> float:

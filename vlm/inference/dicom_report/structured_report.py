@@ -10,11 +10,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from vlm.data.sections import CONCLUSIONS
 from vlm.inference.dicom_report.equipment import equipment, stamp
 from vlm.inference.fhir import Software
 from vlm.inference.fhir.codes import plain
-from vlm.inference.fhir.documents import reader_notes
+from vlm.inference.fhir.documents import impression, reader_notes
 from vlm.report import NOTICE, Report, StatedFinding
 
 if TYPE_CHECKING:
@@ -75,11 +74,13 @@ def structured_report(
 
 def _texts(report: Report) -> list[tuple[str, str, str]]:
     """List (DICOM code, its meaning, text): the notice, the draft, its impression, and the notes for the reader."""
-    names = {name.lower(): part for name, part in report.sections.items()}
-    conclusion = next((names[name] for name in CONCLUSIONS if names.get(name)), "")
     sets = [f"answers that fit {label}: {report.set_words(label)}; {report.set_meaning()}"
             for label in report.label_sets]  # fmt: skip
-    listed = [("121106", "Comment", NOTICE), ("121071", "Finding", report.text), ("121073", "Impression", conclusion)]
+    listed = [
+        ("121106", "Comment", NOTICE),
+        ("121071", "Finding", report.text),
+        ("121073", "Impression", impression(report)),
+    ]
     listed += [("121106", "Comment", note) for note in (*reader_notes(report), *sets)]
     return [(code, meaning, plain(text)) for code, meaning, text in listed if plain(text)]
 

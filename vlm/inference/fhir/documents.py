@@ -138,13 +138,17 @@ def reader_notes(report: Report) -> list[str]:
 
 def _conclusion(report: Report, text: str) -> Resource:
     """Conclude with the impression if the draft has one, beside the whole text; else with the text."""
-    names = {name.lower(): plain(part) for name, part in report.sections.items()}
-    impression = next((names[name] for name in CONCLUSIONS if names.get(name)), "")
-    if not impression:
+    if not (concluded := impression(report)):
         return {"conclusion": text} if text else {}
     data = base64.b64encode(text.encode()).decode()
     whole = {"contentType": "text/plain; charset=utf-8", "data": data, "title": NOTICE}
-    return {"conclusion": impression, "presentedForm": [whole]}
+    return {"conclusion": concluded, "presentedForm": [whole]}
+
+
+def impression(report: Report) -> str:
+    """Return the section that concludes a draft; empty where it has none."""
+    names = {name.lower(): plain(part) for name, part in report.sections.items()}
+    return next((names[name] for name in CONCLUSIONS if names.get(name)), "")
 
 
 def _request(context: str) -> Resource:
