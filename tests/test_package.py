@@ -20,7 +20,11 @@ from tests.runs import write_config
 from vlm import cli
 from vlm.cli import COMMANDS, build_parser, completion, main
 from vlm.config.parsing import PRESETS, load_config, parse_config
+from vlm.data.case import CaseSpec
+from vlm.data.dataset import CaseDataset
+from vlm.data.ingest.sources import load_cohort
 from vlm.errors import EXTRAS, UserError, missing_extras, require
+from vlm.model.encoders.build import image_pictures, image_spec
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -132,6 +136,17 @@ def test_presets_are_configs_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch
         load_config("demo", {"train.max_step": 2})
     with pytest.raises(UserError, match="demos: no such file; the presets are covid_cxr, demo, ecg, ham10000, single"):
         load_config("demos")
+
+
+def test_the_pictures_of_the_quick_start_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config("skin")
+    cohort = load_cohort(config.data)
+    assert {name: len(cohort.split(name)) > 100 for name in ("train", "validation", "test")} and not cohort.warnings
+    assert sum(file.stat().st_size for file in config.data.folder.iterdir()) < 3e6, "the wheel carries them"
+    image = image_spec(image_pictures(config.model.vision, config.data.image_size)[0], True)
+    example = CaseDataset(cohort.split("test"), CaseSpec.fit(cohort, image, 8), cohort.sections)[0]
+    assert example["has_image"] and example["pixel_values"].shape[-3:] == (3, 160, 160)
 
 
 def test_the_public_names_are_there_and_typed() -> None:

@@ -289,6 +289,16 @@ def test_frames_hold_no_bytes_and_rows_are_read_in_any_order(tmp_path: Path) -> 
         reader.read(replace(cells[0], size=(512 << 20) + 1), "t")
 
 
+def test_a_batch_of_rows_may_span_row_groups(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    files = [{"bytes": b"\xff" + rng.bytes(3000), "path": f"{place}.jpg"} for place in range(600)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(files, kind)}), tmp_path / "t.parquet", row_group_size=250)
+    cells = read_table(tmp_path / "t.parquet")["image"].tolist()
+    reader = EmbeddedReader()
+    assert all(reader.read(cell, "t") == file["bytes"] for cell, file in zip(cells, files, strict=True))
+
+
 def test_text_that_was_written_as_bytes_stays_text(tmp_path: Path) -> None:
     column = pa.array([b"P1 seen", b"BM", b"scan.png", "Größe".encode(), b"P2\n2 2\n255\n0 1 2 3\n", b"\xff", None])
     write(tmp_path / "t.parquet", column)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from vlm.config import FusionConfig, LLMConfig, VitalConfig
+from vlm.data.labels import telling_words
 from vlm.errors import UserError
 from vlm.model.bases.base_files import _header, base_digest, weight_files
 from vlm.model.bases.quantization import choose_dequantization
@@ -124,6 +125,16 @@ def evidence_tokens(config: FusionConfig, labels: list[str], roles: tuple[str, .
 def embed(names: Sequence[str]) -> torch.Tensor:
     """Give each word a vector of one number; S × 32."""
     return torch.tensor([WORDS.get(name, 9.0) for name in names])[:, None].expand(-1, 32).contiguous()
+
+
+def test_a_label_begins_as_the_words_that_tell_it_from_the_others() -> None:
+    labels = ["pathology", "mild_opacity", "right_lung", "left_lung", "irregular_outline", "slightly_irregular_outline"]
+    assert telling_words(labels) == ["pathology", "mild_opacity", "right", "left", "irregular_outline", "slightly"]
+    assert telling_words([]) == [] and telling_words(["cough", "cough"]) == ["cough", "cough"]
+    for words in (False, True):
+        evidence = evidence_tokens(FusionConfig(size=6, label_words=words), ["new_lung", "larger_lung"])
+        names = (evidence.label_words.words.names[1:] if words else evidence.label_projector.names).detach()
+        assert (names[1] / names[0])[0] == pytest.approx(WORDS["larger"] / WORDS["new"])
 
 
 def test_each_label_is_its_name_or_no() -> None:

@@ -1,6 +1,7 @@
 """Options of tables, images, vitals, labels, reports and the split."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from vlm.config.augment import AugmentConfig, DropoutConfig
@@ -204,7 +205,8 @@ class SourceConfig:
     source: Source = "table"
     """Reader."""
     root: str = "."
-    """Folder of the data; for `packed` also an address such as `s3://bucket/folder`."""
+    """Folder of the data; for `packed` also an address such as `s3://bucket/folder`; `package:skin`: the pictures that
+    come with the package."""
     name: str = ""
     """Prefix of its ids and patients; empty: the reader's name."""
     weight: float = 1.0
@@ -286,3 +288,9 @@ class DataConfig:
     """Write each part of a report under its name, `Findings: … Impression: …`; drafts are split at these again."""
     withhold: list[Literal["image", "vitals", "signal"]] = field(default_factory=list)
     """Evidence withheld from every case, in training and test, for a control run; reports stay as they are."""
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that `root` names."""
+        name = self.root.removeprefix("package:")
+        return Path(self.root) if name == self.root else Path(__file__).parents[1] / "data" / name

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -169,7 +168,7 @@ def table_columns(config: Config, names: Sequence[str], ids: Sequence[str]) -> d
     if data.source != "table" or data.sources:
         known = "a vital, view, source or missing"
         raise UserError(f"evaluation.subgroups: {names[0]} is none of {known}; columns are those of the source table")
-    path, wanted = Path(data.root) / table.file, set(ids)
+    path, wanted = data.folder / table.file, set(ids)
     found: dict[str, dict[str, str]] = {name: {} for name in names}
     for frame in read_chunks(path, options=TableOptions(table.encoding, table.sheet)):
         columns = {name: frame[find_column(frame.columns, name, f"evaluation.subgroups: {path}")] for name in names}

@@ -112,7 +112,7 @@ def test_adapter(
     with locked(output), nullcontext(output) if output.exists() else staged(output, manifest=False) as place:
         metrics = evaluate(model, cohort, config, place, learned=learned, thresholds=thresholds, own=own)
         if rexrank and is_main():
-            write_rexrank(place, cohort, Path(config.data.root))
+            write_rexrank(place, cohort, config.data.folder)
     print(
         *summary_lines(metrics), *beside_lines(metrics.get("beside", {})), f"page: {output / 'report.html'}", sep="\n"
     )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vlm.config import FusionConfig
+from vlm.data.labels import telling_words
 from vlm.errors import UserError
 from vlm.model.projection import NamedProjector, TokenProjector, WordTokens
 from vlm.plain import shortened
@@ -64,7 +65,9 @@ class EvidenceTokens(nn.Module):
         self.label_words = LabelWords(config, labels, roles, embed_names, token_rms) if each else None
         self.label_projector: NamedProjector | None = None
         if shows_labels and not each:
-            self.label_projector = NamedProjector(len(labels), embed_names(labels), token_rms, projector_size)
+            self.label_projector = NamedProjector(
+                len(labels), embed_names(telling_words(labels)), token_rms, projector_size
+            )
         self.tokens = int(config.z_token) + (len(labels) if each else int(shows_labels))
 
     def forward(self, z: torch.Tensor, logits: torch.Tensor, lacking: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -101,7 +104,7 @@ class LabelWords(nn.Module):
         self.sharpness, self.labels = config.sharpness, len(labels)
         self.groups = [[_place(name, labels, "exclusive") for name in group] for group in config.exclusive]
         unknown = ["unknown"] if config.label_evidence else []
-        self.words = WordTokens(embed_names(["no", *labels, *unknown]), token_rms)
+        self.words = WordTokens(embed_names(["no", *telling_words(labels), *unknown]), token_rms)
         rests_on = torch.zeros(len(roles), len(labels))  # R × K
         for label, needed in config.label_evidence.items():
             for role in needed:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,9 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
     most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
     total = first = 0
     width = sum(fixed_width(kinds[name]) for name in flat)
-    for batch in file.iter_batches(batch_size=batch_size(file.metadata, len(kept), rows, width), columns=flat):
+    size = batch_size(file.metadata, len(kept), rows, width)
+    groups = range(file.num_row_groups)  # one at a time: Arrow cannot join the images of two in a batch
+    for batch in chain.from_iterable(file.iter_batches(size, row_groups=[group], columns=flat) for group in groups):
         stored = [column.storage if isinstance(column, pa.ExtensionArray) else column for column in batch.columns]
         batch = pa.record_batch(stored, names=flat)
         nothing = np.zeros(batch.num_rows, np.int64)

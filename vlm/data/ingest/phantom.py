@@ -46,7 +46,7 @@ VERSION = 1
 
 def load_phantom(data: DataConfig) -> Cohort:
     """Draw the cohort into `data.root` unless it exists, then read it like any table."""
-    root = Path(data.root)
+    root = data.folder
     stamp = root / "cohort.json"
     wanted = _stamp(data.phantom)
     if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:

@@ -62,7 +62,7 @@ def load_table(data: DataConfig, table: TableConfig | None = None) -> Cohort:
     Raises `UserError` for a missing column, an unreadable value or a missing image, with row and column.
     """
     table = table or data.table
-    root = Path(data.root)
+    root = data.folder
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to the folder of the table {table.file}")
     path, options = root / table.file, TableOptions(table.encoding, table.sheet)
@@ -133,7 +133,7 @@ class _Reader:
         self.labels = [LabelReader(name, self.table.uncertain) for name in self.table.labels]
         self.measured.faults = self.faults
         self.keys = StudyKeys(self.table, self.faults)
-        self.signals = SignalColumn(self.table.signal, Path(self.data.root), self.faults)
+        self.signals = SignalColumn(self.table.signal, self.data.folder, self.faults)
 
     def all_columns(self, parts: Iterable[Part]) -> Iterator[Columns]:
         """Yield the columns of each part; raises one `UserError` at the end that names all faults."""
@@ -155,7 +155,7 @@ class _Reader:
     @cached_property
     def images(self) -> ImageFolder:
         """Folder in which image names are looked up."""
-        return ImageFolder(Path(self.data.root) / self.table.images)
+        return ImageFolder(self.data.folder / self.table.images)
 
     def columns(self, path: Path, frame: pd.DataFrame) -> Columns:
         """Convert some rows of the file `path` to cohort columns."""

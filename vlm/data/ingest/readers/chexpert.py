@@ -28,7 +28,7 @@ def load_chexpert(data: DataConfig) -> Cohort:
 
     Raises `UserError` if a table or a column of it is missing, and for a cell that is no label, with its row.
     """
-    root = Path(data.root)
+    root = data.folder
     find_table(root, "train.csv")
     there = images_below(root)
     parts, lateral, lost = [], 0, 0

@@ -1,7 +1,5 @@
 """Read CheXpert Plus (Chambon et al., 2024): CheXpert with the sections of its reports."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -28,7 +26,7 @@ def load_chexpert_plus(data: DataConfig) -> Cohort:
     One case a study: its first frontal image, or with `data.studies` all of them and those of the patient's report
     before, whose days are not known. Raises `UserError` if the table or a column of it is missing.
     """
-    root = Path(data.root)
+    root = data.folder
     path = find_table(root, "df_chexpert_plus_240401.csv", "df_chexpert_plus_240401.csv.gz")
     rows = read_columns(path, ("path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "section_findings",
                                "patient_report_date_order", "section_impression", "split"))  # fmt: skip

@@ -5,7 +5,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -37,7 +36,7 @@ def load_covid_cxr(data: DataConfig) -> Cohort:
     image is not in `images/`, are left out, and their number is among the warnings. With `data.studies` laterals are
     read too, rows of a patient that agree in day, note and values are one study, and earlier days become priors.
     """
-    path = find_table(Path(data.root), "metadata.csv")
+    path = find_table(data.folder, "metadata.csv")
     rows = read_columns(path, ("patientid", "finding", "filename", "clinical_notes", "modality"))
     frontal = rows["modality"].str.strip().str.lower() == "x-ray"
     if "view" in rows and not data.studies:

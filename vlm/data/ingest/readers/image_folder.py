@@ -27,7 +27,7 @@ def load_image_folder(data: DataConfig) -> Cohort:
     `file_name` is the image; without one each folder of images is a class, and a label. Raises `UserError` if there
     are neither tables nor images.
     """
-    root = Path(data.root)
+    root = data.folder
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root")
     folders = [child for child in sorted(root.iterdir()) if child.is_dir() and child.name in SPLITS]

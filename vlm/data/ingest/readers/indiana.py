@@ -26,7 +26,7 @@ def load_indiana(data: DataConfig) -> Cohort:
     collection does not say which reports are of one person, so each is a patient of its own. Raises `UserError` that
     names a file that is no report.
     """
-    root = Path(data.root)
+    root = data.folder
     folder = root / "ecgen-radiology"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; data.root holds ecgen-radiology/ and NLMCXR_png/")

@@ -41,7 +41,7 @@ def load_mimic_cxr(data: DataConfig) -> Cohort:
     those of the study before; its labels are unknown where the labeller's table does not have the study. Raises
     `UserError` if a table or a column is missing, and for a date or a label that cannot be read, with its row.
     """
-    root = Path(data.root)
+    root = data.folder
     path = _table(root, "metadata")
     rows = read_columns(path, ("dicom_id", *STUDY, "ViewPosition", "StudyDate", "StudyTime"))
     frontal = rows["ViewPosition"].str.strip().isin(["PA", "AP"]) | data.studies

@@ -26,7 +26,7 @@ def load_nih_cxr14(data: DataConfig) -> Cohort:
     With `train_val_list.txt` as well, an image in neither list is left out. Raises `UserError` if the table or a
     column of it is missing, and for a finding that the collection does not have, with its row.
     """
-    root = Path(data.root)
+    root = data.folder
     path = find_table(root, "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv.gz")
     rows = read_columns(path, ("Image Index", "Finding Labels", "Patient ID", "Patient Age"))
     sexes = [name for name in ("Patient Gender", "Patient Sex") if name in rows]

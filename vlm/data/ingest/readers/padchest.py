@@ -28,7 +28,7 @@ def load_padchest(data: DataConfig) -> Cohort:
     before. Rows whose projection is EXCLUDE or of the ribs are left out. Raises `UserError` if the table, a column or
     a label of it is missing.
     """
-    root = Path(data.root)
+    root = data.folder
     path = find_table(root, f"{NAMES}.csv.gz", f"{NAMES}.csv", "PADCHEST.csv")
     rows = read_columns(path, COLUMNS)
     there = {Path(name).name: name for name in images_below(root)}

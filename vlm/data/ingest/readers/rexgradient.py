@@ -26,7 +26,7 @@ def load_rexgradient(data: DataConfig) -> Cohort:
     One case a study: its first image, or with `data.studies` all of them, with the patient's study before where the
     table has `StudyDate`. Raises `UserError` if there is no table, or a column of it is missing.
     """
-    root = Path(data.root)
+    root = data.folder
     paths = {split: root / "metadata" / f"{name}_metadata.csv" for name, split in SPLITS.items()}
     parts = {split: path for split, path in paths.items() if path.is_file()}
     if not parts:
