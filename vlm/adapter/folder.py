@@ -90,7 +90,7 @@ def load_state(
     model.load_state_dict(dict(rest), strict=False)  # strict: compared above, against the same split
 
 
-def starting_weights(model: "ClinicalVLM", adapter: str | Path) -> dict[str, torch.Tensor]:
+def starting_weights(model: "ClinicalVLM", adapter: str | Path | AdapterFolder) -> dict[str, torch.Tensor]:
     """Return the weights of an earlier adapter that fit this model; the rest of the model starts fresh.
 
     Layers that depend on the vitals, the labels, the signal or the roles of images are left out where these differ, and

@@ -153,6 +153,7 @@ def _check_values(config: Config) -> None:
             "train.batch_size",
             "a multiple of train.micro_batch_size",
         ),
+        (not train.start_revision or train.start_from, "train.start_revision", "null where train.start_from is null"),
         (0 < train.loraplus_lr_ratio <= 1000, "train.loraplus_lr_ratio", "more than 0 and at most 1,000"),
         (train.log_steps > 0, "train.log_steps", "at least 1"),
         (train.eval_steps > 0, "train.eval_steps", "at least 1"),

@@ -32,6 +32,8 @@ class TrainConfig:
 
     start_from: str | None = None
     """Adapter folder or Hub id of the same base to start from, as far as it fits; null starts fresh."""
+    start_revision: str | None = None
+    """Commit, tag or branch of that Hub id; the run keeps the commit here."""
     epochs: float = 3.0
     """Passes over the training split."""
     max_steps: int = -1

@@ -48,6 +48,7 @@ from vlm.training.optimizer import part_of
 from vlm.training.run_folder import RunFolder, read_log
 from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard, shard_base
+from vlm.training.start_point import open_start
 
 MOST_IMAGES, MOST_SECONDS = 5_000, 60.0
 """Maximum images and seconds of a dry run's image check; training itself checks fewer before it begins."""
@@ -66,6 +67,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
 def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     check_trackers(config.train.report_to)  # report a missing one before reading the data
+    config, started = open_start(config, folder.config if resume else None)
     device, dtype = _choices(config)
     shard = asked_to_shard()  # before accelerate reads the environment
     processes = PartialState(cpu=device.type == "cpu")
@@ -87,7 +89,7 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         folder.compare_base(base)
     log_rank0(describe_parameters(model), *_base_lines(model, config, cohort))
     _log_choices(apply_kernels(model, config.train))
-    start = starting_weights(model, config.train.start_from) if config.train.start_from else {}
+    start = starting_weights(model, started) if started else {}  # resumed too: a checkpoint holds no frozen weights
     loop = build_loop(config, model, cohort, folder)
     if shard.value and processes.num_processes > 1:
         log_rank0(f"split the base: True ({shard.reason})", shard_base(model, device))
@@ -104,7 +106,8 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     processes.wait_for_everyone()
     if start:
         model.load_state_dict(start, strict=False)  # strict: the names were chosen from the model's own
-        log_rank0(f"starting from {config.train.start_from}: {len(start)} tensors fit, the rest starts fresh")
+        commit = f", commit {config.train.start_revision}" if config.train.start_revision else ""
+        log_rank0(f"starting from {config.train.start_from}{commit}: {len(start)} tensors fit, the rest starts fresh")
     keep_features(model, config, [loop.training, loop.validation])
     if checkpoint:
         loop.resume(checkpoint)
