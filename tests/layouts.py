@@ -169,3 +169,27 @@ def rexgradient(root: Path) -> Path:
     for name in ("a", "al", "b", "c"):
         picture(root / "deid_png" / f"{name}.png")
     return root
+
+
+def vindr(root: Path) -> Path:
+    """Three radiologists of each training image but the last, which has two; a consensus of the test."""
+    from vlm.data.ingest.readers.vindr_cxr import LABELS
+
+    votes = {"aa": ("Edema ILD", "Edema", "Edema"), "bb": ("", "Nodule/Mass", ""), "cc": ("ILD", "ILD", ""),
+             "dd": ("COPD", "")}  # fmt: skip
+    rows = [["image_id", "rad_id", *LABELS[:-1], "Other diseases", "No finding"]]
+    for image, said in votes.items():
+        for reader, words in enumerate(said):
+            named = ["1" if name in words.split() else "0" for name in LABELS]
+            rows.append([image, f"R{reader}", *named, "0" if words else "1"])
+        if image != "bb":
+            picture(root / "train" / f"{image}.png")
+    tests = [["image_id", *LABELS, "No finding"]]  # the last label has another name there
+    tests += [[image, *["1.0" if name == "Other disease" else "0.0" for name in LABELS], "0"] for image in ("ee", "ff")]
+    (root / "annotations").mkdir(parents=True)
+    for split, lines in (("train", rows), ("test", tests)):
+        text = "\n".join(",".join(line) for line in lines)
+        (root / "annotations" / f"image_labels_{split}.csv").write_text(f"{text}\n")
+    for image in ("ee", "ff"):
+        picture(root / "test" / f"{image}.png")
+    return root

@@ -13,6 +13,12 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 
 
+def _without_vindr_test(root: Path) -> Path:
+    layouts.vindr(root)
+    (root / "annotations" / "image_labels_test.csv").unlink()
+    return root
+
+
 @pytest.mark.parametrize(
     ("source", "make", "lost", "message"),
     [
@@ -23,6 +29,12 @@ from vlm.errors import UserError
             lambda r: layouts.mimic(r) / "cxr",
             "mimic-cxr-2.0.0-split.csv.gz",
             "no file mimic-cxr-2.0.0-split",
+        ),
+        (
+            "vindr_cxr",
+            _without_vindr_test,
+            "annotations/image_labels_train.csv",
+            "no file annotations/image_labels_train.csv or image_labels_train.csv",
         ),
         ("image_folder", layouts.image_folder, "train/metadata.csv", "train: neither metadata.csv"),
     ],
@@ -69,6 +81,12 @@ def test_a_missing_column_and_a_broken_report_are_named(tmp_path: Path) -> None:
         ("mimic_cxr", layouts.mimic, "ed/vitalsign.csv", "2180-05-06 21:00:00", "06/05/2180 9pm",
          r"vitalsign\.csv: row 2: charttime: '06/05/2180 9pm' is no date and time"),
         ("mimic_cxr", layouts.mimic, "ed/edstays.csv", "2180-05-07 15:00:00", "soon", r"row 3: outtime: 'soon' is no"),
+        ("vindr_cxr", layouts.vindr, "annotations/image_labels_train.csv", "aa,R0,0,", "aa,R0,2,",
+         r"image_labels_train\.csv: row 2: Aortic enlargement: '2' is no label; 1, 0 or nothing"),
+        ("vindr_cxr", layouts.vindr, "annotations/image_labels_train.csv", "aa,R1", "aa,R0",
+         r"image_labels_train\.csv: row 3: image_id: 'aa' is read twice by one radiologist"),
+        ("vindr_cxr", layouts.vindr, "annotations/image_labels_test.csv", ",COPD,", ",Other,",
+         r"image_labels_test\.csv: no column COPD"),
         ("image_folder", layouts.image_folder, "train/metadata.csv", ",7,0,", ",7,maybe,",
          r"train/metadata\.csv: row 4: edema: 'maybe' is no label"),
         ("image_folder", layouts.image_folder, "test/metadata.csv", "1.png", "9.png",

@@ -106,6 +106,35 @@ def test_mimic_takes_what_is_there(tmp_path: Path) -> None:
     assert other["50000001-ap"]["labels"]["Edema"] == 0
 
 
+def test_vindr(tmp_path: Path) -> None:
+    root = layouts.vindr(tmp_path)
+    cohort = load_cohort(DataConfig(source="vindr_cxr", root=str(root)))
+    rows = rows_of(cohort)
+    assert set(rows) == {"aa", "cc", "dd", "ee", "ff"} and len(cohort.labels) == 27
+    named = {name: {label for label, value in row["labels"].items() if value} for name, row in rows.items()}
+    assert named == {"aa": {"Edema"}, "cc": {"ILD"}, "dd": set(), "ee": {"Other disease"}, "ff": {"Other disease"}}
+    assert rows["dd"]["labels"]["COPD"] is None, "one of two radiologists: unknown"
+    assert rows["aa"]["labels"]["ILD"] == 0 and rows["aa"]["patient"] == "aa"
+    assert {name for name, row in rows.items() if row["split"] == "test"} == {"ee", "ff"}
+    said = "\n".join(cohort.warnings)
+    assert "names no patient" in said and "1 rows without their image file left out" in said
+    assert "they differ on a label of 4 of 4 images" in said and "1 images have other than three" in said
+    assert "where any sees it: ILD 0 of 2, Nodule/Mass 0 of 1, COPD 0 of 1" in said
+    assert "image_labels_test.csv: a label is" not in said
+    (root / "annotations" / "image_labels_train.csv").unlink()
+    only = load_cohort(DataConfig(source="vindr_cxr", root=str(root), table=TableConfig(labels=["Other disease"])))
+    assert only.labels == ("Other disease",) and set(rows_of(only)) == {"ee", "ff"}
+
+
+def test_vindr_dicom_and_tables_beside_the_images(tmp_path: Path) -> None:
+    root = layouts.vindr(tmp_path)
+    for split in ("train", "test"):
+        (root / "annotations" / f"image_labels_{split}.csv").rename(root / f"image_labels_{split}.csv")
+    (root / "train" / "aa.png").rename(root / "train" / "aa.dicom")
+    rows = rows_of(load_cohort(DataConfig(source="vindr_cxr", root=str(root))))
+    assert rows["aa"]["image"].endswith("train/aa.dicom") and rows["ee"]["image"].endswith("test/ee.png")
+
+
 def test_image_folder_with_a_table_and_with_class_folders(tmp_path: Path) -> None:
     table = TableConfig(patient="who", labels=["edema"], vitals=["glucose"], report=[SectionConfig("text")])
     rows = rows_of(

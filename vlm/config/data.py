@@ -193,7 +193,7 @@ class MimicCxrConfig:
 
 Source = Literal[
     "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "chexpert_plus", "padchest", "rexgradient",
-    "image_folder", "table", "packed"
+    "vindr_cxr", "image_folder", "table", "packed"
 ]  # fmt: skip
 """The readers; `table` is your own data, `packed` shards of `clinical-vlm pack`."""
 

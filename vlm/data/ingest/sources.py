@@ -18,6 +18,7 @@ from vlm.data.ingest.readers.mimic_cxr import load_mimic_cxr
 from vlm.data.ingest.readers.nih_cxr14 import load_nih_cxr14
 from vlm.data.ingest.readers.padchest import load_padchest
 from vlm.data.ingest.readers.rexgradient import load_rexgradient
+from vlm.data.ingest.readers.vindr_cxr import load_vindr_cxr
 from vlm.data.ingest.table import load_table
 from vlm.data.ingest.uninformative import cohort_notes
 from vlm.findings.labeller import Labeller
@@ -32,6 +33,7 @@ SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
     "chexpert_plus": load_chexpert_plus,
     "padchest": load_padchest,
     "rexgradient": load_rexgradient,
+    "vindr_cxr": load_vindr_cxr,
     "image_folder": load_image_folder,
     "table": load_table,
     "packed": load_packed,
