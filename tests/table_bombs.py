@@ -82,6 +82,18 @@ def json_endless_line(path: Path) -> None:
     gz(path, (b'{"id": "', 1), (b"a" * MIB, 60))
 
 
+def array_endless_item(path: Path) -> None:
+    gz(path, (b'[{"id": "', 1), (b"a" * MIB, 60))
+
+
+def array_endless_space(path: Path) -> None:
+    gz(path, (b"[", 1), (b" " * MIB, 60))
+
+
+def array_of_marks(path: Path) -> None:
+    path.write_bytes(b'[{"conversations": [{"from": "human", "value": "' + b"<image>" * MIB + b'"}]}]')
+
+
 def json_deep(path: Path) -> None:
     path.write_bytes(b'{"id": ' + b"[" * (4 * MIB))
 
@@ -163,6 +175,9 @@ BOMBS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a gzip with an endless name": ("t.csv.gz", gzip_name, "its gzip header, or what stands behind its data"),
     "a gzip with endless zeros": ("t.csv.gz", gzip_zeros, "its gzip header, or what stands behind its data"),
     "a JSON line without end": ("t.jsonl.gz", json_endless_line, "line 1 is longer than 8 million characters"),
+    "a JSON array's item without end": ("t.json.gz", array_endless_item, "row 1 is longer than 8 million characters"),
+    "a JSON array of spaces": ("t.json.gz", array_endless_space, "unpacks to more than 100 times"),
+    "a conversation of image marks": ("t.json", array_of_marks, "images are not named once each"),
     "deep JSON": ("t.jsonl", json_deep, "row 1 is no JSON object"),
     "very many objects": ("t.jsonl", json_objects, ""),
     "a key a row": ("t.ndjson", json_keys, NO_TABLE),

@@ -82,8 +82,8 @@ class TableConfig:
     """A user's own table and folder of images."""
 
     file: str = "cases.csv"
-    """Table, relative to `data.root`: `.csv`, `.tsv`, `.txt`, `.jsonl` (or gzipped), `.xlsx`, `.parquet` or a folder
-    of these."""
+    """Table, relative to `data.root`: `.csv`, `.tsv`, `.txt`, `.jsonl`, `.json` (or gzipped), `.xlsx`, `.parquet` or a
+    folder of these."""
     encoding: str | None = None
     """Encoding of a text table, as Python names it: `cp1251`, `gb18030`; null detects it."""
     sheet: str | None = None

@@ -102,7 +102,7 @@ def seems_to_be(head: bytes, is_named: bool = False) -> str | None:
     if re.match(rb"\s*<(!doctype|html|\?xml|table)", head, re.I):
         return "HTML or XML; save it as CSV"
     if re.match(rb'(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[{\[])', head):
-        return "JSON; save it as CSV, or as JSON Lines with the name .jsonl"
+        return "JSON; name it .json, or .jsonl with one object a line"
     if is_named or any(head.startswith(bom) for bom, _ in BOMS):
         return None
     if re.search(rb"\x1b[$(][@BJ]", head):

@@ -18,9 +18,9 @@ from vlm.data.size_limits import LONGEST_ROW, TOO_LONG, Lines
 from vlm.errors import UserError
 
 _TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-_JSON = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_JSON = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 _WORKBOOK = (".xlsx", ".xlsm")
-KINDS = "a table is .csv, .tsv or .parquet (or .xlsx, .jsonl, .ndjson, .txt, .csv.gz, or a folder of .parquet files)"
+KINDS = "a table is .csv, .tsv or .parquet (or .xlsx, .jsonl, .json, .txt, .csv.gz, or a folder of .parquet files)"
 
 
 @dataclass(frozen=True)
