@@ -1,6 +1,6 @@
 """Patients' words stay at home: canaries in every cell, file name and DICOM element reach no log and no artefact.
 
-`predictions.jsonl` and `report.html` hold them on purpose, and are no part of the adapter.
+`predictions.jsonl`, `table1.csv` and `report.html` hold them on purpose, and are no part of the adapter.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from vlm.training.run_folder import RunFolder
 
 __all__ = ["ward"]  # fixtures
 
-AT_HOME = {"predictions.jsonl", "report.html"}
+AT_HOME = {"predictions.jsonl", "report.html", "table1.csv"}
 """What README says holds patients' words."""
 
 

@@ -1,5 +1,6 @@
 """Check and escape text: no control, hidden or text-reversing characters are shown."""
 
+import re
 import unicodedata
 
 LONGEST_LINE = 4000
@@ -26,6 +27,15 @@ def escaped(text: str, longest: int = LONGEST_LINE) -> str:
     """Cut a message to `longest` characters and escape what `is_clean` refuses, as `\\x1b`, to one line."""
     cut = text if len(text) <= longest else f"{text[:longest]}…"
     return "".join(x if is_clean(x) else x.encode("unicode_escape").decode() for x in cut)
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would compute as a formula, so that it is shown as text.
+
+    Also after a separator within the text, at which a spreadsheet of another locale begins a cell. Source: OWASP,
+    CSV Injection.
+    """
+    return re.sub(r"(^|[;\t\r\n])(\s*)(?=[=+\-@＝＋－＠])", r"\1\2'", text)
 
 
 def shortened(text: str) -> str:

@@ -191,6 +191,7 @@ def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> Non
         "log.jsonl",
         "metrics.json",
         "predictions.jsonl",
+        "table1.csv",
         "figures/correlation.png",
         "figures/losses.png",
     } <= names
@@ -213,6 +214,10 @@ def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> Non
     assert {"eval_loss", "eval_loss_bce", "eval_loss_ce"} <= next(row for row in rows if "eval_loss" in row).keys()
     predictions = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
     metrics = json.loads(folder.metrics.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert list(metrics["by_split"]) == ["train", "validation", "test"]
+    assert metrics["by_split"]["test"]["text_loss"] == metrics["text_loss"]
+    assert metrics["by_split"]["train"]["drawn_from"] == metrics["splits"]["train"]["cases"]
+    assert "Classification loss (BCE)" in (folder.path / "report.html").read_text()
     assert len(predictions) == metrics["cases"] > 0
     assert {"id", "reference", "report", "labels", "probabilities"} <= predictions[0].keys()
     assert all(value in (0, 1, None) for row in predictions for value in row["labels"].values())

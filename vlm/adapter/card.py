@@ -73,7 +73,7 @@ def _precision(model: "ClinicalVLM") -> str:
     return method or {"none": "unquantised", "int8": "8-bit"}.get(model.model_config.llm.quantization, "4-bit")
 
 
-NOT_A_MEASURE = ("splits", "verdicts", "operating_points", "subgroups", "profile", "beside")
+NOT_A_MEASURE = ("splits", "by_split", "verdicts", "operating_points", "subgroups", "profile", "beside")
 """Parts of the metrics that the card shows elsewhere."""
 RATES = ("sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative")
 

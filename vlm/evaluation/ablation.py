@@ -154,7 +154,7 @@ def _gaps(metrics: Mapping[str, Any]) -> Iterator[str]:
         for key, value in values.items():
             if isinstance(value, Mapping) and value.get("why"):
                 names.setdefault(value["why"], []).append(f"{above}{key}".replace("_", " "))
-            elif isinstance(value, Mapping) and key not in ("ablation", "baselines", "facts", "subgroups"):
+            elif isinstance(value, Mapping) and key not in ("ablation", "baselines", "by_split", "facts", "subgroups"):
                 walk(value, f"{above}{key} ")
 
     walk(metrics, "")

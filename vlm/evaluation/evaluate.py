@@ -1,4 +1,4 @@
-"""Evaluate a model on the test split: draft, then write metrics.json, predictions.jsonl, figures and a page."""
+"""Evaluate a model on the test split: draft, then write metrics, predictions, figures and a page."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -43,9 +43,10 @@ from vlm.evaluation.measures import (
     text_measures,
 )
 from vlm.evaluation.operating_points import Points, fix_thresholds, operating_measures
-from vlm.evaluation.predictions import write_predictions
+from vlm.evaluation.predictions import write_predictions, write_table1
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.evaluation.site import beside, profile
+from vlm.evaluation.split_measures import SplitScores, score_splits, split_measures
 from vlm.evaluation.subgroups import all_measures, subgroup_measures
 from vlm.evaluation.trust import reliability_measures
 from vlm.findings.labeller import Labeller
@@ -85,11 +86,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model on the test split and write the results to `folder`; returns the metrics.
 
-    `untrained` are the scores before training and `log` the rows of the training log, if any. Without `thresholds` of
-    the operating points, these are fixed on the scores `validation` of the validation split, which are computed unless
-    the caller has them. `own` are the metrics of the adapter's own test, which stand beside these. The caller loads
-    `learned` before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and
-    the others return an empty dict after drafting, and nothing more is exchanged between them.
+    `untrained` are the scores before training and `log` the rows of the training log, if any; with `untrained` the
+    measures of training and validation cases are set beside those of the test. Without `thresholds` of the operating
+    points, these are fixed on the scores `validation` of the validation split, which are computed unless the caller
+    has them. `own` are the metrics of the adapter's own test, which stand beside these. The caller loads `learned`
+    before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and the others
+    return an empty dict after drafting, and nothing more is exchanged between them.
     """
     splits, options = plain_splits(model, cohort, config), config.evaluation
     test = splits["test"]
@@ -102,6 +104,7 @@ def evaluate(
             validation = score_cases(model, splits["validation"], options.batch_size, "validation", text=False)
         as_given = ArmCases(ARMS[0], test)
         given, arms = run_arms(model, as_given, config, scores)
+        of_splits = score_splits(model, cohort, config) if untrained is not None else {}
     rows, references = arms.rows, test.reports
     labeller = Labeller.load(config.data.findings)
     reports = Reports(given.drafts, references, labeller)
@@ -160,6 +163,8 @@ def evaluate(
     metrics["beside"] = beside(metrics, own or {})
     if untrained is not None:
         metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
+        of_splits["test"] = SplitScores(scores, bootstrap.patients, metrics["drawn_from"])
+        metrics["by_split"] = split_measures(of_splits, model.spec.labels, options.bootstrap_draws)
     if given.sections:
         wanted = [split_sections(test.report(index, True), model.spec.sections) for index in range(len(test))]
         metrics["sections"] = section_measures(given.sections, wanted, bootstrap)
@@ -174,7 +179,8 @@ def evaluate(
         make_folder(folder)
     replace_file(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     written = write_predictions(folder, test, scores, given, references, probabilities, disagreements)
-    draw_figures(folder / "figures", cohort, config, scores, probabilities, bootstrap.patients, metrics, log)
+    write_table1(folder, test, written, as_given.has_image)
+    draw_figures(folder / "figures", cohort, config, test, scores, probabilities, bootstrap.patients, metrics, log)
     write_page(folder, test, written, metrics, title=config.run.name)
     return metrics
 

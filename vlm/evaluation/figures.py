@@ -12,42 +12,65 @@ from vlm.atomic import make_folder, writing
 from vlm.config import Config
 from vlm.data.cohort import Cohort
 from vlm.data.correlation import draw_matrix, pairwise_correlation
-from vlm.data.storage import matrix
+from vlm.data.dataset import CaseDataset
+from vlm.data.storage import hashes, matrix
 from vlm.evaluation.curves import probability_figure, risk_coverage_figure
 from vlm.evaluation.scoring import CaseScores
 from vlm.evaluation.style import STYLE, TRAIN, VALIDATION, new_figure, save_figure
+
+MOST_LABELS = 3
+"""Labels in the correlation matrix; more would leave its numbers too small to read."""
 
 
 def draw_figures(
     folder: Path,
     cohort: Cohort,
     config: Config,
+    test: CaseDataset,
     scores: CaseScores,
     probabilities: np.ndarray,
     patients: np.ndarray,
     metrics: Mapping[str, Any],
     log: Sequence[dict[str, Any]],
 ) -> None:
-    """Draw the correlations of all cases, the losses, the head's probabilities (N × K), risk and the ablation."""
+    """Draw the correlations, the losses, the head's probabilities (N × K), risk and the ablation.
+
+    `test` holds the N cases tested.
+    """
     with writing(folder):
         make_folder(folder)
-    truth = np.array(cohort.dataset["probability"], dtype=np.float64)
-    vitals = matrix(cohort.dataset, "vitals", len(cohort.schema)).astype(np.float64)
-    name = "pathology probability"
-    if np.isnan(truth).all() and cohort.labels:
-        truth, name = (
-            matrix(cohort.dataset, "labels", len(cohort.labels)).astype(np.float64)[:, 0],
-            f"label {cohort.labels[0]}",
-        )
-    table = np.column_stack([vitals, truth])
-    title = f"Vitals and pathology, {len(table):,} cases"
-    correlation_figure(table, [*cohort.schema.names, name], folder / "correlation.png", title)
+    columns = correlated_columns(cohort, hashes(test.rows, "id"), probabilities)
+    title = f"Vitals and labels of {len(cohort.dataset):,} cases,\nprobabilities of the model for {len(test):,} unseen"
+    if columns:
+        correlation_figure(np.column_stack([*columns.values()]), [*columns], folder / "correlation.png", title)
     if log:
         loss_figure(log, folder / "losses.png", config.loss.head_only_steps)
     probability_figure(scores, probabilities, cohort.labels, patients, folder / "probability.png")
     points, file = metrics["operating_points"], folder / "risk_coverage.png"
     risk_coverage_figure(scores, probabilities, points, cohort.labels, patients, file)
     ablation_figure(metrics["ablation"], folder / "ablation.png")
+
+
+def correlated_columns(cohort: Cohort, tested: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Collect the columns of the correlation matrix, each N long, NaN where missing, by their names.
+
+    The vitals, a probability of pathology that the cohort itself has, and of the first labels what is known beside the
+    model's probability (T × K) of the cases `tested` (T, hashes of their ids).
+    """
+    dataset = cohort.dataset
+    vitals = matrix(dataset, "vitals", len(cohort.schema)).astype(np.float64)
+    known = matrix(dataset, "labels", len(cohort.labels)).astype(np.float64)
+    ids = hashes(dataset, "id")
+    order = np.argsort(ids)
+    model = np.full(known.shape, np.nan)
+    model[order[np.searchsorted(ids, tested, sorter=order)]] = probabilities
+    columns = dict(zip(cohort.schema.names, vitals.T, strict=True))
+    truth = np.array(dataset["probability"], dtype=np.float64)
+    if not np.isnan(truth).all():
+        columns["pathology probability"] = truth
+    for k, label in enumerate(cohort.labels[:MOST_LABELS]):
+        columns |= {f"{label}, known": known[:, k], f"{label}, model": model[:, k]}
+    return columns
 
 
 def ablation_figure(ablation: Mapping[str, Mapping[str, Any]], file: Path) -> None:

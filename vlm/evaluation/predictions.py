@@ -1,7 +1,9 @@
-"""Write predictions.jsonl: one row a test case. It holds patient text and must stay with the data."""
+"""Write predictions.jsonl and table1.csv: one row a test case. They hold patient text and must stay with the data."""
 
+import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from vlm.data.vitals.schema import describe
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.measures import claims_of
 from vlm.evaluation.scoring import CaseScores
+from vlm.plain import spreadsheet_cell
 
 
 def write_predictions(
@@ -60,6 +63,25 @@ def write_predictions(
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     replace_file(folder / "predictions.jsonl", text)
     return rows
+
+
+def write_table1(folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, Any]], has_image: Sequence[bool]) -> None:
+    """Write table1.csv from the rows of the predictions, for a spreadsheet, as the source paper's Table 1.
+
+    Columns: case, whether an image was shown, the vitals given, of each label what is known and the calibrated
+    probability, and the draft. An empty cell was not given or is not known.
+    """
+    vitals, labels, shown = test.spec.schema.vitals, test.spec.labels, "vitals" not in test.withhold
+    of_labels = [f"{label}{kind}" for label in labels for kind in ("", " probability")]
+    table = [["case", "image", *(f"{v.name} [{v.unit}]" if v.unit else v.name for v in vitals), *of_labels, "draft"]]
+    for row, image in zip(rows, has_image, strict=True):
+        given = row["vitals"] if shown else {}
+        of_case = [row[kind][label] for label in labels for kind in ("labels", "probabilities")]
+        seen = "given" if image else "none"
+        table.append([row["id"], seen, *(given.get(v.name) for v in vitals), *of_case, row["report"]])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([spreadsheet_cell(x) if isinstance(x, str) else x for x in cells] for cells in table)
+    replace_file(folder / "table1.csv", text.getvalue().encode("utf-8-sig"))  # Excel reads UTF-8 by its mark alone
 
 
 def write_rexrank(folder: Path, cohort: Cohort, root: Path) -> None:
