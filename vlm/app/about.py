@@ -16,11 +16,19 @@ class Adapter:
 
     config: AdapterConfig
     software: Software
+    name: str = ""
+    """Name for clients that ask for a model."""
 
     @classmethod
-    def of(cls, folder: Path) -> "Adapter":
-        """Read the config in a folder; raises `UserError` as `read_config` does."""
-        return cls(read_config(folder), Software.of(folder))
+    def of(cls, folder: Path, given: str = "") -> "Adapter":
+        """Read the config in a folder; raises `UserError` as `read_config` does.
+
+        Its name is the Hub id that was `given`, or the folder's; of `runs/ward-7/adapter` that of the run.
+        """
+        where = folder.resolve()
+        own = where.parent.name if where.name == "adapter" else where.name
+        is_id = given and not Path(given).is_dir()
+        return cls(read_config(folder), Software.of(folder), given if is_id else own)
 
     def calibrated(self, calibration: Calibration) -> "Adapter":
         """Return it with the calibration that its drafts have, such as that of a site."""

@@ -1,30 +1,24 @@
 """Define `POST /v1/report` and its OpenAPI documentation; every refusal is one line under `detail`."""
 
-import asyncio
-import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from vlm.app.about import Adapter
+from vlm.app.asking import ask, decode_images, http_codes, result_of
 from vlm.app.bodies import Bodies
-from vlm.app.case_body import BODY, Case, inputs_of, read_case
-from vlm.app.failures import Failed, TooLate, named_failures
+from vlm.app.case_body import BODY, read_case
+from vlm.app.chat import add_chat
 from vlm.app.guard import Access, Guard
-from vlm.app.service import Busy, Job, Service
-from vlm.errors import UserError
+from vlm.app.refusals import refusal
+from vlm.app.service import Service
 from vlm.inference.fhir import to_fhir
-from vlm.inference.study_images import StudyImage, check_roles
-from vlm.plain import printable
 from vlm.report import NOTICE
 from vlm.version import __version__
-
-LONGEST_DETAIL = 400
 
 
 class Answer(BaseModel):
@@ -75,10 +69,8 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
     schema = adapter.config.spec.schema
 
     @app.exception_handler(HTTPException)
-    async def refuse(_: Request, error: HTTPException) -> JSONResponse:
-        """Answer with one line, whatever names and values a client has put into it."""
-        line = printable(" ".join(str(error.detail)[: 10 * LONGEST_DETAIL].split()))[:LONGEST_DETAIL]
-        return JSONResponse({"detail": line}, error.status_code, error.headers)
+    async def refuse(request: Request, error: HTTPException) -> JSONResponse:
+        return refusal(request.url.path, error)
 
     @app.post(
         "/v1/report",
@@ -88,41 +80,19 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
         openapi_extra={"requestBody": BODY},
     )
     async def report(request: Request) -> JSONResponse:
-        try:
+        with http_codes(service):
             service.check_room()
             async with bodies.reading(request) as counted:
-                case, images = await _read(counted)
-            with named_failures():
-                vitals, context, noted = inputs_of(case, schema)
-            prepared = await run_in_threadpool(service.prepare, images, vitals, context, case.prior_report, case.signal)
-            drafted = await result_of(service.draft(prepared))
-            drafted = replace(drafted, warnings=(*noted, *drafted.warnings))
+                case, sent = await read_case(counted)
+                images = await decode_images(service, sent)
+            asked = await ask(service, case, images)
+            drafted = asked.noted(await result_of(asked.job))
             if case.format == "fhir":
-                shown = bool(prepared[0]["has_image"])
-                bundle = to_fhir(drafted, schema, adapter.software, shown, context=context)
+                bundle = to_fhir(drafted, schema, adapter.software, asked.has_image, context=asked.context)
                 return JSONResponse(bundle, media_type="application/fhir+json")
             return JSONResponse(drafted.to_dict())
-        except UserError as error:
-            raise HTTPException(422, str(error)) from None
-        except Busy as error:
-            wait = str(max(1, math.ceil(service.batch_seconds)))
-            raise HTTPException(429, str(error), headers={"Retry-After": wait}) from None
-        except TooLate as error:
-            raise HTTPException(503, str(error)) from None
-        except Failed as error:
-            raise HTTPException(500, str(error)) from None
 
-    async def _read(request: Request) -> tuple[Case, list[StudyImage]]:
-        case, sent = await read_case(request)
-        if sum(len(data) for data, _ in sent) > service.limits.upload:
-            which = "image: larger" if len(sent) == 1 else "images: together larger"
-            raise HTTPException(413, f"{which} than {service.limits.upload >> 20} MiB")
-        check_roles([role for _, role in sent], adapter.config.spec)  # before any is decoded
-        count, images = len(sent), []
-        for number, (data, role) in enumerate(sent, 1):
-            name = "image" if count == 1 else f"image {number} of {count}"
-            images.append(role._replace(image=await service.read_image(data, name)))
-        return case, images
+    add_chat(app, service, adapter, bodies)
 
     @app.get("/v1/schema", summary="What the adapter reads and answers")
     async def describe() -> dict[str, Any]:
@@ -134,15 +104,3 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
         return JSONResponse({"status": state, "waiting": service.waiting}, 200 if service.alive else 503)
 
     return app
-
-
-async def result_of(job: Job[Any]) -> Any:
-    """Await a job's result; raises what it raised, or `TooLate` at its deadline. Cancelled: the client disconnected."""
-    coming = asyncio.wrap_future(job.result)
-    coming.add_done_callback(lambda it: it.cancelled() or it.exception())  # retrieved even if nobody awaits it any more
-    try:
-        return await asyncio.wait_for(asyncio.shield(coming), job.seconds_left)
-    except TimeoutError:
-        raise TooLate from None
-    finally:
-        job.cancelled = True

@@ -133,7 +133,11 @@ def inputs_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], str, tu
 
 
 def _read_json_case(body: bytes) -> tuple[Case, list[SentImage]]:
-    values = _json("body", body)
+    return case_of_json(_json("body", body))
+
+
+def case_of_json(values: Any) -> tuple[Case, list[SentImage]]:
+    """Read the case and the files of its images from parsed JSON; raises `HTTPException` as `read_case` does."""
     texts = _taken_out(values)
     case = _validated(values)
     if case.image is not None and case.images:

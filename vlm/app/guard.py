@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastapi.responses import JSONResponse
+from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from vlm.app.failures import report_failure
+from vlm.app.failures import Failed, report_failure
 from vlm.app.headers import HeaderSender
+from vlm.app.refusals import refusal
 from vlm.errors import UserError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -69,8 +70,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         marked = HeaderSender(scope, send, self.policy)
-        if refusal := self._refusal(scope):
-            await refusal(scope, receive, marked)
+        if refused := self._refusal(scope):
+            await refusal(scope["path"], refused)(scope, receive, marked)
             return
         try:
             await self.app(marked.scope, receive, marked)
@@ -79,18 +80,19 @@ class Guard:
         except Exception as error:
             report_failure(error)
             if not marked.started:
-                await _refused(500, "this failed on our side; the server's log says where")(scope, receive, marked)
+                await refusal(scope["path"], HTTPException(500, str(Failed())))(scope, receive, marked)
 
-    def _refusal(self, scope: Mapping[str, Any]) -> JSONResponse | None:
+    def _refusal(self, scope: Mapping[str, Any]) -> HTTPException | None:
         headers = Headers(raw=list(scope["headers"]))
         host = _HOST.fullmatch(headers.get("host", "").lower())
         if host is None or len(headers.getlist("host")) != 1 or not self._is_ours(host[1], scope):
-            return _refused(421, "Host: not a name of this server; --allowed_hosts adds one")
+            return HTTPException(421, "Host: not a name of this server; --allowed_hosts adds one")
         if not _is_own_page(headers, scope, host[0]):
-            return _refused(403, "asked by another web page: only this server's own page, or a program, may ask")
+            return HTTPException(403, "asked by another web page: only this server's own page, or a program, may ask")
         if self.access.token and scope["path"] not in OPEN_PATHS and not self._is_authorised(headers):
             challenge = {"www-authenticate": 'Basic realm="clinical-vlm", charset="UTF-8"'}
-            return _refused(401, "send the server's token: Authorization: Bearer TOKEN, or as a password", challenge)
+            line = "send the server's token: Authorization: Bearer TOKEN, or as a password"
+            return HTTPException(401, line, challenge)
         return None
 
     def _is_ours(self, name: str, scope: Mapping[str, Any]) -> bool:
@@ -127,10 +129,6 @@ def _is_at(origin: str, host: str) -> bool:
     scheme, _, netloc = origin.lower().partition("://")
     port = {"http": ":80", "https": ":443"}.get(scheme)
     return port is not None and netloc.removesuffix(port) == host.removesuffix(port)
-
-
-def _refused(code: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"detail": detail}, code, headers)
 
 
 def is_loopback(address: str) -> bool:

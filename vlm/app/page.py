@@ -13,7 +13,7 @@ from starlette.routing import Mount
 
 from vlm.app import view
 from vlm.app.about import Adapter
-from vlm.app.api import result_of
+from vlm.app.asking import result_of
 from vlm.app.examples import SyntheticCase, synthetic_cases
 from vlm.app.explaining import explained, show, why_unexplainable
 from vlm.app.failures import Failed, TooLate, named_failures

@@ -62,7 +62,7 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     from vlm.app.service import Limits, Service
     from vlm.inference.open_engine import open_engine, prepare_libraries
 
-    adapter = Adapter.of(folder)
+    adapter = Adapter.of(folder, arguments.adapter)
     limits = Limits(
         upload=arguments.max_upload << 20,
         tokens=arguments.max_new_tokens,
