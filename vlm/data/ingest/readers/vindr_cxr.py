@@ -31,7 +31,7 @@ def load_vindr_cxr(data: DataConfig) -> Cohort:
     differ. Raises `UserError` if there is no table, a column of it is missing, a cell is not 0, 1 or empty, and if a
     radiologist reads an image twice.
     """
-    root = Path(data.root)
+    root = data.folder
     tables = {split: [f"annotations/image_labels_{split}.csv", f"image_labels_{split}.csv"]
               for split in ("train", "test")}  # fmt: skip
     found = {split: names for split, names in tables.items() if any((root / name).is_file() for name in names)}
