@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+from highdicom.sr import EnhancedSR
+from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from tests.dicom_files import CANARY, write
+from vlm.report import NOTICE
 
 WHOSE = {"PatientID": "MRN-77", "PatientName": "CANARY^JÜRGEN", "PatientBirthDate": "19600101", "PatientSex": "M",
          "AccessionNumber": "A-1", "StudyID": "S-1", "StudyTime": "101112", "SpecificCharacterSet": "ISO_IR 100",
@@ -33,3 +37,17 @@ def groups(report: Any) -> dict[str, Any]:
         items = {item.name.meaning: item for item in group.ContentSequence}
         found[items["Tracking Identifier"].value] = items
     return found
+
+
+def check_stored(stored: EnhancedSR, shown: dict, image: Path) -> None:
+    """Compare a report that came back from an archive with the draft that was shown."""
+    source = dcmread(image)
+    assert (stored.CompletionFlag, stored.VerificationFlag) == ("PARTIAL", "UNVERIFIED")
+    assert (stored.StudyInstanceUID, stored.PatientID, str(stored.PatientName)) == (
+        source.StudyInstanceUID, source.PatientID, str(source.PatientName))  # fmt: skip
+    assert texts(stored)[0] == ("Comment", NOTICE)
+    assert not shown["text"].strip() or texts(stored)[1] == ("Finding", shown["text"].strip())
+    found = groups(stored)
+    for label, value in shown["probabilities"].items():
+        assert found[f"label {label}"]["Probability"].value == pytest.approx(value, abs=1e-6)
+    assert [item[2] for item in stored.get_evidence()] == [source.SOPInstanceUID]

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from vlm.app.about import Adapter
+from vlm.app.archived_study import ArchivedStudies
 from vlm.app.asking import ask, decode_images, http_codes, result_of
 from vlm.app.bodies import Bodies
 from vlm.app.case_body import BODY, read_case
@@ -53,14 +54,17 @@ class Refusal(BaseModel):
 
 
 REFUSALS = {400: "not readable as what it says it is", 401: "the server asks for its token",
-            403: "asked by another web page", 408: "the body came too slowly",
+            403: "asked by another web page", 404: "the archive has no such study", 408: "the body came too slowly",
             413: "too large", 415: "neither multipart nor JSON",
             422: "a wrong image, vital or field", 421: "not a name of this server",
-            429: "the queue is full; see Retry-After", 503: "not done within the time limit"}  # fmt: skip
+            429: "the queue is full; see Retry-After", 502: "the archive fails", 503: "not done within the time limit",
+            504: "the archive does not answer within the time limit"}  # fmt: skip
 
 
-def make_api(service: Service, adapter: Adapter, access: Access | None = None) -> FastAPI:
-    """Make the routes, documented at `/openapi.json` and, without a CDN, at `/docs`."""
+def make_api(
+    service: Service, adapter: Adapter, access: Access | None = None, studies: ArchivedStudies | None = None
+) -> FastAPI:
+    """Make the routes, documented at `/openapi.json` and, without a CDN, at `/docs`; `studies` are of an archive."""
     app = FastAPIOffline(
         title="clinical-vlm", version=__version__, description=NOTICE, redoc_url=None, debug=False
     )  # fmt: skip
@@ -85,10 +89,13 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
             async with bodies.reading(request) as counted:
                 case, sent = await read_case(counted)
                 images = await decode_images(service, sent)
-            asked = await ask(service, case, images)
+            asked = await ask(service, case, images, studies)
             drafted = asked.noted(await result_of(asked.job))
+            if studies and asked.study and case.store:
+                await studies.store(drafted, asked.study)
             if case.format == "fhir":
-                bundle = to_fhir(drafted, schema, adapter.software, asked.has_image, context=asked.context)
+                has, context, uid = asked.has_image, asked.context, case.study_uid
+                bundle = to_fhir(drafted, schema, adapter.software, has, context=context, study=uid)
                 return JSONResponse(bundle, media_type="application/fhir+json")
             return JSONResponse(drafted.to_dict())
 
@@ -96,7 +103,8 @@ def make_api(service: Service, adapter: Adapter, access: Access | None = None) -
 
     @app.get("/v1/schema", summary="What the adapter reads and answers")
     async def describe() -> dict[str, Any]:
-        return {**adapter.describe(), "limits": asdict(service.limits)}
+        archive = {"store": studies.may_store} if studies else None
+        return {**adapter.describe(), "limits": asdict(service.limits), "archive": archive}
 
     @app.get("/healthz", summary="Whether drafts are written, and how many wait")
     async def health() -> JSONResponse:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from fastapi import HTTPException
 from starlette.concurrency import run_in_threadpool
 
-from vlm.app.case_body import Case, SentImage, inputs_of
+from vlm.app.archived_study import ArchivedStudies, ArchivedStudy, fetched, within
+from vlm.app.case_body import Case, SentImage, inputs_of, read_images
 from vlm.app.failures import Failed, TooLate, named_failures
 from vlm.app.service import Busy, Draft, Job, Service
 from vlm.errors import UserError
+from vlm.inference.dicomweb import ArchiveError
 from vlm.inference.study_images import StudyImage, check_roles
 from vlm.report import Report
 
@@ -26,6 +28,8 @@ class Asked(NamedTuple):
     notes: tuple[str, ...]
     """Warnings on resources that were skipped."""
     has_image: bool
+    study: ArchivedStudy | None
+    """The study of the archive that it is of, if it is of one."""
 
     def noted(self, report: Report) -> Report:
         """Return the report with these warnings before its own."""
@@ -38,19 +42,18 @@ async def decode_images(service: Service, sent: Sequence[SentImage]) -> list[Stu
         which = "image: larger" if len(sent) == 1 else "images: together larger"
         raise HTTPException(413, f"{which} than {service.limits.upload >> 20} MiB")
     check_roles([role for _, role in sent], service.engine.model.spec)  # before any is decoded
-    count, images = len(sent), []
-    for number, (data, role) in enumerate(sent, 1):
-        name = "image" if count == 1 else f"image {number} of {count}"
-        images.append(role._replace(image=await service.read_image(data, name)))
-    return images
+    return await read_images(service, sent)
 
 
-async def ask(service: Service, case: Case, images: list[StudyImage]) -> Asked:
-    """Queue a case; raises `UserError` for what the adapter does not take, and `Busy`."""
+async def ask(service: Service, case: Case, images: list[StudyImage], studies: ArchivedStudies | None = None) -> Asked:
+    """Queue a case; raises `UserError` for what the adapter does not take, `Busy`, and as `ArchivedStudies.fetch`."""
     with named_failures():
         vitals, context, noted = inputs_of(case, service.engine.model.spec.schema)
+    study = await fetched(studies, case.study_uid, case.store, bool(images))
+    if study:
+        images, noted = study.images, (*study.notes, *noted)
     prepared = await run_in_threadpool(service.prepare, images, vitals, context, case.prior_report, case.signal)
-    return Asked(service.draft(prepared), context, noted, bool(prepared[0]["has_image"]))
+    return Asked(within(service.draft(prepared), study), context, noted, bool(prepared[0]["has_image"]), study)
 
 
 async def result_of(job: Job[Any]) -> Any:
@@ -70,6 +73,8 @@ def http_codes(service: Service) -> Iterator[None]:
     """Raise an `HTTPException` with the code of what goes wrong in the block."""
     try:
         yield
+    except ArchiveError as error:
+        raise HTTPException(error.status, str(error)) from None
     except UserError as error:
         raise HTTPException(422, str(error)) from None
     except Busy as error:

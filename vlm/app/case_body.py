@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from vlm.app.bodies import form_of, is_encodable, read_json
+from vlm.app.service import Service
 from vlm.data.study import MOST_IMAGES
 from vlm.data.vitals.schema import VitalsSchema
 from vlm.data.vitals.series import MOST_POINTS
@@ -84,6 +85,11 @@ class Case(BaseModel):
         None, description="signal such as an ECG: a list of numbers for each channel, null at a gap"
     )
     format: Format = Field("report", description="form of the answer: ours, or a FHIR Bundle")
+    study_uid: str = Field(
+        "", max_length=LONGEST_VALUE, description="in place of images: Study Instance UID of a study in the archive "
+        "that the server was started with"
+    )  # fmt: skip
+    store: bool = Field(False, description="store the draft of that study in the archive, unverified")
 
 
 _FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -97,6 +103,8 @@ _FORM = {"type": "object", "additionalProperties": {"type": "string", "descripti
                         "prior_report": {"type": "string", "description": "report of the earlier study"},
                         "vitals": {"type": "string", "description": "JSON object of names and values"},
                         "observations": {"type": "string", "description": "FHIR Observations as JSON"},
+                        "study_uid": {"type": "string", "description": "in place of images: study in the archive"},
+                        "store": {"type": "boolean", "description": "store its draft there, unverified"},
                         "context": {"type": "string"}, "signal": {"type": "string", "description": "its lists as JSON"},
                         "format": {"type": "string"}}}  # fmt: skip
 BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
@@ -113,6 +121,15 @@ async def read_case(request: Request) -> tuple[Case, list[SentImage]]:
         async with form_of(request, files=MOST_IMAGES, fields=500, largest=1 << 18) as form:
             return await _read_form(form)
     raise HTTPException(415, f"send multipart/form-data or application/json, not {kind[:80] or 'an untyped body'}")
+
+
+async def read_images(service: Service, sent: Sequence[SentImage]) -> list[StudyImage]:
+    """Decode the images of a case; raises as `Service.read_image` does."""
+    count, images = len(sent), []
+    for number, (data, role) in enumerate(sent, 1):
+        name = "image" if count == 1 else f"image {number} of {count}"
+        images.append(role._replace(image=await service.read_image(data, name)))
+    return images
 
 
 def inputs_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], str, tuple[str, ...]]:
@@ -142,7 +159,7 @@ def case_of_json(values: Any) -> tuple[Case, list[SentImage]]:
     case = _validated(values)
     if case.image is not None and case.images:
         raise HTTPException(422, "images: stand in place of image; give one of them")
-    roles = [_role(image.view, image.prior, image.days) for image in case.images] or [_role()] * len(texts)
+    roles = [role_of(image.view, image.prior, image.days) for image in case.images] or [role_of()] * len(texts)
     files = (_from_base64(text, where) for where, text in texts.items())
     return case, list(zip(files, roles, strict=True))
 
@@ -161,7 +178,8 @@ def _taken_out(values: Any) -> dict[str, str]:
     return texts
 
 
-def _role(view: str = "", prior: bool = False, days: float | None = None) -> StudyImage:
+def role_of(view: str = "", prior: bool = False, days: float | None = None) -> StudyImage:
+    """Make the role of an image, without a picture yet."""
     return StudyImage(np.empty(0, np.uint8), view, prior, days)
 
 
@@ -193,7 +211,7 @@ def _from_base64(text: str, where: str) -> bytes:
 
 _FILE_FIELDS, _ROLE_FIELDS = ("image", "prior"), ("view", "prior_view", "prior_days")
 _JSON_FIELDS = ("vitals", "observations", "signal")
-_TEXT_FIELDS = ("context", "prior_report", "format")
+_TEXT_FIELDS = ("context", "prior_report", "format", "study_uid", "store")
 
 
 async def _read_form(form: FormData) -> tuple[Case, list[SentImage]]:
@@ -241,7 +259,7 @@ def _form_roles(given: dict[str, list[Any]]) -> list[StudyImage]:
     views = _paired(given["view"], current, "view", "image", "")
     prior_views = _paired(given["prior_view"], earlier, "prior_view", "prior", "")
     times = _paired(days, earlier, "prior_days", "prior", None)
-    return [_role(view) for view in views] + [_role(*role) for role in zip(prior_views, [True] * earlier, times,
+    return [role_of(view) for view in views] + [role_of(*role) for role in zip(prior_views, [True] * earlier, times,
                                                                            strict=True)]  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def _add_part(part: Any, where: str, texts: list[str], images: list[dict[str, An
         case {"type": "image_url", "image_url": {"url": str(url), **role}, **rest} if not rest:
             if role.pop("detail", "auto") != "auto":
                 raise HTTPException(422, f"{where}: detail: only auto; the adapter knows its size")
-            images.append({"data": _base64_of(url, where), **role})
+            images.append({"data": _base64_of(url, where)} | {str(name): value for name, value in role.items()})
         case _:
             raise HTTPException(422, f"{where}: give a text or an image_url, and nothing beside it")
 

@@ -21,6 +21,10 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
         "adapter's")  # fmt: skip
     add("--abstain", action="store_true", help="give no draft that is among the least sure, or of a picture unlike "
         "those of training")  # fmt: skip
+    add("--dicomweb", metavar="URL", help="archive whose studies are drafted by their UIDs, such as "
+        "https://archive.example/dicom-web; extra `dicom`, credentials as for `draft`; needs a token")  # fmt: skip
+    add("--dicomweb_http", action="store_true", help="allow plain http to another machine, which others can read")
+    add("--store", action="store_true", help="store a draft there, as a Structured Report, if its request asks for it")
     add("--max_new_tokens", type=int, help="longest draft, in tokens; default: the adapter's")
     add("--max_upload", type=int, default=64, help="largest image file, MiB")
     add("--max_seconds", type=float, default=60, help="time limit of a request")
@@ -52,6 +56,12 @@ def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         if value is not None and value <= 0:
             raise UserError(f"--{name}: must be more than 0")
     check_port(arguments.port)
+    if arguments.dicomweb:
+        from vlm.inference.dicomweb import Archive, check_address
+
+        Archive(check_address(arguments.dicomweb, arguments.dicomweb_http)).check()
+    elif arguments.store or arguments.dicomweb_http:
+        raise UserError("--store and --dicomweb_http: are for an archive; name it with --dicomweb")
     from vlm.app.serve import serve  # after the arguments: --help need not wait for the web libraries
 
     serve(arguments)

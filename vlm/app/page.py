@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from starlette.routing import Mount
 
 from vlm.app import view
 from vlm.app.about import Adapter
+from vlm.app.archived_study import ArchivedStudies, ArchivedStudy, fetched, within
 from vlm.app.asking import result_of
 from vlm.app.examples import SyntheticCase, synthetic_cases
 from vlm.app.explaining import explained, show, why_unexplainable
@@ -35,9 +37,9 @@ MOST_SESSIONS = 256
 HERE = Path(__file__).parent
 
 
-def add_page(app: FastAPI, service: Service, adapter: Adapter) -> FastAPI:
+def add_page(app: FastAPI, service: Service, adapter: Adapter, studies: ArchivedStudies | None = None) -> FastAPI:
     """Mount the page at `/`, below the routes of `make_api`, behind a `Gate`."""
-    blocks = Page(service, adapter).build()
+    blocks = Page(service, adapter, studies).build()
     gr.mount_gradio_app(
         app,
         blocks,
@@ -82,8 +84,8 @@ class Answer(NamedTuple):
 class Page:
     """The components and their event handlers."""
 
-    def __init__(self, service: Service, adapter: Adapter) -> None:
-        self.service, self.adapter = service, adapter
+    def __init__(self, service: Service, adapter: Adapter, studies: ArchivedStudies | None = None) -> None:
+        self.service, self.adapter, self.studies = service, adapter, studies
         self.spec = adapter.config.spec
         self.form = fields(self.spec.schema)
         self.images = ImageForm(service, self.spec)
@@ -111,6 +113,7 @@ class Page:
 
     def _build_inputs(self) -> None:
         self.images.build()
+        self._build_archive()
         gr.HTML('<h2>Vitals</h2><p class="vlm-soft">Leave empty what was not measured.</p>', js_on_load=None)
         with gr.Row():
             self.values = [_input(field) for field in self.form]
@@ -128,13 +131,21 @@ class Page:
             cases = synthetic_cases(self.spec)
             self.examples = [(gr.Button(case.title, size="sm", min_width=140), case) for case in cases]
 
+    def _build_archive(self) -> None:
+        self.study_uid = gr.Textbox(label="Or a study in the archive: its Study Instance UID", max_lines=1,
+                                    max_length=64, visible=self.studies is not None,
+                                    html_attributes=_PLAIN)  # fmt: skip
+        self.store = gr.Checkbox(label="Store its draft in the archive, unverified",
+                                 visible=self.studies is not None and self.studies.may_store)  # fmt: skip
+
     def _connect(self) -> None:
         images, roles = self.images.outputs, self.images.roles
-        values = [*self.values, self.context, self.prior_report]
+        told = [self.context, self.prior_report, self.study_uid, self.store]
+        values = [*self.values, *told]
         shown = [self.result, self.answer, self.draft, self.stop, self.explain, self.explanation]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         explaining = self.explain.click(self.explain_draft, self.answer, [self.explain, self.explanation], **quiet)
-        asked = [self.images.pictures, self.context, self.prior_report, *self.values, *roles]
+        asked = [self.images.pictures, *told, *self.values, *roles]
         writing = self.draft.click(self.write, asked, shown, cancels=[explaining], **quiet)
         quiet["cancels"] = [writing, explaining]  # an explanation of another case must not appear beside these inputs
         self.stop.click(_nothing, None, shown, **quiet)
@@ -167,15 +178,20 @@ class Page:
         """Take an image away."""
         return [*self.images.without(place, pictures, *roles), *_nothing()]
 
-    async def write(self, pictures: Any, context: str, earlier: str, *values: Any) -> AsyncIterator[list[Any]]:
+    async def write(
+        self, pictures: Any, context: str, earlier: str, uid: str, store: bool, *values: Any
+    ) -> AsyncIterator[list[Any]]:
         """Draft and stream the words; every refusal is shown as a message."""
         try:
             vitals = given(self.form, values[: len(self.form)])
             images = self.images.given(pictures, values[len(self.form) :])
-            case = images, vitals, context or "", earlier or ""
+            if uid:
+                yield _shown(view.writing("", 0), busy=True)
+            study = await fetched(self.studies, (uid or "").strip(), bool(store), bool(images))
+            case = study.images if study else images, vitals, context or "", earlier or ""
             prepared = await run_in_threadpool(self.service.prepare, *case)
-            job = self.service.draft(prepared)
-        except (UserError, Busy, Failed) as error:
+            job = within(self.service.draft(prepared), study)
+        except (UserError, Busy, TooLate, Failed) as error:
             yield _shown(view.refused(str(error)))
             return
         ahead, before = self.service.waiting - 1, ""
@@ -192,8 +208,20 @@ class Page:
             return
         finally:
             job.cancelled = True
-        page = view.finished(report, self.adapter, context or "", earlier or "")
+        if study:
+            report = replace(report, warnings=(*study.notes, *report.warnings))
+        filed = await self._store(report, study) if study and store else ""
+        page = view.finished(report, self.adapter, context or "", earlier or "", study.uid if study else "", filed)
         yield _shown(page, Answer(*case, report), explain=not self.unexplained)
+
+    async def _store(self, report: Report, study: ArchivedStudy) -> str:
+        """Store a draft, and say so; a draft that cannot be stored is shown all the same, with the reason."""
+        assert self.studies is not None
+        try:
+            await self.studies.store(report, study)
+        except (UserError, TooLate, Failed) as error:
+            return f"Not stored: {error}"
+        return "Stored in the archive as a Structured Report, unverified."
 
     async def explain_draft(self, answer: Answer) -> AsyncIterator[list[Any]]:
         """Explain the draft that is shown."""
@@ -210,9 +238,10 @@ class Page:
         """Make a handler that fills the inputs with an example, or empties them."""
         vitals = [case.vitals.get(field.name, NOT_GIVEN) if case else NOT_GIVEN for field in self.form]
         pictures = [case.picture] if case and case.picture is not None else []
-        return lambda: [*self.images.updates(pictures), *vitals, "", "", *_nothing()]
+        return lambda: [*self.images.updates(pictures), *vitals, "", "", "", False, *_nothing()]
 
 
+_PLAIN = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False, autocapitalize="off")
 _ICON = (
     "<link rel='icon' href=\"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Crect width='16' height='16' rx='3' fill='%232f5f98'/%3E%3Cpath d='M4 4h8M4 8h8M4 12h5' stroke='white' "
@@ -224,9 +253,8 @@ def _input(field: Field) -> Any:
     if field.choices:
         choices = [("not given", NOT_GIVEN), *((choice, choice) for choice in field.choices)]
         return gr.Radio(choices, value=NOT_GIVEN, label=field.label, min_width=220)
-    plain = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False, autocapitalize="off")
     return gr.Textbox(label=field.label, info=field.help or None, min_width=220, max_lines=1, max_length=field.longest,
-                      html_attributes=plain)  # fmt: skip
+                      html_attributes=_PLAIN)  # fmt: skip
 
 
 def _nothing() -> list[Any]:

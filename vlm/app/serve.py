@@ -17,6 +17,8 @@ from vlm.app.guard import TOKEN_VARIABLE, Access, is_loopback, read_token
 from vlm.errors import UserError
 
 if TYPE_CHECKING:  # it imports PyTorch: a typing error should not wait for it
+    from vlm.app.about import Adapter
+    from vlm.app.archived_study import ArchivedStudies
     from vlm.app.service import Service
 
 
@@ -56,6 +58,9 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
     """Load the adapter and add the page and the routes; raises `UserError` as `vlm.adapter.load` does."""
     from vlm.adapter import resolve
 
+    if arguments.dicomweb and not access.token:
+        raise UserError(f"--dicomweb: any user of this machine could read the archive by this server; set "
+                        f"{TOKEN_VARIABLE} or --token_file")  # fmt: skip
     folder = resolve(arguments.adapter, arguments.revision)  # before the heavy imports: a typing error costs no wait
     from vlm.app.about import Adapter
     from vlm.app.api import make_api
@@ -76,7 +81,8 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
                          site=arguments.site, abstain=arguments.abstain)  # fmt: skip
     adapter = adapter.calibrated(engine.model.calibration)
     service = Service(engine, limits)
-    app = make_api(service, adapter, access)
+    studies = _studies(arguments, service, adapter)
+    app = make_api(service, adapter, access, studies)
     app.router.lifespan_context = partial(lifetime, service)
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     from vlm.app.explaining import why_unexplainable
@@ -84,7 +90,20 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
 
     if reason := why_unexplainable(service.engine):
         print(f"explanations: off, {reason}", flush=True)
-    return add_page(app, service, adapter)
+    return add_page(app, service, adapter, studies)
+
+
+def _studies(arguments: argparse.Namespace, service: "Service", adapter: "Adapter") -> "ArchivedStudies | None":
+    """Open the operator's archive to requests, if one is named."""
+    if not arguments.dicomweb:
+        return None
+    from vlm.app.archived_study import ArchivedStudies
+    from vlm.inference.dicomweb import Archive, check_address
+
+    archive = Archive(check_address(arguments.dicomweb, arguments.dicomweb_http))
+    stored = "a draft is stored there if its request asks for it" if arguments.store else "nothing is stored there"
+    print(f"archive: {archive.address}; {stored}", flush=True)
+    return ArchivedStudies(archive, service, adapter.software, arguments.store)
 
 
 @asynccontextmanager

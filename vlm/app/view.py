@@ -44,10 +44,15 @@ def writing(text: str, ahead: int) -> str:
     return _result(state="writing", text=text, message="writing …" if text else before)
 
 
-def finished(report: Report, adapter: Adapter, context: str = "", prior_report: str = "") -> str:
-    """Render a finished draft with its probabilities, warnings and files."""
+def finished(
+    report: Report, adapter: Adapter, context: str = "", prior_report: str = "", study: str = "", filed: str = ""
+) -> str:
+    """Render a finished draft with its probabilities, warnings and files.
+
+    `study` is the UID of its study in the archive, `filed` says whether the draft is stored there.
+    """
     schema, names = adapter.config.spec.schema, adapter.config.spec.sections
-    bundle = to_fhir(report, schema, adapter.software, bool(report.images), context=context)
+    bundle = to_fhir(report, schema, adapter.software, bool(report.images), context=context, study=study)
     read = [*_values(report, schema), *_images(report)]
     told = {"the indication": context, "the earlier report": prior_report}
     return _result(
@@ -55,6 +60,7 @@ def finished(report: Report, adapter: Adapter, context: str = "", prior_report: 
         text=report.text,
         parts=[(heading(name) if name else "", part) for name, part in section_parts(report.text, names) if part],
         report=report,
+        filed=filed,
         meaning=meaning(adapter.config.calibration),
         read=", ".join([*read, *(name for name, text in told.items() if text.strip())]),
         files=[
@@ -97,7 +103,7 @@ def png_link(image: np.ndarray) -> str:
 
 
 def _result(**values: Any) -> str:
-    return render("vlm.app", "result.html.j2", **{"report": None, "percent": percent, **values})
+    return render("vlm.app", "result.html.j2", **{"report": None, "filed": "", "percent": percent, **values})
 
 
 def _values(report: Report, schema: VitalsSchema) -> list[str]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def write_predictions(
     return rows
 
 
-def write_table1(folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, Any]], has_image: Sequence[bool]) -> None:
+def write_table1(folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, Any]], has_image: Iterable[bool]) -> None:
     """Write table1.csv from the rows of the predictions, for a spreadsheet, as the source paper's Table 1.
 
     Columns: case, whether an image was shown, the vitals given, of each label what is known and the calibrated
@@ -73,7 +73,9 @@ def write_table1(folder: Path, test: CaseDataset, rows: Sequence[Mapping[str, An
     """
     vitals, labels, shown = test.spec.schema.vitals, test.spec.labels, "vitals" not in test.withhold
     of_labels = [f"{label}{kind}" for label in labels for kind in ("", " probability")]
-    table = [["case", "image", *(f"{v.name} [{v.unit}]" if v.unit else v.name for v in vitals), *of_labels, "draft"]]
+    table: list[list[Any]] = [
+        ["case", "image", *(f"{v.name} [{v.unit}]" if v.unit else v.name for v in vitals), *of_labels, "draft"]
+    ]
     for row, image in zip(rows, has_image, strict=True):
         given = row["vitals"] if shown else {}
         of_case = [row[kind][label] for label in labels for kind in ("labels", "probabilities")]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SERIES = "Draft by software, not a diagnosis"
 """Description of the series of a draft."""
-SPEAKERS = ("highdicom", "pydicom", "dicomweb_client", "urllib3")
+SPEAKERS = ("highdicom", "pydicom", "dicomweb_client", "retrying", "urllib3")
 """Libraries whose messages quote what must not be logged."""
 
 

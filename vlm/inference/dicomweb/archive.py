@@ -19,6 +19,7 @@ from vlm.data.images.modality import HEAD
 from vlm.errors import UserError, require
 from vlm.inference.dicom_folder import MOST_FILES
 from vlm.inference.dicom_report.equipment import unlogged
+from vlm.inference.dicomweb.archive_error import ArchiveError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -49,17 +50,23 @@ class Archive(NamedTuple):
     """Address of the service, before `/studies`."""
     seconds: float = MOST_SECONDS
     """Longest time to fetch or to store, seconds."""
+    name: str = ""
+    """What messages call it; empty for the option and its host."""
 
     @property
     def where(self) -> str:
         """Beginning of a message."""
-        return f"--dicomweb: {urlsplit(self.address).netloc}"
+        return self.name or f"--dicomweb: {urlsplit(self.address).netloc}"
+
+    def check(self) -> None:
+        """Raise `UserError` where dicomweb-client is not installed, or the credentials are not whole."""
+        self._client(self._bounds(LARGEST_ANSWER, LARGEST_ANSWER))
 
     def fetch(self, study: str, folder: Path) -> int:
         """Write the objects of a study to an empty folder, and return how many there are.
 
-        Raises `UserError` for a server that cannot be reached, refuses, sends no DICOM, another study, or more than
-        500 objects, 2 GiB in all, 512 MiB in one or 300 s.
+        Raises `ArchiveError` for a server that cannot be reached, refuses, sends no DICOM, another study, or more than
+        500 objects, 2 GiB in all, 512 MiB in one or 300 s, and `UserError` for a full disk.
         """
         bounds = self._bounds(LARGEST_STUDY, LARGEST_OBJECT)
         with unlogged(), self._plain_errors():
@@ -70,28 +77,24 @@ class Archive(NamedTuple):
         for part in _parts(self._client(bounds), study):
             count, bounds.since = count + 1, 0
             if count > MOST_FILES:
-                raise UserError(f"{self.where}: more than {MOST_FILES} objects; export the radiographs of the study "
-                                "and give their folder with --image")  # fmt: skip
-            head, where = part[:HEAD], f"{self.where}: object {count} of the study"
-            if file_type(head) == "DICOM" and read_elements(where, head, ["StudyInstanceUID"]) != {
-                "StudyInstanceUID": study
-            }:
-                raise UserError(f"{where}: is of another study than the one that was asked for")
+                raise ArchiveError(f"{self.where}: more than {MOST_FILES} objects; export the radiographs of the "
+                                   "study, and draft these files")  # fmt: skip
+            _check_study(f"{self.where}: object {count} of the study", part[:HEAD], study)
             with writing(folder):
                 write_file(folder / f"{count:03}.dcm", part)
         if not count:
-            raise UserError(f"{self.where}: {WAYS_OUT[404]}")
+            raise ArchiveError(f"{self.where}: {WAYS_OUT[404]}", 404)
         return count
 
     def store(self, document: "Dataset") -> None:
-        """Store an object in its study; raises `UserError` where the server does not say that it has it."""
+        """Store an object in its study; raises `ArchiveError` where the server does not say that it has it."""
         bounds = self._bounds(LARGEST_ANSWER, LARGEST_ANSWER)
         with unlogged(), self._plain_errors():
             client = self._client(bounds)
             answer = bounds.run(lambda: client.store_instances([document], document.StudyInstanceUID))
             taken = [str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or []]
         if answer.get("FailedSOPSequence") or str(document.SOPInstanceUID) not in taken:
-            raise UserError(f"{self.where}: does not say that it stored the draft")
+            raise ArchiveError(f"{self.where}: does not say that it stored the draft")
 
     def _bounds(self, largest: int, largest_object: int) -> "Bounds":
         require("dicomweb_client", f"{self.where}: needs dicomweb-client")
@@ -119,16 +122,17 @@ class Archive(NamedTuple):
             raise
         except requests.HTTPError as error:
             status = 0 if error.response is None else error.response.status_code
-            raise UserError(f"{self.where}: answered {status}: {WAYS_OUT.get(status, 'it failed')}") from None
+            line = f"{self.where}: answered {status}: {WAYS_OUT.get(status, 'it failed')}"
+            raise ArchiveError(line, 404 if status == 404 else 502) from None
         except requests.TooManyRedirects:
-            raise UserError(f"{self.where}: leads to another address; give that one") from None
+            raise ArchiveError(f"{self.where}: leads to another address; give that one") from None
         except requests.exceptions.SSLError:
-            raise UserError(f"{self.where}: its certificate is not trusted; name the file of its authority in "
-                            "REQUESTS_CA_BUNDLE") from None  # fmt: skip
+            raise ArchiveError(f"{self.where}: its certificate is not trusted; name the file of its authority in "
+                               "REQUESTS_CA_BUNDLE") from None  # fmt: skip
         except (requests.RequestException, OSError) as error:
-            raise UserError(f"{self.where}: cannot be reached or broke off ({type(error).__name__})") from None
+            raise ArchiveError(f"{self.where}: cannot be reached or broke off ({type(error).__name__})") from None
         except Exception as error:  # a broken answer can raise nearly anything
-            raise UserError(f"{self.where}: answered with no DICOMweb ({type(error).__name__})") from None
+            raise ArchiveError(f"{self.where}: answered with no DICOMweb ({type(error).__name__})") from None
 
 
 def check_address(address: str, allow_http: bool = False) -> str:
@@ -158,6 +162,18 @@ def _is_loopback(parts: SplitResult) -> bool:
         return parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False
+
+
+def _check_study(where: str, head: bytes, study: str) -> None:
+    """Raise `ArchiveError` for a DICOM object of another study, or one whose header cannot be read."""
+    try:
+        is_right = file_type(head) != "DICOM" or read_elements(where, head, ["StudyInstanceUID"]) == {
+            "StudyInstanceUID": study
+        }
+    except UserError as error:
+        raise ArchiveError(*error.args) from None
+    if not is_right:
+        raise ArchiveError(f"{where}: is of another study than the one that was asked for")
 
 
 def is_uid(text: str) -> bool:

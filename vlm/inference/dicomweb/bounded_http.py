@@ -11,6 +11,7 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from vlm.errors import UserError
+from vlm.inference.dicomweb.archive_error import ArchiveError
 
 CONNECT_SECONDS, SILENT_SECONDS = 15, 60
 """Longest wait for a connection, and for its next bytes."""
@@ -30,25 +31,25 @@ class Bounds:
         self.deadline = time.monotonic() + seconds
 
     def take(self, count: int) -> None:
-        """Count bytes; raises `UserError` where they are too many or too late."""
+        """Count bytes; raises `ArchiveError` where they are too many or too late."""
         self.total, self.since = self.total + count, self.since + count
         if self.total > self.largest:
-            raise UserError(f"{self.where}: the study is larger than {self.largest >> 20} MiB; export its radiographs "
-                            "and give their folder with --image")  # fmt: skip
+            raise ArchiveError(f"{self.where}: the study is larger than {self.largest >> 20} MiB; export its "
+                               "radiographs, and draft these files")  # fmt: skip
         if self.since > self.largest_object:
-            raise UserError(f"{self.where}: an object is larger than {self.largest_object >> 20} MiB")
+            raise ArchiveError(f"{self.where}: an object is larger than {self.largest_object >> 20} MiB")
         if time.monotonic() > self.deadline:
             raise self.late()
 
-    def late(self) -> UserError:
+    def late(self) -> ArchiveError:
         """Make the error of a server that takes too long."""
-        return UserError(f"{self.where}: did not answer whole within {self.seconds:g} s")
+        return ArchiveError(f"{self.where}: did not answer whole within {self.seconds:.3g} s", 504)
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Run the work in a thread of its own and wait until the deadline: a read from a socket cannot be ended.
 
         A thread that is late is left behind; it gives up at its next bytes, or ends with the program. Raises
-        `UserError` then, and whatever the work raises.
+        `ArchiveError` then, and whatever the work raises.
         """
         results: list[Result] = []
         errors: list[BaseException] = []
@@ -81,7 +82,7 @@ class _BoundedAdapter(HTTPAdapter):
         response = super().send(request, *arguments, **options)
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
-            raise UserError(f"{self.bounds.where}: the answer is compressed, and may unpack without bound")
+            raise ArchiveError(f"{self.bounds.where}: the answer is compressed, and may unpack without bound")
         response.raw = _CountedBody(response.raw, self.bounds)
         return response
 

@@ -68,7 +68,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def _votes(cells: pd.Series, path: Path) -> pd.Series:
     """Convert cells to 1, 0 and NaN for an empty one."""
-    votes = pd.to_numeric(cells.str.strip().replace("", np.nan), errors="coerce")
+    votes = pd.to_numeric(cells.str.strip(), errors="coerce")
     refuse(cells, (cells.str.strip() != "") & ~votes.isin([0, 1]), path, "no label; 1, 0 or nothing")
     return votes
 
@@ -84,7 +84,7 @@ def _differences(path: Path, yes: pd.DataFrame, known: pd.DataFrame, readers: pd
         notes.append(f"{path}: {(readers != 3).sum():,} images have other than three radiologists")
     if differ.any(axis=None):
         seen = (yes > 0).sum()
-        worst = differ.sum().nlargest(3)
-        lists = [f"{name} {seen[name] - count:,} of {seen[name]:,}" for name, count in worst.items() if count]
+        worst = [str(name) for name, count in differ.sum().nlargest(3).items() if count]
+        lists = [f"{name} {seen[name] - differ[name].sum():,} of {seen[name]:,}" for name in worst]
         notes.append(f"{path}: images with a finding of which all agree, where any sees it: {', '.join(lists)}")
     return notes
