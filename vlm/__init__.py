@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from vlm.evaluation.compare import compare
     from vlm.evaluation.run import evaluate_adapter as evaluate
     from vlm.inference.study_images import StudyImage
+    from vlm.integrations.auto_classes import register_auto_classes
     from vlm.pretrained import ClinicalVLM
     from vlm.report import Report
     from vlm.training.run import train
 
 __all__ = ["ClinicalVLM", "Config", "Report", "Stopped", "StudyImage", "UserError", "__version__", "compare",
-           "evaluate", "load_config", "train"]  # fmt: skip
+           "evaluate", "load_config", "register_auto_classes", "train"]  # fmt: skip
 _PLACES = {
     "ClinicalVLM": "vlm.pretrained:ClinicalVLM",
     "Config": "vlm.config:Config",
@@ -35,6 +36,7 @@ _PLACES = {
     "compare": "vlm.evaluation.compare:compare",
     "evaluate": "vlm.evaluation.run:evaluate_adapter",
     "load_config": "vlm.config.parsing:load_config",
+    "register_auto_classes": "vlm.integrations.auto_classes:register_auto_classes",
     "train": "vlm.training.run:train",
 }
 

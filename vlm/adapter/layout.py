@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # a slow import, not needed to read a config
 
 FORMAT = 1
 """Format version, incremented when an older version could not read the folder."""
+MODEL_TYPE = "clinical_vlm"
+"""Name by which Transformers' Auto classes find our own; see `vlm.register_auto_classes`."""
 FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -55,7 +57,7 @@ LONGEST = 600
 
 
 KEYS = (
-    "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
+    "model_type", "format", "sealed", "clinical_vlm_version", "base_fingerprint", "base_sha256", "base_settings_sha256",
     "prompt_ids", "model", "image", "study", "signal", "vitals", "statistics", "labels", "sections", "context",
     "findings", "label_findings", "calibration", "reliability", "familiarity",
     "max_new_tokens", "modalities",
@@ -73,6 +75,7 @@ def describe(model: "ClinicalVLM") -> dict[str, Any]:
     Options at their default are left out, so an older version can read it; their defaults must never change.
     """
     return {
+        "model_type": MODEL_TYPE,  # which 0.4.0 refuses, as it does `reliability`, which a usual run writes
         "format": FORMAT,
         "sealed": True,  # saved with a manifest
         "clinical_vlm_version": __version__,
@@ -178,6 +181,8 @@ def _parse(values: dict[str, Any], where: str) -> AdapterConfig:
     for prefix, section, known in (("", values, KEYS), ("statistics.", values["statistics"], STATISTICS)):
         for key in section.keys() - set(known):
             raise UnknownKey(where, f"{prefix}{key}", [f"{prefix}{name}" for name in known])
+    if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:  # an earlier version did not write it
+        raise UserError(f"model_type: is {MODEL_TYPE} in an adapter, not {shortened(str(values['model_type']))}")
     model = from_dict(ModelConfig, values["model"], where)
     for key, meaning in model_problems(model):
         raise UserError(f"{key}: must be {meaning}")

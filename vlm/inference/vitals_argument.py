@@ -30,17 +30,23 @@ def read_vitals(text: str) -> Any:
         read = read_json(Path(text), "the vitals", MOST_RESOURCES) if text.endswith(".json") else read_yaml(
             Path(text), "the vitals")  # fmt: skip
         return _checked(read, text)
+    return parse_vitals(text)
+
+
+def parse_vitals(text: str, where: str = "--vitals") -> Any:
+    """Parse vitals as `read_vitals` does, but from no file; `where` begins the messages."""
+    text = text.strip()
     if len(text) > LONGEST:
-        raise UserError(f"--vitals: longer than {LONGEST >> 20} MiB; write them to a .json file and name it")
+        raise UserError(f"{where}: longer than {LONGEST >> 20} MiB; write them to a .json file and name it")
     if text.startswith(("{", "[")):
         try:
-            return _checked(parse_json(text.encode(), MOST_RESOURCES), "--vitals")
+            return _checked(parse_json(text.encode(), MOST_RESOURCES), where)
         except ValueError as error:
             inner = re.fullmatch(r"\{([^{}\[\]]*)\}", text)  # a shell may have removed the quotes
             if not inner or '"' in text:
-                raise UserError(f"--vitals: no valid JSON: {error}") from None
+                raise UserError(f"{where}: no valid JSON: {error}") from None
             text = inner[1]
-    return _pairs(text)
+    return _pairs(text, where)
 
 
 def _checked(values: Any, where: str) -> Any:
@@ -62,24 +68,24 @@ def _whole_series(parts: list[str]) -> list[str]:
     return joined
 
 
-def _pairs(text: str) -> dict[str, Any]:
+def _pairs(text: str, where: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     text = text.translate(str.maketrans("：；，＝", ":;,="))
     for part in filter(str.strip, _whole_series(_NEXT.split(text))):
         pair = re.fullmatch(r"([^=:]*?)\s*[=:]\s*(.*)", part.strip(), re.DOTALL)
         name, value = (pair[1].strip("\"' "), pair[2].strip("\"' ")) if pair else ("", "")
         if not name:
-            raise UserError(f'--vitals: {part.strip()!r:.80} is no name=value; write "glucose=8.7, bp=145/90"')
+            raise UserError(f'{where}: {part.strip()!r:.80} is no name=value; write "glucose=8.7, bp=145/90"')
         rest = re.search(r",\s*(.*)", value, re.DOTALL)
         if rest and not rest[1][:1].isdigit():
-            raise UserError(f'--vitals: {rest[1]!r:.80} is no name=value; write "glucose=8.7, bp=145/90"')
+            raise UserError(f'{where}: {rest[1]!r:.80} is no name=value; write "glucose=8.7, bp=145/90"')
         if rest and ";" not in text and "\n" not in text:
             point = value.replace(", ", ",").replace(",", ".", 1)
             way_out = f"write {name}={point} with a point, or a thousand without a comma; or ; between the values"
             if "@" in value:
                 way_out = "write ; between the points of a series, and a point in a number"
-            raise UserError(f"--vitals: {name}={value}: a comma stands between two values; {way_out}")
+            raise UserError(f"{where}: {name}={value}: a comma stands between two values; {way_out}")
         if name in values:
-            raise UserError(f"--vitals: {name} is given twice")
+            raise UserError(f"{where}: {name} is given twice")
         values[name] = value
     return values
