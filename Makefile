@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# A picture of the quick start's test split, unseen in training, with its age and sex.
+PICTURE := vlm/data/skin/ISIC_0000041.jpg
+PERSON := age=40, sex=female
+
 # A case of the demo's test split, unseen in training, with the values of its row in data/phantom/cases.csv.
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-.PHONY: help install demo test room coverage test-lowest soak lint
+.PHONY: help install skin demo demo-full test room coverage test-lowest soak lint
 
 help:
-	@echo "make demo   install, train on the built-in cohort, test it, draft the report of an unseen case"
+	@echo "make skin   install, train on real pictures of the skin, test, draft the report of an unseen one"
+	@echo "make demo   the same on the synthetic cohort, every fact of which is known"
+	@echo "make demo-full   the demo with more steps, and all its test cases in every comparison"
 	@echo "make test   install and run the whole test suite"
 	@echo "make room ROOM=model   the quick tests of one room, in a minute"
 	@echo "make coverage   the same, and which lines no test runs; it takes longer"
@@ -26,6 +32,17 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+skin: install
+	$(BIN)/accelerate launch train_lora.py --config configs/skin.yaml --run.overwrite true
+	@echo; echo 'infer.py --image $(PICTURE) --vitals "$(PERSON)"'; echo
+	@$(BIN)/python infer.py --adapter runs/skin/adapter --image $(PICTURE) --vitals "$(PERSON)"
+	@echo; echo "Made: runs/skin/adapter to share, runs/skin/report.html to look at"
+
+demo-full: FULL := --run.name demo-full --loss.head_only_steps 240 --train.max_steps 400 --train.eval_steps 80 \
+	--evaluation.ablation_cases 0 --evaluation.bootstrap_draws 2000
+demo-full: install
+	$(BIN)/accelerate launch train_lora.py --config configs/demo.yaml --run.overwrite true $(FULL)
 
 demo: install
 	$(BIN)/accelerate launch train_lora.py --config configs/demo.yaml --run.overwrite true

@@ -186,32 +186,11 @@ class AutoClasses(NamedTuple):
 def register_auto_classes() -> AutoClasses:
     """Register an adapter's classes with `AutoConfig`, `AutoModelForImageTextToText`, `AutoModel`, `AutoProcessor`.
 
-    Returns them, for what the Auto classes cannot load themselves: an adapter on the Hub or of an earlier version. For
-    the latter `AutoConfig`, which the others ask first, then says so. A second call changes nothing.
+    Returns them, for what the Auto classes cannot load themselves: an adapter on the Hub, or of an earlier version,
+    which has no `model_type`. A second call changes nothing.
     """
     AutoConfig.register(MODEL_TYPE, ClinicalVLMConfig, exist_ok=True)
     for auto in (AutoModel, AutoModelForImageTextToText):
         auto.register(ClinicalVLMConfig, ClinicalVLMForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(ClinicalVLMConfig, ClinicalVLMProcessor, exist_ok=True)
-    AutoConfig.from_pretrained = staticmethod(_naming_old_adapters(AutoConfig.from_pretrained))  # type: ignore[method-assign]
     return AutoClasses(ClinicalVLMConfig, ClinicalVLMForConditionalGeneration, ClinicalVLMProcessor)
-
-
-def _naming_old_adapters(read: Any) -> Any:
-    """Wrap `AutoConfig.from_pretrained`: where it fails, an adapter without `model_type` is named as that."""
-
-    @functools.wraps(read)
-    def from_pretrained(pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
-        try:
-            return read(pretrained_model_name_or_path, *args, **options)
-        except ValueError:
-            if not (Path(str(pretrained_model_name_or_path)) / "vlm.safetensors").is_file():
-                raise
-            open_adapter(str(pretrained_model_name_or_path))  # a fault of its own, if it has one, comes first
-            way_out = "load it by register_auto_classes().model and .processor, or save it again"
-            raise UserError(
-                f"{pretrained_model_name_or_path}: saved by an earlier version, without the model_type by which "
-                f"Transformers finds our classes; {way_out}"
-            ) from None
-
-    return from_pretrained
