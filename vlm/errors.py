@@ -35,7 +35,7 @@ EXTRAS = {
     "accelerate": "train", "captum": "explain", "charset_normalizer": "table", "datasets": "table",
     "defusedxml": "excel", "dicomweb_client": "dicom", "evaluate": "eval", "fastapi": "app",
     "fastapi_offline": "app", "gradio": "app", "highdicom": "dicom", "imagehash": "check", "matplotlib": "eval",
-    "nltk": "eval", "openpyxl": "excel", "pandas": "table", "pyarrow": "table", "pydicom": "dicom",
+    "mlflow": "mlflow", "nltk": "eval", "openpyxl": "excel", "pandas": "table", "pyarrow": "table", "pydicom": "dicom",
     "python_multipart": "app", "radeval": "radeval", "ray": "ray", "rich": "train", "rouge_score": "eval",
     "sacrebleu": "eval", "scipy": "eval", "shtab": "completion", "sklearn": "eval", "starlette": "app",
     "tensorboard": "tracking", "uvicorn": "app", "xllamacpp": "llamacpp",
