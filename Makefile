@@ -52,6 +52,7 @@ demo: install
 	@echo "  runs/demo/adapter           the adapter: share this folder"
 	@echo "  runs/demo/metrics.json      what it does on unseen cases, with intervals"
 	@echo "  runs/demo/predictions.jsonl every test case: reference, draft, probabilities"
+	@echo "  runs/demo/table1.csv        the same for a spreadsheet"
 	@echo "  runs/demo/report.html       the page that shows it"
 	@echo "  runs/demo/figures           correlations and losses"
 
