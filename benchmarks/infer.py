@@ -45,7 +45,7 @@ def test_cases(count: int) -> list[Case]:
     rows = cohort.split("test").select(range(count))
     names = cohort.schema.names
     return [
-        (row["image"] and row["image"]["path"],
+        (row["images"][0]["path"] if row["images"] else None,
          {name: x for name, x in zip(names, row["vitals"], strict=True) if x == x and name in VITALS})
         for row in rows
     ]  # fmt: skip
@@ -63,7 +63,7 @@ def decoding(engine: Engine, case: Case, tokens: int) -> float:
     if isinstance(engine, LlamaCppEngine):
         prompt = np.random.default_rng(0).normal(size=(40, engine.llama.hidden_size)) * 0.1
         llama = engine.llama
-        work: Callable[[int], Any] = lambda n: list(llama.generate(prompt, 0, n, -1))  # noqa: E731
+        work: Callable[[int], Any] = lambda n: list(llama.generate([prompt], 0, n, -1))  # noqa: E731
     else:
         assert isinstance(engine, ReportEngine)
         model, batch = engine.model, engine.collate([example])
@@ -80,7 +80,7 @@ def agreement(engine: Engine, other: Engine, cases: list[Case], new_tokens: int)
     return sum(a.text == b.text for a, b in zip(ours, theirs, strict=True)) / len(cases)
 
 
-def many(engine: ReportEngine, cases: list[Case], batch: int, new_tokens: int) -> dict[str, float]:
+def many(engine: Engine, cases: list[Case], batch: int, new_tokens: int) -> dict[str, float]:
     """The same cases one call at a time, and as a table; and on how many the drafts agree."""
     start = time.perf_counter()
     alone = [engine.predict([case], max_new_tokens=new_tokens)[0].text for case in cases]
@@ -177,6 +177,7 @@ def main() -> None:
             "infer.engine_tokens_per_s": rate,
             "infer.decode_vs_llamacpp": rate / theirs,
             "infer.engine_first_word_s": first_word(quick, cases[0]),
+            **{f"infer.llamacpp_{k}": v for k, v in many(quick, cases, arguments.batch, arguments.tokens).items()},
             "infer.greedy_agreement": agreement(engine, quick, test_cases(100), arguments.tokens),
         }
     print("| name | value |\n| --- | --- |")

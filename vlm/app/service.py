@@ -1,4 +1,4 @@
-"""Run one loaded engine behind a bounded queue: one worker drafts the queued cases, in batches where the engine can.
+"""Run one loaded engine behind a bounded queue: one worker drafts the queued cases, in batches.
 
 Inputs from outside are bounded here: bytes, characters, tokens, seconds and the length of the queue.
 Nothing of a case is logged, and an uploaded image is deleted as soon as it was read.
@@ -23,7 +23,7 @@ from vlm.app.uploads import Uploads
 from vlm.data.images.sandbox import DecodeLimits, ImageDecoder
 from vlm.data.images.square import Square
 from vlm.errors import UserError
-from vlm.inference.engine import Engine, Prepared, ReportEngine, Vitals
+from vlm.inference.engine import Engine, Prepared, Vitals
 from vlm.inference.signal_input import Signal
 from vlm.inference.study_images import Images
 from vlm.plain import printable
@@ -110,7 +110,7 @@ class Service:
         self._decoder.start()
         self._turn = threading.Semaphore(DECODERS)
         self._readers = anyio.CapacityLimiter(self.limits.waiting)  # limit of threads; drafts must not wait for images
-        self._batch = self.limits.batch if isinstance(engine, ReportEngine) else 1
+        self._batch = self.limits.batch
         self._worker = threading.Thread(target=self._work, name="drafting", daemon=True)
         self._worker.start()
 

@@ -3,11 +3,12 @@ CPU, or a vLLM server, which serves many.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -22,7 +23,7 @@ from vlm.findings.labeller import Labeller
 from vlm.inference.backends.llamacpp import LlamaCpp
 from vlm.inference.backends.merged_base import MergedBase
 from vlm.inference.engine import MAX_SECONDS, Draft, Engine, ReportEngine, batches
-from vlm.model.evidence import EvidenceEncoder
+from vlm.model.evidence import EvidenceEncoder, FusedInputs
 
 if TYPE_CHECKING:  # only an engine with a server needs its client
     from vlm.inference.backends.vllm import VLLMServer
@@ -114,30 +115,36 @@ class LlamaCppEngine(Engine):
 
     @torch.no_grad()
     def draft(
-        self, examples: Iterable[Example], batch_size: int = 1, max_new_tokens: int = 96, streamer: Any = None
+        self, examples: Iterable[Example], batch_size: int = 16, max_new_tokens: int = 96, streamer: Any = None
     ) -> Iterator[Draft]:
-        """Draft prepared examples one after another. Takes a `streamer`."""
+        """Draft prepared examples in batches, of as many as fit into the KV cache. Takes a `streamer`."""
         model = self.model
-        for example in examples:
-            batch = self.to_device(self.collate([example]))
-            embeddings, encoded = model.embed_prompt(batch)
-            prompt = embeddings[0]  # T × H
-            tokens, until, cut_at = [], time.monotonic() + self.max_seconds, ""
-            most = model.prompt.most_new_tokens(prompt.shape[0], max_new_tokens)
-            fixed, end = model.prompt.fixed_tokens, model.prompt.end_id
-            for token in self.llama.generate(prompt.float().numpy(), fixed, most, end):
-                tokens.append(token)
-                if streamer is not None:
-                    streamer.put(torch.tensor([token]))
-                if len(tokens) == most:  # the end token is not among them
-                    cut_at = f"{most} tokens"
-                elif time.monotonic() > until:
-                    cut_at = f"{self.max_seconds:g} seconds"
-                    break
+        for cases in batches(examples, batch_size):
+            prompts, encoded = _prompts(self, cases)
+            most = model.prompt.most_new_tokens(max(map(len, prompts)), max_new_tokens)
+            texts: list[tuple[str, str]] = []
+            for group in self.llama.groups([len(prompt) for prompt in prompts], most):
+                texts += self._texts([prompt.float().numpy() for prompt in prompts[group]], most, streamer)
+            for (text, cut_at), row, distance in zip(texts, encoded.logits, encoded.distance, strict=True):
+                yield Draft(text, row.tolist(), cut_at, float(distance))
+
+    def _texts(self, prompts: Sequence[np.ndarray], most: int, streamer: Any) -> Iterator[tuple[str, str]]:
+        """Yield the text of each of B prompts (T × H), and what cut it."""
+        until, end, over = time.monotonic() + self.max_seconds, self.model.prompt.end_id, False
+        steps: list[np.ndarray] = []
+        for tokens in self.llama.generate(prompts, self.model.prompt.fixed_tokens, most, end):
+            steps.append(tokens)  # B
             if streamer is not None:
-                streamer.end()
-            text = str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-            yield Draft(text, encoded.logits[0].tolist(), cut_at, float(encoded.distance[0]))
+                streamer.put(torch.from_numpy(tokens))
+            if over := time.monotonic() > until:
+                break
+        cut_at = f"{most} tokens" if len(steps) == most else f"{self.max_seconds:g} seconds" if over else ""
+        if streamer is not None:
+            streamer.end()
+        for row in range(len(prompts)):
+            ids = [int(tokens[row]) for tokens in steps if tokens[row] != end]
+            text = str(self.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            yield text, cut_at if len(ids) == len(steps) else ""
 
 
 class VLLMEngine(Engine):
@@ -154,15 +161,20 @@ class VLLMEngine(Engine):
         """Draft prepared examples, a batch a request. Takes a `streamer`."""
         model = self.model
         for cases in batches(examples, batch_size):
-            batch = self.to_device(self.collate(cases))
-            padded, encoded = model.embed_prompt(batch)  # B × T × H
-            prompts = [row[mask.bool()] for row, mask in zip(padded, batch["attention_mask"], strict=True)]
+            prompts, encoded = _prompts(self, cases)
             texts = self.server.complete(prompts, max_new_tokens, model.prompt.end_id)
             found = zip(texts, encoded.logits.tolist(), encoded.distance.tolist(), strict=True)
             for (text, cut), row, distance in found:
                 if streamer is not None:
                     streamer.on_finalized_text(text.strip(), stream_end=True)
                 yield Draft(text.strip(), row, f"{max_new_tokens} tokens" if cut else "", distance)
+
+
+def _prompts(engine: Engine, cases: list[Example]) -> tuple[list[torch.Tensor], FusedInputs]:
+    """Return the prompts of cases, T × H each, and their evidence."""
+    batch = engine.to_device(engine.collate(cases))
+    padded, encoded = engine.model.embed_prompt(batch)  # B × T × H
+    return [row[mask.bool()] for row, mask in zip(padded, batch["attention_mask"], strict=True)], encoded
 
 
 def _evidence_of(adapter: AdapterFolder, base: str | None) -> EvidenceEncoder:
