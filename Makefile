@@ -11,7 +11,12 @@ PERSON := age=40, sex=female
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-.PHONY: help install skin demo demo-full test room coverage test-lowest soak lint
+# Folders of the runs that `make release` takes; one that is missing is left out.
+SKIN ?= runs/skin
+DEMO ?= runs/demo
+HAM10000 ?= runs/ham10000
+
+.PHONY: help install skin demo demo-full test room coverage test-lowest soak lint release
 
 help:
 	@echo "make skin   install, train on real pictures of the skin, test, draft the report of an unseen one"
@@ -22,6 +27,7 @@ help:
 	@echo "make coverage   the same, and which lines no test runs; it takes longer"
 	@echo "make test-lowest   install the oldest supported versions into .venv-lowest and run the test suite on them"
 	@echo "make soak   the long statistical checks that make test samples"
+	@echo "make release   write the release files in dist: wheel, source, the adapters of runs/demo and runs/ham10000"
 	@echo "make docs   build the documentation in build/site; any warning is an error"
 
 install: $(VENV)/.installed
@@ -79,6 +85,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+release: install
+	rm -rf dist
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(BIN)/python -m vlm.adapter.release dist demo=$(DEMO) ham10000=$(HAM10000)
 
 .PHONY: docs
 docs: install

@@ -35,7 +35,7 @@ class ClinicalVLM(clinical_vlm.ClinicalVLM):
         dtype: torch.dtype | None = None,
         site: str | Path | None = None,
     ) -> "ClinicalVLM":
-        """Load an adapter folder or Hub id, and the base model that it names or `base`.
+        """Load an adapter folder, Hub id or name such as `demo`, and the base model that it names or `base`.
 
         `revision` is that of the Hub id; `site` the file of a site's recalibration. Raises `UserError` for a missing
         file or tensor, for a base other than the one the adapter was trained on, and as `read_site` does.

@@ -119,6 +119,15 @@ def test_a_space_is_not_open_to_everybody(folder: Path, tmp_path: Path) -> None:
     assert said.count("\n") == 1
 
 
+def test_an_adapter_with_a_name_is_copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "runs/demo/adapter")
+    assert "adapter" in write_space("demo", Path("space"))
+    assert sorted(path.name for path in Path("space/adapter").iterdir()) == sorted(FILES)
+    with pytest.raises(UserError, match="demo: is a name; a revision is one of a Hub id"):
+        write_space("demo", Path("other"), revision="main")
+
+
 def test_what_must_not_be_shared_is_refused(folder: Path, tiny_adapter: Path, tmp_path: Path) -> None:
     space = tmp_path / "space"
     with pytest.raises(UserError, match="is a folder of this machine"):

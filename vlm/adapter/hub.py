@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
+from vlm.adapter.named import NAMED, locate
 from vlm.adapter.validate import AdapterFolder, check_files, check_manifest, largest_size, read_folder
 from vlm.compat import hub_http
 from vlm.errors import UserError
@@ -41,15 +42,19 @@ class Pushed(NamedTuple):
 
 
 def resolve(adapter: str, revision: str | None = None) -> Path:
-    """Return the local folder of an adapter, fetched from the Hub where it is an id.
+    """Return the local folder of an adapter: that folder, or fetched by its name (`NAMED`) or Hub id.
 
-    Raises `UserError` where neither exists, where a file is missing, links elsewhere or does not match the manifest,
-    and for files that no adapter has.
+    Raises `UserError` where none exists, where a file is missing, links elsewhere or does not match the manifest, and
+    for files that no adapter has.
     """
     local = Path(adapter).is_dir()
-    if local and revision is not None:
-        raise UserError(f"{adapter}: is a folder here; a revision is one of a Hub id")
-    folder = Path(adapter) if local else fetch(adapter, revision)
+    if revision is not None and (local or adapter in NAMED):
+        raise UserError(f"{adapter}: is a {'folder here' if local else 'name'}; a revision is one of a Hub id")
+    if adapter in NAMED:
+        place = locate(adapter)
+        folder = place if isinstance(place, Path) else fetch(place.repo, place.commit)
+    else:
+        folder = Path(adapter) if local else fetch(adapter, revision)
     check_files(folder)
     check_manifest(folder)
     return folder

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from vlm.adapter.layout import FILES, REQUIRED, AdapterConfig, read_config
 from vlm.atomic import MANIFEST, verify_manifest, write_manifest
+from vlm.cache import cache_folder
 from vlm.config import LLMConfig, ModelConfig
 from vlm.errors import UserError
 from vlm.model.bases.lora_settings import layer_of, rank_of
@@ -26,6 +27,8 @@ LARGEST_TENSORS = 8 << 30
 """Most bytes of a safetensors file, which is hashed on load."""
 PARTS = ("vision.", "vitals.", "signal.", "joint.", "evidence.", "familiarity.")
 """Prefixes of the tensor names in vlm.safetensors."""
+FETCHED = "adapters"
+"""Folder of the cache with the adapters of release files."""
 HUB_ID = re.compile(r"\w[\w-]*(\.[\w-]+)*(/\w[\w-]*(\.[\w-]+)*)?")
 TENSOR_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 DTYPES = ("F64", "F32", "F16", "BF16", "I64")
@@ -105,8 +108,9 @@ def check_sources(folder: Path, config: ModelConfig, given_base: bool = False) -
 
 
 def is_fetched(folder: Path) -> bool:
-    """Check whether a folder is a snapshot in the Hub's cache, so untrusted."""
-    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    """Check whether a folder was fetched, so is untrusted: a snapshot in the Hub's cache, or a release in ours."""
+    from_hub = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return from_hub or folder.parent == (cache_folder() / FETCHED).resolve()
 
 
 def _check_file(file: Path) -> None:

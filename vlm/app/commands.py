@@ -10,7 +10,7 @@ from vlm.errors import UserError
 def serve_options(parser: argparse.ArgumentParser) -> None:
     """Draft in a browser, and answer POST /v1/report."""
     add = parser.add_argument
-    add("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
+    add("--adapter", default="demo", help="adapter folder, Hub id, or the name demo or ham10000")
     add("--revision", help="commit, tag or branch of an adapter on the Hub")
     add("--site", metavar="FILE", help="recalibration for a site, of `evaluate --recalibrate_on`")
     add("--base", help="base model instead of the adapter's, such as a local copy")

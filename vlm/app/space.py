@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 from vlm.adapter.checks import check_shareable
-from vlm.adapter.hub import open_adapter
+from vlm.adapter.hub import open_adapter, resolve
 from vlm.adapter.layout import FILES
+from vlm.adapter.named import NAMED
 from vlm.atomic import flush, staged, write_file
 from vlm.errors import UserError, require
 from vlm.locks import locked
@@ -24,13 +25,16 @@ LARGE_FILES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 def write_space(adapter: str, out: Path, revision: str | None = None) -> list[str]:
     """Write a Space to a new folder atomically, and return the names of what is in it.
 
-    An adapter folder is copied into it; an adapter of the Hub is named by its commit. Raises `UserError` for an
-    existing folder `out`, for an adapter folder as `check_shareable` does, and for a Hub id as `open_adapter` does.
+    An adapter folder, also one with a name such as `demo`, is copied into it; an adapter of the Hub is named by its
+    commit. Raises `UserError` for an existing folder `out`, for an adapter folder as `check_shareable` does, and for a
+    name or Hub id as `open_adapter` does.
     """
     require("gradio", "space: needs Gradio, whose version the Space runs")
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
     folder = Path(adapter) if Path(adapter).is_dir() and revision is None else None
+    if folder is None and adapter in NAMED:
+        folder = resolve(adapter, revision)
     if folder is not None:
         check_shareable(folder)
         commit = ""

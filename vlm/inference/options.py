@@ -14,7 +14,7 @@ SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-
 
 def add_draft_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a case, or a table of them, and of the engine."""
-    parser.add_argument("--adapter", default="runs/demo/adapter", help="adapter folder or Hub id")
+    parser.add_argument("--adapter", default="demo", help="adapter folder, Hub id, or the name demo or ham10000")
     parser.add_argument("--revision", help="commit, tag or branch of an adapter on the Hub")
     parser.add_argument("--site", metavar="FILE", help="recalibration for a site, of `evaluate --recalibrate_on`")
     parser.add_argument("--base", help="base model instead of the adapter's, such as a local copy")
