@@ -1,11 +1,16 @@
 """Automatic choices: each is the one that its reason says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from vlm.config import LLMConfig
+from vlm.config.parsing import load_config
 from vlm.device import choose_device, choose_precision, choose_threads
+from vlm.errors import UserError
+from vlm.model.bases.quantization import quantization_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -33,6 +38,50 @@ def test_a_gpu_computes_in_bf16_where_it_can(monkeypatch) -> None:
     for able, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
         assert choose_precision("auto", GPU).value == dtype
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    """What PyTorch asks a GPU, answered for one of this compute capability."""
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "hip", None)
+
+
+@pytest.mark.parametrize("capability", [(6, 0), (7, 0), (7, 5)])
+def test_a_gpu_without_bf16_units_computes_in_fp32_and_says_why(capability, monkeypatch) -> None:
+    """A P100, a V100 and a T4, on which PyTorch would emulate bf16."""
+    on_gpu(monkeypatch, capability)
+    dtype, reason = choose_precision("auto", GPU)
+    assert dtype == torch.float32 and reason.startswith("this GPU has no bf16 units")
+    assert all(word in reason for word in ("8.0", "fp16", "twice the memory", "train.micro_batch_size"))
+    asked = choose_precision("bf16", GPU)
+    assert asked.value == torch.bfloat16 and asked.reason.startswith("set by train.precision; warning: this GPU has no")
+    assert "emulates them slowly; take auto" in asked.reason and "\n" not in asked.reason
+    assert choose_precision("fp32", GPU) == (torch.float32, "set by train.precision")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_a_gpu_with_bf16_units_is_not_warned_of(capability, monkeypatch) -> None:
+    on_gpu(monkeypatch, capability)
+    assert choose_precision("auto", GPU) == (torch.bfloat16, "the GPU computes in bf16")
+    assert choose_precision("bf16", GPU) == (torch.bfloat16, "set by train.precision")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "bf16"])
+def test_packed_weights_compute_in_the_precision_that_was_chosen(wanted: str, monkeypatch) -> None:
+    on_gpu(monkeypatch, (7, 5))
+    dtype = choose_precision(wanted, GPU).value
+    config = quantization_config(LLMConfig(base="org/base"), dtype)
+    assert config.bnb_4bit_compute_dtype == config.bnb_4bit_quant_storage == dtype
+    assert dtype == (torch.float32 if wanted == "auto" else torch.bfloat16)
+
+
+def test_fp16_is_refused_in_a_line_that_says_why() -> None:
+    with pytest.raises(UserError, match=r"^train\.precision: must be auto, bf16 or fp32; in fp16 ") as error:
+        load_config("demo", {"train.precision": "fp16"})
+    assert "gradients vanish without loss scaling" in str(error.value) and "auto takes fp32" in str(error.value)
 
 
 @pytest.mark.parametrize(("here", "taken"), [("cuda", "cuda:1"), ("xpu", "xpu:1"), ("mps", "mps"), ("none", "cpu")])

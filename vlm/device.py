@@ -30,24 +30,39 @@ def choose_device() -> Choice[torch.device]:
     return Choice(torch.device("cpu"), "no GPU found")
 
 
+NO_BF16 = "this GPU has no bf16 units (NVIDIA's have from compute capability 8.0)"
+WITHOUT_BF16 = (
+    f"{NO_BF16}; in fp16 gradients vanish and activations can overflow; fp32 takes more time, and twice the memory for "
+    "activations: lower train.micro_batch_size, or set it to auto"
+)
+
+
 def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
     """Choose `torch.bfloat16` or `torch.float32`; never float16, whose range loses gradients silently.
 
     A CPU computes in fp32 even where it has native bf16: in fp32 a case has the same draft in every batch, and the
     demo trained to better drafts (benchmarks/README.md).
     """
+    if wanted == "bf16" and device.type in ("cuda", "xpu") and not gpu_multiplies_bf16(device):
+        return Choice(torch.bfloat16, f"set by train.precision; warning: {NO_BF16} and emulates them slowly; take auto")
     if wanted != "auto":
         return Choice(torch.bfloat16 if wanted == "bf16" else torch.float32, "set by train.precision")
-    cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if cuda or (device.type == "xpu" and torch.xpu.is_bf16_supported()):
+    if gpu_multiplies_bf16(device):
         return Choice(torch.bfloat16, "the GPU computes in bf16")
     if device.type == "mps":
         return Choice(torch.float32, "exact on Apple's GPU; train.precision bf16 takes less memory")
     if device.type != "cpu":
-        return Choice(torch.float32, "the GPU has no bf16")
+        return Choice(torch.float32, WITHOUT_BF16)
     if multiplies_bf16():
         return Choice(torch.float32, "exact on a CPU; this one would train faster with train.precision bf16")
     return Choice(torch.float32, "on a CPU without native bf16, bf16 is many times slower")
+
+
+def gpu_multiplies_bf16(device: torch.device) -> bool:
+    """Check whether a device is a GPU with bf16 units; PyTorch emulates them where there are none, such as on a T4."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "xpu" and bool(torch.xpu.is_bf16_supported())
 
 
 def multiplies_bf16() -> bool:

@@ -161,6 +161,12 @@ def _check_values(config: Config) -> None:
         (0 < train.vision_layer_decay <= 1, "train.vision_layer_decay", "above 0 and at most 1"),
         (train.epochs > 0, "train.epochs", "more than 0"),
         (
+            train.precision != "fp16",
+            "train.precision",
+            "auto, bf16 or fp32; in fp16 gradients vanish without loss scaling, which is not built in, and the "
+            "activations of small models can overflow; on a GPU without bf16 auto takes fp32",
+        ),
+        (
             split.validation >= 0 and split.test >= 0 and split.validation + split.test < 1,
             "data.split",
             "shares that leave some patients to train on",

@@ -22,7 +22,7 @@ from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.training_modalities import find_modalities
-from vlm.device import Choice, choose_device, choose_precision, choose_threads, memory_of
+from vlm.device import Choice, choose_device, choose_precision, choose_threads, gpu_multiplies_bf16, memory_of
 from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError
 from vlm.evaluation.evaluate import evaluate
@@ -152,11 +152,12 @@ def try_step(config: Config) -> None:
 def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
     """Run the self-test of the base and check for texts beyond its context; returns the lines to print."""
     splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
+    memory = memory_of(model.device) if gpu_multiplies_bf16(model.device) else 0  # bf16 weights are for bf16 units
     return [
         *describe_choice(model.base, config.model.llm, model.model_config.llm),
         f"prefix reuse: {model.prefix_reuse.value} ({model.prefix_reuse.reason})",
         *self_test(model),
-        *advise_bf16(model.base, config.model.llm, memory_of(model.device)),
+        *advise_bf16(model.base, config.model.llm, memory),
         *check_lengths(model.prompt, splits, config.evaluation.max_new_tokens),
     ]
 
