@@ -44,7 +44,8 @@ RUN uv pip install --no-deps /wheel/*.whl
 FROM python:${PYTHON} AS runtime
 # The user's number on the host, if it is not 1000: the adapter, the token and the weights are for their owner alone.
 ARG UID=1000
-# libgomp1: llama.cpp computes with it.
+# libgomp1: llama.cpp computes with it. Its version is that of the base image's Debian, which keeps no older one.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
