@@ -90,7 +90,7 @@ release: install
 	rm -rf dist
 	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
-	$(BIN)/python -m vlm.adapter.release dist demo=$(DEMO) ham10000=$(HAM10000)
+	$(BIN)/python -m vlm.adapter.release dist skin=$(SKIN) demo=$(DEMO) ham10000=$(HAM10000)
 
 .PHONY: docs
 docs: install

@@ -88,7 +88,16 @@ def notice(name: str, folder: Path) -> str:
     config = read_config(folder).model
     parts = [_weights(config.llm.base), _weights(config.vision.weights)]
     known = NAMED[name]
-    return render("vlm.adapter", "notice.md.j2", escape=False, name=name, version=__version__, known=known, parts=parts)
+    return render(
+        "vlm.adapter",
+        "notice.md.j2",
+        escape=False,
+        name=name,
+        version=__version__,
+        known=known,
+        parts=parts,
+        trained=config.vision.train,
+    )
 
 
 def _weights(source: str) -> Weights:
