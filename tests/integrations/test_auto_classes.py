@@ -205,7 +205,9 @@ def test_what_a_draft_cannot_follow_is_refused(drafts, picture) -> None:
     with pytest.raises(UserError, match="do_sample: drafts are greedy"):
         drafts(picture, text=VITALS, generate_kwargs={"do_sample": True})
     with pytest.raises(UserError, match="stop_strings: drafts are greedy"):
-        drafts(picture, text=VITALS, stop_sequence="left")
+        drafts(picture, text=VITALS, generate_kwargs={"stop_strings": ["left"]})
+    with pytest.raises(UserError, match="eos_token_id: drafts are greedy"):
+        drafts(picture, text=VITALS, generate_kwargs={"eos_token_id": 7})
     with pytest.raises(UserError, match="an image is a file or a picture of Pillow, not ndarray"):
         drafts.model.generate(**drafts.processor(np.zeros((4, 4)), text=VITALS))
     with pytest.raises(UserError, match="more than 8 bits"):

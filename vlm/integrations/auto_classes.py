@@ -36,8 +36,6 @@ WITHOUT_EFFECT = {
     "_commit_hash",
 }  # fmt: skip
 """Options that Transformers passes along and an adapter has no use for: it holds no code and no further adapter."""
-FOLLOWED = {"max_new_tokens", "eos_token_id", "pad_token_id", "bos_token_id", "transformers_version"}
-"""Options of generation that a draft follows, or that mean to it what they mean to its base."""
 
 
 class ClinicalVLMConfig(PreTrainedConfig):
@@ -46,7 +44,7 @@ class ClinicalVLMConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:  # type: ignore[override]
         """Check an adapter folder; raises `UserError` as `from_dict` does."""
         return cls.from_dict({}, name_or_path=pretrained_model_name_or_path, **options)
 
@@ -61,7 +59,7 @@ class ClinicalVLMConfig(PreTrainedConfig):
         if not Path(folder).is_dir():
             raise UserError(f"{folder}: Transformers takes an adapter on the Hub for its base; give it the folder, "
                             f"vlm.adapter.resolve({folder!r})")  # fmt: skip
-        config = cls(name_or_path=str(open_adapter(folder).path))
+        config = cls(name_or_path=str(open_adapter(folder).path))  # type: ignore[call-arg]
         unused = options.pop("return_unused_kwargs", False)
         return (config, options) if unused else config
 
@@ -71,7 +69,6 @@ class ClinicalVLMForConditionalGeneration(PreTrainedModel):
 
     config_class = ClinicalVLMConfig
     main_input_name = "cases"
-    input_modalities, output_modalities = ("image", "text"), ("text",)
 
     def __init__(self, config: ClinicalVLMConfig, vlm: ClinicalVLM) -> None:
         super().__init__(config)
@@ -103,7 +100,8 @@ class ClinicalVLMForConditionalGeneration(PreTrainedModel):
                 raise UserError(f"{name}: an adapter says itself how its base is loaded; leave it away")
         opened = open_adapter(str(pretrained_model_name_or_path), revision)
         vlm = load(opened, base, device, None if dtype == "auto" else dtype, model_class=ClinicalVLM)
-        return cls(ClinicalVLMConfig(name_or_path=str(opened.path)), cast(ClinicalVLM, vlm)).eval()
+        named = ClinicalVLMConfig(name_or_path=str(opened.path))  # type: ignore[call-arg]
+        return cls(named, cast(ClinicalVLM, vlm)).eval()
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:  # type: ignore[override]
         """Write the adapter folder, as `ClinicalVLM.save_pretrained` does."""
@@ -130,7 +128,7 @@ class ClinicalVLMForConditionalGeneration(PreTrainedModel):
         The reports are in `reports`; where these hold warnings, a Python warning counts them. Raises `UserError` for
         anything but greedy drafts of a length, and as `ClinicalVLM.predict` does.
         """
-        most = _draft_length(generation_config or self.generation_config, options)
+        most = _draft_length(self.generation_config, generation_config, options)
         engine, kept = ReportEngine(self.vlm), _TokenIds()
         prepared = [case.prepare(engine) for case in _flat(cases)]
         self.reports = list(engine.reports(prepared, 1, most, kept))
@@ -163,13 +161,13 @@ def _flat(cases: Iterable[Any]) -> Iterable[GivenCase]:
         yield from case if isinstance(case, list) else [case]
 
 
-def _draft_length(config: GenerationConfig, options: Mapping[str, Any]) -> int | None:
+def _draft_length(own: GenerationConfig, given: GenerationConfig | None, options: Mapping[str, Any]) -> int | None:
     """Return the most new tokens that options of Transformers ask for; raises `UserError` for any but greedy drafts."""
-    config = copy.deepcopy(config)
-    left = config.update(**options)
-    asked = left | {name: value for name, value in config.to_diff_dict().items() if name not in FOLLOWED}
-    for name, value in sorted(asked.items()):
-        if value not in (None, False) and (name, value) != ("num_beams", 1) and not name.startswith("_"):
+    config = copy.deepcopy(given or own)
+    left, usual = config.update(**options), own.to_dict()
+    asked = left | {name: value for name, value in config.to_dict().items() if value != usual.get(name)}
+    for name in sorted(asked.keys() - {"max_new_tokens"}):
+        if asked[name] not in (None, False) and (name, asked[name]) != ("num_beams", 1) and not name.startswith("_"):
             raise UserError(f"{name}: drafts are greedy; max_new_tokens is the only option of their generation")
     return config.max_new_tokens  # type: ignore[no-any-return]
 

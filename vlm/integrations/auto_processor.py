@@ -78,9 +78,10 @@ class ClinicalVLMProcessor(ProcessorMixin):
     def __call__(  # type: ignore[override]
         self,
         images: Any = None,
-        text: str | Sequence[str] | None = None,
+        text: str | list[str] | tuple[str, ...] | None = None,
         context: str | Sequence[str] = "",
-        **_: Any,
+        return_tensors: Any = None,
+        padding: Any = None,
     ) -> BatchFeature:
         """Take one case, or as many as there are texts: an image or a list of them, vitals as text, the context.
 
@@ -88,8 +89,8 @@ class ClinicalVLMProcessor(ProcessorMixin):
         `generate`; the text is not shown to the model as words, so `input_ids` are B × 0. Raises `UserError` for a
         text that is no vitals.
         """
-        texts = list(text) if isinstance(text, list | tuple) else [text or ""]
         several = isinstance(text, list | tuple)
+        texts: list[str] = list(text) if isinstance(text, list | tuple) else [text or ""]
         pictures = list(images) if several and images is not None else [images] * len(texts)
         contexts = [context] * len(texts) if isinstance(context, str) else list(context)
         if not len(texts) == len(pictures) == len(contexts):
@@ -110,7 +111,8 @@ class ClinicalVLMProcessor(ProcessorMixin):
             raise UserError("messages: give one, of the user, with image and vitals; the prompt is the adapter's")
         content = conversation[0]["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        texts, images = [], []
+        texts: list[str] = []
+        images: list[Any] = []
         for part in parts:
             sources = [part[key] for key in ("text", "image", "path") if key in part]
             if part.get("type") not in ("text", "image") or len(sources) != 1:
