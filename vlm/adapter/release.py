@@ -48,14 +48,11 @@ def write_releases(out: Path, runs: Mapping[str, Path]) -> dict[str, ReleaseFile
     """Write a release file for each named run, and the checksums of all files in the folder `out`.
 
     A run whose folder is missing is left out. Returns each name with its release file, whose `url` is the file's name.
-    Raises `UserError` where none is there, for a run of other data than the preset's, for weights of unknown licence,
-    for an adapter that must not be shared, and for too large a file.
+    Raises `UserError` for a run of other data than the preset's, for weights of unknown licence, for an adapter that
+    must not be shared, and for too large a file.
     """
-    here = {name: run for name, run in runs.items() if run.is_dir()}
-    if not here:
-        missing = ", ".join(map(str, runs.values())) or "no run is named"
-        raise UserError(f"nothing to release: {missing}; `make demo` makes runs/demo")
-    made = {name: write_release(name, run, out) for name, run in here.items()}
+    make_folder(out)
+    made = {name: write_release(name, run, out) for name, run in runs.items() if run.is_dir()}
     files = sorted(file for file in out.iterdir() if file.is_file() and file.name != SUMS)
     replace_file(out / SUMS, "".join(f"{_sha256(file)}  {file.name}\n" for file in files))
     return made
@@ -68,7 +65,6 @@ def write_release(name: str, run: Path, out: Path) -> ReleaseFile:
     adapter = run / ADAPTER
     check_shareable(adapter)
     _check_data(name, run)
-    make_folder(out)
     file = out / f"clinical-vlm-{name}-{__version__}.zip"
     with tempfile.TemporaryDirectory(dir=out) as work:
         folder = Path(work) / ADAPTER
