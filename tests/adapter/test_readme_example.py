@@ -11,8 +11,8 @@ from vlm.training.run import train
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = {
-    "model.llm.sha256": None, "model.llm.lora_rank": 2, "model.vision.name": "test_efficientnet", "model.fusion.size": 8,
-    "model.vision.weights": "random", "model.vision.sha256": None, "model.vision.grid": 1, "data.image_size": 32,
+    "model.llm.sha256": None, "model.llm.lora_rank": 2, "model.vision.name": "test_efficientnet",
+    "model.fusion.size": 8,    "model.vision.weights": "random", "model.vision.sha256": None, "model.vision.grid": 1, "data.image_size": 32,
     "data.split.test": 0.03, "loss.head_only_steps": 1,
     "train.max_steps": 2, "train.batch_size": 4, "train.micro_batch_size": 4, "train.warmup_steps": 1,
     "train.eval_steps": 2, "train.threads": 1, "evaluation.batch_size": 16, "evaluation.max_new_tokens": 2,
@@ -42,7 +42,7 @@ def call(code: str, method: str) -> ast.Call:
 
 @pytest.fixture
 def code(tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The lines, in a folder with the adapter of `make skin`, and the pictures that they name as the project has them."""
+    """The lines, in a folder with the adapter of `make skin`, and the pictures of the project that they name."""
     code = first_python((PROJECT / "README.md").read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
     run = train(load_config("skin", {**SMALL, "model.llm.base": tiny_llm}))
