@@ -12,11 +12,11 @@ from vlm.training.run import train
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = {
     "model.llm.sha256": None, "model.llm.lora_rank": 2, "model.vision.name": "test_efficientnet",
-    "model.fusion.size": 8,    "model.vision.weights": "random", "model.vision.sha256": None, "model.vision.grid": 1, "data.image_size": 32,
-    "data.split.test": 0.03, "loss.head_only_steps": 1,
-    "train.max_steps": 2, "train.batch_size": 4, "train.micro_batch_size": 4, "train.warmup_steps": 1,
-    "train.eval_steps": 2, "train.threads": 1, "evaluation.batch_size": 16, "evaluation.max_new_tokens": 2,
-    "evaluation.bootstrap_draws": 20, "evaluation.ablation": False, "evaluation.sentence_cases": 0,
+    "model.vision.weights": "random", "model.vision.sha256": None, "model.vision.grid": 1, "model.fusion.size": 8,
+    "data.image_size": 32, "data.split.test": 0.03, "loss.head_only_steps": 1, "train.max_steps": 2,
+    "train.batch_size": 4, "train.micro_batch_size": 4, "train.warmup_steps": 1, "train.eval_steps": 2,
+    "train.threads": 1, "evaluation.batch_size": 16, "evaluation.max_new_tokens": 2, "evaluation.bootstrap_draws": 20,
+    "evaluation.ablation": False, "evaluation.sentence_cases": 0,
 }  # fmt: skip
 """The quick start on a tiny base, with two steps."""
 MOST_STATEMENTS = 4
