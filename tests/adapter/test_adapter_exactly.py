@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import errors
 from safetensors.numpy import save_file
 
-from vlm.adapter import hub
+from vlm import hub_client
 from vlm.adapter import validate as reading
 from vlm.adapter.layout import FILES, REQUIRED, digest
 from vlm.adapter.validate import is_fetched, largest_size, read_header
@@ -78,14 +78,15 @@ def answer(status: int) -> errors.HfHubHTTPError:
      (418, "refused")],
 )  # fmt: skip
 def test_each_answer_of_the_hub_has_its_meaning(status: int, meaning: str) -> None:
-    assert hub._reason(answer(status), None) == meaning
+    assert hub_client.reason(answer(status), None) == meaning
     wrapped = RuntimeError("upload failed")
     wrapped.__cause__ = answer(status)
-    assert hub._reason(wrapped, None) == meaning, "an upload's own error lies below"
+    assert hub_client.reason(wrapped, None) == meaning, "an upload's own error lies below"
 
 
 def test_what_the_hub_does_not_have_is_said() -> None:
-    assert hub._reason(errors.LocalEntryNotFoundError("x"), None).startswith("it cannot be reached, and the cache")
-    assert hub._reason(hub_http().ConnectError("x"), None) == "the connection broke (ConnectError); try again"
-    assert hub._reason(ValueError("a\n  b"), None) == "a b"
-    assert hub._reason(RuntimeError("alone"), None) == "alone"
+    lost = hub_client.reason(errors.LocalEntryNotFoundError("x"), None)
+    assert lost == "it cannot be reached, and the cache does not hold all of it"
+    assert hub_client.reason(hub_http().ConnectError("x"), None) == "the connection broke (ConnectError); try again"
+    assert hub_client.reason(ValueError("a\n  b"), None) == "a b"
+    assert hub_client.reason(RuntimeError("alone"), None) == "alone"

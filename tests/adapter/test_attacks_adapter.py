@@ -217,7 +217,7 @@ def test_only_files_of_an_adapter_are_fetched(hub, folder: Path) -> None:  # noq
 def test_nothing_is_fetched_where_no_size_was_told(hub, folder: Path, monkeypatch) -> None:  # noqa: F811
     hub.add("evil/mute", {file.name: file.read_bytes() for file in folder.iterdir()})
     monkeypatch.setattr(hub_room, "_check_sizes", lambda *a: False)
-    with pytest.raises(UserError, match="it cannot be reached, and the cache does not hold the whole adapter"):
+    with pytest.raises(UserError, match="it cannot be reached, and the cache does not hold all of it"):
         resolve("evil/mute")
 
 

@@ -175,7 +175,7 @@ def test_without_a_network_the_last_commit_seen_is_taken_from_the_cache(
     (with_network / "vlm.safetensors").unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for name in (REPO, "user/never-seen"):
-        with pytest.raises(UserError, match="cannot be reached, and the cache does not hold the whole adapter"):
+        with pytest.raises(UserError, match="cannot be reached, and the cache does not hold all of it"):
             fetch(name)
 
 

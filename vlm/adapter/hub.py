@@ -1,8 +1,6 @@
 """Fetch an adapter from the Hugging Face Hub at one commit, and push it as one commit."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,10 +8,9 @@ from vlm.adapter.layout import FILES
 from vlm.adapter.metadata import CardDetails
 from vlm.adapter.named import NAMED, locate
 from vlm.adapter.validate import AdapterFolder, check_files, check_manifest, largest_size, read_folder
-from vlm.compat import hub_http
 from vlm.errors import UserError
+from vlm.hub_client import hub_client, hub_errors, planned_files
 from vlm.untrusted import read_json
-from vlm.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -21,13 +18,6 @@ if TYPE_CHECKING:
 
 HUB_FILES = {".gitattributes", "README.md"}
 """Files that the Hub itself puts into a new repository."""
-STATUS_MESSAGES = {
-    401: "the token was refused; log in again with `hf auth login`",
-    403: "the token may not do this; it needs the right to write there",
-    412: "it was changed in the meantime; look at it and push again",
-    429: "too many requests; try again later",
-}
-"""HTTP status → message for the user."""
 
 
 class Pushed(NamedTuple):
@@ -76,8 +66,8 @@ def fetch(adapter: str, revision: str | None = None) -> Path:
     """
     if adapter.count("/") != 1 or adapter.startswith((".", "/", "~")):
         raise UserError(f"{adapter}: no such adapter folder")
-    api = _client()
-    with _hub_errors(f"{adapter}: no such folder, and the Hub did not give it", revision):
+    api = hub_client()
+    with hub_errors(f"{adapter}: no such folder, and the Hub did not give it", revision):
         commit = api.resolve_revision(adapter, revision=revision)
         reached = _check_sizes(api, adapter, commit)
         # If it was not reached nothing is fetched, even if it answers by now: no size was checked.
@@ -90,20 +80,13 @@ def fetch(adapter: str, revision: str | None = None) -> Path:
 
 def _check_sizes(api: "HfApi", adapter: str, commit: str) -> bool:
     """Raise `UserError` for a file that is too large, before it is fetched; return whether the Hub answered."""
-    from huggingface_hub.errors import DryRunError, RepositoryNotFoundError
-
-    try:
-        files = api.snapshot_download(adapter, revision=commit, allow_patterns=list(FILES), dry_run=True)
-    except DryRunError as error:
-        if isinstance(error.__cause__, RepositoryNotFoundError):
-            raise error.__cause__ from None
-        return False
-    for file in files:
+    files = planned_files(api, adapter, commit, list(FILES))
+    for file in files or ():
         largest = largest_size(file.filename)
         if file.will_download and not (file.file_size is not None and file.file_size <= largest):
             size = "of unknown size" if file.file_size is None else f"{file.file_size >> 20:,} MiB"
             raise UserError(f"{adapter}: {file.filename}: {size}, more than the {largest >> 20:,} MiB of an adapter")
-    return True
+    return files is not None
 
 
 def push(
@@ -132,8 +115,8 @@ def push(
         raise UserError(f"{repo}: a repository is written USER/NAME")
     if not get_token():
         raise UserError("the Hub wants a token to push; log in with `hf auth login`, or set HF_TOKEN")
-    api = _client()
-    with _hub_errors(f"{repo}: nothing was pushed", revision):
+    api = hub_client()
+    with hub_errors(f"{repo}: nothing was pushed", revision):
         before = _make_room(api, repo, private, revision)
         commit = api.create_commit(
             repo,
@@ -143,12 +126,6 @@ def push(
             parent_commit=before,  # a push in between is not overwritten
         )
     return Pushed(str(commit.repo_url), commit.oid, before, ModelCard(card).data.get("license"))
-
-
-def _client() -> "HfApi":
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="clinical-vlm", library_version=__version__)
 
 
 def _make_room(api: "HfApi", repo: str, private: bool, revision: str | None) -> str | None:
@@ -189,37 +166,3 @@ def _refuse_other_model(api: "HfApi", repo: str, info: "ModelInfo") -> None:
         config = read_json(Path(api.hf_hub_download(repo, "config.json", revision=info.sha)), "what is there already")
     if not (isinstance(config, dict) and "clinical_vlm_version" in config):
         raise UserError(f"{repo}: holds another model; {way_out}")
-
-
-@contextmanager
-def _hub_errors(what: str, revision: str | None) -> Iterator[None]:
-    """Turn the client's exceptions into one `UserError` with the reason and the way out."""
-    from huggingface_hub.errors import RevisionResolutionError
-
-    try:
-        yield
-    except (hub_http().HTTPError, RevisionResolutionError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{what}: {_reason(error, revision)}") from None
-
-
-def _reason(error: BaseException, revision: str | None) -> str:
-    from huggingface_hub import errors
-
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # an upload's own error is its cause
-        return _reason(error.__cause__, revision)
-    if isinstance(error, errors.GatedRepoError):
-        return "access to it is given on its page, to the account of your token"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such repository, or a private one that your token may not see; `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"no revision {revision}"
-    if isinstance(error, errors.RevisionResolutionError | errors.LocalEntryNotFoundError):
-        return "it cannot be reached, and the cache does not hold the whole adapter"
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
-    if status in STATUS_MESSAGES:
-        return STATUS_MESSAGES[status]
-    if status >= 500:
-        return f"the Hub is out of order ({status}); try again later"
-    if isinstance(error, hub_http().TransportError):
-        return f"the connection broke ({type(error).__name__}); try again"
-    return " ".join(str(error).split())
