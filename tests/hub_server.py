@@ -133,6 +133,10 @@ class Handler(LoopbackHandler):
                 self.large_file(oid)
             case ["api", "models", user, name, *rest]:
                 self.with_repo(f"{user}/{name}", lambda repo: self.api(f"{user}/{name}", repo, rest))
+            case ["api", "datasets", user, name, *rest]:
+                self.with_repo(f"datasets/{user}/{name}", lambda repo: self.api(f"{user}/{name}", repo, rest))
+            case ["datasets", user, name, "resolve", revision, *path]:
+                self.with_repo(f"datasets/{user}/{name}", lambda repo: self.download(repo, revision, "/".join(path)))
             case [user, name, "info", "lfs", "objects", "batch"]:
                 self.with_repo(f"{user}/{name.removesuffix('.git')}", lambda _: self.lfs_batch(user))
             case [user, name, "resolve", revision, *path]:

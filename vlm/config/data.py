@@ -193,9 +193,9 @@ class MimicCxrConfig:
 
 Source = Literal[
     "phantom", "covid_cxr", "indiana", "mimic_cxr", "nih_cxr14", "chexpert", "chexpert_plus", "padchest", "rexgradient",
-    "vindr_cxr", "image_folder", "table", "packed"
+    "vindr_cxr", "image_folder", "table", "packed", "hub"
 ]  # fmt: skip
-"""The readers; `table` is your own data, `packed` shards of `clinical-vlm pack`."""
+"""The readers; `table` is your own data, `packed` shards of `clinical-vlm pack`, `hub` a dataset of the Hub."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ class SourceConfig:
     source: Source = "table"
     """Reader."""
     root: str = "."
-    """Folder of the data; for `packed` also an address such as `s3://bucket/folder`; `package:skin`: the pictures that
-    come with the package."""
+    """Folder of the data; `package:skin`: the pictures of the package; for `packed` also `s3://bucket/folder`, for `hub`
+    `hf://datasets/OWNER/NAME@REVISION`."""
     name: str = ""
     """Prefix of its ids and patients; empty: the reader's name."""
     weight: float = 1.0
@@ -214,7 +214,7 @@ class SourceConfig:
     labels: dict[str, str] = field(default_factory=dict)
     """Its label → the common name."""
     table: TableConfig = field(default_factory=TableConfig)
-    """Options of `table` and `image_folder`; `labels` chooses among labels of any reader."""
+    """Options of `table`, `image_folder` and `hub`; `labels` chooses among labels of any reader."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     """Options of `phantom`."""
     covid_cxr: CovidCxrConfig = field(default_factory=CovidCxrConfig)
@@ -246,9 +246,10 @@ class DataConfig:
     """Source, split and augmentation of the cases."""
 
     source: Source = "phantom"
-    """Reader; `table` is your own data, `packed` shards of `clinical-vlm pack`."""
+    """Reader; `table` is your own data, `packed` shards of `clinical-vlm pack`, `hub` a dataset of the Hub."""
     root: str = "data/phantom"
-    """Folder of the data; for `packed` also an address such as `s3://bucket/folder`."""
+    """Folder of the data; for `packed` also an address such as `s3://bucket/folder`, for `hub`
+    `hf://datasets/OWNER/NAME@REVISION`."""
     interleave_shards: int = 8
     """Packed shards that training interleaves, 1 to 16; each process reads its share."""
     image_size: int = 224
@@ -270,7 +271,7 @@ class DataConfig:
     mimic_cxr: MimicCxrConfig = field(default_factory=MimicCxrConfig)
     """Options of `mimic_cxr`."""
     table: TableConfig = field(default_factory=TableConfig)
-    """Options of `table` and `image_folder`; `labels` chooses among labels of any reader."""
+    """Options of `table`, `image_folder` and `hub`; `labels` chooses among labels of any reader."""
     sources: list[SourceConfig] = field(default_factory=list)
     """Several sources, in place of `source`; a label that one lacks is unknown there."""
     split: SplitConfig = field(default_factory=SplitConfig)

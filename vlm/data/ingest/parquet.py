@@ -64,7 +64,7 @@ def _batches(path: Path, file: pq.ParquetFile, kept: list[str], rows: int) -> It
             or not pa.types.is_nested(kinds[name])]  # fmt: skip
     # A placeholder for an unread list or structure; only its type matters, for the error if the column is used.
     nested: dict[str, object] = {
-        name: {} if pa.types.is_struct(kinds[name]) else [] for name in kept if name not in flat
+        name: {} if pa.types.is_struct(kinds[name]) else [{}] for name in kept if name not in flat
     }
     most = max(FREE_UNPACKED, MOST_REPEATED * path.stat().st_size)
     total = first = 0

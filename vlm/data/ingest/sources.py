@@ -12,6 +12,7 @@ from vlm.data.ingest.phantom import load_phantom
 from vlm.data.ingest.readers.chexpert import load_chexpert
 from vlm.data.ingest.readers.chexpert_plus import load_chexpert_plus
 from vlm.data.ingest.readers.covid_cxr import load_covid_cxr
+from vlm.data.ingest.readers.hub_dataset import load_hub
 from vlm.data.ingest.readers.image_folder import load_image_folder
 from vlm.data.ingest.readers.indiana import load_indiana
 from vlm.data.ingest.readers.mimic_cxr import load_mimic_cxr
@@ -37,6 +38,7 @@ SOURCES: dict[str, Callable[[DataConfig], Cohort]] = {
     "image_folder": load_image_folder,
     "table": load_table,
     "packed": load_packed,
+    "hub": load_hub,
 }
 
 
