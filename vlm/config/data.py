@@ -205,8 +205,8 @@ class SourceConfig:
     source: Source = "table"
     """Reader."""
     root: str = "."
-    """Folder of the data; `package:skin`: the pictures of the package; for `packed` also `s3://bucket/folder`, for `hub`
-    `hf://datasets/OWNER/NAME@REVISION`."""
+    """Folder of the data; `package:skin`: the pictures of the package; for `packed` also `s3://bucket/folder`; for
+    `hub` also `hf://datasets/OWNER/NAME@REVISION`."""
     name: str = ""
     """Prefix of its ids and patients; empty: the reader's name."""
     weight: float = 1.0
