@@ -145,14 +145,14 @@ def run_draft(arguments: argparse.Namespace, _: Sequence[str]) -> None:
 def draft_case(arguments: argparse.Namespace) -> None:
     """Print one draft and what its reader should know."""
     from vlm.inference.command import draft_case  # after the arguments: --help need not wait for PyTorch
-    from vlm.inference.given_images import archive_of, given_images
+    from vlm.inference.filing import Filing
+    from vlm.inference.given_images import given_images
 
     stream = None if arguments.json else sys.stdout
     told = arguments.fhir, arguments.fhir_subject, arguments.context, arguments.prior_report, arguments.signal
-    filed = arguments.dicom_out, archive_of(arguments) if arguments.store else None
     with given_images(arguments) as images:
         case = arguments.adapter, images, arguments.vitals, arguments.max_new_tokens, stream
-        report = draft_case(*case, *told, *filed, **engine_of(arguments))
+        report = draft_case(*case, *told, Filing.of(arguments), **engine_of(arguments))
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

@@ -13,6 +13,7 @@ from tests.studies import save_study_adapter
 from vlm import cli
 from vlm.errors import UserError
 from vlm.inference.command import draft_case
+from vlm.inference.filing import Filing
 from vlm.inference.options import check_draft_options
 from vlm.inference.study_images import StudyImage
 
@@ -44,15 +45,24 @@ def test_the_command_writes_both_objects_and_says_no_name(tiny_adapter: Path, tm
     assert abs((datetime.now() - datetime.strptime(read.ContentDate, "%Y%m%d")).days) <= 1
 
 
+def test_the_objects_that_are_named_are_written_alone(tiny_adapter: Path, tmp_path: Path, capfd) -> None:
+    image, out = radiograph(tmp_path / "a.dcm"), tmp_path / "out"
+    options = ("--image", str(image), "--max_new_tokens", "6", "--dicom_out", str(out))
+    draft(tiny_adapter, *options, "--dicom_objects", "sc", "sr")
+    kinds = [path.name.partition(".")[0] for path in sorted(out.iterdir())]
+    assert set(kinds) == {"SC", "SR"} and capfd.readouterr().err.count("written") == len(kinds)
+
+
 def test_a_wrong_case_costs_no_wait(tiny_adapter: Path, table_root: Path, tmp_path: Path) -> None:
     image = next((table_root / "images").iterdir())
     for arguments, message in [
         (["--image", str(image)], f"--dicom_out: {image}: is no DICOM file"),
         (["--vitals", "glucose=7"], "this case has no current image"),
         (["--input", "cases.csv"], "--dicom_out: is for one case"),
+        (["--image", "a.dcm", "--dicom_out", "", "--dicom_objects", "sc"], "--dicom_objects: are written to a folder"),
     ]:
         with pytest.raises(UserError, match=message):
-            draft(tiny_adapter, *arguments, "--dicom_out", str(tmp_path / "out"))
+            draft(tiny_adapter, "--dicom_out", str(tmp_path / "out"), *arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -64,7 +74,7 @@ def test_a_folder_of_dicom_files_gives_a_report_on_its_newest_study(
     radiograph(tmp_path / "export" / "new", "1.2.2", "20240302", ViewPosition="PA")
     out = tmp_path / "out"
     bundle = tmp_path / "draft.json"
-    draft_case(adapter, [StudyImage(str(tmp_path / "export"))], "", 4, None, str(bundle), dicom_out=str(out))
+    draft_case(adapter, [StudyImage(str(tmp_path / "export"))], "", 4, None, str(bundle), filing=Filing(str(out)))
     assert "urn:oid:1.2.2" in bundle.read_text() and "1.2.1" not in bundle.read_text()
     read = srread(next(out.glob("SR.*")))
     assert read.StudyInstanceUID == "1.2.2" and len(read.get_evidence()) == 2

@@ -1,12 +1,14 @@
 """A draft as DICOM objects: what they say, whose they are, and what is refused."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from highdicom.sr import EnhancedSR, srread
 from pydicom import dcmread
+from pydicom.uid import SecondaryCaptureImageStorage
 
 from tests.dicom_files import write
 from tests.dicom_studies import groups, radiograph, texts
@@ -14,7 +16,7 @@ from vlm.errors import UserError
 from vlm.findings.labeller import Labeller
 from vlm.inference.dicom_report import DraftedObjects, SourceImages, check_objects, label_codes, study_uid
 from vlm.inference.dicom_report.drafted_objects import to_bytes
-from vlm.inference.dicom_report.pdf_page import ROWS, draw_pdf, page_text
+from vlm.inference.dicom_report.drawn_page import ROWS, draw_pdf, draw_pictures, page_text
 from vlm.inference.fhir import Software
 from vlm.inference.study_images import StudyImage
 from vlm.report import NOTICE, Report, StatedFinding
@@ -160,6 +162,41 @@ def test_a_long_draft_has_several_pages_and_odd_letters_cost_nothing(caplog) -> 
     with caplog.at_level(logging.WARNING):
         assert draw_pdf("心 серце $\\frac{ \x00\x1b \ud800 " + "x" * 1_000).count(b"/Type /Page ") == 1
     assert not caplog.records, "no warning of a glyph that the font lacks"
+
+
+# -------------------------------------------------------------------------------------- the Secondary Capture
+
+
+def test_each_page_is_a_secondary_capture_of_the_study(tmp_path: Path) -> None:
+    image = dcmread(radiograph(tmp_path / "a.dcm"))
+    long = replace(REPORT, text="Line.\n" * 100, sections={})
+    source = SourceImages.of([StudyImage(tmp_path / "a.dcm")], "--dicom_out")
+    made = DraftedObjects.of(long, ABOUT, source, {}, "--dicom_out", ["sc"])
+    files = made.write(tmp_path / "out")
+    assert [path.name[:3] for path in files] == ["SC."] * 2 and list(made.made) == ["sc"]
+    pages = [dcmread(path) for path in files]
+    assert [page.InstanceNumber for page in pages] == [1, 2]
+    assert len({page.SeriesInstanceUID for page in pages}) == 1 and len({page.SOPInstanceUID for page in pages}) == 2
+    for page, drawn in zip(pages, draw_pictures(page_text(long, ABOUT)), strict=True):
+        assert page.SOPClassUID == SecondaryCaptureImageStorage and page.BurnedInAnnotation == "YES"
+        assert (page.Modality, page.ConversionType, page.PhotometricInterpretation) == ("OT", "WSD", "MONOCHROME2")
+        assert "Draft by software" in page.SeriesDescription and not page.PatientOrientation
+        assert (page.StudyInstanceUID, page.PatientID, str(page.PatientName)) == (
+            image.StudyInstanceUID, image.PatientID, "CANARY^JÜRGEN")  # fmt: skip
+        assert page.SourceImageSequence[0].ReferencedSOPInstanceUID == image.SOPInstanceUID
+        assert np.array_equal(page.pixel_array, drawn) and drawn.shape == (1753, 1240)
+
+
+def test_the_mark_and_the_notice_are_drawn_on_every_page() -> None:
+    """Where nothing else stands: above the text, and at the foot."""
+    pages = list(draw_pictures("\n".join("x" for _ in range(ROWS + 1))))
+    assert len(pages) == 2
+    for page in pages:
+        head, foot = page[:65], page[-70:]
+        assert (head < 128).sum() > 500 and (foot < 128).sum() > 500, "black letters"
+        assert (page[:20] == 255).all() and (page[-30:] == 255).all(), "with a margin"
+    empty = next(draw_pictures(""))
+    assert np.array_equal(empty[:65], pages[0][:65]) and not np.array_equal(empty[66:], pages[0][66:])
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

@@ -29,6 +29,8 @@ from vlm.report import Report
 
 NAME = "the archive"
 """What messages call it: its address is the operator's business."""
+KINDS = ("sr",)
+"""What is stored of a draft."""
 
 
 class ArchivedStudy(NamedTuple):
@@ -111,7 +113,7 @@ class ArchivedStudies:
                 found = study_from_dicom(folder, spec.study_images, spec.study.views if spec.study else ())
                 source = SourceImages.of(found.images, "store") if store else None
                 if source:
-                    check_objects(self.software, source, "store")
+                    check_objects(self.software, source, "store", KINDS)
                 files = self._read(found.images)
             notes = [note.replace(folder, "the study") for note in found.notes]
             return files, (*notes, *(source.notes if source else ())), source
@@ -126,7 +128,7 @@ class ArchivedStudies:
         assert study.source is not None
         engine, spec = self.service.engine, self.service.engine.model.spec
         codes = label_codes(spec.labels, engine.labeller, spec.label_findings)
-        made = DraftedObjects.of(report, self.software, study.source, codes, "store")
+        made = DraftedObjects.of(report, self.software, study.source, codes, "store", KINDS)
         self._archive(study.deadline).store(made.structured_report)
 
 

@@ -7,8 +7,9 @@ from typing import TextIO
 from vlm.errors import require
 from vlm.explanation.explain import explain
 from vlm.explanation.picture import draw
-from vlm.inference.command import OpenedCase, objects_option
-from vlm.inference.given_images import archive_of, given_images
+from vlm.inference.command import OpenedCase
+from vlm.inference.filing import Filing
+from vlm.inference.given_images import given_images
 from vlm.inference.options import engine_of
 from vlm.inference.study_images import StudyImage
 
@@ -25,11 +26,9 @@ def explain_case(arguments: argparse.Namespace, out: TextIO) -> None:
 
 def _explain(arguments: argparse.Namespace, images: list[StudyImage], out: TextIO) -> None:
     told = arguments.vitals, arguments.context, arguments.prior_report, arguments.signal
-    archive = archive_of(arguments) if arguments.store else None
-    dicom = objects_option(arguments.dicom_out, archive)
-    case = OpenedCase.of(arguments.adapter, images, *told, dicom, **engine_of(arguments))
-    stream, written = None if arguments.json else out, (arguments.fhir, arguments.fhir_subject, arguments.dicom_out)
-    report = case.draft(arguments.max_new_tokens, stream, *written, archive)
+    case = OpenedCase.of(arguments.adapter, images, *told, Filing.of(arguments), **engine_of(arguments))
+    stream = None if arguments.json else out
+    report = case.draft(arguments.max_new_tokens, stream, arguments.fhir, arguments.fhir_subject)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
     inputs = case.images, case.values, report, arguments.explain_words, case.context, case.prior_report, case.signal

@@ -1,7 +1,6 @@
 """Draft from the command line: check the inputs, load the adapter, stream one draft or write those of a table."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -15,10 +14,10 @@ from vlm.data.images.square import decode_square
 from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.dicom_folder import study_from_dicom
-from vlm.inference.dicom_report import DraftedObjects, SourceImages, check_objects, label_codes, study_uid
-from vlm.inference.dicomweb import Archive
+from vlm.inference.dicom_report import SourceImages, study_uid
 from vlm.inference.engine import Engine
 from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
+from vlm.inference.filing import NOWHERE, Filing
 from vlm.inference.open_engine import open_engine, prepare_libraries
 from vlm.inference.signal_input import read_signal
 from vlm.inference.study_images import Images, StudyImage, as_images, read_study
@@ -47,6 +46,7 @@ class OpenedCase(NamedTuple):
     """Warnings on what was left out of a FHIR file or a folder of DICOM files."""
     source: SourceImages | None = None
     """Whose study the images are, where the draft is written as DICOM objects."""
+    filing: Filing = NOWHERE
 
     @classmethod
     def of(
@@ -57,15 +57,14 @@ class OpenedCase(NamedTuple):
         context: str = "",
         prior_report: str = "",
         signal: str | None = None,
-        dicom: str = "",
+        filing: Filing = NOWHERE,
         **engine: Any,
     ) -> "OpenedCase":
         """Check the inputs before the model is loaded, so that a typing error costs no wait.
 
-        `dicom` is the option that asks for DICOM objects, if one does; `engine` takes the arguments of `open_engine`.
-        Raises `UserError` for an unreadable image, a role or number of images that the adapter does not know, an
-        unknown or non-numeric vital, too long a context, an unreadable signal, an adapter that cannot be loaded, and
-        as `SourceImages.of` does.
+        `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, a role or number of
+        images that the adapter does not know, an unknown or non-numeric vital, too long a context, an unreadable
+        signal, an adapter that cannot be loaded, and as `Filing.source` does.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -84,10 +83,12 @@ class OpenedCase(NamedTuple):
         noted = (*noted, *left_out)
         read_study(given_images, spec, lambda image: decode_square(read_file(Path(image)), str(image), spec.image))
         read_signal(signal, spec)
-        source = _source(given_images, opened.path, dicom) if dicom else None
+        source = filing.source(given_images, Software.of(opened.path))
         noted = (*noted, *(source.notes if source else ()))
         drafter = open_engine(opened, **engine)
-        return cls(drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted), source)
+        return cls(
+            drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted), source, filing
+        )
 
     def draft(
         self,
@@ -95,14 +96,11 @@ class OpenedCase(NamedTuple):
         stream: TextIO | None,
         fhir: str | None = None,
         subject: str | None = None,
-        dicom_out: str | None = None,
-        archive: Archive | None = None,
     ) -> Report:
         """Draft the report, streaming its words to `stream`; write it as a FHIR Bundle to the file `fhir` as well.
 
-        `subject` is the Bundle's reference to a patient. DICOM objects are written to the folder `dicom_out`, and the
-        Structured Report is stored in the `archive`; both are said on stderr. Raises `UserError` if the disk is full,
-        and as `Archive.store` does.
+        `subject` is the Bundle's reference to a patient. The draft is filed as `filing` says. Raises `UserError` if
+        the disk is full, and as `Filing.file` does.
         """
         case = (self.images, self.values, self.context, self.prior_report, self.signal)
         report = self.engine.predict([case], max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
@@ -115,34 +113,9 @@ class OpenedCase(NamedTuple):
             study = study_uid(self.images)
             bundle = to_fhir(report, schema, about, shown, subject, context=self.context, study=study)
             replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
-        if dicom_out or archive:
-            self._file(report, dicom_out, archive)
+        if self.source:
+            self.filing.file(report, self.engine, Software.of(self.folder), self.source)
         return report
-
-    def _file(self, report: Report, folder: str | None, archive: Archive | None) -> None:
-        """Write the DICOM objects of the report to a folder, and store it in an archive; the case has a `source`."""
-        assert self.source is not None
-        spec = self.engine.model.spec
-        codes = label_codes(spec.labels, self.engine.labeller, spec.label_findings)
-        option = objects_option(folder, archive)
-        made = DraftedObjects.of(report, Software.of(self.folder), self.source, codes, option)
-        for file in made.write(Path(folder)) if folder else ():
-            print(f"{file}: written", file=sys.stderr)
-        if archive:
-            archive.store(made.structured_report)
-            print(f"{archive.address}: the draft is stored as a Structured Report, unverified", file=sys.stderr)
-
-
-def objects_option(folder: str | None, archive: Archive | None) -> str:
-    """Return the option that asks for the draft as DICOM objects; empty without one."""
-    return "--dicom_out" if folder else "--store" if archive else ""
-
-
-def _source(images: list[StudyImage], folder: Path, option: str) -> SourceImages:
-    """Read whose study the images are, and check that DICOM objects can be made for it."""
-    source = SourceImages.of(images, option)
-    check_objects(Software.of(folder), source, option)
-    return source
 
 
 def _of_folder(images: list[StudyImage], spec: CaseSpec) -> tuple[list[StudyImage], list[str]]:
@@ -165,14 +138,12 @@ def draft_case(
     context: str = "",
     prior_report: str = "",
     signal: str | None = None,
-    dicom_out: str | None = None,
-    archive: Archive | None = None,
+    filing: Filing = NOWHERE,
     **engine: Any,
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
-    told = vitals, context, prior_report, signal
-    case = OpenedCase.of(adapter, images, *told, objects_option(dicom_out, archive), **engine)
-    return case.draft(max_new_tokens, stream, fhir, subject, dicom_out, archive)
+    case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, filing, **engine)
+    return case.draft(max_new_tokens, stream, fhir, subject)
 
 
 def draft_table(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import UserError
+from vlm.inference.object_kinds import ALL_OBJECTS
 
 SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-9a-f-]{36}")
 """A FHIR reference to a patient."""
@@ -47,6 +48,9 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fhir_subject", metavar="REFERENCE", help="subject of the Bundle, such as Patient/123")
     parser.add_argument("--dicom_out", metavar="FOLDER", help="of a DICOM image, also write a Structured Report and a "
                         "PDF as DICOM objects of its study; extra `dicom`")  # fmt: skip
+    parser.add_argument("--dicom_objects", nargs="+", choices=ALL_OBJECTS, metavar="KIND", help="which objects: sr "
+                        "(Structured Report), pdf, sc (Secondary Capture, a picture of each page); default: sr "
+                        "pdf")  # fmt: skip
     parser.add_argument("--explain", metavar="FILE", help="write a picture (.png) of what the draft rests on: heat, "
                         "tinted words, a bar for each vital; extra `explain`")  # fmt: skip
     parser.add_argument("--explain_words", default="", help='words to explain, as "opacity, lower zone"; '
@@ -152,6 +156,8 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
         raise UserError("--ray: is for a table of cases; name it with --input")
     _check_fhir(arguments)
     _check_archive(arguments, bool(images))
+    if arguments.dicom_objects and not arguments.dicom_out:
+        raise UserError("--dicom_objects: are written to a folder; name it with --dicom_out")
     if arguments.dicom_out and (arguments.input or arguments.rexrank):
         raise UserError("--dicom_out: is for one case; leave --input and --rexrank away")
 

@@ -1,6 +1,7 @@
-"""Write a draft as DICOM objects: a Structured Report and a PDF, filed with the study that its images came from.
+"""Write a draft as DICOM objects, filed with the study that its images came from.
 
-Both are drafts: not complete, not verified. They need the extra `dicom`.
+A Structured Report, a PDF, and pictures of its page. All are drafts: not complete, not verified. They need the
+extra `dicom`.
 """
 
 from vlm.inference.dicom_report.drafted_objects import DraftedObjects, check_objects, label_codes

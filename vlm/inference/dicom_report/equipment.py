@@ -1,8 +1,8 @@
-"""Name the software in DICOM objects, and keep libraries from logging a patient's name."""
+"""Name the software and the images in DICOM objects, and keep libraries from logging a patient's name."""
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,14 @@ SERIES = "Draft by software, not a diagnosis"
 SPEAKERS = ("highdicom", "pydicom", "dicomweb_client", "retrying", "urllib3")
 """Libraries whose messages quote what must not be logged."""
 
+WHOSE = {
+    "study_instance_uid": "StudyInstanceUID", "patient_id": "PatientID", "patient_name": "PatientName",
+    "patient_birth_date": "PatientBirthDate", "patient_sex": "PatientSex", "study_id": "StudyID",
+    "study_date": "StudyDate", "study_time": "StudyTime", "accession_number": "AccessionNumber",
+    "referring_physician_name": "ReferringPhysicianName",
+}  # fmt: skip
+"""Argument of `highdicom.SOPClass` → element of an image."""
+
 
 def equipment(about: Software) -> dict[str, Any]:
     """Return the arguments of `highdicom.SOPClass` that name the software."""
@@ -27,6 +35,18 @@ def equipment(about: Software) -> dict[str, Any]:
         "device_serial_number": about.adapter[:64],
         "series_description": SERIES,
     }
+
+
+def refer_to(images: "Sequence[Dataset]") -> "list[Dataset]":
+    """Return the items of a sequence that refers to images."""
+    from pydicom import Dataset
+
+    items = []
+    for image in images:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+        items.append(item)
+    return items
 
 
 def stamp(document: "Dataset", time: datetime) -> None:
