@@ -67,6 +67,7 @@ class ArchivedStudies:
             raise UserError("store: this server stores nothing; it was started without --store")
         if not is_uid(uid):
             raise UserError("study_uid: is no DICOM UID, such as 1.2.840.113619.2")
+        self.service.check_room()
         if self._asked >= self.service.limits.waiting:
             raise Busy(f"{self._asked} requests wait for the archive already; try again in a moment")
         deadline = time.monotonic() + self.service.limits.seconds
