@@ -149,7 +149,7 @@ def draft_case(arguments: argparse.Namespace) -> None:
     from vlm.inference.given_images import given_images
 
     stream = None if arguments.json else sys.stdout
-    told = arguments.fhir, arguments.fhir_subject, arguments.context, arguments.prior_report, arguments.signal
+    told = arguments.context, arguments.prior_report, arguments.signal
     with given_images(arguments) as images:
         case = arguments.adapter, images, arguments.vitals, arguments.max_new_tokens, stream
         report = draft_case(*case, *told, Filing.of(arguments), **engine_of(arguments))

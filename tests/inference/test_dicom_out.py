@@ -74,7 +74,7 @@ def test_a_folder_of_dicom_files_gives_a_report_on_its_newest_study(
     radiograph(tmp_path / "export" / "new", "1.2.2", "20240302", ViewPosition="PA")
     out = tmp_path / "out"
     bundle = tmp_path / "draft.json"
-    draft_case(adapter, [StudyImage(str(tmp_path / "export"))], "", 4, None, str(bundle), filing=Filing(str(out)))
+    draft_case(adapter, [StudyImage(str(tmp_path / "export"))], "", 4, None, filing=Filing(str(out), fhir=str(bundle)))
     assert "urn:oid:1.2.2" in bundle.read_text() and "1.2.1" not in bundle.read_text()
     read = srread(next(out.glob("SR.*")))
     assert read.StudyInstanceUID == "1.2.2" and len(read.get_evidence()) == 2

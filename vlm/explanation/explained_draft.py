@@ -28,7 +28,7 @@ def _explain(arguments: argparse.Namespace, images: list[StudyImage], out: TextI
     told = arguments.vitals, arguments.context, arguments.prior_report, arguments.signal
     case = OpenedCase.of(arguments.adapter, images, *told, Filing.of(arguments), **engine_of(arguments))
     stream = None if arguments.json else out
-    report = case.draft(arguments.max_new_tokens, stream, arguments.fhir, arguments.fhir_subject)
+    report = case.draft(arguments.max_new_tokens, stream)
     if stream is not None:
         print(report.after_text(), file=out, flush=True)  # print the draft even if its explanation fails
     inputs = case.images, case.values, report, arguments.explain_words, case.context, case.prior_report, case.signal

@@ -1,22 +1,20 @@
 """Draft from the command line: check the inputs, load the adapter, stream one draft or write those of a table."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from vlm.adapter import open_adapter
 from vlm.adapter.site_calibration import read_site
-from vlm.atomic import replace_file
 from vlm.data.case import CaseSpec
 from vlm.data.images.image import read_file
 from vlm.data.images.square import decode_square
 from vlm.errors import UserError
 from vlm.inference.context import check_context
 from vlm.inference.dicom_folder import study_from_dicom
-from vlm.inference.dicom_report import SourceImages, study_uid
+from vlm.inference.dicom_report import SourceImages
 from vlm.inference.engine import Engine
-from vlm.inference.fhir import Software, context_of, from_fhir, is_fhir, to_fhir
+from vlm.inference.fhir import context_of, from_fhir, is_fhir
 from vlm.inference.filing import NOWHERE, Filing
 from vlm.inference.open_engine import open_engine, prepare_libraries
 from vlm.inference.signal_input import read_signal
@@ -64,7 +62,7 @@ class OpenedCase(NamedTuple):
 
         `engine` takes the arguments of `open_engine`. Raises `UserError` for an unreadable image, a role or number of
         images that the adapter does not know, an unknown or non-numeric vital, too long a context, an unreadable
-        signal, an adapter that cannot be loaded, and as `Filing.source` does.
+        signal, an adapter that cannot be loaded, and as `Filing.claim` and `Filing.source` do.
         """
         prepare_libraries()
         opened = open_adapter(adapter, engine.get("revision"))
@@ -83,38 +81,25 @@ class OpenedCase(NamedTuple):
         noted = (*noted, *left_out)
         read_study(given_images, spec, lambda image: decode_square(read_file(Path(image)), str(image), spec.image))
         read_signal(signal, spec)
-        source = filing.source(given_images, Software.of(opened.path))
+        filing.claim(given_images)
+        source = filing.source(given_images, opened.path)
         noted = (*noted, *(source.notes if source else ()))
         drafter = open_engine(opened, **engine)
         return cls(
             drafter, opened.path, given_images, values, context, prior_report, signal, tuple(noted), source, filing
         )
 
-    def draft(
-        self,
-        max_new_tokens: int | None,
-        stream: TextIO | None,
-        fhir: str | None = None,
-        subject: str | None = None,
-    ) -> Report:
-        """Draft the report, streaming its words to `stream`; write it as a FHIR Bundle to the file `fhir` as well.
+    def draft(self, max_new_tokens: int | None, stream: TextIO | None) -> Report:
+        """Draft the report, streaming its words to `stream`, and file it as `filing` says.
 
-        `subject` is the Bundle's reference to a patient. The draft is filed as `filing` says. Raises `UserError` if
-        the disk is full, and as `Filing.file` does.
+        Raises `UserError` if the disk is full, and as `Filing.file` does.
         """
         case = (self.images, self.values, self.context, self.prior_report, self.signal)
         report = self.engine.predict([case], max_new_tokens=max_new_tokens, streamer=_streamer(self.engine, stream))[0]
         if stream is not None and self.engine.abstain:  # not streamed
             print(report.text or report.no_draft(), file=stream)
         report = replace(report, warnings=(*self.noted, *report.warnings))
-        if fhir:
-            schema = self.engine.model.spec.schema
-            about, shown = Software.of(self.folder), bool(self.images)
-            study = study_uid(self.images)
-            bundle = to_fhir(report, schema, about, shown, subject, context=self.context, study=study)
-            replace_file(Path(fhir), json.dumps(bundle, indent=2, ensure_ascii=False) + "\n")
-        if self.source:
-            self.filing.file(report, self.engine, Software.of(self.folder), self.source)
+        self.filing.file(report, self.engine, self.folder, self.images, self.context, self.source)
         return report
 
 
@@ -133,8 +118,6 @@ def draft_case(
     vitals: str,
     max_new_tokens: int | None,
     stream: TextIO | None,
-    fhir: str | None = None,
-    subject: str | None = None,
     context: str = "",
     prior_report: str = "",
     signal: str | None = None,
@@ -143,7 +126,7 @@ def draft_case(
 ) -> Report:
     """Draft one report as `OpenedCase.draft` does; `engine` takes the arguments of `open_engine`."""
     case = OpenedCase.of(adapter, images, vitals, context, prior_report, signal, filing, **engine)
-    return case.draft(max_new_tokens, stream, fhir, subject)
+    return case.draft(max_new_tokens, stream)
 
 
 def draft_table(

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from vlm.inference.object_kinds import ALL_OBJECTS
 
 SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-9a-f-]{36}")
 """A FHIR reference to a patient."""
+PROFILES = ("us-core", "ips")
+"""Names of the profiles in `vlm.inference.fhir.profiles`."""
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d))?", re.ASCII)
+"""A FHIR date, or a time with its zone."""
 
 
 def add_draft_options(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +51,10 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--fhir", metavar="FILE", help="also write a FHIR Bundle")
     parser.add_argument("--fhir_subject", metavar="REFERENCE", help="subject of the Bundle, such as Patient/123")
+    parser.add_argument("--fhir_profile", nargs="+", choices=PROFILES, default=[], metavar="NAME", help="profiles that "
+                        "the report of the Bundle claims: us-core, ips; needs --fhir_subject")  # fmt: skip
+    parser.add_argument("--fhir_effective", metavar="TIME", help="day or time of the study for these profiles, such as "
+                        "2024-03-01; default: that of the DICOM image")  # fmt: skip
     parser.add_argument("--dicom_out", metavar="FOLDER", help="of a DICOM image, also write a Structured Report and a "
                         "PDF as DICOM objects of its study; extra `dicom`")  # fmt: skip
     parser.add_argument("--dicom_objects", nargs="+", choices=ALL_OBJECTS, metavar="KIND", help="which objects: sr "
@@ -155,6 +164,7 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
     if arguments.ray and not arguments.input:
         raise UserError("--ray: is for a table of cases; name it with --input")
     _check_fhir(arguments)
+    _check_profile(arguments)
     _check_archive(arguments, bool(images))
     if arguments.dicom_objects and not arguments.dicom_out:
         raise UserError("--dicom_objects: are written to a folder; name it with --dicom_out")
@@ -191,6 +201,21 @@ def _check_fhir(arguments: argparse.Namespace) -> None:
         raise UserError("--fhir_subject: is written to a Bundle; name its file with --fhir")
     if arguments.fhir_subject and not SUBJECT.fullmatch(arguments.fhir_subject):
         raise UserError(f"--fhir_subject: {arguments.fhir_subject} is no reference to a patient, such as Patient/123")
+
+
+def _check_profile(arguments: argparse.Namespace) -> None:
+    if arguments.fhir_profile and not (arguments.fhir and arguments.fhir_subject):
+        raise UserError("--fhir_profile: is of a Bundle with a subject; give --fhir and --fhir_subject")
+    if arguments.fhir_effective and not arguments.fhir_profile:
+        raise UserError("--fhir_effective: is for a profile; name it with --fhir_profile")
+    if not (moment := arguments.fhir_effective):
+        return
+    try:
+        right = MOMENT.fullmatch(moment) and datetime.fromisoformat(moment)
+    except ValueError:
+        right = None
+    if not right:
+        raise UserError(f"--fhir_effective: {moment} is no day or time, such as 2024-03-01 or 2024-03-01T10:11:12Z")
 
 
 def _check_archive(arguments: argparse.Namespace, has_images: bool) -> None:

@@ -5,6 +5,6 @@ extra `dicom`.
 """
 
 from vlm.inference.dicom_report.drafted_objects import DraftedObjects, check_objects, label_codes
-from vlm.inference.dicom_report.source_images import SourceImages, study_uid
+from vlm.inference.dicom_report.source_images import SourceImages, study_day, study_uid
 
-__all__ = ["DraftedObjects", "SourceImages", "check_objects", "label_codes", "study_uid"]
+__all__ = ["DraftedObjects", "SourceImages", "check_objects", "label_codes", "study_day", "study_uid"]

@@ -4,6 +4,7 @@ The headers are untrusted. Identifying values go into the objects alone, never i
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,6 +58,20 @@ class SourceImages(NamedTuple):
 
 def study_uid(images: Sequence[StudyImage]) -> str:
     """Return the Study Instance UID of the current images; empty if one is no DICOM file or they are of several."""
+    uid = _shared(images, "StudyInstanceUID")
+    return uid if uid and _is_valid("UI", uid) else ""  # without an image no library is needed
+
+
+def study_day(images: Sequence[StudyImage]) -> str:
+    """Return the day of the study of the current images, such as 2024-03-01; empty where it is not known."""
+    try:
+        return datetime.strptime(_shared(images, "StudyDate"), "%Y%m%d").strftime("%Y-%m-%d")
+    except ValueError:
+        return ""
+
+
+def _shared(images: Sequence[StudyImage], element: str) -> str:
+    """Return the value that all current images have; empty if one is no DICOM file or they differ."""
     found = set()
     for item in images:
         if item.prior:
@@ -64,9 +79,8 @@ def study_uid(images: Sequence[StudyImage]) -> str:
         head = _head(item)
         if file_type(head) != "DICOM":
             return ""
-        found.add(read_elements(str(item.image), head, ["StudyInstanceUID"])["StudyInstanceUID"])
-    uid = found.pop() if len(found) == 1 else ""
-    return uid if uid and _is_valid("UI", uid) else ""  # without an image no library is needed
+        found.add(read_elements(str(item.image), head, [element])[element])
+    return found.pop() if len(found) == 1 else ""
 
 
 def _head(item: StudyImage) -> bytes:

@@ -7,5 +7,6 @@ draft.
 
 from vlm.inference.fhir.documents import Software, to_fhir
 from vlm.inference.fhir.observations import context_of, from_fhir, is_fhir
+from vlm.inference.fhir.profiles import Claim
 
-__all__ = ["Software", "context_of", "from_fhir", "is_fhir", "to_fhir"]
+__all__ = ["Claim", "Software", "context_of", "from_fhir", "is_fhir", "to_fhir"]

@@ -29,6 +29,7 @@ from vlm.inference.fhir.codes import (
     plain,
 )
 from vlm.inference.fhir.finding_observations import finding_observation
+from vlm.inference.fhir.profiles import Claim, claimed
 from vlm.report import NOTICE, Report
 from vlm.version import __version__
 
@@ -68,11 +69,13 @@ def to_fhir(
     issued: datetime | None = None,
     context: str = "",
     study: str = "",
+    claim: Claim | None = None,
 ) -> Resource:
     """Make a Bundle of type `collection`: DiagnosticReport, Observations, Device and Provenance.
 
     With a `context` there is a ServiceRequest too, whose reason it is; its elements are those of R4 and R4B. `study` is
-    the DICOM UID of the study that the report is on, which it refers to by the element of R4 and R4B.
+    the DICOM UID of the study that the report is on, which it refers to by the element of R4 and R4B. A `claim` is of
+    profiles; it needs an image and a subject.
 
     All of it is preliminary. `image` says whether the case had one, `subject` is a reference such as `Patient/123`;
     without it the Bundle names nobody. The same report gives the same Bundle, ids included, but for `issued`
@@ -83,6 +86,7 @@ def to_fhir(
     told = {name: value for name, value in values.items() if name not in _UNTOLD and (value or name not in _OPTIONAL)}
     made_of = [told, list(about), image, subject, *([context] if context else [])]
     made_of += [{"study": study}] if study else []
+    made_of += [claim._asdict()] if claim else []
     root = uuid5(_IDS, json.dumps(made_of, sort_keys=True))
 
     def address(part: str) -> str:
@@ -97,6 +101,8 @@ def to_fhir(
     results = [{"reference": address(part)} for part in (*given, *estimated, *stated)]
     made = [{"reference": address(part)} for part in ("report", *estimated, *stated)]
     resources = {"report": _report(report, image, results, time), **given, **estimated, **stated}
+    if claim:
+        resources["report"] = claimed(resources["report"], claim)
     if study:
         resources["report"]["imagingStudy"] = [imaging_study(study)]
     if context:
