@@ -161,8 +161,8 @@ def test_the_command_of_the_image_serves_to_whoever_has_the_token_alone(target: 
     assert program in PROJECT_FILE["project"]["scripts"]
     arguments = arguments_of(json.loads(last(target, "CMD")))
     assert str(arguments.port) == last(target, "EXPOSE")
-    assert (arguments.adapter, arguments.host) == ("/adapter", "0.0.0.0")
-    arguments.port, arguments.adapter = 0, str(tiny_adapter)
+    assert (arguments.adapter, arguments.host) == (["/adapter"], "0.0.0.0")
+    arguments.port, arguments.adapter = 0, [str(tiny_adapter)]
     with pytest.raises(UserError, match="anybody could use it; set CLINICAL_VLM_TOKEN"):
         serve(arguments)
 
@@ -208,7 +208,7 @@ def test_compose_publishes_the_port_on_this_machine_alone_and_asks_for_the_token
     service = COMPOSE["services"]["cpu"]
     arguments = arguments_of(service["command"])
     assert service["ports"] == [f"127.0.0.1:{arguments.port}:{arguments.port}"]
-    assert arguments.adapter == service["volumes"][0]["target"]
+    assert arguments.adapter == [service["volumes"][0]["target"]]
     (secret,) = service["secrets"]
     assert str(arguments.token_file) == f"/run/secrets/{secret}"
     token = resolved(COMPOSE["secrets"][secret]["file"])

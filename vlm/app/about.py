@@ -1,11 +1,14 @@
 """Describe a loaded adapter, for the page and for clients."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlm.adapter import AdapterConfig, read_config
+from vlm.errors import UserError
 from vlm.inference.fhir import Software
+from vlm.inference.shared_base import check_same_base
 from vlm.model.calibration import Calibration
 from vlm.report import NOTICE
 
@@ -56,3 +59,11 @@ class Adapter:
             "calibration": asdict(self.config.calibration),
             "notice": NOTICE,
         }
+
+
+def check_together(adapters: Sequence[Adapter]) -> None:
+    """Raise `UserError` for adapters that one process cannot serve: of one name, or of several bases."""
+    named = [adapter.name for adapter in adapters]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise UserError(f"--adapter: two are named {twice[0]}, and requests choose by name; rename a folder")
+    check_same_base([(adapter.name, adapter.config) for adapter in adapters])

@@ -1,5 +1,6 @@
 """Define `POST /v1/report` and its OpenAPI documentation; every refusal is one line under `detail`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from vlm.app.case_body import BODY, read_case
 from vlm.app.chat import add_chat
 from vlm.app.guard import Access, Guard
 from vlm.app.refusals import refusal
+from vlm.app.served import Served, ServedAdapters
 from vlm.app.service import Service
 from vlm.inference.fhir import to_fhir
 from vlm.report import NOTICE
@@ -54,7 +56,7 @@ class Refusal(BaseModel):
 
 
 REFUSALS = {400: "not readable as what it says it is", 401: "the server asks for its token",
-            403: "asked by another web page", 404: "the archive has no such study", 408: "the body came too slowly",
+            403: "asked by another web page", 404: "no such adapter or study", 408: "the body came too slowly",
             413: "too large", 415: "neither multipart nor JSON",
             422: "a wrong image, vital or field", 421: "not a name of this server",
             429: "the queue is full; see Retry-After", 502: "the archive fails", 503: "not done within the time limit",
@@ -62,15 +64,22 @@ REFUSALS = {400: "not readable as what it says it is", 401: "the server asks for
 
 
 def make_api(
-    service: Service, adapter: Adapter, access: Access | None = None, studies: ArchivedStudies | None = None
+    service: Service,
+    adapter: Adapter,
+    access: Access | None = None,
+    others: Sequence[Served] = (),
+    studies: ArchivedStudies | None = None,
 ) -> FastAPI:
-    """Make the routes, documented at `/openapi.json` and, without a CDN, at `/docs`; `studies` are of an archive."""
+    """Make the routes, documented at `/openapi.json` and, without a CDN, at `/docs`.
+
+    Requests may name one of the `others` beside the first adapter; `studies` are of an archive.
+    """
     app = FastAPIOffline(
         title="clinical-vlm", version=__version__, description=NOTICE, redoc_url=None, debug=False
     )  # fmt: skip
     app.add_middleware(Guard, access=access or Access())
     bodies = app.state.bodies = Bodies(service.limits.upload * 4 // 3 + (1 << 20))
-    schema = adapter.config.spec.schema
+    served = ServedAdapters(Served(adapter, service), others)
 
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> JSONResponse:
@@ -84,31 +93,34 @@ def make_api(
         openapi_extra={"requestBody": BODY},
     )
     async def report(request: Request) -> JSONResponse:
-        with http_codes(service):
-            service.check_room()
+        with http_codes(served):
+            served.check_room()
             async with bodies.reading(request) as counted:
                 case, sent = await read_case(counted)
-                images = await decode_images(service, sent)
-            asked = await ask(service, case, images, studies)
+                chosen = served.of(case.adapter, "adapter")
+                images = await decode_images(chosen.service, sent)
+            asked = await ask(chosen.service, case, images, studies)
             drafted = asked.noted(await result_of(asked.job))
             if studies and asked.study and case.store:
                 await studies.store(drafted, asked.study)
             if case.format == "fhir":
-                has, context, uid = asked.has_image, asked.context, case.study_uid
-                bundle = to_fhir(drafted, schema, adapter.software, has, context=context, study=uid)
+                about = chosen.adapter
+                bundle = to_fhir(drafted, about.config.spec.schema, about.software, asked.has_image,
+                                 context=asked.context, study=case.study_uid)  # fmt: skip
                 return JSONResponse(bundle, media_type="application/fhir+json")
             return JSONResponse(drafted.to_dict())
 
-    add_chat(app, service, adapter, bodies)
+    add_chat(app, served, bodies)
 
     @app.get("/v1/schema", summary="What the adapter reads and answers")
-    async def describe() -> dict[str, Any]:
+    async def describe(adapter: str = "") -> dict[str, Any]:
+        chosen = served.of(adapter, "adapter")
         archive = {"store": studies.may_store} if studies else None
-        return {**adapter.describe(), "limits": asdict(service.limits), "archive": archive}
+        return {**chosen.adapter.describe(), "limits": asdict(chosen.service.limits), "archive": archive}
 
     @app.get("/healthz", summary="Whether drafts are written, and how many wait")
     async def health() -> JSONResponse:
-        state = "ok" if service.alive else "stopped"
-        return JSONResponse({"status": state, "waiting": service.waiting}, 200 if service.alive else 503)
+        state = "ok" if served.alive else "stopped"
+        return JSONResponse({"status": state, "waiting": served.waiting}, 200 if served.alive else 503)
 
     return app

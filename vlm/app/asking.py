@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from vlm.app.archived_study import ArchivedStudies, ArchivedStudy, fetched, within
 from vlm.app.case_body import Case, SentImage, inputs_of, read_images
 from vlm.app.failures import Failed, TooLate, named_failures
+from vlm.app.served import ServedAdapters
 from vlm.app.service import Busy, Draft, Job, Service
 from vlm.errors import UserError
 from vlm.inference.dicomweb import ArchiveError
@@ -69,7 +70,7 @@ async def result_of(job: Job[Any]) -> Any:
 
 
 @contextmanager
-def http_codes(service: Service) -> Iterator[None]:
+def http_codes(served: ServedAdapters) -> Iterator[None]:
     """Raise an `HTTPException` with the code of what goes wrong in the block."""
     try:
         yield
@@ -78,7 +79,7 @@ def http_codes(service: Service) -> Iterator[None]:
     except UserError as error:
         raise HTTPException(422, str(error)) from None
     except Busy as error:
-        wait = str(max(1, math.ceil(service.batch_seconds)))
+        wait = str(max(1, math.ceil(served.batch_seconds)))
         raise HTTPException(429, str(error), headers={"Retry-After": wait}) from None
     except TooLate as error:
         raise HTTPException(503, str(error)) from None

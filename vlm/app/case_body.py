@@ -90,6 +90,7 @@ class Case(BaseModel):
         "that the server was started with"
     )  # fmt: skip
     store: bool = Field(False, description="store the draft of that study in the archive, unverified")
+    adapter: str = Field("", description="adapter, of those that GET /v1/models lists; empty for the first")
 
 
 _FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -106,7 +107,7 @@ _FORM = {"type": "object", "additionalProperties": {"type": "string", "descripti
                         "study_uid": {"type": "string", "description": "in place of images: study in the archive"},
                         "store": {"type": "boolean", "description": "store its draft there, unverified"},
                         "context": {"type": "string"}, "signal": {"type": "string", "description": "its lists as JSON"},
-                        "format": {"type": "string"}}}  # fmt: skip
+                        "format": {"type": "string"}, "adapter": {"type": "string"}}}  # fmt: skip
 BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
                                       "application/json": {"schema": Case.model_json_schema()}}}  # fmt: skip
 """Description of the body for OpenAPI."""
@@ -211,7 +212,7 @@ def _from_base64(text: str, where: str) -> bytes:
 
 _FILE_FIELDS, _ROLE_FIELDS = ("image", "prior"), ("view", "prior_view", "prior_days")
 _JSON_FIELDS = ("vitals", "observations", "signal")
-_TEXT_FIELDS = ("context", "prior_report", "format", "study_uid", "store")
+_TEXT_FIELDS = ("context", "prior_report", "format", "study_uid", "store", "adapter")
 
 
 async def _read_form(form: FormData) -> tuple[Case, list[SentImage]]:

@@ -11,14 +11,13 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from vlm.app.about import Adapter
 from vlm.app.asking import Asked, ask, decode_images, http_codes, result_of
 from vlm.app.bodies import Bodies
 from vlm.app.case_body import Case
 from vlm.app.chat_body import CASE_KEYS, read_chat
 from vlm.app.failures import Failed
 from vlm.app.refusals import refusal_body
-from vlm.app.service import Service
+from vlm.app.served import ServedAdapters
 from vlm.report import Report
 
 PATH = "/v1/chat/completions"
@@ -31,32 +30,31 @@ _BODY = {"required": True, "content": {"application/json": {"schema": {
                    "stream": {"type": "boolean"}, **{name: _CASE[name] for name in CASE_KEYS}}}}}}  # fmt: skip
 
 
-def add_chat(app: FastAPI, service: Service, adapter: Adapter, bodies: Bodies) -> None:
+def add_chat(app: FastAPI, served: ServedAdapters, bodies: Bodies) -> None:
     """Add the routes to the app; its own handler answers what they raise."""
 
     @app.post(PATH, summary="Draft the report of one case, as a chat completion", openapi_extra={"requestBody": _BODY})
     async def complete(request: Request) -> Any:
-        with http_codes(service):
-            service.check_room()
+        with http_codes(served):
+            served.check_room()
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
                 raise HTTPException(415, "send application/json")
             async with bodies.reading(request) as counted:
                 chat = await run_in_threadpool(read_chat, await counted.body())
-                if chat.model != adapter.name:
-                    raise HTTPException(404, f"model: no {chat.model[:80]!r} here; GET /v1/models names {adapter.name}")
-                images = await decode_images(service, chat.images)
-            asked = await ask(service, chat.case, images)
+                chosen = served.of(chat.model, "model")
+                images = await decode_images(chosen.service, chat.images)
+            asked = await ask(chosen.service, chat.case, images)
             if chat.stream:
-                return StreamingResponse(_events(service, adapter.name, asked), media_type="text/event-stream")
+                return StreamingResponse(_events(served, chat.model, asked), media_type="text/event-stream")
             report = asked.noted(await result_of(asked.job))
         message = {"role": "assistant", "content": _content(report), "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": _reason(report), "logprobs": None}
-        return JSONResponse(_answer("", adapter.name) | {"choices": [choice], "report": report.to_dict()})
+        return JSONResponse(_answer("", chat.model) | {"choices": [choice], "report": report.to_dict()})
 
-    @app.get("/v1/models", summary="The name of the adapter, as OpenAI lists models")
+    @app.get("/v1/models", summary="The names of the adapters, as OpenAI lists models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": adapter.name, "object": "model", "created": 0,
-                                            "owned_by": "clinical-vlm"}]}  # fmt: skip
+        kind = {"object": "model", "created": 0, "owned_by": "clinical-vlm"}
+        return {"object": "list", "data": [{"id": name, **kind} for name in served.by_name]}
 
 
 def _answer(kind: str, model: str) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def _reason(report: Report) -> str:
     return "stop" if report.finished else "length"
 
 
-async def _events(service: Service, model: str, asked: Asked) -> AsyncIterator[str]:
+async def _events(served: ServedAdapters, model: str, asked: Asked) -> AsyncIterator[str]:
     """Yield the server-sent events of a draft: its words as they come, the notice, and the report in the last chunk."""
     base, sent = _answer(".chunk", model), ""
 
@@ -84,7 +82,7 @@ async def _events(service: Service, model: str, asked: Asked) -> AsyncIterator[s
     yield chunk({"role": "assistant", "content": ""})
     coming = asyncio.ensure_future(result_of(asked.job))
     try:
-        with http_codes(service):
+        with http_codes(served):
             while not coming.done():
                 await asyncio.wait([coming], timeout=POLL_SECONDS)
                 text = asked.job.text

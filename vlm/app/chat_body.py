@@ -42,7 +42,7 @@ def read_chat(body: bytes) -> Chat:
     if not isinstance(values, dict):
         raise HTTPException(422, "body: give a JSON object")
     model, stream = values.pop("model", None), values.pop("stream", None) or False
-    if not isinstance(model, str) or not isinstance(stream, bool):
+    if not (isinstance(model, str) and model) or not isinstance(stream, bool):
         raise HTTPException(422, "model: give a name of GET /v1/models" if stream in (True, False) else
                             "stream: true or false")  # fmt: skip
     texts, images = _content(values.pop("messages", None))

@@ -10,7 +10,8 @@ from vlm.errors import UserError
 def serve_options(parser: argparse.ArgumentParser) -> None:
     """Draft in a browser, and answer POST /v1/report."""
     add = parser.add_argument
-    add("--adapter", default="demo", help="adapter folder, Hub id, or the name demo or ham10000")
+    add("--adapter", action="append", help="adapter folder, Hub id, or a name such as demo, the default; several of one "
+        "base, each after an --adapter of its own")  # fmt: skip
     add("--revision", help="commit, tag or branch of an adapter on the Hub")
     add("--site", metavar="FILE", help="recalibration for a site, of `evaluate --recalibrate_on`")
     add("--base", help="base model instead of the adapter's, such as a local copy")
@@ -29,7 +30,7 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     add("--max_upload", type=int, default=64, help="largest image file, MiB")
     add("--max_seconds", type=float, default=60, help="time limit of a request")
     add("--max_waiting", type=int, default=32, help="longest queue; further requests are refused")
-    add("--batch_size", type=int, default=16, help="cases drafted together; torch only")
+    add("--batch_size", type=int, default=16, help="cases drafted together")
     parser.set_defaults(run=run_serve)
 
 
@@ -56,6 +57,10 @@ def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> None:
         if value is not None and value <= 0:
             raise UserError(f"--{name}: must be more than 0")
     check_port(arguments.port)
+    arguments.adapter = arguments.adapter or ["demo"]
+    for name in ("revision", "site", "dicomweb"):
+        if getattr(arguments, name) is not None and len(arguments.adapter) > 1:
+            raise UserError(f"--{name}: is of one adapter; give one --adapter alone, or no --{name}")
     if arguments.dicomweb:
         from vlm.inference.dicomweb import Archive, check_address
 

@@ -4,9 +4,10 @@ import argparse
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # it imports PyTorch: a typing error should not wait for it
     from vlm.app.about import Adapter
     from vlm.app.archived_study import ArchivedStudies
     from vlm.app.service import Service
+    from vlm.inference.engine import Engine
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -55,19 +57,21 @@ def reserve(host: str, port: int) -> socket.socket:
 
 
 def make_app(arguments: argparse.Namespace, access: Access) -> Any:
-    """Load the adapter and add the page and the routes; raises `UserError` as `vlm.adapter.load` does."""
+    """Load the adapters and add the page and the routes; raises `UserError` as `vlm.adapter.load` does."""
     from vlm.adapter import resolve
 
     if arguments.dicomweb and not access.token:
         raise UserError(f"--dicomweb: any user of this machine could read the archive by this server; set "
                         f"{TOKEN_VARIABLE} or --token_file")  # fmt: skip
-    folder = resolve(arguments.adapter, arguments.revision)  # before the heavy imports: a typing error costs no wait
-    from vlm.app.about import Adapter
+    # Before the heavy imports: a typing error costs no wait.
+    folders = [resolve(adapter, arguments.revision) for adapter in arguments.adapter]
+    from vlm.app.about import Adapter, check_together
     from vlm.app.api import make_api
+    from vlm.app.served import Served
     from vlm.app.service import Limits, Service
-    from vlm.inference.open_engine import open_engine, prepare_libraries
 
-    adapter = Adapter.of(folder, arguments.adapter)
+    adapters = [Adapter.of(folder, given) for folder, given in zip(folders, arguments.adapter, strict=True)]
+    check_together(adapters)
     limits = Limits(
         upload=arguments.max_upload << 20,
         tokens=arguments.max_new_tokens,
@@ -75,15 +79,13 @@ def make_app(arguments: argparse.Namespace, access: Access) -> Any:
         waiting=arguments.max_waiting,
         batch=arguments.batch_size,
     )
-    print(f"loading {arguments.adapter} …", flush=True)
-    prepare_libraries()
-    engine = open_engine(str(folder), arguments.engine, arguments.base, findings=arguments.findings,
-                         site=arguments.site, abstain=arguments.abstain)  # fmt: skip
-    adapter = adapter.calibrated(engine.model.calibration)
-    service = Service(engine, limits)
+    engines = open_engines(arguments, folders)
+    served = [Served(adapter.calibrated(engine.model.calibration), Service(engine, limits))
+              for adapter, engine in zip(adapters, engines, strict=True)]  # fmt: skip
+    (adapter, service), *others = served
     studies = _studies(arguments, service, adapter)
-    app = make_api(service, adapter, access, studies)
-    app.router.lifespan_context = partial(lifetime, service)
+    app = make_api(service, adapter, access, others, studies)
+    app.router.lifespan_context = partial(lifetime, [each.service for each in served])
     os.environ |= {"GRADIO_TEMP_DIR": str(service.folder), "GRADIO_ANALYTICS_ENABLED": "False"}
     from vlm.app.explaining import why_unexplainable
     from vlm.app.page import add_page  # after the environment variables are set
@@ -106,17 +108,38 @@ def _studies(arguments: argparse.Namespace, service: "Service", adapter: "Adapte
     return ArchivedStudies(archive, service, adapter.software, arguments.store)
 
 
+def open_engines(arguments: argparse.Namespace, folders: Sequence[Path]) -> "list[Engine]":
+    """Load the adapters, all before one drafts; those of PyTorch's engine hold the weights of their base once."""
+    from vlm.inference.engine import ReportEngine
+    from vlm.inference.open_engine import open_engine, prepare_libraries
+    from vlm.inference.shared_base import share_frozen
+
+    prepare_libraries()
+    engines: list[Engine] = []
+    for folder, given in zip(folders, arguments.adapter, strict=True):
+        print(f"loading {given} …", flush=True)
+        engine = open_engine(str(folder), arguments.engine, arguments.base, findings=arguments.findings,
+                             site=arguments.site, abstain=arguments.abstain)  # fmt: skip
+        if engines and isinstance(engine, ReportEngine) and isinstance(engines[0], ReportEngine):
+            print(f"the base is shared: {share_frozen(engine.model, engines[0].model) >> 20} MiB once", flush=True)
+        engines.append(engine)
+    return engines
+
+
 @asynccontextmanager
-async def lifetime(service: "Service", app: Any) -> AsyncIterator[None]:
-    """Sweep while the server runs, and close the service when it ends: uvicorn passes a signal on only afterwards."""
+async def lifetime(services: "Sequence[Service]", app: Any) -> AsyncIterator[None]:
+    """Sweep while the server runs, and close the services when it ends: uvicorn passes a signal on only afterwards."""
     asyncio.get_running_loop().set_exception_handler(report_loop_failure)
 
     async def sweep() -> None:
         while True:
             await asyncio.sleep(60)
-            await asyncio.to_thread(service.remove_expired)
+            for service in services:
+                await asyncio.to_thread(service.remove_expired)
 
     sweeping = asyncio.create_task(sweep())
-    with service:
+    with ExitStack() as stack:
+        for service in services:
+            stack.enter_context(service)
         yield
     sweeping.cancel()
