@@ -70,7 +70,7 @@ class Ward:
         with ExitStack() as stack:
             service = stack.enter_context(Service(self.engine, Limits(**{"tokens": TOKENS, **limits})))
             studies = ArchivedStudies(Archive(url), service, self.adapter.software, store)
-            app = make_api(service, self.adapter, None, studies)
+            app = make_api(service, self.adapter, studies=studies)
             address = stack.enter_context(
                 serving(add_page(app, service, self.adapter, studies) if page else app))  # fmt: skip
             yield stack.enter_context(httpx.Client(base_url=address, timeout=120))
@@ -318,7 +318,7 @@ def test_credentials_in_part_and_a_missing_token_are_refused(monkeypatch: pytest
 def test_the_token_is_asked_for_before_the_archive(ward: Ward, server: DicomWebServer) -> None:
     with Service(ward.engine, Limits(tokens=2)) as service:
         studies = ArchivedStudies(Archive(server.url), service, ward.adapter.software)
-        with serving(make_api(service, ward.adapter, Access(token=b"t" * 16), studies)) as url:
+        with serving(make_api(service, ward.adapter, Access(token=b"t" * 16), studies=studies)) as url:
             assert httpx.post(f"{url}/v1/report", json={"study_uid": STUDY}).status_code == 401
             assert not server.seen
             headers = {"Authorization": f"Bearer {'t' * 16}"}

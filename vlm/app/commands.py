@@ -10,8 +10,8 @@ from vlm.errors import UserError
 def serve_options(parser: argparse.ArgumentParser) -> None:
     """Draft in a browser, and answer POST /v1/report."""
     add = parser.add_argument
-    add("--adapter", action="append", help="adapter folder, Hub id, or a name such as demo, the default; several of one "
-        "base, each after an --adapter of its own")  # fmt: skip
+    add("--adapter", action="append", help="adapter folder, Hub id, or a name such as demo, the default; several of "
+        "one base, each after an --adapter of its own")  # fmt: skip
     add("--revision", help="commit, tag or branch of an adapter on the Hub")
     add("--site", metavar="FILE", help="recalibration for a site, of `evaluate --recalibrate_on`")
     add("--base", help="base model instead of the adapter's, such as a local copy")
