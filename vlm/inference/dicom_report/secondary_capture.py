@@ -47,7 +47,7 @@ def _capture(
     )
     stamp(capture, time)
     capture.copy_patient_and_study_information(images[0])
-    capture.PatientOrientation = None  # highdicom asks for one; a page of text has none
+    capture.PatientOrientation = None  # type: ignore[assignment]  # highdicom asks for one; a page of text has none
     capture.ConversionType = "WSD"  # made on a workstation
     capture.BurnedInAnnotation = "YES"  # it names nobody, but a draft may say anything: de-identify by eye
     capture.SourceImageSequence = refer_to(images)
