@@ -27,10 +27,13 @@ def world_size() -> int:
 
 
 def log_rank0(*lines: str) -> None:
-    """Print lines to stderr, escaped, on rank 0 only."""
+    """Print lines to stderr, above a progress bar, escaped, on rank 0 only."""
     if is_main():
+        from tqdm import tqdm  # its import takes as long as some commands
+
         for line in lines:
-            print(*map(escaped, line.split("\n")), sep="\n", file=sys.stderr, flush=True)
+            tqdm.write("\n".join(map(escaped, line.split("\n"))), file=sys.stderr)
+        sys.stderr.flush()
 
 
 def shard_indices(count: int, replicate: bool = False) -> range:

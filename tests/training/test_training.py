@@ -15,6 +15,7 @@ from vlm.errors import UserError
 from vlm.evaluation.scoring import score_cases
 from vlm.evaluation.temperature import fit_temperature
 from vlm.model.encoders.build import image_pictures
+from vlm.progress import Job
 from vlm.training.loop import split_batch
 from vlm.training.optimizer import parameter_groups, rate_factor
 from vlm.training.run import build_model, case_dataset, train
@@ -179,9 +180,12 @@ def test_early_stopping_stops(tiny_config: Config) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys) -> None:
-    folder = RunFolder(tiny_config)
+def test_a_whole_run_writes_what_it_promises(tiny_config: Config, capsys, monkeypatch) -> None:
+    folder, begun, begin = RunFolder(tiny_config), [], Job.begin
+    monkeypatch.setattr(Job, "begin", lambda job, title: (begun.append((title, job.phases)), begin(job, title))[1])
     train(tiny_config)
+    expected = {phase.title for phase in begun[-1][1]}
+    assert {title for title, phases in begun if phases is begun[-1][1]} == expected | {"scoring: validation"}
     said = capsys.readouterr().err
     assert "parameters: trained" in said and "precision: float32 (" in said and "cases: train" in said
     assert "label sets of 90% coverage: none: pathology (" in said, "a handful of validation patients"

@@ -31,6 +31,11 @@ class Arm:
     """Source of that part."""
 
     @property
+    def title(self) -> str:
+        """Return the name in words."""
+        return self.name.replace("_", " ")
+
+    @property
     def changes(self) -> dict[str, Source]:
         """Map each part of the evidence that is not the case's own to its source."""
         sources = {"image": self.image, "vitals": self.vitals, self.part: self.shown}

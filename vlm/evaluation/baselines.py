@@ -8,13 +8,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from vlm.data.case import Example
 from vlm.data.dataset import CaseDataset
 from vlm.data.study import PRIOR, StudySpec, role_of
 from vlm.findings.labeller import Labeller, chest
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.progress import progress
 
 BLOCK = 512
 """Test cases compared at a time: all with all would take N × M numbers."""
@@ -53,7 +53,7 @@ def image_features(model: ClinicalVLM, dataset: CaseDataset, batch_size: int, wo
     model.eval()
     rows = []
     loader = torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_first_images)
-    for images, has in tqdm(loader, desc="features for retrieval", unit="batch", leave=False):
+    for images, has in progress(loader, "features for retrieval"):
         if images.ndim == 3:  # B × (g·g + s·s) × C, whose last s·s are pooled from the whole image
             pooled = images[:, model.model_config.vision.grid**2 :].mean(dim=1)
         else:

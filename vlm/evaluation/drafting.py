@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from vlm.config import Config
+from vlm.data.dataset import CaseDataset
 from vlm.data.sections import split_sections, strip_headings
 from vlm.data.splits import draw_patients
 from vlm.data.storage import hashes
-from vlm.distributed import gather_ordered, is_main, shard_indices
+from vlm.distributed import gather_ordered, shard_indices
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_arms
 from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.inference.engine import Draft, ReportEngine
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.progress import progress
 
 DraftCache = dict[tuple[int | str, ...], Draft]
 """Cache of drafts by input, shared by the arms, so that no input is drafted twice."""
@@ -50,7 +51,7 @@ def run_arms(model: ClinicalVLM, cases: ArmCases, config: Config, scores: CaseSc
         cases = ArmCases(ARMS[0], test)
         # A case's input is named by its place, which has changed.
         drafted = {new: drafted[inputs[row]] for new, row in zip(cases.shown, rows, strict=True)}
-    arms = {arm.name: ArmCases(arm, test) for arm in all_arms(test) if _applies(arm, config)} | {"as_given": cases}
+    arms = {arm.name: ArmCases(arm, test) for arm in wanted_arms(config, test)} | {"as_given": cases}
     results = {"as_given": given.of(rows)}
     for name, shown in arms.items():
         if name not in results and not shown.undefined:
@@ -58,8 +59,12 @@ def run_arms(model: ClinicalVLM, cases: ArmCases, config: Config, scores: CaseSc
     return given, ArmsRun(rows, arms, results)
 
 
+def wanted_arms(config: Config, dataset: CaseDataset) -> list[Arm]:
+    """List the arms to run: the first always, the others with ablation on and their evidence not withheld."""
+    return [arm for arm in all_arms(dataset) if _applies(arm, config)]
+
+
 def _applies(arm: Arm, config: Config) -> bool:
-    """Check whether to run an arm: the first always, the others with ablation on and their evidence not withheld."""
     whole = {"vitals": "vitals", TREND: "vitals", CONTEXT: CONTEXT, SIGNAL: SIGNAL}
     changed = {whole.get(part, "image") for part in arm.changes}
     return not changed or (config.evaluation.ablation and not changed & set(config.data.withhold))
@@ -67,7 +72,7 @@ def _applies(arm: Arm, config: Config) -> bool:
 
 def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScores, drafted: DraftCache) -> ArmResult:
     """Draft and score the cases of an arm; `given` are the scores of the same cases as given."""
-    options, name = config.evaluation, cases.arm.name.replace("_", " ")
+    options = config.evaluation
     drafts = draft(model, cases, config, drafted)
     headings, cut = model.spec.sections, [bool(draft.cut_at) for draft in drafts]
     texts = [strip_headings(draft.text, headings) for draft in drafts]
@@ -75,7 +80,7 @@ def run_arm(model: ClinicalVLM, cases: ArmCases, config: Config, given: CaseScor
         sections = [split_sections(draft.text, headings) for draft in drafts] if headings else ()
         return ArmResult(texts, given.logits, given.losses, cut, sections, [one.distance for one in drafts])
     logits = np.array([draft.logits for draft in drafts]).reshape(given.logits.shape)
-    return ArmResult(texts, logits, score_cases(model, cases, options.batch_size, name).losses, cut)
+    return ArmResult(texts, logits, score_cases(model, cases, options.batch_size, cases.arm.title).losses, cut)
 
 
 def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: DraftCache) -> list[Draft]:
@@ -85,8 +90,7 @@ def draft(model: ClinicalVLM, cases: ArmCases, config: Config, drafted: DraftCac
     new = {shown: index for index, shown in enumerate(cases.shown) if shown not in drafted}
     places = list(new.values())
     own = [places[place] for place in shard_indices(len(new), model.sharded)]
-    title = f"drafting: {cases.arm.name.replace('_', ' ')}"
     drafts = engine.draft((cases[index] for index in own), options.batch_size, options.max_new_tokens)
-    progress = tqdm(drafts, total=len(own), desc=title, unit="report", leave=False, disable=not is_main())
-    drafted |= zip(new, gather_ordered(list(progress), len(new), model.sharded), strict=True)
+    found = list(progress(drafts, f"drafting: {cases.arm.title}", len(own)))
+    drafted |= zip(new, gather_ordered(found, len(new), model.sharded), strict=True)
     return [drafted[shown] for shown in cases.shown]

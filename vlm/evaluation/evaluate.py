@@ -55,6 +55,7 @@ from vlm.inference.features import cache_features
 from vlm.inference.lora_merge import merged_lora
 from vlm.model.calibration import Calibration
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.progress import announce
 from vlm.statistics.intervals import mean
 
 OF_CALIBRATION = ("brier", "ece", "calibration_intercept", "calibration_slope")
@@ -112,6 +113,7 @@ def evaluate(
     part_processes()
     if not is_main():
         return {}
+    announce("measures")
     probabilities = calibrated(model, scores)  # N × K
     if validation is not None and thresholds is None:
         known = splits["validation"].rows["patient"]
@@ -175,6 +177,7 @@ def evaluate(
                for name, arm in arms.results.items() if name != "as_given"},
         }  # fmt: skip
     metrics["verdicts"] = verdicts(metrics)
+    announce("figures and page")
     with writing(folder):
         make_folder(folder)
     replace_file(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vlm.data.collate import IGNORED
 from vlm.data.prompt import PlainText
-from vlm.distributed import gather_ordered, is_main, shard_indices
+from vlm.distributed import gather_ordered, shard_indices
 from vlm.evaluation.measures import Bootstrap, Reports
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.decoder import decoder_forward
 from vlm.model.loss import text_loss
+from vlm.progress import progress
 from vlm.statistics.intervals import Statistic, ratio
 
 LONGEST = 512
@@ -39,7 +39,7 @@ def token_losses(model: ClinicalVLM, texts: Sequence[str], batch_size: int) -> n
     found = np.zeros((len(ids), 2))
     batches = [order[place : place + batch_size] for place in range(0, len(order), batch_size)]
     with model.llm.disable_adapter(), model.autocast():  # type: ignore[operator]
-        for places in tqdm(batches, desc="fluency", unit="batch", leave=False, disable=not is_main()):
+        for places in progress(batches, "fluency"):
             width = max(2, *(len(ids[place]) for place in places))
             labels = torch.tensor([ids[place] + [IGNORED] * (width - len(ids[place])) for place in places])
             labels = labels.to(model.device)  # B × T

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vlm.data.case import Example
 from vlm.data.collate import Collator, to_device
-from vlm.distributed import gather_ordered, is_main, shard_indices
+from vlm.distributed import gather_ordered, shard_indices
 from vlm.model.clinical_vlm import ClinicalVLM, VLMOutput
+from vlm.progress import progress
 from vlm.statistics.probability import auroc
 
 
@@ -63,7 +63,7 @@ def score_cases(
     loader = torch.utils.data.DataLoader(own, batch_size, num_workers=workers, collate_fn=Collator(model.prompt))
     columns: list[np.ndarray] = []
     targets: list[np.ndarray] = []
-    for batch in tqdm(loader, desc=f"scoring: {title}", unit="batch", leave=False, disable=not is_main()):
+    for batch in progress(loader, f"scoring: {title}"):
         batch = to_device(batch, model.device)
         with model.autocast():
             output: VLMOutput = model(**batch, alpha=0.5 if text else 1)

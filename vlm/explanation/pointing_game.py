@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import torch
 from scipy.stats import binomtest
-from tqdm import tqdm
 
 from vlm.atomic import replace_file
 from vlm.config import DataConfig
@@ -31,6 +30,7 @@ from vlm.findings.labeller import chest
 from vlm.inference.engine import ReportEngine
 from vlm.inference.lora_merge import merged_lora
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.progress import progress
 
 LATERAL = "lateral"
 LABEL, FINDING = "pathology", "opacity"
@@ -84,7 +84,7 @@ def find_cases(model: ClinicalVLM, data: DataConfig, split: str, most: int | Non
     examples = [case for case in every if _begins_frontal(case, model) and masks[case["id"]].any()][:most]
     drafts = ReportEngine(model).draft(examples, max_new_tokens=max_new_tokens)
     cases = []
-    for example, (draft, *_) in zip(examples, tqdm(drafts, total=len(examples), desc="drafting"), strict=True):
+    for example, (draft, *_) in zip(examples, progress(drafts, "drafting", len(examples)), strict=True):
         found = chest().label(draft).get(FINDING)
         if found is not None and found.status == "present":
             size = (model.spec.image.size,) * 2
@@ -103,7 +103,7 @@ def heats(model: ClinicalVLM, cases: Sequence[Case], title: str) -> dict[str, li
     """Map each method to the heat map of each case's first image, h × w: the frontal one, as the masks are."""
     maps: dict[str, list[np.ndarray]] = {"finding words": [], f"label {LABEL}": []}
     with merged_lora(model):
-        for case in tqdm(cases, desc=title, unit="case"):
+        for case in progress(cases, title):
             ids, places = token_spans(model.tokenizer, case.draft)
             scorer = CaseScorer(model, case.example, ids)
             maps["finding words"].append(scorer.heat(tokens_of(case.words, places))[0])

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vlm.config import AugmentConfig, Config
 from vlm.data.blank_images import blank_notice
@@ -20,6 +19,7 @@ from vlm.data.study import StudyPicture, flat_images, roles_of
 from vlm.device import Choice
 from vlm.distributed import log_rank0, world_size
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.progress import progress
 
 
 def choose_features(config: Config) -> Choice[bool]:
@@ -53,7 +53,7 @@ def cache_features(model: ClinicalVLM, datasets: Sequence[CaseDataset], batch_si
         )
         counts: list[int] = []
         roles: list[StudyPicture] = []
-        for pixels, of_batch, of_cases in tqdm(loader, desc="features of the images", unit="batch", leave=False):
+        for pixels, of_batch, of_cases in progress(loader, "features of the images"):
             if len(pixels):
                 with model.autocast():
                     found = model.vision.features(pixels.to(model.device)).float().cpu().numpy()

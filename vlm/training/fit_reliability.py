@@ -18,6 +18,7 @@ from vlm.evaluation.scoring import CaseScores
 from vlm.findings.labeller import Labeller
 from vlm.findings.structure import statements_of_labels
 from vlm.model.clinical_vlm import ClinicalVLM
+from vlm.progress import progress
 from vlm.reliability.familiarity import FALSE_ALARMS, FEWEST_PICTURES, MOST_PICTURES, Familiarity
 from vlm.reliability.label_sets import conformal_quantile, fewest_patients, fit_label_sets
 from vlm.reliability.sentences import FEWEST_DRAFTS, SentenceFit, fit_sentences, is_wrong, read_sentences
@@ -115,7 +116,8 @@ def image_summaries(
     model.eval()
     plain = torch.utils.data.Subset(replace(dataset, dropout=None, features=None), rows.tolist())
     found, shown = [np.empty((0, model.vision.summary_size), np.float32)], [np.empty(0, bool)]
-    for batch in torch.utils.data.DataLoader(plain, batch_size, collate_fn=Collator(model.prompt)):
+    loader = torch.utils.data.DataLoader(plain, batch_size, collate_fn=Collator(model.prompt))
+    for batch in progress(loader, "comparing pictures"):
         seen = to_device(batch, model.device)
         with model.autocast():
             image = model.vision(seen["pixel_values"], seen["has_image"], seen["image_roles"])

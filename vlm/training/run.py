@@ -1,7 +1,7 @@
 """Run one training job from config to adapter: data, model, training, test, figures."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from vlm.data.dataset import CaseDataset
 from vlm.data.fingerprint import contents_fingerprint
 from vlm.data.images.image import ImageSpec
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.splits import SPLITS
 from vlm.data.training_modalities import find_modalities
 from vlm.device import Choice, choose_device, choose_precision, choose_threads, gpu_multiplies_bf16, memory_of
 from vlm.distributed import is_main, log_rank0
@@ -36,6 +37,7 @@ from vlm.model.bases.lora_targets import describe_choice
 from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.model.encoders.build import image_pictures, image_spec
+from vlm.progress import whole_job
 from vlm.training.dry_run import dry_run
 from vlm.training.ending import one_line_endings
 from vlm.training.fit_reliability import fit_reliability
@@ -45,6 +47,7 @@ from vlm.training.loop import TrainingLoop
 from vlm.training.micro_batch import choose_micro_batch, longest_cases
 from vlm.training.monitor.log import check_trackers
 from vlm.training.optimizer import part_of
+from vlm.training.phases import expected_phases
 from vlm.training.run_folder import RunFolder, read_log
 from vlm.training.self_test import self_test
 from vlm.training.sharding import asked_to_shard, shard_base
@@ -61,11 +64,11 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     config = _sized(config)
     folder = RunFolder(config)
-    with one_line_endings(folder), folder.locked() if is_main() else nullcontext():
-        return _train(config, folder, resume)
+    with one_line_endings(folder), folder.locked() if is_main() else nullcontext(), ExitStack() as opened:
+        return _train(config, folder, resume, opened)
 
 
-def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
+def _train(config: Config, folder: RunFolder, resume: bool, opened: ExitStack) -> Path:
     check_trackers(config.train.report_to)  # report a missing one before reading the data
     config, started = open_start(config, folder.config if resume else None)
     device, dtype = _choices(config)
@@ -96,8 +99,9 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
     kept = choose_features(config)
     log_rank0(f"keep the CNN's features: {kept.value} ({kept.reason})")
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
-    test = case_dataset(config, model.spec, cohort, "test")
-    untrained = score_cases(model, test, config.evaluation.batch_size, "untrained")
+    splits = {split: case_dataset(config, model.spec, cohort, split) for split in SPLITS}
+    opened.enter_context(whole_job(expected_phases(config, splits, loop.max_steps)))
+    untrained = score_cases(model, splits["test"], config.evaluation.batch_size, "untrained")
     if untrained.tokens.any():
         loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
         log_rank0(f"untrained adapter on the test split: text loss {loss:.3f} a token")
@@ -118,10 +122,10 @@ def _train(config: Config, folder: RunFolder, resume: bool) -> Path:
         loop.run(checkpoint)
     if is_main():
         save(model, folder.adapter)  # before the long test, so that a failure there loses no adapter
-    validation = case_dataset(config, model.spec, cohort, "validation")
-    scores = score_cases(model, validation, config.evaluation.batch_size, "validation", text=False)
+    validation = splits["validation"]
+    scores = score_cases(model, validation, config.evaluation.batch_size, "validation, head alone", text=False)
     model.calibration = fit_temperature(scores, validation.rows["patient"])
-    fit_reliability(model, case_dataset(config, model.spec, cohort, "train"), validation, scores, config)
+    fit_reliability(model, splits["train"], validation, scores, config)
     metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned, scores)
     if is_main():
         save(model, folder.adapter, metrics)
@@ -151,7 +155,7 @@ def try_step(config: Config) -> None:
 
 def _base_lines(model: ClinicalVLM, config: Config, cohort: Cohort) -> list[str]:
     """Run the self-test of the base and check for texts beyond its context; returns the lines to print."""
-    splits = {split: case_dataset(config, model.spec, cohort, split) for split in ("train", "validation", "test")}
+    splits = {split: case_dataset(config, model.spec, cohort, split) for split in SPLITS}
     memory = memory_of(model.device) if gpu_multiplies_bf16(model.device) else 0  # bf16 weights are for bf16 units
     return [
         *describe_choice(model.base, config.model.llm, model.model_config.llm),

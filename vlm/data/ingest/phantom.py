@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from vlm.atomic import create_once, writing
 from vlm.config import DataConfig, PhantomConfig
@@ -39,6 +38,7 @@ from vlm.data.ingest.phantom_words import (
 )
 from vlm.data.ingest.table import load_table
 from vlm.errors import UserError
+from vlm.progress import progress
 
 VERSION = 1
 """Generator version; increase it if the same seed draws other cases, so that an old folder is regenerated."""
@@ -136,7 +136,7 @@ def write_cohort(config: PhantomConfig, root: Path) -> None:
         tasks = pool.map(
             partial(_write_images, config.seed, root / "images"), frame.to_dict("records"), range(len(frame))
         )
-        for _ in tqdm(tasks, total=len(frame), desc="drawing the phantom cohort", unit="case"):
+        for _ in progress(tasks, "drawing the phantom cohort", len(frame)):
             pass
     frame.to_csv(root / "cases.csv", index=False)
 

@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from vlm.atomic import staged, write_file
 from vlm.config import DataConfig, SourceConfig
@@ -32,6 +31,7 @@ from vlm.data.storage import column
 from vlm.data.study import Cell, flat_images
 from vlm.errors import UserError
 from vlm.locks import locked
+from vlm.progress import Counter, counting
 
 LARGEST = 64 << 20
 """Bytes of images after which a shard ends, whatever its rows: a process keeps several shards in memory."""
@@ -66,11 +66,11 @@ def pack(data: DataConfig, output: Path, options: PackOptions) -> list[str]:
     cohort = load_cohort(replace(data, finding_labels=[]))
     with locked(output), staged(output, manifest=False) as folder:
         writer = _Writer(folder, options, _describe(cohort, data, options), data.color != "grey")
-        with tqdm(total=len(cohort.dataset), desc="packing", unit="case") as progress:
+        with counting("packing", len(cohort.dataset)) as counter:
             for seed, split in enumerate(SPLITS):
                 rows = cohort.split(split)  # shuffled, so that each shard is a random sample of it
                 order = np.random.default_rng(seed).permutation(len(rows))
-                writer.write_split(split, rows.select(order), progress)
+                writer.write_split(split, rows.select(order), counter)
         whole = replace(writer.pack, shards=writer.shards)
         write_file(folder / FILE, whole.to_json())
     return [cohort.describe(), *(f"warning: {warning}" for warning in whole.warnings), *writer.notices(output)]
@@ -103,15 +103,15 @@ class _Writer:
         self.shards: dict[str, Shard] = {}
         self.dicom = self.blank = 0
 
-    def write_split(self, split: str, rows: datasets.Dataset, progress: "tqdm[Any]") -> None:
+    def write_split(self, split: str, rows: datasets.Dataset, counter: Counter) -> None:
         """Write the shards of one split; they are renamed at the end, when their number is known."""
-        shards = [self._write(table, f"{split}-{number}") for number, table in enumerate(self._tables(rows, progress))]
+        shards = [self._write(table, f"{split}-{number}") for number, table in enumerate(self._tables(rows, counter))]
         for number, shard in enumerate(shards):
             name = shard_name(split, number, len(shards))
             os.rename(self.folder / f"{split}-{number}", self.folder / name)
             self.shards[name] = shard
 
-    def _tables(self, rows: datasets.Dataset, progress: "tqdm[Any]") -> Iterator[pa.Table]:
+    def _tables(self, rows: datasets.Dataset, counter: Counter) -> Iterator[pa.Table]:
         """Yield the rows of each shard with their images: equal row counts, fewer if the images are too large."""
         count = -(-len(rows) // self.options.rows)
         most = -(-len(rows) // max(count, 1))
@@ -120,7 +120,7 @@ class _Writer:
         for of_case in self._images(rows.select_columns(["images"])):
             images.append(of_case)
             size += sum(map(len, of_case))
-            progress.update()
+            counter.update()
             if len(images) == most or size >= LARGEST or start + len(images) == len(rows):
                 yield self._table(rows.select(range(start, start + len(images))), images)
                 start, size, images = start + len(images), 0, []

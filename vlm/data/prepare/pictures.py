@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from vlm.data.embedded import EmbeddedImage
 from vlm.data.images.find import ImageFolder
@@ -18,6 +17,7 @@ from vlm.data.images.image import ImageSpec, decode_image, is_blank, read_file, 
 from vlm.data.images.store import EmbeddedReader, row_label
 from vlm.data.prepare.notice import Notice, counted, row_pairs
 from vlm.errors import UserError
+from vlm.progress import progress
 
 THUMB = 48
 NEAR_BITS = 12
@@ -63,7 +63,7 @@ def read_pictures(
     pictures, broken, embedded = [], dict[int, str](), EmbeddedReader()
     with ThreadPoolExecutor(4) as pool:
         jobs = pool.map(lambda item: _read(item[0], item[1], images, embedded), names)
-        shown = tqdm(jobs, total=len(names), desc="images", unit="image", leave=False)
+        shown = progress(jobs, "images", len(names))
         for (row, _), result in zip(names, shown, strict=True):
             if isinstance(result, Picture):
                 pictures.append(result)

@@ -14,13 +14,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from tqdm import tqdm
 
 from vlm.atomic import open_private, private, replace_file
 from vlm.config import Config
 from vlm.config.parsing import dotted
-from vlm.distributed import is_main
+from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError, nearest
+from vlm.progress import Counter, counting
 from vlm.training.checkpoints import finite
 
 PACKAGES = {"comet_ml": "comet-ml"}
@@ -44,7 +44,7 @@ class RunLog:
 
     def __init__(self, file: Path, accelerator: Accelerator) -> None:
         self.file, self.accelerator = file, accelerator
-        self.bar = tqdm(disable=True)
+        self.bar: Counter
 
     @contextmanager
     def opened(self, rows: Sequence[dict[str, Any]], config: Config, steps: int) -> Iterator[None]:
@@ -55,7 +55,7 @@ class RunLog:
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in options.items()}
         plain.pop("train.start_from", None)  # may be a local path
         done = rows[-1]["step"] if rows else 0
-        with private(), tqdm(total=steps, initial=done, unit="step", disable=not is_main()) as self.bar:
+        with private(), counting("training step", steps, done) as self.bar:
             if self.accelerator.log_with:  # nothing is written or sent before training begins
                 self.accelerator.init_trackers(config.run.name, plain)
             try:
@@ -82,7 +82,7 @@ class RunLog:
         shown = {title: f"{value:.3f}" for title, value in values.items() if value is not None and math.isfinite(value)}
         if validation:
             line = "  ".join(f"{title} {value}" for title, value in shown.items())
-            self.bar.write(f"step {row['step']}: validation  {line}")
+            log_rank0(f"step {row['step']}: validation  {line}")
         elif shown:
             self.bar.set_postfix(shown)
 
