@@ -9,11 +9,12 @@ from vlm.config.parsing import load_config
 from vlm.training.run import train
 
 CUT = {
-    "data.phantom.cases": 700,
+    "data.phantom.cases": 600,
     "data.split.test": 0.15,
-    "loss.head_only_steps": 84,
-    "train.max_steps": 134,
-    "train.eval_steps": 134,
+    "loss.head_only_steps": 80,
+    "train.max_steps": 124,
+    "train.eval_steps": 124,
+    "train.threads": 1,
     "train.precision": "fp32",
     "evaluation.ablation": False,
     "evaluation.sentence_cases": 0,
@@ -35,6 +36,6 @@ def test_a_cut_of_the_demo_reads_image_and_vitals_of_unseen_cases(tmp_path: Path
         "auroc": metrics["labels"]["pathology"]["auroc"]["value"],
         "text loss": metrics["text_loss"]["value"],
     }
-    assert metrics["cases"] > 90, found
+    assert metrics["cases"] > 70, found
     assert found["image"] >= IMAGE_FACTS and found["vitals"] >= VITALS_FACTS, found
     assert found["auroc"] >= AUROC and found["text loss"] <= TEXT_LOSS, found
