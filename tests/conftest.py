@@ -40,7 +40,8 @@ from vlm.config import (
 )
 
 LONGEST = ["test_end_to_end", "test_demo_gate", "test_quality", "test_training", "test_resuming", "test_kills",
-           "test_processes", "test_durable", "test_self_test", "test_parts", "test_package", "test_hub", "test_notebooks"]  # fmt: skip
+           "test_processes", "test_durable", "test_self_test", "test_parts", "test_package", "test_hub",
+           "test_notebooks"]  # fmt: skip
 """Files of minutes, of however few tests: they begin first, so that none is left to one worker at the end."""
 
 CHAT_TEMPLATE = (
