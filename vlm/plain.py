@@ -1,7 +1,9 @@
-"""Check and escape text: no control, hidden or text-reversing characters are shown."""
+"""Check, escape and shorten text and names: no control, hidden or text-reversing characters are shown."""
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 LONGEST_LINE = 4000
 """Most characters of a message."""
@@ -41,3 +43,15 @@ def spreadsheet_cell(text: str) -> str:
 def shortened(text: str) -> str:
     """Escape and cut an untrusted text for a message."""
     return ascii(text if len(text) <= 60 else f"{text[:60]}…")
+
+
+def telling_words(labels: Sequence[str]) -> list[str]:
+    """Return of each label the words that no other has, which tell it from them, or all where it has none.
+
+    Of `right_lung` and `left_lung` these are `right` and `left`: the mean of both words of each is nearly the same.
+    """
+    words = [label.split("_") for label in labels]
+    holders = Counter(word for one in words for word in set(one))
+    return [
+        "_".join(word for word in one if holders[word] == 1) or label for label, one in zip(labels, words, strict=True)
+    ]

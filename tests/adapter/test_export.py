@@ -114,13 +114,14 @@ def test_llama_cpp_with_the_lora_beside_the_base_says_what_pytorch_says(model, f
         encoded = model.encode(batch["pixel_values"], batch["has_image"], batch["vitals"])
         prompt = model.embed(batch["input_ids"], batch["evidence_mask"], encoded.tokens)
         wanted = model.llm(inputs_embeds=prompt).logits[0, -1].numpy()
-    list(llama.generate(prompt[0].numpy(), 0, 0, -1))
-    without = llama.logits().copy()
+    prompts = [prompt[0].numpy()]
+    list(llama.generate(prompts, 0, 0, -1))
+    without = llama.logits()[0].copy()
     lay_beside(llama, tmp_path / "lora.gguf")
-    list(llama.generate(prompt[0].numpy(), 0, 0, -1))
+    list(llama.generate(prompts, 0, 0, -1))
     spread = wanted.std()
-    assert np.abs(llama.logits() - wanted).max() < 0.02 * spread < 0.5 * np.abs(without - wanted).max()
-    draft = list(llama.generate(prompt[0].numpy(), 0, 8, model.prompt.end_id))
+    assert np.abs(llama.logits()[0] - wanted).max() < 0.02 * spread < 0.5 * np.abs(without - wanted).max()
+    draft = [int(token) for (token,) in llama.generate(prompts, 0, 8, model.prompt.end_id)]
     with torch.no_grad():
         ids = model.llm.generate(inputs_embeds=prompt, max_new_tokens=8, eos_token_id=model.prompt.end_id)
     assert draft == [token for token in ids[0].tolist() if token != model.prompt.end_id]

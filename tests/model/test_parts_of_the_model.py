@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from vlm.config import FusionConfig, LLMConfig, VitalConfig
-from vlm.data.labels import telling_words
 from vlm.errors import UserError
 from vlm.model.bases.base_files import _header, base_digest, weight_files
 from vlm.model.bases.quantization import choose_dequantization
@@ -26,6 +25,7 @@ from vlm.model.llm import context_length, embedding_rms, embedding_scale, finger
 from vlm.model.loss import LossSum
 from vlm.model.projection import NamedProjector, TokenProjector
 from vlm.model.vitals import CLIP, VitalFeatures, pressure_state
+from vlm.plain import telling_words
 
 NAN = float("nan")
 

@@ -34,6 +34,7 @@ def test_keys_alone_judge_a_case(browser: Browser, tmp_path: Path) -> None:
     """The form carries an Origin that the server takes, though no other site is told where it comes from."""
     faults: list[str] = []
     for page in page_of(browser, tmp_path / "study", "single", faults):
+        expect(page.get_by_role("textbox")).to_be_focused()  # what is typed before is lost
         page.keyboard.type("aaaa-bbbb-cccc")
         page.keyboard.press("Enter")
         expect(page.get_by_text("Page 1 of 24")).to_be_visible()

@@ -1,8 +1,7 @@
 """Parse labels of tables: yes and no in several languages, 0 and 1, empty for unknown."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,18 +86,6 @@ def are_labels(cells: Iterable[Any]) -> bool:
     reader = LabelReader("")
     found = {reader._meaning(_key(cell)) for cell in factorized(pd.Series(cells, dtype=object))[1]}
     return None not in found and {0.0, 1.0} <= found and not ("-" in reader.signs and "+" not in reader.signs)
-
-
-def telling_words(labels: Sequence[str]) -> list[str]:
-    """Return of each label the words that no other has, which tell it from them, or all where it has none.
-
-    Of `right_lung` and `left_lung` these are `right` and `left`: the mean of both words of each is nearly the same.
-    """
-    words = [label.split("_") for label in labels]
-    holders = Counter(word for one in words for word in set(one))
-    return [
-        "_".join(word for word in one if holders[word] == 1) or label for label, one in zip(labels, words, strict=True)
-    ]
 
 
 def factorized(cells: pd.Series) -> tuple[np.ndarray, list[Any]]:

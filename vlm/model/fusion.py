@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from vlm.config import FusionConfig
-from vlm.data.labels import telling_words
 from vlm.errors import UserError
 from vlm.model.projection import NamedProjector, TokenProjector, WordTokens
-from vlm.plain import shortened
+from vlm.plain import shortened, telling_words
 
 
 class JointVector(nn.Module):
