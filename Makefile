@@ -11,6 +11,9 @@ PERSON := age=40, sex=female
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
+# Options of the demo's config, such as --train.precision bf16.
+OPTIONS ?=
+
 # Folders of the runs that `make release` takes; one that is missing is left out.
 SKIN ?= runs/skin
 DEMO ?= runs/demo
@@ -51,7 +54,7 @@ demo-full: install
 	$(BIN)/accelerate launch train_lora.py --config configs/demo.yaml --run.overwrite true $(FULL)
 
 demo: install
-	$(BIN)/accelerate launch train_lora.py --config configs/demo.yaml --run.overwrite true
+	$(BIN)/accelerate launch train_lora.py --config configs/demo.yaml --run.overwrite true $(OPTIONS)
 	@echo; echo 'infer.py --image data/phantom/images/$(CASE).png --vitals "$(VITALS)"'; echo
 	@$(BIN)/python infer.py --adapter runs/demo/adapter --image data/phantom/images/$(CASE).png --vitals "$(VITALS)"
 	@echo; echo "Made:"

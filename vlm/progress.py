@@ -47,7 +47,7 @@ class Job:
 
     def __init__(self, phases: Sequence[Phase], leave: bool) -> None:
         self.phases = phases
-        total = sum(phase.cost() for phase in phases)
+        self.total = total = sum(phase.cost() for phase in phases)
         # Without smoothing the time left is by the mean speed: phases differ from what is expected of them.
         self.bar = tqdm(total=total, leave=leave, smoothing=0, disable=not is_main(), **_look(total))
 
@@ -72,7 +72,7 @@ class Job:
         phase.shown += step
         if skipped and not self.bar.disable:
             self.bar.initial += step
-        self.bar.update(step)
+        self.bar.update(min(step, max(self.total - self.bar.n, 0)))  # beyond by a rounding error
 
     def title(self, title: str, refresh: bool = False) -> None:
         """Name what is being done."""

@@ -212,4 +212,4 @@ def test_the_page_has_the_table_and_escapes_it() -> None:
     assert '<th scope="row">pleural effusion</th><td>present</td>' in page and "<td>small</td>" in page
     assert 'title="Small left effusion, &lt;b"' in page and "<td>25.0 %</td>" in page
     assert "vlm-findings" not in render("vlm.app", "result.html.j2", state="done", report=Report("", {}), parts=[],
-                                        files=[], text="", meaning="", read="", percent=percent)  # fmt: skip
+                                        files=[], text="", meaning="", read="", filed="", percent=percent)  # fmt: skip

@@ -34,13 +34,13 @@ NAMED = {
     "skin": Named(
         "apache-2.0",
         "trained on pictures of ISIC 2017 (Codella et al., 2018), CC0",
-        "6 minutes on 2 cores",
+        "9 minutes on 2 cores",
         "The pictures are in the public domain (CC0) and not in this file.",
     ),
     "demo": Named(
         "apache-2.0",
         "trained on synthetic cases, Apache-2.0",
-        "6 minutes on 2 cores",
+        "9 minutes on 2 cores",
         "The cases were drawn by a program and show nobody.",
     ),
     "ham10000": Named(
