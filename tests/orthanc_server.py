@@ -15,6 +15,15 @@ LOGIN = ("jane", "s3cret")
 PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
 
 
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name and password of its user, for every test of a file that imports this."""
+    for word, value in zip(("USER", "PASSWORD"), LOGIN, strict=True):
+        monkeypatch.setenv(f"CLINICAL_VLM_DICOMWEB_{word}", value)
+    monkeypatch.delenv("CLINICAL_VLM_DICOMWEB_TOKEN", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[str]:
     """Address of an Orthanc with the DICOMweb plugin, empty, on loopback."""

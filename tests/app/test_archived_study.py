@@ -22,7 +22,7 @@ from tests.app.test_app_page import browser
 from tests.dicom_studies import check_stored, radiograph
 from tests.dicomweb_server import INSULT, DicomWebServer
 from tests.http_drafts import TOKENS
-from tests.orthanc_server import LOGIN, orthanc
+from tests.orthanc_server import LOGIN, credentials, orthanc
 from tests.serving import serving
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
@@ -36,18 +36,10 @@ from vlm.errors import UserError
 from vlm.inference.dicomweb import Archive, archive
 from vlm.inference.engine import ReportEngine
 
-__all__ = ["browser", "orthanc"]  # fixtures
+__all__ = ["browser", "credentials", "orthanc"]  # fixtures
 STUDY = "2.25.329800735698586629295641978511506172918"
 SECRETS = ("CANARY", "MRN-77", INSULT, "127.0.0.1", "clinical-vlm-app")
 """What no answer and no line of the log may hold: names, the archive's words and address, our folder."""
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for word, value in zip(("USER", "PASSWORD"), LOGIN, strict=True):
-        monkeypatch.setenv(f"CLINICAL_VLM_DICOMWEB_{word}", value)
-    monkeypatch.delenv("CLINICAL_VLM_DICOMWEB_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture

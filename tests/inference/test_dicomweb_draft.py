@@ -13,21 +13,13 @@ from pydicom.uid import EnhancedSRStorage
 
 from tests.dicom_studies import check_stored, radiograph
 from tests.dicomweb_server import DicomWebServer
-from tests.orthanc_server import LOGIN, orthanc
+from tests.orthanc_server import LOGIN, credentials, orthanc
 from vlm.cli import build_parser, draft_case
 from vlm.errors import UserError
 from vlm.inference.options import check_draft_options
 
-__all__ = ["orthanc"]  # a fixture
+__all__ = ["credentials", "orthanc"]  # fixtures
 STUDY = "2.25.329800735698586629295641978511506172918"
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for word, value in zip(("USER", "PASSWORD"), LOGIN, strict=True):
-        monkeypatch.setenv(f"CLINICAL_VLM_DICOMWEB_{word}", value)
-    monkeypatch.delenv("CLINICAL_VLM_DICOMWEB_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def draft(adapter: Path, *options: str) -> None:

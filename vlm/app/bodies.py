@@ -143,6 +143,14 @@ def read_json(data: bytes | str) -> Any:
         raise ValueError(fault.unquoted) from None
 
 
+def json_body(data: bytes) -> Any:
+    """Parse a body as JSON; raises `HTTPException` 400 as `read_json` says it."""
+    try:
+        return read_json(data)
+    except ValueError as error:
+        raise HTTPException(400, f"body: {error}") from None
+
+
 def _with_escapes(data: bytes) -> bytes:
     """Write non-ASCII letters as JSON escapes: as a `str`, one emoji would make a large image take four times as much.
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from vlm.app.bodies import form_of, is_encodable, read_json
+from vlm.app.bodies import form_of, is_encodable, json_body, read_json
 from vlm.app.service import Service
 from vlm.data.study import MOST_IMAGES
 from vlm.data.vitals.schema import VitalsSchema
@@ -151,7 +151,7 @@ def inputs_of(case: Case, schema: VitalsSchema) -> tuple[dict[str, Any], str, tu
 
 
 def _read_json_case(body: bytes) -> tuple[Case, list[SentImage]]:
-    return case_of_json(_json("body", body))
+    return case_of_json(json_body(body))
 
 
 def case_of_json(values: Any) -> tuple[Case, list[SentImage]]:
@@ -184,12 +184,11 @@ def role_of(view: str = "", prior: bool = False, days: float | None = None) -> S
     return StudyImage(np.empty(0, np.uint8), view, prior, days)
 
 
-def _json(name: str, text: bytes | str) -> Any:
+def _json(name: str, text: str) -> Any:
     try:
         return read_json(text)
     except ValueError as error:
-        message = str(error) if name == "body" else str(error).replace("Invalid JSON", "not valid JSON")
-        raise HTTPException(400, f"{name}: {message}") from None
+        raise HTTPException(400, f"{name}: {str(error).replace('Invalid JSON', 'not valid JSON')}") from None
 
 
 def _validated(values: Any) -> Case:

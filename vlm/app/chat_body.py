@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fastapi import HTTPException
 
-from vlm.app.bodies import read_json
+from vlm.app.bodies import json_body
 from vlm.app.case_body import Case, SentImage, case_of_json
 
 CASE_KEYS = ("vitals", "observations", "prior_report", "signal")
@@ -35,10 +35,7 @@ class Chat(NamedTuple):
 
 def read_chat(body: bytes) -> Chat:
     """Read the body; raises `HTTPException` with one line for what is wrong, unknown, or would have to be ignored."""
-    try:
-        values = read_json(body)
-    except ValueError as error:
-        raise HTTPException(400, f"body: {error}") from None
+    values = json_body(body)
     if not isinstance(values, dict):
         raise HTTPException(422, "body: give a JSON object")
     model, stream = values.pop("model", None), values.pop("stream", None) or False

@@ -17,7 +17,7 @@ from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import UploadFile
 
-from vlm.app.bodies import Bodies, form_of, read_json
+from vlm.app.bodies import Bodies, form_of, json_body
 from vlm.app.service import Service
 from vlm.app.uploads import Full
 
@@ -135,10 +135,7 @@ class Gate:
         session = _session(request)
         async with self.bodies.reading(request, LARGEST_EVENT) as counted:
             body = await counted.body()
-        try:
-            event = read_json(body)
-        except ValueError as error:
-            raise HTTPException(400, f"body: {error}") from None
+        event = json_body(body)
         if not isinstance(event, dict):
             raise HTTPException(422, "body: not an event")
         page = _page(session, event.get("session_hash"))
