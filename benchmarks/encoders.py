@@ -22,8 +22,9 @@ from sklearn.preprocessing import StandardScaler
 
 from vlm.config import Config
 from vlm.config.parsing import parse_config
-from vlm.data.dataset import CaseDataset, StudyFeatures
+from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
+from vlm.data.study_features import StudyFeatures
 from vlm.evaluation.scoring import score_cases
 from vlm.inference.features import keep_features
 from vlm.statistics.estimate import Estimate

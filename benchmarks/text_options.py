@@ -32,10 +32,11 @@ from vlm.config.parsing import parse_config
 from vlm.data.case import Example
 from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
-from vlm.data.dataset import CaseDataset, StudyFeatures
+from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.splits import draw_patients
 from vlm.data.storage import hashes
+from vlm.data.study_features import StudyFeatures
 from vlm.device import choose_precision, choose_threads
 from vlm.evaluation.arms import ARMS, ArmCases
 from vlm.evaluation.scoring import score_cases

@@ -28,6 +28,16 @@ def test_a_cpu_computes_in_fp32_and_says_what_bf16_would_do(monkeypatch, tiles, 
     assert ("bf16 is many times slower" in chosen.reason) == (not faster)
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_the_fastest_precision_is_bf16_where_a_cpu_multiplies_it(able: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able, raising=False)
+    dtype, reason = choose_precision("fastest", CPU)
+    assert (dtype, "this CPU multiplies bf16 itself" in reason) == (torch.bfloat16 if able else torch.float32, able)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    assert choose_precision("fastest", GPU) == choose_precision("auto", GPU)
+
+
 def test_a_library_that_cannot_say_what_the_cpu_has(monkeypatch) -> None:
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
@@ -79,7 +89,7 @@ def test_packed_weights_compute_in_the_precision_that_was_chosen(wanted: str, mo
 
 
 def test_fp16_is_refused_in_a_line_that_says_why() -> None:
-    with pytest.raises(UserError, match=r"^train\.precision: must be auto, bf16 or fp32; in fp16 ") as error:
+    with pytest.raises(UserError, match=r"^train\.precision: must be auto, fastest, bf16 or fp32; in fp16 ") as error:
         load_config("demo", {"train.precision": "fp16"})
     assert "gradients vanish without loss scaling" in str(error.value) and "auto takes fp32" in str(error.value)
 

@@ -40,12 +40,12 @@ WITHOUT_BF16 = (
 def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
     """Choose `torch.bfloat16` or `torch.float32`; never float16, whose range loses gradients silently.
 
-    A CPU computes in fp32 even where it has native bf16: in fp32 a case has the same draft in every batch, and the
-    demo trained to better drafts (benchmarks/README.md).
+    `auto` on a CPU is fp32 even where it has native bf16, since in fp32 a case has the same draft in every batch;
+    `fastest` takes bf16 there (benchmarks/README.md has both).
     """
     if wanted == "bf16" and device.type in ("cuda", "xpu") and not gpu_multiplies_bf16(device):
         return Choice(torch.bfloat16, f"set by train.precision; warning: {NO_BF16} and emulates them slowly; take auto")
-    if wanted != "auto":
+    if wanted not in ("auto", "fastest"):
         return Choice(torch.bfloat16 if wanted == "bf16" else torch.float32, "set by train.precision")
     if gpu_multiplies_bf16(device):
         return Choice(torch.bfloat16, "the GPU computes in bf16")
@@ -53,6 +53,8 @@ def choose_precision(wanted: str, device: torch.device) -> Choice[torch.dtype]:
         return Choice(torch.float32, "exact on Apple's GPU; train.precision bf16 takes less memory")
     if device.type != "cpu":
         return Choice(torch.float32, WITHOUT_BF16)
+    if multiplies_bf16() and wanted == "fastest":
+        return Choice(torch.bfloat16, "the fastest: this CPU multiplies bf16 itself")
     if multiplies_bf16():
         return Choice(torch.float32, "exact on a CPU; this one would train faster with train.precision bf16")
     return Choice(torch.float32, "on a CPU without native bf16, bf16 is many times slower")

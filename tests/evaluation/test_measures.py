@@ -21,6 +21,7 @@ from vlm.evaluation.drafting import run_arm, run_arms
 from vlm.evaluation.evidence_parts import choose_donors
 from vlm.evaluation.scoring import score_cases
 from vlm.inference.engine import ReportEngine
+from vlm.inference.features import cache_features
 from vlm.inference.line_counts import Counts
 from vlm.inference.many import TableJob
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -165,6 +166,23 @@ def test_arms_draft_some_cases_and_those_as_if_alone(sure_model: ClinicalVLM, ti
         fresh = run_arm(sure_model, cases, config, scores.of(arms.rows), {})
         np.testing.assert_allclose(arms.results[name].logits, fresh.logits, rtol=1e-3, atol=0.05)
     assert reused, "a case without the evidence keeps its own draft as given"
+
+
+@pytest.mark.parametrize("name", [arm.name for arm in ARMS])
+def test_an_arm_is_the_same_from_features_as_from_pixels(name: str, tiny_model: ClinicalVLM, tiny_config) -> None:
+    cohort = load_cohort(tiny_config.data)
+    pixels = CaseDataset(cohort.dataset, tiny_model.spec, cohort.sections)
+    known = replace(pixels)
+    cache_features(tiny_model, [known], 8)
+    some = np.flatnonzero(np.arange(len(pixels)) % 3 > 0)
+    pixels, known = pixels.select(some), known.select(some)
+    assert pixels.features is None and list(known.rows["id"]) == list(pixels.rows["id"])
+    one, other = ArmCases(arm(name), pixels), ArmCases(arm(name), known)
+    assert known[0]["pixel_values"].shape[1:] == tiny_model.vision.feature_shape, "no pixels"
+    assert one.shown == other.shown and [one[0]["report"], one[1]["report"]] == [other[0]["report"], other[1]["report"]]
+    from_pixels, from_features = (score_cases(tiny_model, cases, 8, name) for cases in (one, other))
+    np.testing.assert_allclose(from_features.logits, from_pixels.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(from_features.losses, from_pixels.losses, rtol=1e-4)
 
 
 def test_runs_are_compared_by_their_logits(tmp_path: Path) -> None:

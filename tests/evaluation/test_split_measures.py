@@ -55,11 +55,11 @@ def test_training_cases_are_scored_whole_and_few(tiny_model, tiny_config: Config
     cohort = load_cohort(config.data)
     split = plain_splits(tiny_model, cohort, config)["train"]
     whole = score_cases(tiny_model, split, 4, "all")
-    found = score_splits(tiny_model, cohort, config)
+    found = score_splits(tiny_model, plain_splits(tiny_model, cohort, config), config)
     np.testing.assert_allclose(found["train"].scores.losses, whole.losses, rtol=1e-4)
     assert set(found) == {"train", "validation"} and found["train"].drawn_from == len(split)
     monkeypatch.setattr("vlm.evaluation.split_measures.MOST_CASES", 4)
-    few = score_splits(tiny_model, cohort, config)["train"]
+    few = score_splits(tiny_model, plain_splits(tiny_model, cohort, config), config)["train"]
     patients = list(split.rows["patient"])
     assert 4 <= len(few.patients) < len(split) == few.drawn_from
     assert all(list(few.patients).count(name) == patients.count(name) for name in few.patients), "whole patients"

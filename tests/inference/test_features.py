@@ -10,8 +10,15 @@ from vlm.config import AugmentConfig, Config, DropoutConfig
 from vlm.data.collate import Collator
 from vlm.data.ingest.sources import load_cohort
 from vlm.data.sampling import CaseSampler
-from vlm.inference.features import choose_features, keep_features
+from vlm.evaluation.baselines import image_features
+from vlm.evaluation.evaluate import plain_splits
+from vlm.evaluation.split_measures import score_splits
+from vlm.inference import features
+from vlm.inference.features import choose_features, keep_features, keep_for_test
+from vlm.training.fit_reliability import image_summaries
 from vlm.training.run import build_model, case_dataset
+
+ROWS = np.arange(3)
 
 
 @pytest.fixture
@@ -54,6 +61,28 @@ def test_an_image_is_read_once(frozen: Config, made, monkeypatch) -> None:
     for epoch in range(2):
         dataset.set_epoch(epoch)
         assert len([dataset[index] for index in range(len(dataset))]) == len(dataset.reports)
+
+
+def test_the_test_reads_a_training_picture_once(tiny_config: Config, tiny_model, monkeypatch) -> None:
+    """Fits, scores and retrieval after the training share the features of one pass, unless there are many pictures."""
+    splits = plain_splits(tiny_model, load_cohort(tiny_config.data), tiny_config)
+    monkeypatch.setattr(features, "MOST_PICTURES", 1)
+    keep_for_test(tiny_model, tiny_config, splits)
+    assert splits["train"].features is None
+    monkeypatch.undo()
+    pictures = image_features(tiny_model, splits["train"], 4), image_summaries(tiny_model, splits["train"], ROWS, 4)
+    scores = score_splits(tiny_model, splits, tiny_config)["train"].scores
+    keep_for_test(tiny_model, tiny_config, splits)
+    monkeypatch.setattr("vlm.data.dataset.read_image_bytes", lambda path: pytest.fail(f"{path} was read again"))
+    known = image_features(tiny_model, splits["train"], 4), image_summaries(tiny_model, splits["train"], ROWS, 4)
+    np.testing.assert_allclose(known[0], pictures[0], atol=1e-5)
+    np.testing.assert_allclose(known[1][0], pictures[1][0], atol=1e-4)
+    assert known[1][1].tolist() == pictures[1][1].tolist()
+    again = score_splits(tiny_model, splits, tiny_config)["train"].scores
+    np.testing.assert_allclose(again.losses, scores.losses, rtol=1e-4)
+    before = splits["train"].features
+    keep_for_test(tiny_model, tiny_config, splits)
+    assert splits["train"].features is before, "those of a frozen encoder are there already"
 
 
 def test_features_are_kept_only_where_they_cannot_change(frozen: Config, tiny_config: Config) -> None:

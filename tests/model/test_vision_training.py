@@ -18,7 +18,7 @@ from vlm.errors import UserError
 from vlm.explanation.attribution import label_heats
 from vlm.inference.features import keep_features
 from vlm.model.encoders.encoder import by_depth, plain_name
-from vlm.model.vision import ImageEncoder
+from vlm.model.vision import FEW, ImageEncoder
 from vlm.training.optimizer import parameter_groups
 from vlm.training.run import _sized, case_dataset
 
@@ -141,6 +141,21 @@ def test_a_frozen_transformer_s_features_are_kept_and_it_stays_in_eval_mode(tiny
     keep_features(model.train(), config, [dataset])
     assert not any(module.training for module in model.vision.cnn.modules())
     torch.testing.assert_close(torch.from_numpy(np.array(dataset.features.values[:3])), model.vision.features(pixels))
+
+
+def test_a_cpu_encodes_many_pictures_a_few_at_a_time(tiny_model) -> None:
+    pixels, encoder = torch.randn(2 * FEW + 1, 3, 32, 32), tiny_model.eval().vision
+    trained = encoder.grid(pixels)
+    assert trained.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.grid(pixels), trained.detach(), rtol=1e-4, atol=1e-5)
+        assert len(encoder.grid(pixels[:0])) == 0
+        with torch.autocast("cpu", torch.bfloat16):
+            quick = encoder.grid(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.grid(pixels).dtype == torch.float32, "the backward pass would be slower in bf16"
+    assert quick.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(quick.float().flatten(), trained.flatten(), dim=0) > 0.999
 
 
 def test_heat_is_mapped_on_a_transformers_own_grid(tiny_config: Config, tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ def _check_values(config: Config) -> None:
         (
             train.precision != "fp16",
             "train.precision",
-            "auto, bf16 or fp32; in fp16 gradients vanish without loss scaling, which is not built in, and the "
-            "activations of small models can overflow; on a GPU without bf16 auto takes fp32",
+            "auto, fastest, bf16 or fp32; in fp16 gradients vanish without loss scaling, which is not built in, and "
+            "the activations of small models can overflow; on a GPU without bf16 auto takes fp32",
         ),
         (
             split.validation >= 0 and split.test >= 0 and split.validation + split.test < 1,

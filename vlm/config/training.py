@@ -62,8 +62,9 @@ class TrainConfig:
     """Norm to clip gradients to."""
     optimizer: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
     """AdamW of PyTorch, or of bitsandbytes with 8-bit state, on a GPU paged to the host."""
-    precision: Literal["auto", "bf16", "fp32", "fp16"] = "auto"
-    """Compute precision; auto: bf16 where the hardware has it, else fp32; fp16 is refused, with the reason."""
+    precision: Literal["auto", "fastest", "bf16", "fp32", "fp16"] = "auto"
+    """Compute precision; auto: bf16 on a GPU that has it, else fp32; fastest: bf16 on a CPU that has it as well; fp16
+    is refused, with the reason."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """Attention kernels of the language model; auto: those of Transformers."""
     packing: Literal["auto", "always", "never"] = "auto"

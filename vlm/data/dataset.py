@@ -18,7 +18,8 @@ from vlm.data.packed.shards import is_packed, read_packed
 from vlm.data.shown_evidence import available_evidence, compose_report, drop_roles, with_prior_report
 from vlm.data.signals.signal_spec import from_bytes
 from vlm.data.storage import column
-from vlm.data.study import PRIOR, Cell, StudyPicture, chosen_cells, role_numbers, role_of
+from vlm.data.study import PRIOR, Cell, StudyPicture, chosen_cells, role_of
+from vlm.data.study_features import StudyFeatures
 from vlm.distributed import log_rank0
 from vlm.errors import UserError
 
@@ -44,23 +45,6 @@ def read_square(path: str, spec: ImageSpec) -> np.ndarray:
         raise
     except Exception as error:
         raise UserError(f"{image_label(path)}: cannot read the image: {type(error).__name__}") from None
-
-
-@dataclass
-class StudyFeatures:
-    """Precomputed features of a frozen encoder for all images of a split; they replace the pixels."""
-
-    values: np.ndarray
-    """M × places × C, the images of each case in turn."""
-    starts: np.ndarray
-    """N + 1: the images of case i are starts[i] to starts[i + 1]."""
-    roles: list[StudyPicture]
-    """M, without their pictures."""
-
-    def of(self, index: int) -> list[StudyPicture]:
-        """Return the images of a case with features as pictures."""
-        places = range(self.starts[index], self.starts[index + 1])
-        return [self.roles[place]._replace(picture=np.array(self.values[place])) for place in places]
 
 
 @dataclass
@@ -104,7 +88,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         """Read one case; raises `UserError` that names an unreadable image."""
         row = self.rows[int(index)]
         vitals = np.array(row["vitals"], dtype=np.float32)
-        pictures = self._pictures(int(index), row) if self.features is None else self.features.of(int(index))
+        pictures = self._pictures(int(index), row)
         context, prior_report = row["context"] or "", row["prior_report"] or ""
         signal = self.signal(row)
         if self.dropout is not None:
@@ -137,16 +121,24 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
             context=with_prior_report(context, prior_report),
             signal=signal,
         )
-        if self.features is not None:
-            shown = [item.picture for item in pictures] or [np.zeros(self.features.values.shape[1:], np.float32)]
-            numbers = torch.from_numpy(role_numbers(pictures, self.spec.study))
-            kept = torch.stack([torch.from_numpy(image) for image in shown])
-            example |= {"pixel_values": kept, "has_image": bool(pictures), "image_roles": numbers}
-        return example
+        return example if self.features is None else self.features.put_into(example, pictures, self.spec.study)
 
     def plain(self) -> "CaseDataset":
         """Copy the dataset without dropout, augmentation, withheld evidence or precomputed features."""
         return replace(self, withhold=(), dropout=None, features=None)
+
+    def select(self, cases: np.ndarray) -> "CaseDataset":
+        """Return some of the cases, with what is known of their images."""
+        some = replace(self, rows=self.rows.select(cases))
+        some.learn_images(self, cases)
+        return some
+
+    def learn_images(self, other: "CaseDataset", cases: np.ndarray | None = None) -> None:
+        """Take over what is known of the images of `other`, of whose cases these are some; None for all."""
+        features = other.features
+        self.features = features if features is None or cases is None else features.select(cases)
+        self.blank |= other.blank
+        self.mark_images(other._looked if cases is None else other._looked[cases])
 
     def shown_roles(self, index: int) -> set[str]:
         """Return the roles of a case's images that show something; an image is decoded at most once."""
@@ -185,7 +177,13 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
         flat = np.concatenate([np.empty(0, np.int64), *sizes])
         return flat.reshape(len(self.rows), len(self.sections)).sum(axis=1)
 
+    def pictures(self, index: int) -> list[StudyPicture]:
+        """Read the images of a case without blank ones, or take their precomputed features."""
+        return self._pictures(index, self.rows[index])
+
     def _pictures(self, index: int, row: Mapping[str, Any]) -> list[StudyPicture]:
+        if self.features is not None:
+            return self.features.of(index)
         pictures = []
         for cell in chosen_cells(row["images"], self.spec.study):
             item = _load(cell, self.spec)

@@ -8,7 +8,7 @@ import torch
 
 from vlm.data.case import Example, make_example
 from vlm.data.cohort import FactReader, Facts
-from vlm.data.dataset import CaseDataset, load_pictures
+from vlm.data.dataset import CaseDataset
 from vlm.data.shown_evidence import available_evidence, compose_report, with_prior_report
 from vlm.data.study import PRIOR, StudyPicture, sorted_pictures
 from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND, Parts, Source, choose_donors, one
@@ -96,10 +96,10 @@ class ArmCases(torch.utils.data.Dataset[Example]):
         if self.arm == ARMS[0]:
             return self.dataset[index]
         row = self.dataset.rows[index]
-        hidden = "vitals" in self.dataset.withhold
-        return make_example(
+        hidden, features, pictures = "vitals" in self.dataset.withhold, self.dataset.features, self._pictures(index)
+        example = make_example(
             self.dataset.spec,
-            self._pictures(index),
+            pictures if features is None else [],
             np.full(self.vitals.shape[1], np.nan, dtype=np.float32) if hidden else self._vitals(index),
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
@@ -107,6 +107,7 @@ class ArmCases(torch.utils.data.Dataset[Example]):
             context=with_prior_report(*self._texts(index)),
             signal=self._signal(index),
         )
+        return example if features is None else features.put_into(example, pictures, self.dataset.spec.study)
 
     @property
     def shown(self) -> list[tuple[int | str, ...]]:
@@ -170,14 +171,14 @@ class ArmCases(torch.utils.data.Dataset[Example]):
 
     def _pictures(self, index: int) -> list[StudyPicture]:
         if self.arm.image == "blank" and self.has_image[index]:
-            size = self.dataset.spec.image.size
-            return [StudyPicture(np.zeros((size, size), dtype=np.uint8))]
+            size, features = self.dataset.spec.image.size, self.dataset.features
+            return [StudyPicture(np.zeros((size, size), dtype=np.uint8))] if features is None else []
         if "image" in self.dataset.withhold:
             return []
         shown = [
             item
             for donor, parts in self._image_donors(index).items()
-            for item in load_pictures(self.dataset.rows[donor]["images"], self.dataset.spec)
+            for item in self.dataset.pictures(donor)
             if self.parts.of_role(item.role) in parts
         ]
         return sorted_pictures(shown)[: self.dataset.spec.study_images]

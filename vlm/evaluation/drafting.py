@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def run_arms(model: ClinicalVLM, cases: ArmCases, config: Config, scores: CaseSc
     rows = draw_patients(hashes(test.rows, "patient"), most) if 0 < most < len(test) else np.arange(len(test))
     if len(rows) < len(test):
         inputs = cases.shown
-        test = replace(test, rows=test.rows.select(rows), features=None)
+        test = test.select(rows)
         cases = ArmCases(ARMS[0], test)
         # A case's input is named by its place, which has changed.
         drafted = {new: drafted[inputs[row]] for new, row in zip(cases.shown, rows, strict=True)}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +62,19 @@ OF_CALIBRATION = ("brier", "ece", "calibration_intercept", "calibration_slope")
 """Measures that are set beside those at the adapter's own calibration where a site's is used."""
 
 
+class Trained(NamedTuple):
+    """Hold what a training run knows before its test."""
+
+    splits: Mapping[str, CaseDataset]
+    """The splits as `plain_splits` builds them, maybe with the features of their images."""
+    untrained: SplitScores
+    """Of test cases before training."""
+    validation: CaseScores
+    """Of the validation split after it."""
+    log: Sequence[dict[str, Any]]
+    """Rows of the training log."""
+
+
 def plain_splits(model: ClinicalVLM, cohort: Cohort, config: Config) -> dict[str, CaseDataset]:
     """Build the three splits of a cohort with the model's case spec, without dropout and augmentation.
 
@@ -78,24 +91,21 @@ def evaluate(
     cohort: Cohort,
     config: Config,
     folder: Path,
-    untrained: CaseScores | None = None,
-    log: Sequence[dict[str, Any]] = (),
+    trained: Trained | None = None,
     learned: Sequence[LearnedMetric] = (),
-    validation: CaseScores | None = None,
     thresholds: Points | None = None,
     own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on the test split and write the results to `folder`; returns the metrics.
 
-    `untrained` are the scores before training and `log` the rows of the training log, if any; with `untrained` the
-    measures of training and validation cases are set beside those of the test. Without `thresholds` of the operating
-    points, these are fixed on the scores `validation` of the validation split, which are computed unless the caller
-    has them. `own` are the metrics of the adapter's own test, which stand beside these. The caller loads `learned`
-    before the work begins, since it may need a download. All ranks draft; rank 0 measures and writes, and the others
-    return an empty dict after drafting, and nothing more is exchanged between them.
+    With `trained`, what a training run knows, the measures of training and validation cases are set beside those of
+    the test. Without `thresholds` of the operating points, these are fixed on the scores of the validation split. `own`
+    are the metrics of the adapter's own test, which stand beside these. The caller loads `learned` before the work
+    begins, since it may need a download. All ranks draft; rank 0 measures and writes, and the others return an empty
+    dict after drafting, and nothing more is exchanged between them.
     """
-    splits, options = plain_splits(model, cohort, config), config.evaluation
-    test = splits["test"]
+    splits, options = trained.splits if trained else plain_splits(model, cohort, config), config.evaluation
+    test, validation = splits["test"], trained.validation if trained else None
     bootstrap = Bootstrap(np.array(test.rows["patient"], dtype=object), options.bootstrap_draws)
     if world_size() == 1:  # several processes read the images, each its share
         cache_features(model, [test], options.batch_size, config.train.workers)
@@ -105,7 +115,7 @@ def evaluate(
             validation = score_cases(model, splits["validation"], options.batch_size, "validation", text=False)
         as_given = ArmCases(ARMS[0], test)
         given, arms = run_arms(model, as_given, config, scores)
-        of_splits = score_splits(model, cohort, config) if untrained is not None else {}
+        of_splits = score_splits(model, splits, config) if trained else {}
     rows, references = arms.rows, test.reports
     labeller = Labeller.load(config.data.findings)
     reports = Reports(given.drafts, references, labeller)
@@ -163,8 +173,10 @@ def evaluate(
             label: {key: row[key] for key in OF_CALIBRATION} for label, row in was.items()
         }
     metrics["beside"] = beside(metrics, own or {})
-    if untrained is not None:
-        metrics["text_loss_untrained"] = text_loss_measure(untrained, bootstrap)
+    if trained:
+        fresh = trained.untrained
+        of_fresh = Bootstrap(fresh.patients, options.bootstrap_draws)
+        metrics["text_loss_untrained"] = {**text_loss_measure(fresh.scores, of_fresh), "cases": len(fresh.patients)}
         of_splits["test"] = SplitScores(scores, bootstrap.patients, metrics["drawn_from"])
         metrics["by_split"] = split_measures(of_splits, model.spec.labels, options.bootstrap_draws)
     if given.sections:
@@ -183,7 +195,8 @@ def evaluate(
     replace_file(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     written = write_predictions(folder, test, scores, given, references, probabilities, disagreements)
     write_table1(folder, test, written, as_given.has_image)
-    draw_figures(folder / "figures", cohort, config, test, scores, probabilities, bootstrap.patients, metrics, log)
+    draw_figures(folder / "figures", cohort, config, test, scores, probabilities, bootstrap.patients, metrics,
+                 trained.log if trained else ())  # fmt: skip
     write_page(folder, test, written, metrics, title=config.run.name)
     return metrics
 

@@ -6,20 +6,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm.config import Config
-from vlm.data.cohort import Cohort
 from vlm.data.dataset import CaseDataset
+from vlm.data.splits import draw_patients
+from vlm.data.storage import hashes
 from vlm.evaluation.measures import Bootstrap, auroc_of
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.statistics.estimate import undefined
 from vlm.statistics.intervals import ratio
 
-MOST_CASES = 200
-"""Number of training, and of validation cases from which on a part is scored; the last patient drawn is whole."""
+MOST_CASES = 100
+"""Number of cases from which on a part of a split is scored; the last patient drawn is whole."""
 
 
 class SplitScores(NamedTuple):
-    """Hold the scores of some cases of a split."""
+    """Hold the scores of all cases of a split, or of some patients'."""
 
     scores: CaseScores
     patients: np.ndarray
@@ -28,20 +29,18 @@ class SplitScores(NamedTuple):
     """Number of the split's cases."""
 
 
-def score_splits(model: ClinicalVLM, cohort: Cohort, config: Config) -> dict[str, SplitScores]:
-    """Score training and validation cases without drafting, dropout and augmentation: all, or patients drawn at random.
+def score_some(model: ClinicalVLM, split: CaseDataset, config: Config, title: str) -> SplitScores:
+    """Score the cases of a split without drafting: all, or those of patients drawn at random."""
+    batch, workers = config.evaluation.batch_size, config.train.workers
+    some = split if len(split) <= MOST_CASES else split.select(draw_patients(hashes(split.rows, "patient"), MOST_CASES))
+    scores = score_cases(model, some, batch, title, workers=workers)
+    return SplitScores(scores, np.array(some.rows["patient"], object), len(split))
 
-    A split without cases is left out.
-    """
-    found = {}
-    for name in ("train", "validation"):
-        rows = cohort.split(name, MOST_CASES)
-        if len(rows):
-            cases = CaseDataset(rows, model.spec, cohort.sections, tuple(config.data.withhold))
-            batch, workers = config.evaluation.batch_size, config.train.workers
-            scores = score_cases(model, cases, batch, f"{name} cases", workers=workers)
-            found[name] = SplitScores(scores, np.array(rows["patient"], object), len(cohort.split(name)))
-    return found
+
+def score_splits(model: ClinicalVLM, splits: Mapping[str, CaseDataset], config: Config) -> dict[str, SplitScores]:
+    """Score training and validation cases, which are without dropout and augmentation; none of an empty split."""
+    learned = {name: splits[name] for name in ("train", "validation") if len(splits[name])}
+    return {name: score_some(model, split, config, f"{name} cases") for name, split in learned.items()}
 
 
 def split_measures(splits: Mapping[str, SplitScores], labels: Sequence[str], draws: int) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Cache the encoder's features on disk where it does not change: computed once, then read in place of the images.
+"""Cache the encoder's features on disk once it does not change: computed once, then read in place of the images.
 
 The features are the CNN's grid pooled to image tokens and to f: a hundredth of the pixels' work and a tenth of their
 size. The files lie in a private temporary folder beside the rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,14 +12,18 @@ import torch
 from vlm.config import AugmentConfig, Config
 from vlm.data.blank_images import blank_notice
 from vlm.data.case import Example
-from vlm.data.dataset import CaseDataset, StudyFeatures
+from vlm.data.dataset import CaseDataset
 from vlm.data.images.store import image_label
 from vlm.data.storage import new_array
 from vlm.data.study import StudyPicture, flat_images, roles_of
+from vlm.data.study_features import StudyFeatures
 from vlm.device import Choice
 from vlm.distributed import log_rank0, world_size
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.progress import progress
+
+MOST_PICTURES = 20_000
+"""Most pictures of training and validation whose features are kept for the test: 1 GB for a CNN of 1280 channels."""
 
 
 def choose_features(config: Config) -> Choice[bool]:
@@ -37,6 +41,17 @@ def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDat
     """Compute and cache the features of these datasets for training, if `choose_features` allows it."""
     if choose_features(config).value:
         cache_features(model, datasets, batch_size, config.train.workers)
+
+
+def keep_for_test(model: ClinicalVLM, config: Config, splits: Mapping[str, CaseDataset]) -> None:
+    """Cache the features of training and validation after the last step: fits, scores and retrieval read them again.
+
+    Each reads the pictures itself where there are many, or several processes.
+    """
+    learned = [splits[name] for name in ("train", "validation") if splits[name].features is None]
+    pictures = sum(int(flat_images(dataset.rows).counts.sum()) for dataset in learned)
+    if world_size() == 1 and pictures <= MOST_PICTURES:
+        cache_features(model, learned, config.evaluation.batch_size, config.train.workers)
 
 
 @torch.no_grad()

@@ -13,6 +13,9 @@ from vlm.model.encoders.trained_part import choose_trained
 from vlm.model.projection import TokenProjector, WordTokens
 from vlm.model.study_fusion import ImageTokens, StudyFusion
 
+FEW = 8
+"""Number of pictures that a CPU encodes at a time: those of 100 leave its caches, and take twice the time each."""
+
 
 class ImageEncoder(nn.Module):
     """Encode an image into a feature map, g·g image tokens and the vector f of equation (4).
@@ -66,8 +69,12 @@ class ImageEncoder(nn.Module):
 
     def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute the encoder's last feature map; B × 3 × S × S, or one channel → B × C × h × w."""
-        with torch.autocast("cpu", enabled=False):  # on a CPU bf16 convolutions take three times as long backwards
-            return self.encoder.grid(self.cnn, pixel_values.contiguous(memory_format=self.memory_format))
+        pixels = pixel_values.contiguous(memory_format=self.memory_format)
+        if torch.is_grad_enabled():
+            with torch.autocast("cpu", enabled=False):  # on a CPU bf16 convolutions take three times as long backwards
+                return self.encoder.grid(self.cnn, pixels)
+        few = FEW if pixels.device.type == "cpu" else max(1, len(pixels))
+        return torch.cat([self.encoder.grid(self.cnn, some) for some in pixels.split(few)])
 
     def pool(self, grid: torch.Tensor) -> torch.Tensor:
         """Pool the feature map to the positions of the tokens and of f; B × C × h × w → B × (g·g + s·s) × C."""

@@ -58,9 +58,9 @@ def fit_confidence(model: ClinicalVLM, validation: CaseDataset, config: Config) 
     labeller = Labeller.of_adapter(spec.findings)  # as at use
     statements = statements_of_labels(spec.labels, labeller, spec.label_findings)
     kept = np.flatnonzero([bool(report) for report in validation.reports])
-    some = replace(validation, rows=validation.rows.select(kept))
+    some = validation.select(kept)
     if len(kept) > most:
-        some = replace(some, rows=some.rows.select(draw_patients(hashes(some.rows, "patient"), most)))
+        some = some.select(draw_patients(hashes(some.rows, "patient"), most))
     patients = [str(name) for name in some.rows["patient"]]
     if not most or not statements or len(set(patients)) < FEWEST_DRAFTS:
         why = ("evaluation.sentence_cases is 0" if not most else "no label stands for a finding" if not statements
@@ -114,7 +114,7 @@ def image_summaries(
     """Compute the vector f of some cases, without dropout and augmentation; n × F, and the rows that show a picture."""
     was_training = model.training
     model.eval()
-    plain = torch.utils.data.Subset(replace(dataset, dropout=None, features=None), rows.tolist())
+    plain = torch.utils.data.Subset(replace(dataset, dropout=None), rows.tolist())
     found, shown = [np.empty((0, model.vision.summary_size), np.float32)], [np.empty(0, bool)]
     loader = torch.utils.data.DataLoader(plain, batch_size, collate_fn=Collator(model.prompt))
     for batch in progress(loader, "comparing pictures"):

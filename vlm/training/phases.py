@@ -13,6 +13,7 @@ from vlm.data.study import flat_images
 from vlm.evaluation.drafting import wanted_arms
 from vlm.evaluation.fluency import MOST_CASES
 from vlm.evaluation.split_measures import MOST_CASES as MOST_SCORED
+from vlm.inference.features import MOST_PICTURES as MOST_KEPT
 from vlm.inference.features import choose_features
 from vlm.progress import Phase
 from vlm.reliability.familiarity import MOST_PICTURES
@@ -33,16 +34,19 @@ def expected_phases(config: Config, splits: Mapping[str, CaseDataset], steps: in
     cases = {name: len(split) for name, split in splits.items()}
     images = {name: len(split) * _images(split) for name, split in splits.items()}
     kept, options, tested = choose_features(config).value, config.evaluation, cases["test"]
+    settled = kept or images["train"] + images["validation"] <= MOST_KEPT
+    later = 0 if settled else ENCODE  # of an image, each time that it is read after the training
     encode = {name: count * ENCODE for name, count in images.items()}
     learned = ("train", "validation")
     ablated = min(options.ablation_cases or tested, tested)
     arms = [arm.title for arm in wanted_arms(config, splits["test"])[1:]]
     return [
-        Phase("scoring: untrained", (1, tested * READ + encode["test"])),
+        Phase("scoring: untrained", (1, min(tested, MOST_SCORED) * (READ + ENCODE))),
         *(Phase("features of the images", (1, encode[name])) for name in learned if kept),
         training_phase(config, _images(splits["train"]), cases["validation"], _images(splits["validation"]), steps),
-        Phase("scoring: validation, head alone", (1, 0 if kept else encode["validation"])),
-        *(Phase("comparing pictures", (1, min(images[name], MOST_PICTURES) * ENCODE)) for name in learned),
+        *(Phase("features of the images", (1, encode[name])) for name in learned if settled and not kept),
+        Phase("scoring: validation, head alone", (1, images["validation"] * later)),
+        *(Phase("comparing pictures", (1, min(images[name], MOST_PICTURES) * later)) for name in learned),
         Phase("drafting: as given", (1, min(cases["validation"], options.sentence_cases) * DRAFT)),
         Phase("features of the images", (1, encode["test"])),
         Phase("scoring: test", (1, tested * READ)),
@@ -55,7 +59,7 @@ def expected_phases(config: Config, splits: Mapping[str, CaseDataset], steps: in
         *(Phase(f"scoring: {name} cases", (1, min(cases[name], MOST_SCORED) * READ)) for name in learned),
         Phase("fluency", (1, 2 * min(tested, MOST_CASES) * FLUENCY)),
         Phase("measures", (1, tested * MEASURE)),
-        Phase("features for retrieval", (1, encode["train"])),
+        Phase("features for retrieval", (1, images["train"] * later)),
         Phase("figures and page", (1, FIGURES)),
     ]
 

@@ -26,13 +26,14 @@ from vlm.data.training_modalities import find_modalities
 from vlm.device import Choice, choose_device, choose_precision, choose_threads, gpu_multiplies_bf16, memory_of
 from vlm.distributed import is_main, log_rank0
 from vlm.errors import UserError
-from vlm.evaluation.evaluate import evaluate
+from vlm.evaluation.evaluate import Trained, evaluate, plain_splits
 from vlm.evaluation.groupings import check_subgroups
 from vlm.evaluation.learned import load_learned
 from vlm.evaluation.scoring import score_cases, split_metrics
+from vlm.evaluation.split_measures import score_some
 from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
-from vlm.inference.features import choose_features, keep_features
+from vlm.inference.features import choose_features, keep_features, keep_for_test
 from vlm.model.bases.lora_targets import describe_choice
 from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -99,11 +100,11 @@ def _train(config: Config, folder: RunFolder, resume: bool, opened: ExitStack) -
     kept = choose_features(config)
     log_rank0(f"keep the CNN's features: {kept.value} ({kept.reason})")
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
-    splits = {split: case_dataset(config, model.spec, cohort, split) for split in SPLITS}
+    splits = plain_splits(model, cohort, config)
     opened.enter_context(whole_job(expected_phases(config, splits, loop.max_steps)))
-    untrained = score_cases(model, splits["test"], config.evaluation.batch_size, "untrained")
-    if untrained.tokens.any():
-        loss = split_metrics(untrained, model.spec.labels)["eval_loss_ce"]
+    untrained = score_some(model, splits["test"], config, "untrained")
+    if untrained.scores.tokens.any():
+        loss = split_metrics(untrained.scores, model.spec.labels)["eval_loss_ce"]
         log_rank0(f"untrained adapter on the test split: text loss {loss:.3f} a token")
     if is_main():  # last: a mistake in config, data or base leaves the folder as it was
         folder.create(config, cohort.fingerprint, resume, contents, base)
@@ -113,6 +114,8 @@ def _train(config: Config, folder: RunFolder, resume: bool, opened: ExitStack) -
         commit = f", commit {config.train.start_revision}" if config.train.start_revision else ""
         log_rank0(f"starting from {config.train.start_from}{commit}: {len(start)} tensors fit, the rest starts fresh")
     keep_features(model, config, [loop.training, loop.validation])
+    splits["train"].learn_images(loop.training)
+    splits["validation"].learn_images(loop.validation)
     if checkpoint:
         loop.resume(checkpoint)
     if loop.finished:
@@ -123,10 +126,12 @@ def _train(config: Config, folder: RunFolder, resume: bool, opened: ExitStack) -
     if is_main():
         save(model, folder.adapter)  # before the long test, so that a failure there loses no adapter
     validation = splits["validation"]
+    keep_for_test(model, config, splits)
     scores = score_cases(model, validation, config.evaluation.batch_size, "validation, head alone", text=False)
     model.calibration = fit_temperature(scores, validation.rows["patient"])
     fit_reliability(model, splits["train"], validation, scores, config)
-    metrics = evaluate(model, cohort, config, folder.path, untrained, read_log(folder.log), learned, scores)
+    known = Trained(splits, untrained, scores, read_log(folder.log))
+    metrics = evaluate(model, cohort, config, folder.path, known, learned)
     if is_main():
         save(model, folder.adapter, metrics)
         log_rank0(*summary_lines(metrics), f"run: {folder.path}, adapter: {folder.adapter}")
