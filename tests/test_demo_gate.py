@@ -15,7 +15,6 @@ CUT = {
     "train.max_steps": 124,
     "train.eval_steps": 124,
     "train.threads": 1,
-    "train.precision": "fp32",
     "evaluation.ablation": False,
     "evaluation.sentence_cases": 0,
     "evaluation.bootstrap_draws": 100,
