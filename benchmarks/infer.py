@@ -164,6 +164,9 @@ def main() -> None:
     read = sum(p.nbytes for p in model.llm.parameters())
     flat["infer.floor_tokens_per_s"] = copy_rate() / read
     flat |= {f"infer.{k}": v for k, v in many(engine, cases, arguments.batch, arguments.tokens).items()}
+    fastest = make_engine("torch", Path(arguments.adapter), precision="fastest")  # bf16, where the CPU multiplies it
+    flat |= {f"infer.fastest_{k}": v for k, v in many(fastest, cases, arguments.batch, arguments.tokens).items()}
+    flat["infer.fastest_greedy_agreement"] = agreement(engine, fastest, test_cases(100), arguments.tokens)
     theirs = llama_cpp(model, arguments.tokens)
     if theirs is not None:
         quick = make_engine("llamacpp", Path(arguments.adapter))

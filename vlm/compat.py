@@ -26,6 +26,19 @@ def enable_activation_checkpointing(model: "PreTrainedModel") -> None:
     getattr(model, now if hasattr(model, now) else before)()
 
 
+def cache_argument() -> str:
+    """Return the argument of models and of `generate` that takes a KV cache; recent Transformers 5 calls it `cache`."""
+    from transformers.generation import utils
+
+    return "cache" if "cache" in getattr(utils, "ALL_CACHE_NAMES", ()) else "past_key_values"
+
+
+def cache_of(output: Any) -> Any:
+    """Return the KV cache in a model's output; None without one."""
+    found = (getattr(output, name, None) for name in (cache_argument(), "past_key_values"))
+    return next((cache for cache in found if cache is not None), None)
+
+
 def dequantised_tensors() -> Any:
     """Return the config that dequantises compressed-tensors at load; `run_compressed` in early Transformers 5."""
     import inspect

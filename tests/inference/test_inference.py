@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from vlm.data.ingest.sources import load_cohort
 from vlm.errors import UserError
 from vlm.inference.command import draft_case, read_vitals
 from vlm.inference.lora_merge import merged_lora
+from vlm.inference.open_engine import open_engine
+from vlm.model.llm import word_embeddings
 from vlm.report import NOTICE
 from vlm.training.run import build_model
 
@@ -44,6 +47,15 @@ def test_many_cases_equal_one_at_a_time(tiny_model: ClinicalVLM, image: str) -> 
         alone = tiny_model.predict(*case, max_new_tokens=8)
         assert alone.text == report.text and alone.warnings == report.warnings
         assert alone.probabilities == pytest.approx(report.probabilities, abs=1e-5)
+
+
+def test_a_shared_prefix_is_passed_as_the_library_now_names_it(tiny_model: ClinicalVLM, tiny_batch) -> None:
+    """Transformers 5.40 takes no `past_key_values` any more, and warns of it before."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*past_key_values", FutureWarning)
+        tiny_model(**tiny_batch).loss.backward()
+        two = [(None, {"glucose": 9}), (None, {"glucose": 5})]
+        assert len(tiny_model.eval().predict_many(two, max_new_tokens=2)) == 2
 
 
 def test_a_report_says_what_was_missing(tiny_model: ClinicalVLM, image: str) -> None:
@@ -162,6 +174,16 @@ def test_the_command_prints_report_probabilities_and_warnings(adapter: str, imag
     assert result.stdout.startswith(report["text"]) and set(report["probabilities"]) == {"pathology", "effusion"}
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_a_draft_is_computed_in_the_precision_that_is_asked_for(able: bool, tiny_adapter, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("vlm.device.multiplies_bf16", lambda: able)
+    for precision, dtype in (("auto", torch.float32), ("fastest", torch.bfloat16 if able else torch.float32)):
+        engine = open_engine(str(tiny_adapter), precision=precision)
+        assert word_embeddings(engine.model.base).dtype == dtype
+        assert ("precision: " in capsys.readouterr().err) == (precision != "auto")
+        assert engine.predict([(None, {"glucose": 9})], max_new_tokens=3)[0].probabilities
+
+
 @pytest.mark.slow
 def test_a_reader_that_has_enough_ends_it_quietly(adapter: str) -> None:
     command = [sys.executable, "infer.py", "--adapter", adapter, "--vitals", "glucose=8.7"]
@@ -180,6 +202,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(adapter: str) -> None:
         (["--adapter", "/no/adapter"], "no such adapter folder"),
         (["--max_new_tokens", "0"], "--max_new_tokens: must be at least 1"),
         (["--base", "/no/base"], "/no/base does not exist"),
+        (["--precision", "fastest", "--engine", "llamacpp"], "--precision: llamacpp chooses its own; leave it away"),
     ],
 )
 def test_a_wrong_input_is_one_line_and_no_traceback(

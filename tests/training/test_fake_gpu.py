@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.gpu import spec_of
 from benchmarks.random_base import SHAPES, byte_tokenizer
+from vlm.compat import cache_argument, cache_of
 from vlm.config.parsing import parse_config
 from vlm.data.case import random_cases
 from vlm.data.collate import Batch, Collator
@@ -123,7 +124,7 @@ def test_a_draft_stays_on_the_gpu(faked: ClinicalVLM, mode: FakeTensorMode, batc
             shown = faked.embed(prompts["input_ids"], prompts["evidence_mask"], encoded.tokens)
             first = faked.llm(inputs_embeds=shown, attention_mask=prompts["attention_mask"], use_cache=True)
             word = first.logits[:, -1].argmax(dim=-1, keepdim=True)  # B × 1
-            second = faked.llm(input_ids=word, past_key_values=first.past_key_values)
+            second = faked.llm(input_ids=word, **{cache_argument(): cache_of(first)})
     assert prefix is not None
     assert shown.dtype == second.logits.dtype == torch.bfloat16
     assert encoded.logits.dtype == torch.float32

@@ -135,8 +135,7 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
 
     def learn_images(self, other: "CaseDataset", cases: np.ndarray | None = None) -> None:
         """Take over what is known of the images of `other`, of whose cases these are some; None for all."""
-        features = other.features
-        self.features = features if features is None or cases is None else features.select(cases)
+        self.features = other.features.select(cases) if other.features and cases is not None else other.features
         self.blank |= other.blank
         self.mark_images(other._looked if cases is None else other._looked[cases])
 

@@ -16,7 +16,7 @@ from vlm.adapter import AdapterFolder, check_base, load, load_evidence, open_ada
 from vlm.adapter.export.serving_limits import refuse_unserved
 from vlm.adapter.site_calibration import read_site
 from vlm.data.case import Example
-from vlm.device import choose_threads
+from vlm.device import choose_device, choose_precision, choose_threads
 from vlm.distributed import log_rank0
 from vlm.errors import UserError
 from vlm.findings.labeller import Labeller
@@ -39,17 +39,18 @@ def open_engine(
     findings: str | None = None,
     site: str | None = None,
     abstain: bool = False,
+    precision: str = "auto",
 ) -> Engine:
     """Load an adapter folder or Hub id into one of the engines.
 
     `findings` is the vocabulary of the table of findings, in place of the adapter's; `site` the file of a site's
-    recalibration; with `abstain` doubtful drafts are withheld. Raises `UserError` as `load`, `Labeller.load`,
-    `read_site` and `use_abstention` do.
+    recalibration; with `abstain` doubtful drafts are withheld; `precision` is that of PyTorch, as `choose_precision`
+    takes it. Raises `UserError` as `load`, `Labeller.load`, `read_site` and `use_abstention` do.
     """
     labeller = Labeller.load(findings) if findings else None  # before the model: a typing error costs no wait
     opened = open_adapter(adapter, revision)
     calibration = read_site(site, opened) if site else None
-    drafter = make_engine(engine, opened, base, server)
+    drafter = make_engine(engine, opened, base, server, precision)
     if calibration is not None:
         drafter.model.calibration = calibration
     drafter.max_seconds = max_seconds
@@ -83,7 +84,11 @@ def prepare_libraries() -> None:
 
 
 def make_engine(
-    name: str, adapter: Path | AdapterFolder, base: str | None = None, server: "VLLMServer | None" = None
+    name: str,
+    adapter: Path | AdapterFolder,
+    base: str | None = None,
+    server: "VLLMServer | None" = None,
+    precision: str = "auto",
 ) -> Engine:
     """Make the engine `torch`, `llamacpp` or `vllm` on an adapter; only the last needs a server.
 
@@ -103,7 +108,11 @@ def make_engine(
         opened = open_adapter(adapter)
         merged = MergedBase.of(opened)
         return LlamaCppEngine(load_evidence(opened, merged.embedding_space()), merged.file)
-    return ReportEngine(load(adapter, base=base))
+    device = choose_device().value
+    dtype, reason = choose_precision(precision, device)
+    if precision != "auto":
+        log_rank0(f"precision: {str(dtype).removeprefix('torch.')} ({reason})")
+    return ReportEngine(load(adapter, base=base, device=device, dtype=dtype))
 
 
 class LlamaCppEngine(Engine):

@@ -14,6 +14,8 @@ SUBJECT = re.compile(r"(https?://\S+/)?Patient/[A-Za-z0-9\-.]{1,64}|urn:uuid:[0-
 """A FHIR reference to a patient."""
 PROFILES = ("us-core", "ips")
 """Names of the profiles in `vlm.inference.fhir.profiles`."""
+PRECISIONS = ("auto", "fastest")
+"""Those of `vlm.device.choose_precision` that no machine refuses."""
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d))?", re.ASCII)
 """A FHIR date, or a time with its zone."""
 
@@ -27,6 +29,8 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=["torch", "llamacpp", "vllm"], default="torch",
                         help="engine of the language model; llamacpp is quick on a CPU (extra `llamacpp`), vllm is a "
                              "server")  # fmt: skip
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="precision of the engine torch; "
+                        "fastest: bf16 on a CPU too, if it multiplies it itself")  # fmt: skip
     parser.add_argument("--vllm_url", metavar="URL", help="address of vLLM, such as http://localhost:8000")
     parser.add_argument("--vllm_model", metavar="NAME", help="name of the LoRA or merged model on that server")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="image file; several times for a "
@@ -142,6 +146,8 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
         raise UserError("--max_seconds: must be more than 0")
     if (arguments.engine == "vllm") != bool(arguments.vllm_url and arguments.vllm_model):
         raise UserError("--engine vllm: goes with --vllm_url and --vllm_model, and they with it")
+    if arguments.precision != "auto" and arguments.engine != "torch":
+        raise UserError(f"--precision: {arguments.engine} chooses its own; leave it away, or take --engine torch")
     if arguments.explain_words and not arguments.explain:
         raise UserError("--explain_words: needs --explain FILE, the picture to write")
     if arguments.explain:
@@ -174,7 +180,7 @@ def check_draft_options(arguments: argparse.Namespace) -> None:
 
 def engine_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the engine's options: name, base, revision of the adapter, time limit, and the server if there is one."""
-    names = ("engine", "base", "revision", "max_seconds", "findings", "site", "abstain")
+    names = ("engine", "base", "revision", "max_seconds", "findings", "site", "abstain", "precision")
     drafts = {name: getattr(arguments, name) for name in names}
     if arguments.engine != "vllm":
         return drafts

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Cache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
+from vlm.compat import cache_argument, cache_of
 from vlm.config import ModelConfig
 from vlm.data.case import CaseSpec
 from vlm.data.chat_template import PromptIds
@@ -191,7 +192,7 @@ class ClinicalVLM(EvidenceEncoder):
             return None
         with self.autocast():
             words = torch.tensor([before], device=self.device)
-            return self.base.base_model(input_ids=words, use_cache=True).past_key_values  # type: ignore[no-any-return]
+            return cache_of(self.base.base_model(input_ids=words, use_cache=True))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def generate(
@@ -212,7 +213,7 @@ class ClinicalVLM(EvidenceEncoder):
         if fixed is not None:
             read = copy.deepcopy(fixed)
             read.batch_repeat_interleave(len(batch["input_ids"]))
-            options["past_key_values"] = read
+            options[cache_argument()] = read
         with self.autocast():
             embeddings, encoded = self.embed_prompt(batch)
             ids = self.llm.generate(  # type: ignore[operator]

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from vlm.compat import cache_argument, cache_of
+
 PASS_COST = 64
 """Cost of one more forward pass on a CPU, in tokens."""
 LONGEST_PACK = 4096
@@ -30,7 +32,7 @@ def decoder_forward(
     groups = [list(range(cases))] if one_pass else length_groups(lengths)
     for rows in groups:
         index, end = torch.tensor(rows, device=embeddings.device), max(lengths[row] for row in rows)
-        read = {} if beginning is None else {"past_key_values": repeated(beginning.past_key_values, len(rows))}
+        read = {} if beginning is None else {cache_argument(): repeated(cache_of(beginning), len(rows))}
         states.append(
             model(
                 inputs_embeds=embeddings[index, start:end],

@@ -70,11 +70,10 @@ class ImageEncoder(nn.Module):
     def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute the encoder's last feature map; B × 3 × S × S, or one channel → B × C × h × w."""
         pixels = pixel_values.contiguous(memory_format=self.memory_format)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not pixels.is_cpu:
             with torch.autocast("cpu", enabled=False):  # on a CPU bf16 convolutions take three times as long backwards
                 return self.encoder.grid(self.cnn, pixels)
-        few = FEW if pixels.device.type == "cpu" else max(1, len(pixels))
-        return torch.cat([self.encoder.grid(self.cnn, some) for some in pixels.split(few)])
+        return torch.cat([self.encoder.grid(self.cnn, some) for some in pixels.split(FEW)])
 
     def pool(self, grid: torch.Tensor) -> torch.Tensor:
         """Pool the feature map to the positions of the tokens and of f; B × C × h × w → B × (g·g + s·s) × C."""

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from vlm.compat import cache_of
 from vlm.device import Choice
 
 Case = TypeVar("Case")
@@ -25,7 +26,7 @@ def choose_prefix_reuse(llm: PreTrainedModel) -> Choice[str]:
     ids = torch.zeros(1, 2, dtype=torch.long, device=llm.get_input_embeddings().weight.device)  # type: ignore[arg-type]
     with torch.no_grad():
         read: Any = llm.base_model(input_ids=ids, use_cache=True)
-    cache = getattr(read, "past_key_values", None)
+    cache = cache_of(read)
     layers = {type(layer) for layer in cache.layers} if type(cache) is DynamicCache else {type(cache)}
     if layers == {DynamicLayer}:
         return Choice(EVERYWHERE, "every layer keeps the keys and values of all tokens")
