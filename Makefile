@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 # A picture of the quick start's test split, unseen in training, with its age and sex.
 PICTURE := vlm/data/skin/ISIC_0000041.jpg
@@ -39,7 +40,11 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@if $(BIN)/python -m pip config list | grep -Eq '\.(index-url|no-index)='; then \
+		echo "pip installs, since it has an index of its own"; $(PIP) -e '.[dev]'; \
+	elif ! { $(PIP) 'uv>=0.13' && $(BIN)/uv pip install --system-certs --python $(BIN)/python -e '.[dev]'; }; then \
+		echo "pip installs, since uv could not"; $(PIP) -e '.[dev]'; \
+	fi
 	@touch $@
 
 skin: install

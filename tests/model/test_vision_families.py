@@ -111,8 +111,8 @@ def test_every_module_of_timm_gives_a_grid_or_one_line() -> None:
         try:
             pictures, _ = image_pictures(vision, 0)
             encoder = ImageEncoder(vision, pictures.size, 8, 1.0, True).train()
-            tokens, f = encoder(torch.randn(1, 3, pictures.size, pictures.size), torch.ones(1, dtype=torch.bool))
-            (tokens.sum() + f.sum()).backward()
+            image = encoder(torch.randn(1, 3, pictures.size, pictures.size), torch.ones(1, dtype=torch.bool))
+            (image.tokens.sum() + image.f.sum()).backward()
             works.append(name)
         except UserError as error:
             refused[name] = str(error)
