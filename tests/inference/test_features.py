@@ -66,7 +66,7 @@ def test_an_image_is_read_once(frozen: Config, made, monkeypatch) -> None:
 def test_the_test_reads_a_training_picture_once(tiny_config: Config, tiny_model, monkeypatch) -> None:
     """Fits, scores and retrieval after the training share the features of one pass, unless there are many pictures."""
     splits = plain_splits(tiny_model, load_cohort(tiny_config.data), tiny_config)
-    monkeypatch.setattr(features, "MOST_PICTURES", 1)
+    monkeypatch.setattr(features, "MOST_BYTES", 1)
     keep_for_test(tiny_model, tiny_config, splits)
     assert splits["train"].features is None
     monkeypatch.undo()

@@ -47,6 +47,14 @@ def test_each_arm_drafts_and_scores_its_cases(tiny_config: Config, splits: dict[
     assert len(expected_phases(tiny_config, splits, 4)) == len(phases) - 2 * 6, "without the ablation"
 
 
+def test_a_picture_that_is_not_kept_is_read_again(tiny_config: Config, splits: dict[str, CaseDataset]) -> None:
+    kept, again = ({phase.title: phase.cost() for phase in expected_phases(tiny_config, splits, 4, kept)}
+                   for kept in (True, False))  # fmt: skip
+    pictures = sum(len(images) for images in splits["train"].rows["images"])
+    assert kept["features for retrieval"] == 0 < again["features for retrieval"] == pytest.approx(pictures * ENCODE)
+    assert sum(kept.values()) < sum(again.values())
+
+
 def test_an_empty_split_costs_nothing(tiny_config: Config, splits: dict[str, CaseDataset]) -> None:
     empty = {name: replace(split, rows=split.rows.select([])) for name, split in splits.items() if name != "train"}
     phases = expected_phases(ablated(tiny_config, 0), splits | empty, 4)

@@ -4,6 +4,7 @@ The features are the CNN's grid pooled to image tokens and to f: a hundredth of 
 size. The files lie in a private temporary folder beside the rows.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,8 +23,8 @@ from vlm.distributed import log_rank0, world_size
 from vlm.model.clinical_vlm import ClinicalVLM
 from vlm.progress import progress
 
-MOST_PICTURES = 20_000
-"""Most pictures of training and validation whose features are kept for the test: 1 GB for a CNN of 1280 channels."""
+MOST_BYTES = 1_000_000_000
+"""Most bytes of features of training and validation that are kept for the test: 20,000 pictures by the demo's CNN."""
 
 
 def choose_features(config: Config) -> Choice[bool]:
@@ -43,14 +44,19 @@ def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDat
         cache_features(model, datasets, batch_size, config.train.workers)
 
 
+def are_kept_for_test(model: ClinicalVLM, splits: Mapping[str, CaseDataset]) -> bool:
+    """Check whether `keep_for_test` keeps features: one process, and not more than `MOST_BYTES` of them."""
+    pictures = sum(int(flat_images(splits[name].rows).counts.sum()) for name in ("train", "validation"))
+    return world_size() == 1 and pictures * 4 * math.prod(model.vision.feature_shape) <= MOST_BYTES  # float32
+
+
 def keep_for_test(model: ClinicalVLM, config: Config, splits: Mapping[str, CaseDataset]) -> None:
     """Cache the features of training and validation after the last step: fits, scores and retrieval read them again.
 
-    Each reads the pictures itself where there are many, or several processes.
+    Where `are_kept_for_test` says no, each of these reads the pictures itself.
     """
     learned = [splits[name] for name in ("train", "validation") if splits[name].features is None]
-    pictures = sum(int(flat_images(dataset.rows).counts.sum()) for dataset in learned)
-    if world_size() == 1 and pictures <= MOST_PICTURES:
+    if are_kept_for_test(model, splits):
         cache_features(model, learned, config.evaluation.batch_size, config.train.workers)
 
 

@@ -13,7 +13,6 @@ from vlm.data.study import flat_images
 from vlm.evaluation.drafting import wanted_arms
 from vlm.evaluation.fluency import MOST_CASES
 from vlm.evaluation.split_measures import MOST_CASES as MOST_SCORED
-from vlm.inference.features import MOST_PICTURES as MOST_KEPT
 from vlm.inference.features import choose_features
 from vlm.progress import Phase
 from vlm.reliability.familiarity import MOST_PICTURES
@@ -26,16 +25,18 @@ FLUENCY, MEASURE, FIGURES = 0.007, 0.08, 8.0
 """A text read by the base alone; a test case measured, with all intervals; figures and page."""
 
 
-def expected_phases(config: Config, splits: Mapping[str, CaseDataset], steps: int) -> list[Phase]:
+def expected_phases(
+    config: Config, splits: Mapping[str, CaseDataset], steps: int, kept_for_test: bool = True
+) -> list[Phase]:
     """List the phases of a run from the first scores on, by the titles of their loops.
 
-    `splits` are train, validation and test; `steps` is the last step of the training.
+    `splits` are train, validation and test; `steps` is the last step of the training. `kept_for_test` says that the
+    features of the images are kept after it, too.
     """
     cases = {name: len(split) for name, split in splits.items()}
     images = {name: len(split) * _images(split) for name, split in splits.items()}
     kept, options, tested = choose_features(config).value, config.evaluation, cases["test"]
-    settled = kept or images["train"] + images["validation"] <= MOST_KEPT
-    later = 0 if settled else ENCODE  # of an image, each time that it is read after the training
+    later = 0 if kept or kept_for_test else ENCODE  # of an image, each time that it is read after the training
     encode = {name: count * ENCODE for name, count in images.items()}
     learned = ("train", "validation")
     ablated = min(options.ablation_cases or tested, tested)
@@ -44,7 +45,7 @@ def expected_phases(config: Config, splits: Mapping[str, CaseDataset], steps: in
         Phase("scoring: untrained", (1, min(tested, MOST_SCORED) * (READ + ENCODE))),
         *(Phase("features of the images", (1, encode[name])) for name in learned if kept),
         training_phase(config, _images(splits["train"]), cases["validation"], _images(splits["validation"]), steps),
-        *(Phase("features of the images", (1, encode[name])) for name in learned if settled and not kept),
+        *(Phase("features of the images", (1, encode[name])) for name in learned if kept_for_test and not kept),
         Phase("scoring: validation, head alone", (1, images["validation"] * later)),
         *(Phase("comparing pictures", (1, min(images[name], MOST_PICTURES) * later)) for name in learned),
         Phase("drafting: as given", (1, min(cases["validation"], options.sentence_cases) * DRAFT)),

@@ -33,7 +33,7 @@ from vlm.evaluation.scoring import score_cases, split_metrics
 from vlm.evaluation.split_measures import score_some
 from vlm.evaluation.summary import summary_lines
 from vlm.evaluation.temperature import fit_temperature
-from vlm.inference.features import choose_features, keep_features, keep_for_test
+from vlm.inference.features import are_kept_for_test, choose_features, keep_features, keep_for_test
 from vlm.model.bases.lora_targets import describe_choice
 from vlm.model.bases.quantization import advise_bf16, choose_dequantization, values_of
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -101,7 +101,8 @@ def _train(config: Config, folder: RunFolder, resume: bool, opened: ExitStack) -
     log_rank0(f"keep the CNN's features: {kept.value} ({kept.reason})")
     learned = load_learned(config.evaluation.learned_metrics) if is_main() else []
     splits = plain_splits(model, cohort, config)
-    opened.enter_context(whole_job(expected_phases(config, splits, loop.max_steps)))
+    phases = expected_phases(config, splits, loop.max_steps, are_kept_for_test(model, splits))
+    opened.enter_context(whole_job(phases))
     untrained = score_some(model, splits["test"], config, "untrained")
     if untrained.scores.tokens.any():
         loss = split_metrics(untrained.scores, model.spec.labels)["eval_loss_ce"]
