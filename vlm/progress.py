@@ -72,7 +72,9 @@ class Job:
         phase.shown += step
         if skipped and not self.bar.disable:
             self.bar.initial += step
-        self.bar.update(min(step, max(self.total - self.bar.n, 0)))  # beyond by a rounding error
+        step = min(step, max(self.total - self.bar.n, 0))
+        self.bar.total = max(self.total, self.bar.n + step)  # more by a rounding error; else `-00:00` would be left
+        self.bar.update(step)
 
     def title(self, title: str, refresh: bool = False) -> None:
         """Name what is being done."""
