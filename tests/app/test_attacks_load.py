@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -276,6 +277,19 @@ def test_a_defect_that_is_asked_for_a_hundred_times_is_one_line(
                     assert answer.json()["detail"].endswith("the server's log says where")
     told = capfd.readouterr().err
     assert told.count("RuntimeError in test_attacks_load.py") == told.count("\n") == 1 and "Jane" not in told
+
+
+def test_the_handlers_of_other_libraries_stay_open() -> None:
+    """absl's closes a file that was stderr when it was made: here pytest's, and every test after it would fail."""
+    closed: list[str] = []
+
+    class Watched(logging.NullHandler):
+        def close(self) -> None:
+            closed.append("closed")
+
+    watched = Watched()
+    connections.server_config(None)
+    assert not closed and watched in [reference() for reference in logging._handlerList]
 
 
 def test_warnings_of_libraries_stay_off_the_log() -> None:

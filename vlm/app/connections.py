@@ -25,10 +25,14 @@ _STREAMS = "/gradio_api/"
 
 
 def server_config(app: Any, **named: Any) -> uvicorn.Config:
-    """Configure uvicorn without logs: an access log holds what clients sent, an error log may quote a case."""
+    """Configure uvicorn without logs: an access log holds what clients sent, an error log may quote a case.
+
+    Its own configuration of logs would close the handlers of all libraries, and absl's closes a file that stood for
+    stderr with it.
+    """
     logging.getLogger().addHandler(logging.NullHandler())  # else Python prints warnings of libraries on stderr
-    return uvicorn.Config(app, http=BoundedProtocol, ws="none", log_level="critical", access_log=False,
-                          server_header=False, timeout_graceful_shutdown=3, **named)  # fmt: skip
+    return uvicorn.Config(app, http=BoundedProtocol, ws="none", log_config=None, log_level="critical",
+                          access_log=False, server_header=False, timeout_graceful_shutdown=3, **named)  # fmt: skip
 
 
 class _Connection(h11.Connection):
