@@ -1,10 +1,6 @@
-"""The service drafts a study of the operator's archive: within bounds, nowhere else, stored only if both ask for it."""
+"""The service drafts a study of the operator's archive: nowhere else, and stored only if both ask for it."""
 
-import threading
-import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,71 +15,23 @@ from pydicom import dcmread
 from pydicom.uid import EnhancedSRStorage
 
 from tests.app.test_app_page import browser
+from tests.archived_studies import SECRETS, STUDY, Ward, ask, drafted, server, ward
 from tests.dicom_studies import check_stored, radiograph
-from tests.dicomweb_server import INSULT, DicomWebServer
-from tests.http_drafts import TOKENS
+from tests.dicomweb_server import DicomWebServer
 from tests.orthanc_server import LOGIN, credentials, orthanc
 from tests.serving import serving
 from vlm.app.about import Adapter
 from vlm.app.api import make_api
 from vlm.app.archived_study import ArchivedStudies
 from vlm.app.guard import Access
-from vlm.app.page import add_page
 from vlm.app.serve import make_app
 from vlm.app.service import Limits, Service
 from vlm.cli import build_parser
 from vlm.errors import UserError
-from vlm.inference.dicomweb import Archive, archive
+from vlm.inference.dicomweb import Archive
 from vlm.inference.engine import ReportEngine
 
-__all__ = ["browser", "credentials", "orthanc"]  # fixtures
-STUDY = "2.25.329800735698586629295641978511506172918"
-SECRETS = ("CANARY", "MRN-77", INSULT, "127.0.0.1", "clinical-vlm-app")
-"""What no answer and no line of the log may hold: names, the archive's words and address, our folder."""
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[DicomWebServer]:
-    with DicomWebServer() as server:
-        server.authorization = "Basic amFuZTpzM2NyZXQ="
-        server.add(radiograph(tmp_path / "a.dcm", STUDY))
-        server.add(radiograph(tmp_path / "ct.dcm", STUDY, Modality="CT"))
-        yield server
-
-
-class Ward:
-    """The service with an archive, one on each address."""
-
-    def __init__(self, engine: ReportEngine, adapter: Adapter) -> None:
-        self.engine, self.adapter = engine, adapter
-
-    @contextmanager
-    def open(self, url: str, store: bool = False, page: bool = False, **limits: Any) -> Iterator[httpx.Client]:
-        with ExitStack() as stack:
-            service = stack.enter_context(Service(self.engine, Limits(**{"tokens": TOKENS, **limits})))
-            studies = ArchivedStudies(Archive(url), service, self.adapter.software, store)
-            app = make_api(service, self.adapter, studies=studies)
-            address = stack.enter_context(
-                serving(add_page(app, service, self.adapter, studies) if page else app))  # fmt: skip
-            yield stack.enter_context(httpx.Client(base_url=address, timeout=120))
-            assert not [path for path in service.folder.rglob("*") if path.suffix == ".dcm"], "a study was left behind"
-
-
-@pytest.fixture
-def ward(engine: ReportEngine, adapter: Adapter) -> Ward:
-    return Ward(engine, adapter)
-
-
-def ask(client: httpx.Client, **body: Any) -> httpx.Response:
-    answer = client.post("/v1/report", json={"study_uid": STUDY, **body})
-    assert not any(secret in answer.text for secret in SECRETS), answer.text
-    return answer
-
-
-def drafted(answer: httpx.Response) -> dict[str, Any]:
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
+__all__ = ["browser", "credentials", "orthanc", "server", "ward"]  # fixtures
 
 # ------------------------------------------------------------------------------------------------- drafting
 
@@ -199,81 +147,6 @@ def test_a_study_that_cannot_be_drafted_is_one_line(ward: Ward, server: DicomWeb
     with ward.open(server.url, upload=500) as client:
         answer = ask(client)
     assert answer.status_code == 422 and "its images are larger than 0 MiB" in answer.json()["detail"]
-
-
-# ------------------------------------------------------------------------------------- an archive that misbehaves
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "message"),
-    [
-        ("401", 502, "the archive: answered 401: it wants credentials"),
-        ("503", 502, "the archive: answered 503: it failed"),
-        ("404", 404, "the archive: answered 404: it has no such study"),
-        ("redirect", 502, "the archive: leads to another address"),
-        ("compressed", 502, "the archive: the answer is compressed"),
-        ("other", 502, "the archive: answered with no DICOMweb"),
-        ("cut", 502, "the archive: cannot be reached or broke off"),
-        ("endless", 502, "the archive: the study is larger than 1 MiB"),
-        ("slow", 504, "the archive: did not answer whole within 2 s"),
-    ],
-)  # fmt: skip
-def test_an_archive_that_misbehaves_is_one_line_and_a_status(
-    fault: str, status: int, message: str, ward: Ward, server: DicomWebServer, monkeypatch: pytest.MonkeyPatch, capfd
-) -> None:
-    monkeypatch.setattr(archive, "LARGEST_STUDY", 1 << 20)
-    server.fault = fault
-    with ward.open(server.url, seconds=2 if fault == "slow" else 60) as client:
-        answer = ask(client)
-    assert (answer.status_code, answer.json()["detail"][: len(message)]) == (status, message)
-    said = "".join(capfd.readouterr())
-    assert STUDY not in said and not any(secret in said for secret in SECRETS)
-
-
-def test_an_archive_that_is_down_or_does_not_store_is_said(ward: Ward, server: DicomWebServer) -> None:
-    with DicomWebServer() as gone:
-        url = gone.url
-    with ward.open(url) as client:
-        answer = ask(client)
-    assert answer.status_code == 502 and "cannot be reached or broke off" in answer.json()["detail"]
-    server.fault = "silent"
-    with ward.open(server.url, store=True) as client:
-        answer = ask(client, store=True)
-    assert answer.status_code == 502 and "does not say that it stored the draft" in answer.json()["detail"]
-
-
-def test_a_full_disk_is_a_line_for_the_operator_alone(
-    ward: Ward, server: DicomWebServer, monkeypatch: pytest.MonkeyPatch, capfd
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(archive, "write_file", full)
-    with ward.open(server.url) as client:
-        answer = ask(client)
-    assert answer.status_code == 500 and "the server's log says where" in answer.json()["detail"]
-    assert "UserError in atomic.py" in capfd.readouterr().err
-
-
-def test_a_slow_archive_holds_up_nobody_but_who_asks_it(ward: Ward, server: DicomWebServer) -> None:
-    server.fault = "slow"
-    with ward.open(server.url, seconds=4, waiting=2) as client:
-        slow: list[httpx.Response] = []
-        threads = [threading.Thread(target=lambda: slow.append(ask(client))) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        waiting = time.monotonic() + 3
-        while len(server.seen) < 1 and time.monotonic() < waiting:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        assert len(server.seen) == 1, "one request at a time asks the archive"
-        assert drafted(client.post("/v1/report", json={"vitals": {}})) and not slow, "others are not held up"
-        more = ask(client)
-        assert more.status_code == 429 and int(more.headers["retry-after"]) >= 1
-        for thread in threads:
-            thread.join(30)
-    codes = {answer.status_code for answer in slow}
-    assert len(slow) == 2 and 504 in codes and codes <= {503, 504}, "the second waits for its turn, or has no time left"
 
 
 # ------------------------------------------------------------------------------------------------ the operator
