@@ -12,7 +12,7 @@ PERSON := age=40, sex=female
 CASE := phantom-7-00053
 VITALS := glucose=12.2, bp=135/91, age=0.34
 
-# Options of the demo's config, such as --train.precision bf16.
+# Options of the demo's config, such as --train.precision fp32.
 OPTIONS ?=
 
 # Folders of the runs that `make release` takes; one that is missing is left out.
