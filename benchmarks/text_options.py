@@ -34,8 +34,7 @@ from vlm.data.cohort import Cohort
 from vlm.data.collate import Collator
 from vlm.data.dataset import CaseDataset
 from vlm.data.ingest.sources import load_cohort
-from vlm.data.splits import draw_patients
-from vlm.data.storage import hashes
+from vlm.data.splits import draw_cases
 from vlm.data.study_features import StudyFeatures
 from vlm.device import choose_precision, choose_threads
 from vlm.evaluation.arms import ARMS, ArmCases
@@ -84,9 +83,7 @@ class Job:
         self.best: tuple[float, dict[str, torch.Tensor]] | None = None
         """Gap and weights of the checkpoint to keep."""
         validation = case_dataset(self.config, self.model.spec, cohort, "validation")
-        some = replace(
-            validation, rows=validation.rows.select(draw_patients(hashes(validation.rows, "patient"), CHECKED))
-        )
+        some = validation.select(draw_cases(validation.rows, CHECKED))
         self.validation = [ArmCases(arm, some) for arm in ARMS[:2]]
         """Validation cases as given, and with the pictures swapped."""
 

@@ -16,7 +16,7 @@ from vlm.data.images.find import ImageFolder, image_cell
 from vlm.data.images.store import ImageStore
 from vlm.data.labels import LabelReader
 from vlm.data.signals.signal_spec import SignalFormat
-from vlm.data.splits import SPLITS, assign_splits, draw_patients
+from vlm.data.splits import SPLITS, assign_splits, draw_cases
 from vlm.data.storage import column, hashes, matrix, write_rows
 from vlm.data.study import view_name
 from vlm.data.vitals.schema import VitalsSchema
@@ -81,7 +81,7 @@ class Cohort:
     def split(self, name: str, most: int = 0) -> datasets.Dataset:
         """Select the rows of one split, in table order; with `most` those of patients drawn until there are so many."""
         rows = self.dataset.select(np.flatnonzero(pc.equal(column(self.dataset, "split"), name).to_numpy()))
-        return rows.select(draw_patients(hashes(rows, "patient"), most)) if 0 < most < len(rows) else rows
+        return rows.select(draw_cases(rows, most))
 
     @property
     def fingerprint(self) -> str:

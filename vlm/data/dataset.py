@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 
 from vlm.config import AugmentConfig, DropoutConfig, SectionConfig
-from vlm.data.case import CaseSpec, Example, make_example
+from vlm.data.case import CaseSpec, Example
 from vlm.data.images.image import ImageSpec, augment, decode_image, is_blank, to_square
 from vlm.data.images.store import image_label, read_image_bytes
 from vlm.data.packed.shards import is_packed, read_packed
@@ -19,7 +19,7 @@ from vlm.data.shown_evidence import available_evidence, compose_report, drop_rol
 from vlm.data.signals.signal_spec import from_bytes
 from vlm.data.storage import column
 from vlm.data.study import PRIOR, Cell, StudyPicture, chosen_cells, role_of
-from vlm.data.study_features import StudyFeatures
+from vlm.data.study_features import StudyFeatures, make_shown_example
 from vlm.distributed import log_rank0
 from vlm.errors import UserError
 
@@ -111,9 +111,10 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
             vitals = np.full_like(vitals, np.nan)
         if "signal" in self.withhold:
             signal = None
-        example = make_example(
+        return make_shown_example(
             self.spec,
-            pictures if self.features is None else [],
+            self.features,
+            pictures,
             vitals,
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
@@ -121,7 +122,6 @@ class CaseDataset(torch.utils.data.Dataset[Example]):
             context=with_prior_report(context, prior_report),
             signal=signal,
         )
-        return example if self.features is None else self.features.put_into(example, pictures, self.spec.study)
 
     def plain(self) -> "CaseDataset":
         """Copy the dataset without dropout, augmentation, withheld evidence or precomputed features."""

@@ -3,10 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vlm.config import SplitConfig
+
+if TYPE_CHECKING:
+    import datasets
 
 SPLITS = ("train", "validation", "test")
 
@@ -39,6 +43,13 @@ def draw_patients(patients: np.ndarray, most: int) -> np.ndarray:
     order = np.random.default_rng(0).permutation(len(sizes))
     chosen = order[: np.searchsorted(np.cumsum(sizes[order]), most) + 1]
     return np.flatnonzero(np.isin(patient, chosen))
+
+
+def draw_cases(rows: "datasets.Dataset", most: int) -> np.ndarray:
+    """Draw the cases of whole patients until there are `most`, always the same; all if there are no more, or for 0."""
+    from vlm.data.storage import hashes
+
+    return draw_patients(hashes(rows, "patient"), most) if 0 < most < len(rows) else np.arange(len(rows))
 
 
 # A split that moves no patient when rows are added depends only on each patient's id. Its shares are random: it cannot

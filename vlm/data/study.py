@@ -82,22 +82,29 @@ class FlatImages(NamedTuple):
         return paths
 
 
+def image_counts(rows: "datasets.Dataset") -> np.ndarray:
+    """Count the images of each row, N, without reading their names."""
+    import pyarrow.compute as pc
+
+    from vlm.data.storage import column
+
+    counts = [pc.list_value_length(chunk).to_numpy(zero_copy_only=False) for chunk in column(rows, "images").chunks]
+    return np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
+
+
 def flat_images(rows: "datasets.Dataset") -> FlatImages:
     """Read the images of all rows without a Python object for each row."""
     import pyarrow.compute as pc
 
     from vlm.data.storage import column
 
-    chunks = column(rows, "images").chunks
-    counts = [pc.list_value_length(chunk).to_numpy(zero_copy_only=False) for chunk in chunks]
-    cells = [chunk.flatten() for chunk in chunks]
+    cells = [chunk.flatten() for chunk in column(rows, "images").chunks]
 
     def values(name: str, kind: type) -> np.ndarray:
         parts = [pc.struct_field(part, name).to_numpy(zero_copy_only=False) for part in cells]
         return np.concatenate([np.empty(0, kind), *(part.astype(kind) for part in parts)])
 
-    numbers = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
-    return FlatImages(numbers, values("path", object), values("view", object), values("prior", bool),
+    return FlatImages(image_counts(rows), values("path", object), values("view", object), values("prior", bool),
                       values("days", np.float32))  # fmt: skip
 
 

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 
-from vlm.data.study import StudyPicture, StudySpec, role_numbers
-
-if TYPE_CHECKING:
-    from vlm.data.case import Example
+from vlm.data.case import CaseSpec, Example, make_example
+from vlm.data.study import StudyPicture, role_numbers
 
 
 @dataclass
@@ -35,11 +33,19 @@ class StudyFeatures:
         starts = np.cumsum([0, *np.diff(self.starts)[rows]])
         return StudyFeatures(self.values[places], starts, [self.roles[place] for place in places])
 
-    def put_into(self, example: "Example", pictures: Sequence[StudyPicture], study: StudySpec | None) -> "Example":
-        """Return an example that was made without images, with these images' features."""
-        shown = [item.picture for item in pictures] or [np.zeros(self.values.shape[1:], np.float32)]
-        return example | {
-            "pixel_values": torch.stack([torch.from_numpy(image) for image in shown]),
-            "has_image": bool(pictures),
-            "image_roles": torch.from_numpy(role_numbers(pictures, study)),
-        }  # type: ignore[return-value]
+
+def make_shown_example(
+    spec: CaseSpec, features: StudyFeatures | None, pictures: Sequence[StudyPicture], vitals: np.ndarray, **rest: Any
+) -> Example:
+    """Build an example as `make_example` does, of pictures, or of the `features` of a split that stand in their place.
+
+    `rest` are the further arguments of `make_example`.
+    """
+    if features is None:
+        return make_example(spec, pictures, vitals, **rest)
+    shown = [item.picture for item in pictures] or [np.zeros(features.values.shape[1:], np.float32)]
+    return make_example(spec, [], vitals, **rest) | {
+        "pixel_values": torch.stack([torch.from_numpy(image) for image in shown]),
+        "has_image": bool(pictures),
+        "image_roles": torch.from_numpy(role_numbers(pictures, spec.study)),
+    }  # type: ignore[return-value]

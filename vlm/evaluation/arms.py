@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vlm.data.case import Example, make_example
+from vlm.data.case import Example
 from vlm.data.cohort import FactReader, Facts
 from vlm.data.dataset import CaseDataset
 from vlm.data.shown_evidence import available_evidence, compose_report, with_prior_report
 from vlm.data.study import PRIOR, StudyPicture, sorted_pictures
+from vlm.data.study_features import make_shown_example
 from vlm.evaluation.evidence_parts import CONTEXT, SIGNAL, TREND, Parts, Source, choose_donors, one
 
 PRIOR_REPORT = "prior_report"
@@ -96,10 +97,11 @@ class ArmCases(torch.utils.data.Dataset[Example]):
         if self.arm == ARMS[0]:
             return self.dataset[index]
         row = self.dataset.rows[index]
-        hidden, features, pictures = "vitals" in self.dataset.withhold, self.dataset.features, self._pictures(index)
-        example = make_example(
+        hidden = "vitals" in self.dataset.withhold
+        return make_shown_example(
             self.dataset.spec,
-            pictures if features is None else [],
+            self.dataset.features,
+            self._pictures(index),
             np.full(self.vitals.shape[1], np.nan, dtype=np.float32) if hidden else self._vitals(index),
             id=row["id"],
             targets=np.array(row["labels"], dtype=np.float32),
@@ -107,7 +109,6 @@ class ArmCases(torch.utils.data.Dataset[Example]):
             context=with_prior_report(*self._texts(index)),
             signal=self._signal(index),
         )
-        return example if features is None else features.put_into(example, pictures, self.dataset.spec.study)
 
     @property
     def shown(self) -> list[tuple[int | str, ...]]:

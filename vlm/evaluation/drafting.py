@@ -9,8 +9,7 @@ import numpy as np
 from vlm.config import Config
 from vlm.data.dataset import CaseDataset
 from vlm.data.sections import split_sections, strip_headings
-from vlm.data.splits import draw_patients
-from vlm.data.storage import hashes
+from vlm.data.splits import draw_cases
 from vlm.distributed import gather_ordered, shard_indices
 from vlm.evaluation.ablation import ArmResult
 from vlm.evaluation.arms import ARMS, Arm, ArmCases, all_arms
@@ -44,7 +43,7 @@ def run_arms(model: ClinicalVLM, cases: ArmCases, config: Config, scores: CaseSc
     test, drafted = cases.dataset, DraftCache()
     given = run_arm(model, cases, config, scores, drafted)
     most = config.evaluation.ablation_cases
-    rows = draw_patients(hashes(test.rows, "patient"), most) if 0 < most < len(test) else np.arange(len(test))
+    rows = draw_cases(test.rows, most)
     if len(rows) < len(test):
         inputs = cases.shown
         test = test.select(rows)

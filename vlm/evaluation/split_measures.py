@@ -7,8 +7,7 @@ import numpy as np
 
 from vlm.config import Config
 from vlm.data.dataset import CaseDataset
-from vlm.data.splits import draw_patients
-from vlm.data.storage import hashes
+from vlm.data.splits import draw_cases
 from vlm.evaluation.measures import Bootstrap, auroc_of
 from vlm.evaluation.scoring import CaseScores, score_cases
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -32,7 +31,7 @@ class SplitScores(NamedTuple):
 def score_some(model: ClinicalVLM, split: CaseDataset, config: Config, title: str) -> SplitScores:
     """Score the cases of a split without drafting: all, or those of patients drawn at random."""
     batch, workers = config.evaluation.batch_size, config.train.workers
-    some = split if len(split) <= MOST_CASES else split.select(draw_patients(hashes(split.rows, "patient"), MOST_CASES))
+    some = split.select(draw_cases(split.rows, MOST_CASES))
     scores = score_cases(model, some, batch, title, workers=workers)
     return SplitScores(scores, np.array(some.rows["patient"], object), len(split))
 

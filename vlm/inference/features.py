@@ -16,7 +16,7 @@ from vlm.data.case import Example
 from vlm.data.dataset import CaseDataset
 from vlm.data.images.store import image_label
 from vlm.data.storage import new_array
-from vlm.data.study import StudyPicture, flat_images, roles_of
+from vlm.data.study import StudyPicture, image_counts, roles_of
 from vlm.data.study_features import StudyFeatures
 from vlm.device import Choice
 from vlm.distributed import log_rank0, world_size
@@ -46,7 +46,7 @@ def keep_features(model: ClinicalVLM, config: Config, datasets: Sequence[CaseDat
 
 def are_kept_for_test(model: ClinicalVLM, splits: Mapping[str, CaseDataset]) -> bool:
     """Check whether `keep_for_test` keeps features: one process, and not more than `MOST_BYTES` of them."""
-    pictures = sum(int(flat_images(splits[name].rows).counts.sum()) for name in ("train", "validation"))
+    pictures = sum(int(image_counts(splits[name].rows).sum()) for name in ("train", "validation"))
     return world_size() == 1 and pictures * 4 * math.prod(model.vision.feature_shape) <= MOST_BYTES  # float32
 
 
@@ -67,8 +67,8 @@ def cache_features(model: ClinicalVLM, datasets: Sequence[CaseDataset], batch_si
     Also finds blank images. `workers` processes read the images. Raises `UserError` for an unreadable image.
     """
     for dataset in datasets:
-        images = flat_images(dataset.rows)
-        kept = new_array((int(images.counts.sum()), *model.vision.feature_shape))
+        images = image_counts(dataset.rows)
+        kept = new_array((int(images.sum()), *model.vision.feature_shape))
         loader = torch.utils.data.DataLoader(
             dataset.plain(), batch_size, num_workers=workers, collate_fn=_pictures_of, shuffle=False
         )
@@ -81,7 +81,7 @@ def cache_features(model: ClinicalVLM, datasets: Sequence[CaseDataset], batch_si
                 kept[len(roles) : len(roles) + len(found)] = found
             roles += roles_of(of_batch.numpy(), model.spec.study)
             counts += of_cases
-        whole = np.array(counts, np.int64) == np.minimum(images.counts, model.spec.study_images)
+        whole = np.array(counts, np.int64) == np.minimum(images, model.spec.study_images)
         dataset.mark_images(whole)
         dataset.find_blank(np.flatnonzero(~whole).tolist())
         log_rank0(*blank_images(dataset, len(roles)))

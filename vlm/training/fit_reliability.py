@@ -9,8 +9,8 @@ from vlm.config import Config
 from vlm.data.collate import Collator, to_device
 from vlm.data.dataset import CaseDataset
 from vlm.data.sections import section_parts
-from vlm.data.splits import draw_patients
-from vlm.data.storage import hashes, matrix
+from vlm.data.splits import draw_cases
+from vlm.data.storage import matrix
 from vlm.distributed import log_rank0
 from vlm.evaluation.arms import ARMS, ArmCases
 from vlm.evaluation.drafting import DraftCache, draft
@@ -59,8 +59,7 @@ def fit_confidence(model: ClinicalVLM, validation: CaseDataset, config: Config) 
     statements = statements_of_labels(spec.labels, labeller, spec.label_findings)
     kept = np.flatnonzero([bool(report) for report in validation.reports])
     some = validation.select(kept)
-    if len(kept) > most:
-        some = some.select(draw_patients(hashes(some.rows, "patient"), most))
+    some = some.select(draw_cases(some.rows, most))
     patients = [str(name) for name in some.rows["patient"]]
     if not most or not statements or len(set(patients)) < FEWEST_DRAFTS:
         why = ("evaluation.sentence_cases is 0" if not most else "no label stands for a finding" if not statements

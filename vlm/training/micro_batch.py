@@ -8,7 +8,7 @@ from accelerate.utils import find_executable_batch_size
 from vlm.config import TrainConfig
 from vlm.data.collate import Batch, Collator, to_device
 from vlm.data.dataset import CaseDataset
-from vlm.data.study import flat_images
+from vlm.data.study import image_counts
 from vlm.device import Choice
 from vlm.errors import UserError
 from vlm.model.clinical_vlm import ClinicalVLM
@@ -79,7 +79,7 @@ def largest_fit(model: ClinicalVLM, batch_of: Callable[[int], Batch], sizes: lis
 def longest_cases(model: ClinicalVLM, dataset: CaseDataset) -> Callable[[int], Batch]:
     """Return a function that builds a batch of N copies of the longest training report with the most images."""
     collate, plain = Collator(model.prompt), dataset.plain()
-    example, counts = plain[int(dataset.report_lengths.argmax())], flat_images(dataset.rows).counts
+    example, counts = plain[int(dataset.report_lengths.argmax())], image_counts(dataset.rows)
     if counts.max() > 1:
         shown = plain[int(counts.argmax())]
         example |= {name: shown[name] for name in ("pixel_values", "has_image", "image_roles")}

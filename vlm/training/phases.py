@@ -9,7 +9,7 @@ import numpy as np
 
 from vlm.config import Config
 from vlm.data.dataset import CaseDataset
-from vlm.data.study import flat_images
+from vlm.data.study import image_counts
 from vlm.evaluation.drafting import wanted_arms
 from vlm.evaluation.fluency import MOST_CASES
 from vlm.evaluation.split_measures import MOST_CASES as MOST_SCORED
@@ -82,5 +82,5 @@ def training_phase(config: Config, images: float, validated: int, their_images: 
 
 def _images(dataset: CaseDataset) -> float:
     """Count the images that the model reads of a case, on average."""
-    counts = np.minimum(flat_images(dataset.rows).counts, dataset.spec.study_images)
+    counts = np.minimum(image_counts(dataset.rows), dataset.spec.study_images)
     return float(counts.mean()) if len(counts) else 0.0
